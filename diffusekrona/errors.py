@@ -1,0 +1,118 @@
+"""Mistakes of the user's, told in one line instead of a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = {
+    errno.EACCES: "permission denied",
+    errno.EPERM: "not permitted",
+    errno.EROFS: "the disk is read-only",
+    errno.ENAMETOOLONG: "the name is too long",
+}
+
+
+class UserError(Exception):
+    """A mistake of the user's. Its text is one line: what is wrong, where, and what to do."""
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether `error`, or what it was raised from, says that a disk is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        # safetensors (written in Rust) gives the system's message in a class of its own.
+        if "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _disk_full_line(path: object) -> str:
+    return f"no space left on the disk holding {path}: free some room and run again"
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Name `path` in the error when writing it fails because of its disk.
+
+    The system's own error for a failed `write` does not say which file was written, and
+    `torch.save` reports a full disk as a RuntimeError about stream positions.
+
+    Raises:
+        UserError: the disk holding `path` is full, is read-only, or refuses the write.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        if _is_disk_full(error) or _has_no_room(path, error):
+            raise UserError(_disk_full_line(path)) from error
+        if isinstance(error, OSError) and error.errno in _REFUSED:
+            raise UserError(f"cannot write {path}: {_REFUSED[error.errno]}") from error
+        raise
+    except Exception as error:  # safetensors' SafetensorError derives from Exception alone
+        if _is_disk_full(error):
+            raise UserError(_disk_full_line(path)) from error
+        raise
+
+
+def _has_no_room(path: str | os.PathLike[str], error: Exception) -> bool:
+    """Whether a RuntimeError while writing `path` can only mean a full disk."""
+    if not isinstance(error, RuntimeError):
+        return False
+    folder = Path(path).absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        return shutil.disk_usage(folder).free < 4096
+    except OSError:
+        return False
+
+
+def _complain(line: str) -> None:
+    print("error: " + " ".join(line.split("\n")).strip(), file=sys.stderr, flush=True)
+
+
+def exit_on_user_error(main: Callable[[], int | None]) -> None:
+    """Run an entry point and leave the process with its exit code.
+
+    A `UserError` prints `error: <its line>` on stderr and exits with 2; so do a full disk and a
+    file that may not be read or written. Ctrl-C exits with 130, a closed pipe (`… | head`) with
+    141, both without a word. Any other exception is a bug and keeps its traceback.
+
+    Raises:
+        SystemExit: always.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # A file name that the terminal's encoding lacks must not end a run.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = main()
+        sys.stdout.flush()  # a closed pipe shows itself here, not at interpreter exit
+    except UserError as error:
+        _complain(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # Python flushes stdout once more on its way out; give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        where = error.filename2 or error.filename
+        if _is_disk_full(error):
+            _complain(_disk_full_line(where or "the output folder"))
+        elif error.errno in _REFUSED and where:
+            _complain(f"cannot use {where}: {_REFUSED[error.errno]}")
+        else:
+            raise
+        sys.exit(2)
+    sys.exit(code or 0)

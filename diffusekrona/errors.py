@@ -17,6 +17,11 @@ _REFUSED = {
     errno.EROFS: "the disk is read-only",
     errno.ENAMETOOLONG: "the name is too long",
 }
+_IN_THE_WAY = {
+    errno.EEXIST: "a file stands where a folder should be",
+    errno.ENOTDIR: "a file stands where a folder should be",
+    errno.EISDIR: "a folder stands in its place",
+}
 
 
 class UserError(Exception):
@@ -47,15 +52,17 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     `torch.save` reports a full disk as a RuntimeError about stream positions.
 
     Raises:
-        UserError: the disk holding `path` is full, is read-only, or refuses the write.
+        UserError: the disk holding `path` is full, is read-only or refuses the write, or
+            something else stands in the way of `path`.
     """
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
         if _is_disk_full(error) or _has_no_room(path, error):
             raise UserError(_disk_full_line(path)) from error
-        if isinstance(error, OSError) and error.errno in _REFUSED:
-            raise UserError(f"cannot write {path}: {_REFUSED[error.errno]}") from error
+        reasons = _REFUSED | _IN_THE_WAY
+        if isinstance(error, OSError) and error.errno in reasons:
+            raise UserError(f"cannot write {path}: {reasons[error.errno]}") from error
         raise
     except Exception as error:  # safetensors' SafetensorError derives from Exception alone
         if _is_disk_full(error):

@@ -1,0 +1,267 @@
+"""Bring downloaded subjects into the layout that the scripts read: data/<subject>/input/.
+
+    python -m diffusekrona.format_datasets ~/Downloads/dreambooth
+    python -m diffusekrona.format_datasets ~/Pictures/my_cat --dry_run
+
+SOURCE is a folder with a folder of pictures for each subject (the public DreamBooth dataset's
+layout), or one subject's folder. Pictures, and captions that belong to them, are copied; hidden
+files, `generated` folders and whatever is not a readable picture are left out and listed.
+All is checked before anything is written, and running it twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diffusekrona.data import CAPTION_SUFFIXES, PICTURE_SUFFIXES, content_key, find_pictures
+from diffusekrona.errors import UserError, exit_on_user_error, writing
+
+_NO_SUBJECTS = ("generated", "__MACOSX")
+_REMOVED_FOLDERS = (*_NO_SUBJECTS, ".ipynb_checkpoints")
+# Credits have to stay with the pictures, whatever --clean thinks of them.
+_DOCUMENTS = ("license", "licence", "notice", "credit", "readme", "references", "attribution")
+
+
+@dataclass
+class Plan:
+    """What is to be done for one subject; made before anything is touched."""
+
+    name: str
+    target: Path
+    pictures: int = 0
+    transfers: list[tuple[Path, Path]] = field(default_factory=list)  # from, to
+    there_already: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line's options; argparse leaves with code 2 on a wrong one."""
+    parser = argparse.ArgumentParser(
+        prog="python -m diffusekrona.format_datasets",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", type=Path, help="folder of subjects, or one subject's folder")
+    parser.add_argument("--data_dir", type=Path, default=Path("data"), help="default: data")
+    parser.add_argument("--subjects", nargs="+", metavar="NAME", help="bring only these")
+    parser.add_argument("--dry_run", action="store_true", help="list what would be done")
+    parser.add_argument("--move", action="store_true", help="move the files instead of copying")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files there that differ from the source's"
+    )
+    parser.add_argument(
+        "--clean",
+        action="store_true",
+        help="delete from data/<subject>/ hidden files, 'generated' folders and files other than "
+        "pictures, captions and credits; pictures that cannot be read stay",
+    )
+    return parser.parse_args(argv)
+
+
+def find_subjects(source: Path, names: list[str] | None = None) -> list[tuple[str, Path]]:
+    """The subjects in `source`: (name, folder that holds the pictures), sorted by name.
+
+    Raises:
+        UserError: `source` is missing, is a file, or has no pictures; a name is not in it.
+    """
+    if not source.is_dir():
+        reason = "is a file: unpack it first, if it is an archive" if source.exists() else "missing"
+        raise UserError(f"no folder {source} ({reason}): give the folder that was downloaded")
+    nested = source / "dataset"  # where a clone of the public dataset's repository keeps them
+    if not _holds_pictures(source) and nested.is_dir():
+        source = nested
+    own = source.resolve()
+    own_name = own.parent.name if own.name == "input" else own.name
+    if names in (None, [own_name]):
+        for folder in (source, source / "input"):
+            if _holds_pictures(folder):
+                return [(own_name, folder)]
+    subjects = {}
+    for child in sorted(source.iterdir()):
+        if child.name.startswith(".") or child.name in _NO_SUBJECTS:
+            continue
+        for folder in (child / "input", child):  # the latter, if both
+            if _holds_pictures(folder):
+                subjects[child.name] = folder
+    if not subjects:
+        raise UserError(f"no pictures in {source} or in the folders directly in it")
+    missing = [name for name in names or [] if name not in subjects]
+    if missing:
+        there = ", ".join(subjects)
+        raise UserError(f"no pictures of {', '.join(missing)} in {source}; it has {there}")
+    return [(name, folder) for name, folder in subjects.items() if not names or name in names]
+
+
+def _holds_pictures(folder: Path) -> bool:
+    """Whether `folder` has a file with a picture's name; a quick look that decodes nothing."""
+    if not folder.is_dir():
+        return False
+    return any(
+        child.suffix.lower() in PICTURE_SUFFIXES and not child.name.startswith(".")
+        for child in folder.iterdir()
+        if child.is_file()
+    )
+
+
+def make_plan(
+    name: str, folder: Path, pictures: list[Path], skipped: list[str], args: argparse.Namespace
+) -> Plan:
+    """See where a subject's pictures, as `find_pictures(folder)` gave them, would go.
+
+    Raises:
+        UserError: a different file is already in the place of one.
+    """
+    plan = Plan(name, args.data_dir / name / "input", len(pictures))
+    beside = _same(folder, plan.target.parent)
+    plan.notes = [line for line in skipped if not (beside and line.startswith("input: "))]
+    files, stems = list(pictures), {picture.stem for picture in pictures}
+    for entry in sorted(folder.iterdir()):
+        if entry.suffix.lower() in CAPTION_SUFFIXES and not entry.name.startswith("."):
+            if entry.name == "metadata.jsonl" or entry.stem in stems:
+                files.append(entry)
+            else:
+                plan.notes.append(f"{entry.name}: not a picture's caption")
+    if _same(folder, plan.target):
+        plan.there_already = len(files)
+        return plan
+    if beside and not args.move:
+        plan.notes.insert(
+            0, f"{_count(len(files), 'file')} beside input/: add --move to bring them in"
+        )
+        return plan
+    for file in files:
+        target = plan.target / file.name
+        if not os.path.lexists(target):
+            plan.transfers.append((file, target))
+        elif target.is_file() and content_key(target) == content_key(file):
+            plan.there_already += 1
+        elif args.overwrite and target.is_file():
+            plan.transfers.append((file, target))
+        else:
+            raise UserError(
+                f"{target} is already there and differs from {file}: "
+                "add --overwrite to replace it, or choose another --data_dir; nothing was changed"
+            )
+    return plan
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def bring(source: Path, target: Path, move: bool, overwrite: bool) -> None:
+    """Copy or move one file, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written; one came to stand there since the plan was made.
+    """
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Two names that differ in case alone are one file on many disks.
+        if os.path.lexists(target) and not overwrite:
+            raise UserError(f"{target} is already there: add --overwrite to replace it")
+        if move and not source.is_symlink():  # a moved link may lead nowhere
+            try:
+                os.replace(source, target)
+                return
+            except OSError as error:
+                if error.errno != errno.EXDEV:  # another disk: copy, then remove
+                    raise
+        temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.part")
+        try:
+            shutil.copyfile(source, temporary)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        if move:
+            source.unlink()
+
+
+def clean(subject: Path, dry_run: bool) -> list[str]:
+    """Delete what is neither picture, caption nor credit from a subject's folder and its input/.
+
+    Of folders only `generated` and system leftovers go. Returns the paths deleted.
+    """
+    removed = []
+    for folder in (subject, subject / "input"):
+        entries = sorted(folder.iterdir()) if folder.is_dir() else []
+        stems = {e.stem for e in entries if e.suffix.lower() in (*PICTURE_SUFFIXES, ".heic")}
+        for entry in entries:
+            is_folder = entry.is_dir() and not entry.is_symlink()
+            is_caption = entry.suffix.lower() == ".txt" and entry.stem in stems
+            is_junk = not entry.is_dir() and not is_caption and _is_junk(entry)
+            if not is_junk and entry.name not in _REMOVED_FOLDERS:
+                continue
+            removed.append(f"{entry}{os.sep if is_folder else ''}")
+            if not dry_run:
+                with writing(entry):
+                    shutil.rmtree(entry) if is_folder else entry.unlink()
+    return removed
+
+
+def _is_junk(file: Path) -> bool:
+    if file.name.startswith("."):
+        return not file.name.startswith(".git")
+    if file.name == "metadata.jsonl" or file.name.lower().startswith(_DOCUMENTS):
+        return False
+    return file.suffix.lower() not in (*PICTURE_SUFFIXES, ".heic", ".heif")
+
+
+def report(plan: Plan, args: argparse.Namespace) -> None:
+    """Print what was done (or would be) for one subject."""
+    verb = "moved" if args.move else "copied"
+    verb = f"would be {verb}" if args.dry_run else verb
+    done = f"{_count(len(plan.transfers), 'file')} {verb}" if plan.transfers else "nothing to do"
+    there = f", {plan.there_already} already there" if plan.there_already else ""
+    print(f"{plan.name}: {_count(plan.pictures, 'picture')}; {done}{there} -> {plan.target}")
+    for line in plan.notes:
+        print(f"    left out  {line}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Plan every subject, then act; prints what it did. Returns 0.
+
+    Raises:
+        UserError: nothing to bring, a file in the way, or a disk that refuses; see the functions.
+    """
+    args = parse_args(argv)
+    args.source, args.data_dir = args.source.expanduser(), args.data_dir.expanduser()
+    plans, unusable = [], []
+    for name, folder in find_subjects(args.source, args.subjects):
+        try:
+            pictures, skipped = find_pictures(folder)
+        except UserError as error:
+            if args.subjects:
+                raise
+            unusable.append(f"{name}: {error}")
+            continue
+        plans.append(make_plan(name, folder, pictures, skipped, args))
+    if not plans:
+        raise UserError("; ".join(unusable))
+    transfers = [transfer for plan in plans for transfer in plan.transfers]
+    # Links first: what they point to may be on the list too, and gone after it was moved.
+    transfers.sort(key=lambda transfer: not transfer[0].is_symlink())
+    for source, target in [] if args.dry_run else transfers:
+        bring(source, target, args.move, args.overwrite)
+    for plan in plans:
+        report(plan, args)
+        for path in clean(plan.target.parent, args.dry_run) if args.clean else []:
+            print(f"    {'would delete' if args.dry_run else 'deleted'}  {path}")
+    for line in unusable:
+        print(line)
+    if args.dry_run:
+        print("dry run: nothing was changed")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

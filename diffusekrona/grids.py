@@ -198,7 +198,7 @@ def _wrap(text: str, font: Any, width: int, most: int) -> list[str]:
         end = len(text)
         if _width(text, font) > width:
             end = max(1, _fitting(text, font, width))
-            if text[end] != " " and " " in text[:end]:
+            if text[end : end + 1] != " " and " " in text[:end]:
                 end = text.rindex(" ", 0, end)
         lines.append(text[:end].rstrip())
         text = text[end:].lstrip()

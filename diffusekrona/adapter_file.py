@@ -219,13 +219,8 @@ def put_adapter(
 ) -> None:
     """`load_adapter` for an adapter already in memory."""
     parts = components_of(model)
-    if "unet" in parts and adapter.base_family:
-        family = family_of(parts["unet"].config).name
-        if family != adapter.base_family:
-            raise UserError(
-                f"{source} was trained for {adapter.base_family}, but the base model is {family}: "
-                "use a base of the adapter's family."
-            )
+    if "unet" in parts:
+        check_family(adapter, parts["unet"].config, source)
     # Everything is checked before the first layer is touched.
     plan = []
     for component, config in adapter.configs.items():
@@ -242,6 +237,18 @@ def put_adapter(
         set_peft_model_state_dict(part, tensors, adapter_name=adapter_name)
         part.set_adapter([*active, adapter_name])
         set_adapter_weight(part, adapter_name, weight)
+
+
+def check_family(
+    adapter: Adapter, unet_config: Mapping[str, Any], source: str = "the adapter"
+) -> None:
+    """Raises UserError if the adapter was trained for another family than this UNet's."""
+    family = family_of(unet_config).name
+    if adapter.base_family and family != adapter.base_family:
+        raise UserError(
+            f"{source} was trained for {adapter.base_family}, but the base model is {family}: "
+            "use a base of the adapter's family."
+        )
 
 
 def set_adapter_weight(model: nn.Module, adapter_name: str, weight: float) -> None:

@@ -1,0 +1,173 @@
+"""Puts the trained parts into the folders that diffusers and transformers load.
+
+pocket/        StableDiffusionPipeline (fp16): vae, unet, text_encoder, tokenizer, scheduler
+pocket-clip/   CLIPModel with its tokenizer and image processor: the offline scorer
+pocket-sdxl/   StableDiffusionXLPipeline: its own unet; the rest are relative links
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
+
+#: The noise schedule of training and sampling. Zero terminal SNR and trailing steps: the first
+#: sampling step then really starts from pure noise, without which a plain bright or dark
+#: background comes out grey.
+SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "steps_offset": 1,
+}
+PREPROCESS = {
+    "crop_size": {"height": 64, "width": 64},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_processor_type": "CLIPImageProcessor",
+    "image_std": [0.5, 0.5, 0.5],
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+    "size": {"shortest_edge": 64},
+}
+
+
+def new_scheduler() -> DDIMScheduler:
+    """The scheduler that both pipelines carry."""
+    return DDIMScheduler(**SCHEDULER)
+
+
+def text_encoder_of(clip: CLIPModel) -> CLIPTextModel:
+    """The text tower alone, as Stable Diffusion uses it."""
+    encoder = CLIPTextModel(copy.deepcopy(clip.config.text_config))
+    encoder.load_state_dict(clip.text_model.state_dict())
+    return encoder.eval().requires_grad_(False)
+
+
+def projected_encoder_of(clip: CLIPModel) -> CLIPTextModelWithProjection:
+    """The text tower with its projection, as SDXL's second encoder."""
+    encoder = CLIPTextModelWithProjection(copy.deepcopy(clip.config.text_config))
+    encoder.text_model.load_state_dict(clip.text_model.state_dict())
+    encoder.text_projection.load_state_dict(clip.text_projection.state_dict())
+    return encoder.eval().requires_grad_(False)
+
+
+def sd_pipeline(
+    unet: UNet2DConditionModel, vae: AutoencoderKL, clip: CLIPModel, tokenizer: CLIPTokenizer
+) -> StableDiffusionPipeline:
+    """The parts as a text-to-image pipeline."""
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder_of(clip),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def sdxl_pipeline(
+    unet: UNet2DConditionModel, vae: AutoencoderKL, clip: CLIPModel, tokenizer: CLIPTokenizer
+) -> StableDiffusionXLPipeline:
+    """The parts in SDXL's arrangement: the one text tower serves as both encoders."""
+    return StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=text_encoder_of(clip),
+        text_encoder_2=projected_encoder_of(clip),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=unet,
+        scheduler=new_scheduler(),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
+
+
+def declare_float32(folder: Path) -> None:
+    """Makes transformers load the fp16 text weights as fp32 unless asked otherwise.
+
+    diffusers loads its own fp16 files as fp32 by default, transformers as stored; the mixture would
+    fail in the pipeline's first step.
+    """
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for part in (config, config.get("text_config"), config.get("vision_config")):
+        if part is not None:
+            part["dtype"] = "float32"
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def export_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Writes the scorer: fp16 weights, tokenizer, image processor settings."""
+    clip = copy.deepcopy(clip).half()
+    clip.save_pretrained(folder)
+    declare_float32(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESS, indent=2) + "\n")
+
+
+def export_sd(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    """Writes the SD folder in fp16. The pipeline itself keeps its precision."""
+    half = {k: copy.deepcopy(getattr(pipeline, k)).half() for k in ("unet", "vae", "text_encoder")}
+    parts = {**pipeline.components, **half}
+    StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
+    declare_float32(folder / "text_encoder")
+
+
+def export_sdxl(pipeline: StableDiffusionXLPipeline, folder: Path) -> None:
+    """Writes the SDXL folder beside an SD folder named `pocket`, to which its shared parts link."""
+    names = ("unet", "vae", "text_encoder", "text_encoder_2")
+    half = {k: copy.deepcopy(getattr(pipeline, k)).half() for k in names}
+    parts = {**pipeline.components, **half}
+    StableDiffusionXLPipeline(
+        **parts, force_zeros_for_empty_prompt=True, add_watermarker=False
+    ).save_pretrained(folder)
+    declare_float32(folder / "text_encoder_2")
+    shared = {n: n for n in ("vae", "text_encoder", "tokenizer", "scheduler")}
+    for name, target in {**shared, "tokenizer_2": "tokenizer"}.items():
+        shutil.rmtree(folder / name)
+        os.symlink(f"../pocket/{target}", folder / name)
+
+
+def export_all(models_dir: Path, parts: dict) -> None:
+    """Writes all three folders anew under `models_dir`.
+
+    `parts` holds clip, tokenizer, vae, unet and, if trained, unet_sdxl.
+    """
+    common = (parts["vae"], parts["clip"], parts["tokenizer"])
+    for name in ("pocket", "pocket-clip", "pocket-sdxl"):
+        shutil.rmtree(models_dir / name, ignore_errors=True)
+    with torch.no_grad():
+        export_clip(parts["clip"], parts["tokenizer"], models_dir / "pocket-clip")
+        export_sd(sd_pipeline(parts["unet"], *common), models_dir / "pocket")
+        if "unet_sdxl" in parts:
+            export_sdxl(sdxl_pipeline(parts["unet_sdxl"], *common), models_dir / "pocket-sdxl")

@@ -110,7 +110,7 @@ def collect_adapter(
         "format": "pt",
         "diffusekrona": LAYOUT_VERSION,
         "method": method,
-        "config": json.dumps({name: _config_to_json(c) for name, c in configs.items()}),
+        "config": json.dumps({name: config_to_json(c) for name, c in configs.items()}),
     }
     if base_family:
         head["base_family"] = base_family
@@ -180,7 +180,7 @@ def read_adapter(path: Path | str) -> Adapter:
         raise UserError(f"{path} holds an unknown adapter method {metadata.get('method')!r}.")
     try:
         configs = {
-            component: _config_from_json(metadata["method"], values)
+            component: config_from_json(metadata["method"], values)
             for component, values in json.loads(metadata["config"]).items()
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -314,7 +314,7 @@ def _fit_config(
             raise UserError(f"{source} adapts {component} layer {name}, which this base lacks.")
         _check_layer(name, base, tensors, source)
     # A copy, so that two models given one Adapter share nothing.
-    config = _config_from_json(_method_of(config), _config_to_json(config))
+    config = config_from_json(_method_of(config), config_to_json(config))
     if set(target_layers(config, model)) != layers:
         config.target_modules = layers
         config.exclude_modules = None
@@ -353,7 +353,7 @@ def _method_of(config: PeftConfig) -> str:
     return next(name for name, kind in METHODS.items() if isinstance(config, kind))
 
 
-def _config_to_json(config: PeftConfig) -> dict[str, Any]:
+def config_to_json(config: PeftConfig) -> dict[str, Any]:
     """What the file keeps of a PEFT config: what describes the adapter, not how it was run."""
     default = type(config)(target_modules=["_"])
     values = {}
@@ -367,7 +367,7 @@ def _config_to_json(config: PeftConfig) -> dict[str, Any]:
     return json.loads(json.dumps(values, default=str))
 
 
-def _config_from_json(method: str, values: Mapping[str, Any]) -> PeftConfig:
+def config_from_json(method: str, values: Mapping[str, Any]) -> PeftConfig:
     kind = METHODS[method]
     known = {k: v for k, v in values.items() if k in kind.__dataclass_fields__}
     return kind(**known)

@@ -141,20 +141,64 @@ def load_part(base: str, kind: str, subfolder: str, **options: Any) -> Any:
         options["dtype"] = options.pop("torch_dtype")
     options = {key: value for key, value in options.items() if value is not None}
     try:
-        return cls.from_pretrained(base, subfolder=subfolder, **options)
+        return cls.from_pretrained(base, subfolder=subfolder or None, **options)
+    except (OSError, ValueError) as error:
+        raise _unreadable(base, subfolder, error) from error
+
+
+def read_part_config(base: str, kind: str, subfolder: str, **options: Any) -> dict[str, Any]:
+    """One component's config, without its weights. Raises UserError if the base has none."""
+    import diffusers
+    import transformers
+
+    options = {key: value for key, value in options.items() if value is not None}
+    try:
+        if hasattr(diffusers, kind):
+            cls = getattr(diffusers, kind)
+            return dict(cls.load_config(base, subfolder=subfolder or None, **options))
+        cls = getattr(transformers, kind).config_class
+        return cls.from_pretrained(base, subfolder=subfolder or "", **options).to_dict()
     except (OSError, ValueError) as error:
         raise _unreadable(base, subfolder, error) from error
 
 
 def read_unet_config(base: str, **options: Any) -> dict[str, Any]:
-    """The UNet's config of a base model, without its weights. Raises UserError if it has none."""
-    from diffusers import UNet2DConditionModel
+    """The UNet's config of a base model, without its weights."""
+    return read_part_config(base, "UNet2DConditionModel", "unet", **options)
 
-    options = {key: value for key, value in options.items() if value is not None}
-    try:
-        return dict(UNet2DConditionModel.load_config(base, subfolder="unet", **options))
-    except (OSError, ValueError) as error:
-        raise _unreadable(base, "unet", error) from error
+
+def build_empty(kind: str, config: Mapping[str, Any]) -> torch.nn.Module:
+    """A component of the full size with no memory behind its weights, to count and check on."""
+    import diffusers
+    import transformers
+
+    with torch.device("meta"):
+        if hasattr(diffusers, kind):
+            return getattr(diffusers, kind).from_config(config)
+        cls = getattr(transformers, kind)
+        return cls(cls.config_class.from_dict(config))
+
+
+def vae_place(base: str, other: str | None = None) -> tuple[str, str]:
+    """(model, subfolder) of the VAE: the base's, or another given by itself or in a pipeline."""
+    if other is None:
+        return base, "vae"
+    folder = BUNDLED / other if other in bundled_models() else Path(other).expanduser()
+    return str(folder) if folder.is_dir() else other, "vae" if (folder / "vae").is_dir() else ""
+
+
+def load_vae(base: str, other: str | None = None, **options: Any) -> Any:
+    """The frozen VAE. Its published files are fp32 or fp16; it is returned as they are."""
+    place, subfolder = vae_place(base, other)
+    return load_part(place, "AutoencoderKL", subfolder, **options).requires_grad_(False).eval()
+
+
+def load_sampler(base: str, **options: Any) -> Any:
+    """The scheduler that the base's pipeline draws with."""
+    from diffusers import DiffusionPipeline
+
+    kind = DiffusionPipeline.load_config(base)["scheduler"][1]
+    return load_part(base, kind, "scheduler", **options)
 
 
 def _unreadable(base: str, subfolder: str, error: Exception) -> UserError:
@@ -173,11 +217,16 @@ def load_tokenizers(base: str, family: Family, **options: Any) -> list[Any]:
 
 def load_text_encoders(base: str, family: Family, **options: Any) -> dict[str, Any]:
     """The family's frozen text encoders, by component name."""
-    kinds = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
     encoders = {}
-    for name in family.text_encoders:
-        encoders[name] = load_part(base, kinds[name], name, **options).requires_grad_(False).eval()
+    for name, kind in text_encoder_kinds(family).items():
+        encoders[name] = load_part(base, kind, name, **options).requires_grad_(False).eval()
     return encoders
+
+
+def text_encoder_kinds(family: Family) -> dict[str, str]:
+    """Component name to class name of the family's text encoders, in order."""
+    kinds = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
+    return {name: kinds[name] for name in family.text_encoders}
 
 
 # --- the steps that depend on the family -------------------------------------------------------
@@ -266,7 +315,7 @@ def sample_latents(moments: torch.Tensor, noise: torch.Tensor, vae_config: Any) 
 
 
 def build_pipeline(family: Family, **parts: Any) -> Any:
-    """A diffusers pipeline of loaded parts; a part left out is None (text states are then given)."""
+    """A diffusers pipeline of loaded parts; one left out is None (text states are then given)."""
     import diffusers
 
     names = ["vae", "unet", "scheduler", *family.text_encoders]

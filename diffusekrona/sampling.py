@@ -16,7 +16,14 @@ from PIL import Image
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
-from .backbones import family_of, read_unet_config, resolve_base, text_states, tokenize
+from .backbones import (
+    family_of,
+    load_vae,
+    read_unet_config,
+    resolve_base,
+    text_states,
+    tokenize,
+)
 from .data import to_image
 from .errors import UserError
 
@@ -54,7 +61,9 @@ def load_pipeline(
     options = {key: value for key, value in options.items() if value is not None}
     revision = {key: value for key, value in options.items() if key == "revision"}
     family = family_of(read_unet_config(base, **revision))
-    parts: dict[str, Any] = {} if vae is None else {"vae": load_vae(vae)}
+    parts: dict[str, Any] = {}
+    if vae is not None:
+        parts["vae"] = load_vae(base, vae, dtype=torch.float32)
     if not family.size_conditioned:
         parts |= {"safety_checker": None, "feature_extractor": None}
         parts["requires_safety_checker"] = False
@@ -64,23 +73,6 @@ def load_pipeline(
     if not pipeline.vae.config.get("force_upcast", True):
         pipeline.vae.to(dtype)
     return pipeline.to(device, silence_dtype_warnings=True)
-
-
-def load_vae(name: str) -> Any:
-    """An AutoencoderKL in fp32: a folder or hub repository that is one, or that has one in `vae/`.
-
-    Raises:
-        UserError: there is none.
-    """
-    from diffusers import AutoencoderKL
-
-    errors = []
-    for place in ({}, {"subfolder": "vae"}):
-        try:
-            return _from_pretrained(AutoencoderKL, name, torch.float32, **place)
-        except UserError as error:
-            errors.append(error)
-    raise errors[0]
 
 
 def load_refiner(pipeline: Any, name: str, dtype: torch.dtype, **options: Any) -> Any:

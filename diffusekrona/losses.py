@@ -1,0 +1,105 @@
+"""Noise, target and weight: the loss of one denoising step.
+
+DreamBooth's objective (arXiv 2208.12242, eq. 2): the instance loss plus `prior_loss_weight` times
+the same loss on pictures of the class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+
+def seed_for(*parts: int | str) -> int:
+    """A 63-bit seed, a pure function of its arguments on every machine."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def draw(
+    generators: Sequence[torch.Generator],
+    shape: tuple[int, ...],
+    num_train_timesteps: int,
+    noise_offset: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The random numbers of a batch, one CPU generator a sample.
+
+    Drawn on the CPU, so that a sample's noise depends neither on the device nor on which process
+    or batch it falls into.
+
+    Args:
+        shape: (c, h, w) of one sample's latents.
+        noise_offset: strength of a constant a channel added to the noise, 0 for none.
+
+    Returns:
+        Posterior noise (n, c, h, w), diffusion noise (n, c, h, w), timesteps (n,) int64.
+    """
+    posterior, noise, timesteps = [], [], []
+    for generator in generators:
+        posterior.append(torch.randn(shape, generator=generator))
+        one = torch.randn(shape, generator=generator)
+        timesteps.append(torch.randint(num_train_timesteps, (), generator=generator))
+        if noise_offset:
+            one = one + noise_offset * torch.randn(shape[0], 1, 1, generator=generator)
+        noise.append(one)
+    return torch.stack(posterior), torch.stack(noise), torch.stack(timesteps)
+
+
+def denoising_target(
+    scheduler: Any, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+) -> torch.Tensor:
+    """What the base's denoiser predicts: noise, velocity or the sample (n, c, h, w).
+
+    Raises:
+        ValueError: a prediction type that no Stable Diffusion model has.
+    """
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        return scheduler.get_velocity(latents, noise, timesteps)
+    if kind == "sample":
+        return latents
+    raise ValueError(f"unknown prediction type {kind!r}")
+
+
+def snr_weight(scheduler: Any, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Min-SNR weight (n,) (arXiv 2303.09556, sections 3.4 and 4.1): min(SNR, gamma) over the SNR,
+    over SNR + 1 for velocity, as it is for the sample."""
+    alphas = scheduler.alphas_cumprod.to(timesteps.device)[timesteps].float()
+    snr = alphas / (1 - alphas).clamp(min=1e-12)
+    clipped = snr.clamp(max=gamma)
+    kind = scheduler.config.prediction_type
+    if kind == "sample":
+        return clipped
+    # At zero terminal SNR the ratio's limit is 1; the clamp keeps 0 / 0 away.
+    return clipped / (snr + 1) if kind == "v_prediction" else clipped / snr.clamp(min=1e-12)
+
+
+def dreambooth_loss(
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    num_prior: int = 0,
+    prior_loss_weight: float = 1.0,
+) -> torch.Tensor:
+    """Mean squared error, weighted a sample, the last `num_prior` samples being of the class.
+
+    Args:
+        prediction: (n, c, h, w), compared in fp32.
+        target: (n, c, h, w).
+        weight: (n,) or None for ones.
+
+    Returns:
+        A scalar.
+    """
+    loss = F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
+    if weight is not None:
+        loss = loss * weight
+    if not num_prior:
+        return loss.mean()
+    return loss[:-num_prior].mean() + prior_loss_weight * loss[-num_prior:].mean()

@@ -1,0 +1,215 @@
+"""What a run is going to do, resolved and counted before anything is loaded."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftConfig
+
+from . import backbones
+from .adapters import (
+    TEXT_LETTERS,
+    AdaptedLayer,
+    adapted_layers,
+    krona_config,
+    lora_config,
+    parse_factors,
+)
+from .errors import UserError
+
+
+@dataclass
+class Plan:
+    """A resolved run.
+
+    Attributes:
+        base: folder or hub name of the base model.
+        family: its family.
+        configs: component to PEFT config.
+        layers: every layer that is adapted, with its factors and parameter count.
+        resolution: pixels a side.
+        pixel_step: what picture sides must be multiples of, in pixels.
+    """
+
+    base: str
+    family: backbones.Family
+    configs: dict[str, PeftConfig]
+    layers: list[AdaptedLayer]
+    resolution: int
+    pixel_step: int
+
+    @property
+    def parameters(self) -> int:
+        return sum(layer.parameters for layer in self.layers)
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """Read the base's configs, and check that the adapter fits them. No weights are loaded.
+
+    Raises:
+        UserError: a missing base, factors that fit no layer, a resolution the UNet cannot take.
+    """
+    base = backbones.resolve_base(args.pretrained_model_name_or_path)
+    hub = {"revision": args.revision}
+    unet_config = backbones.read_unet_config(base, **hub)
+    family = backbones.family_of(unet_config)
+    models = {"unet": backbones.build_empty("UNet2DConditionModel", unet_config)}
+    configs = {"unet": _unet_config(args)}
+    if args.train_text_encoder:
+        for name, kind in backbones.text_encoder_kinds(family).items():
+            config = backbones.read_part_config(base, kind, name, **hub)
+            models[name] = backbones.build_empty(kind, config)
+            configs[name] = _text_config(args)
+    layers = adapted_layers(configs, models)
+    place, subfolder = backbones.vae_place(base, args.pretrained_vae_model_name_or_path)
+    vae_config = backbones.read_part_config(place, "AutoencoderKL", subfolder, **hub)
+    scale = 2 ** (len(vae_config["block_out_channels"]) - 1)
+    pixel_step = scale * 2 ** (len(unet_config["block_out_channels"]) - 1)
+    native = unet_config.get("sample_size") or family.resolution // scale
+    resolution = args.resolution or scale * native
+    if resolution % scale or resolution < pixel_step:
+        raise UserError(
+            f"--resolution {resolution}: this base takes multiples of {scale} from {pixel_step} on."
+        )
+    return Plan(base, family, configs, layers, resolution, pixel_step)
+
+
+def _unet_config(args: argparse.Namespace) -> PeftConfig:
+    letters, feed_forward = args.attn_update_unet, args.train_feed_forward
+    if args.adapter_type == "lora":
+        return lora_config(letters, args.rank, args.lora_alpha, feed_forward=feed_forward)
+    return krona_config(
+        letters,
+        args.a1,
+        args.a2,
+        parse_factors(args.factors),
+        feed_forward=feed_forward,
+        scale=args.krona_scale,
+        terms=args.terms,
+        init_weights=args.init_weights,
+        output_order=args.output_order,
+    )
+
+
+def _text_config(args: argparse.Namespace) -> PeftConfig:
+    if args.adapter_type == "lora":
+        return lora_config(args.attn_update_text, args.rank, args.lora_alpha, TEXT_LETTERS)
+    return krona_config(
+        args.attn_update_text,
+        args.text_encoder_a1 or args.a1,
+        args.text_encoder_a2 or args.a2,
+        names=TEXT_LETTERS,
+        scale=args.krona_scale,
+        terms=args.terms,
+        init_weights=args.init_weights,
+        output_order=args.output_order,
+    )
+
+
+def max_train_steps(args: argparse.Namespace, pictures: int, processes: int = 1) -> int:
+    """Optimizer steps of the run."""
+    if args.max_train_steps is not None:
+        return args.max_train_steps
+    if args.num_train_epochs is None:
+        return 1000
+    batch = args.train_batch_size * processes * args.gradient_accumulation_steps
+    return max(1, -(-pictures * args.num_train_epochs // batch))
+
+
+def make_lr_scheduler(args: argparse.Namespace, optimizer: Any, steps: int) -> Any:
+    """diffusers' learning-rate schedule for `steps` optimizer steps."""
+    from diffusers.optimization import get_scheduler
+
+    try:
+        return get_scheduler(
+            args.lr_scheduler,
+            optimizer,
+            step_rules=args.lr_step_rules,
+            num_warmup_steps=args.lr_warmup_steps,
+            num_training_steps=steps,
+            num_cycles=args.lr_num_cycles,
+            power=args.lr_power,
+        )
+    except ValueError as error:
+        raise UserError(f"--lr_scheduler {args.lr_scheduler}: {error}") from error
+
+
+def print_plan(
+    plan: Plan, args: argparse.Namespace, pictures: Sequence[Any], captions: Sequence[str]
+) -> None:
+    """Print the resolved plan: what is trained, for how long, and which files it will write."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True)
+    table = Table(title="Adapted layers", box=box.SIMPLE, title_justify="left")
+    for column in ("component", "layers", "out", "in", "factors or rank", "parameters"):
+        numeric = column in ("layers", "out", "in", "parameters")
+        table.add_column(column, justify="right" if numeric else "left")
+    groups: dict[tuple, list[AdaptedLayer]] = {}
+    for layer in plan.layers:
+        kind = _kind(layer.name)
+        key = (layer.component, kind, layer.out_features, layer.in_features, layer.factors)
+        groups.setdefault(key, []).append(layer)
+    for (component, kind, out, inside, factors), group in sorted(groups.items()):
+        count = sum(layer.parameters for layer in group)
+        row = (f"{component} {kind}", str(len(group)), str(out), str(inside), factors, f"{count:,}")
+        table.add_row(*row)
+    console.print(table)
+    steps = max_train_steps(args, len(pictures))
+    width = {"fp32": 4, "fp16": 2, "bf16": 2}[args.save_precision]
+    lines = {
+        "base": f"{args.pretrained_model_name_or_path} ({plan.family.title})",
+        "pictures": f"{len(pictures)} in {args.instance_data_dir}",
+        "captions": "; ".join(dict.fromkeys(captions)),
+        "resolution": f"{plan.resolution} px" + " in buckets" * args.aspect_ratio_buckets,
+        "adapter": f"{args.adapter_type}, {len(plan.layers)} layers, "
+        f"{plan.parameters:,} parameters",
+        "adapter file": f"{plan.parameters * width / 1e6:.2f} MB in {args.save_precision}",
+        "steps": f"{steps} of batch {args.train_batch_size} x {args.gradient_accumulation_steps}",
+        "learning rate": _schedule_in_words(args, steps),
+        "will write": "\n    ".join(_files(args, steps)),
+    }
+    for name, value in lines.items():
+        console.print(f"  {name:14}{value}", highlight=False, markup=False)
+
+
+def _kind(layer_name: str) -> str:
+    parts = layer_name.split(".")
+    for i, part in enumerate(parts):
+        if part in ("attn1", "attn2", "self_attn", "ff"):
+            return ".".join(parts[i:])
+    return parts[-1]
+
+
+def _schedule_in_words(args: argparse.Namespace, steps: int) -> str:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+    schedule = make_lr_scheduler(args, optimizer, steps)
+    marks = {1, max(1, steps // 4), max(1, steps // 2), max(1, 3 * steps // 4), steps}
+    rates = {}
+    for step in range(1, steps + 1):
+        if step in marks:
+            rates[step] = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        schedule.step()
+    points = ", ".join(f"{rate:.3g} at {step}" for step, rate in rates.items())
+    return f"{args.lr_scheduler}, warm-up {args.lr_warmup_steps}: {points}"
+
+
+def _files(args: argparse.Namespace, steps: int) -> list[str]:
+    files = ["adapter.safetensors", "run.json", "train_log.jsonl"]
+    saved = range(args.checkpointing_steps, steps + 1, args.checkpointing_steps)
+    names = [f"checkpoint-{step}/" for step in saved]
+    if args.checkpoints_total_limit:
+        names = names[-args.checkpoints_total_limit :]
+    files += names if len(names) < 5 else [names[0], "…", names[-1]]
+    if args.validation_prompt:
+        files.append("validation/grid.png")
+    if args.report_to != "none":
+        files.append(f"{args.logging_dir}/")
+    return [str(args.output_dir / name) for name in files]

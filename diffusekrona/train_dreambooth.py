@@ -1,0 +1,266 @@
+"""DreamBooth fine-tuning with a Kronecker adapter: parse, build, loop.
+
+    accelerate launch -m diffusekrona.train_dreambooth --help
+
+The batch of a step, its crops, noise and timesteps are pure functions of (seed, step): a run that
+is killed and resumed ends with the same factors, and two processes see what one with twice the
+batch would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import UserError, exit_on_user_error
+from .train_args import parse_args
+
+if TYPE_CHECKING:
+    from .cache import Data, Item
+    from .plan import Plan
+
+log = logging.getLogger("diffusekrona")
+ADAPTER_NAME = "default"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The entry point; returns the process's exit code (130 or 143 after a signal)."""
+    args = parse_args(argv)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
+    log.setLevel(logging.INFO)
+    return train(args)
+
+
+def train(args: argparse.Namespace) -> int:
+    """One training run, from checked arguments to adapter.safetensors in `args.output_dir`."""
+    import torch
+
+    from .plan import make_plan, print_plan
+    from .train_setup import read_pictures, refuse_to_overwrite
+
+    plan = make_plan(args)
+    pictures, captions = read_pictures(args)
+    if args.dry_run:
+        print_plan(plan, args, pictures, captions)
+        return 0
+    refuse_to_overwrite(args)
+    try:
+        return run(args, plan, pictures, captions)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "Out of GPU memory: try --gradient_checkpointing, --mixed_precision bf16, "
+            "--train_batch_size 1, or a smaller --resolution."
+        ) from error
+
+
+def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: list[str]) -> int:
+    """Build everything, train, save; returns the exit code."""
+    import torch
+
+    from . import train_setup as setup
+    from .adapters import add_adapters
+    from .cache import prepare_data
+    from .checkpoint import keep_only_adapters, save_checkpoint
+    from .plan import make_lr_scheduler, max_train_steps
+    from .run_log import RunLog, agreed, stop_signals
+
+    started = time.time()
+    accelerator = setup.make_accelerator(args)
+    data = prepare_data(args, plan, accelerator, pictures, captions)
+    unet = setup.load_denoiser(args, plan, accelerator)
+    models = {"unet": unet, **data.text_encoders}
+    torch.manual_seed(args.seed)  # for the factors' start
+    trained = add_adapters(plan.configs, models, ADAPTER_NAME)
+    setup.save_memory(args, models)
+
+    steps = max_train_steps(args, len(pictures), accelerator.num_processes)
+    plain_optimizer = setup.make_optimizer(args, models, accelerator.num_processes)
+    lr_scheduler = make_lr_scheduler(args, plain_optimizer, steps)
+    ema = setup.make_ema(args, trained, accelerator)
+    noise_scheduler = setup.load_noise_schedule(args, plan)
+    keep_only_adapters(accelerator, {name: models[name] for name in plan.configs}, ADAPTER_NAME)
+    wrapped = {name: accelerator.prepare(model.train()) for name, model in models.items()}
+    optimizer = accelerator.prepare(plain_optimizer)
+    # The schedule is not prepared: accelerate would step it once a process.
+    accelerator.register_for_checkpointing(*filter(None, (lr_scheduler, ema)))
+    settings = setup.settings_to_keep(args, plan, accelerator, pictures, captions)
+    first = setup.resume(args, accelerator, settings)
+    run_log = RunLog(args, plan, accelerator, trained, first, steps, started)
+    validate = functools.partial(setup.validate, args, plan, accelerator, unet, data)
+    if first == 0:
+        validate(0)
+
+    with stop_signals() as caught:
+        for step in range(first, steps):
+            for micro in range(args.gradient_accumulation_steps):
+                number = step * args.gradient_accumulation_steps + micro
+                batch = make_batch(args, data, accelerator, noise_scheduler, number)
+                with accelerator.accumulate(*wrapped.values()):
+                    loss = training_loss(args, plan, data, wrapped, noise_scheduler, batch)
+                    accelerator.backward(loss)
+                    if accelerator.sync_gradients:
+                        accelerator.clip_grad_norm_(trained, args.max_grad_norm)
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+            if not accelerator.optimizer_step_was_skipped:
+                lr_scheduler.step()
+                if ema is not None:
+                    ema.step(trained)
+
+            done = step + 1
+            run_log.step(done, loss.detach(), lr_scheduler.get_last_lr()[0])
+            stop = agreed(accelerator, bool(caught))
+            if done % args.checkpointing_steps == 0 or stop:
+                run_log.settle(trained)
+                folder = save_checkpoint(
+                    accelerator, args.output_dir, done, settings, args.checkpoints_total_limit
+                )
+            if stop:
+                return run_log.stopped(done, folder, caught)
+            if done % args.validation_steps == 0 and done < steps:
+                validate(done)
+
+    # The result comes before anything else that could fail.
+    run_log.settle(trained)
+    if ema is not None:
+        ema.copy_to(trained)
+    run_log.save_result({name: models[name] for name in plan.configs}, ADAPTER_NAME)
+    validate(steps)
+    accelerator.end_training()
+    return 0
+
+
+def make_batch(
+    args: argparse.Namespace, data: Data, accelerator: Any, noise_scheduler: Any, number: int
+) -> dict[str, Any]:
+    """This process's share of micro-step `number`, a pure function of (seed, number).
+
+    Returns:
+        "moments" (n, 2c, h, w), "posterior" and "noise" (n, c, h, w), "timesteps" (n,),
+        "time_ids" (n, 6), on the device, and "captions" (n); class samples stand last.
+    """
+    import torch
+
+    from .losses import draw, seed_for
+
+    per_device, processes = args.train_batch_size, accelerator.num_processes
+    everyone = per_device * processes
+    mine = slice(
+        accelerator.process_index * per_device, (accelerator.process_index + 1) * per_device
+    )
+    torch.manual_seed(seed_for(args.seed, "model", number, accelerator.process_index))
+    numbers = range(number * everyone, (number + 1) * everyone)[mine]
+    size, chosen = pick(data.instance, everyone, args.seed, number)
+    samples = [
+        (item, seed_for(args.seed, "instance", n))
+        for item, n in zip(chosen[mine], numbers, strict=True)
+    ]
+    if data.prior:
+        _, chosen = pick(data.prior, everyone, args.seed, number)
+        samples += [
+            (item, seed_for(args.seed, "class", n))
+            for item, n in zip(chosen[mine], numbers, strict=True)
+        ]
+    generators = [torch.Generator().manual_seed(seed) for _, seed in samples]
+    variants = []
+    for (item, _), generator in zip(samples, generators, strict=True):
+        choices = item.variants[size]
+        variants.append(choices[int(torch.randint(len(choices), (), generator=generator))])
+    moments = torch.stack([variant.moments for variant in variants])
+    channels = moments.shape[1] // 2
+    posterior, noise, timesteps = draw(
+        generators,
+        (channels, *moments.shape[2:]),
+        noise_scheduler.config.num_train_timesteps,
+        args.noise_offset,
+    )
+    tensors = {
+        "moments": moments,
+        "posterior": posterior,
+        "noise": noise,
+        "timesteps": timesteps,
+        "time_ids": torch.stack([variant.time_ids for variant in variants]),
+    }
+    batch = {name: t.to(accelerator.device, non_blocking=True) for name, t in tensors.items()}
+    return {**batch, "captions": [item.caption for item, _ in samples]}
+
+
+def pick(
+    items: list[Item], batch_size: int, seed: int, number: int
+) -> tuple[tuple[int, int], list[Item]]:
+    """The items of batch `number`, all of one size, and that size (height, width)."""
+    sizes = tuple(next(iter(item.variants)) for item in items)
+    epoch, place = divmod(number, len(epoch_batches(sizes, batch_size, seed, 0)))
+    chosen = epoch_batches(sizes, batch_size, seed, epoch)[place]
+    return sizes[chosen[0]], [items[i] for i in chosen]
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_batches(sizes: tuple, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """`data.batches`, remembered for the epoch at hand."""
+    from .data import batches
+
+    return batches(sizes, batch_size, seed, epoch)
+
+
+def training_loss(
+    args: argparse.Namespace,
+    plan: Plan,
+    data: Data,
+    models: dict[str, Any],
+    noise_scheduler: Any,
+    batch: dict[str, Any],
+) -> Any:
+    """The loss of one batch, a scalar with gradients to the factors."""
+    from .backbones import denoiser_arguments, sample_latents
+    from .losses import denoising_target, dreambooth_loss, snr_weight
+
+    latents = sample_latents(batch["moments"], batch["posterior"], data.vae_config)
+    noise, timesteps = batch["noise"], batch["timesteps"]
+    noisy = noise_scheduler.add_noise(latents, noise, timesteps)
+    text = text_of(args, plan, data, models, batch["captions"], latents.device)
+    text = {name: state.to(data.dtype) for name, state in text.items()}
+    prediction = models["unet"](
+        noisy.to(data.dtype), timesteps, **denoiser_arguments(plan.family, text, batch["time_ids"])
+    ).sample
+    return dreambooth_loss(
+        prediction,
+        denoising_target(noise_scheduler, latents, noise, timesteps),
+        snr_weight(noise_scheduler, timesteps, args.snr_gamma) if args.snr_gamma else None,
+        num_prior=len(noise) // 2 if data.prior else 0,
+        prior_loss_weight=args.prior_loss_weight,
+    )
+
+
+def text_of(
+    args: argparse.Namespace,
+    plan: Plan,
+    data: Data,
+    models: dict[str, Any],
+    captions: Sequence[str],
+    device: Any,
+) -> dict[str, Any]:
+    """The batch's text states: from the cache, or through the encoders that are trained."""
+    import torch
+
+    from .backbones import text_states
+    from .cache import stack_states
+
+    if not args.train_text_encoder:
+        states = stack_states([data.states[caption] for caption in captions])
+        return {name: state.to(device, non_blocking=True) for name, state in states.items()}
+    ids = [
+        torch.cat([data.ids[c][i] for c in captions]).to(device)
+        for i in range(len(plan.family.text_encoders))
+    ]
+    return text_states(plan.family, models, ids)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

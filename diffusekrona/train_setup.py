@@ -1,0 +1,283 @@
+"""What a training run builds before its loop."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import backbones
+from .cache import DTYPES, Data
+from .checkpoint import ADAPTER, check_settings, find_checkpoint, read_settings
+from .data import content_key, find_pictures, read_captions
+from .errors import UserError, writing
+from .plan import Plan
+
+log = logging.getLogger("diffusekrona")
+
+
+def read_pictures(args: argparse.Namespace) -> tuple[list[Path], list[str]]:
+    """The subject's pictures and a caption for each; what is skipped is told."""
+    pictures, skipped = find_pictures(args.instance_data_dir)
+    for line in skipped:
+        log.warning("skipped in %s: %s", args.instance_data_dir, line)
+    return pictures, read_captions(args.instance_data_dir, pictures, args.instance_prompt)
+
+
+def refuse_to_overwrite(args: argparse.Namespace) -> None:
+    """Keep an earlier run's result from being lost, unless its user says so.
+
+    Raises:
+        UserError: `output_dir` holds a result or an unfinished run, and no flag says what to do.
+    """
+    out: Path = args.output_dir
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--output_dir {out} is a file: give a folder.")
+    checkpoints = sorted(out.glob("checkpoint-*"))
+    if args.resume_from_checkpoint:
+        return
+    if not args.overwrite_output_dir:
+        for found in (*out.glob(ADAPTER), *checkpoints):
+            raise UserError(
+                f"{out} already holds {found.name}: choose another --output_dir, go on with "
+                "--resume_from_checkpoint latest, or replace it with --overwrite_output_dir."
+            )
+    for old in (*checkpoints, out / "validation"):
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def make_accelerator(args: argparse.Namespace) -> Any:
+    """accelerate's state: device, precision, processes, trackers."""
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.utils import ProjectConfiguration
+
+    trackers = None if args.report_to in ("none", "") else args.report_to
+    # SDXL's first text encoder ends one layer early, so its last layer's factors get no gradient.
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=args.train_text_encoder)
+    logs = args.output_dir / args.logging_dir
+    with writing(args.output_dir):
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        accelerator = Accelerator(
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            mixed_precision=args.mixed_precision,
+            log_with=trackers,
+            cpu=args.cpu,
+            project_config=ProjectConfiguration(str(args.output_dir), str(logs)),
+            kwargs_handlers=[ddp],
+        )
+        if trackers:
+            accelerator.init_trackers("dreambooth", config=_flat(args))
+    except (ValueError, ImportError) as error:
+        raise UserError(_one_line(error)) from error
+    if accelerator.mixed_precision not in DTYPES:
+        raise UserError(f"--mixed_precision {accelerator.mixed_precision} is not supported.")
+    return accelerator
+
+
+def _flat(args: argparse.Namespace) -> dict[str, Any]:
+    return {k: v if isinstance(v, int | float | str) else str(v) for k, v in vars(args).items()}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def load_noise_schedule(args: argparse.Namespace, plan: Plan) -> Any:
+    """The base's own noise schedule and prediction type, as DDPM's forward process."""
+    return backbones.load_part(plan.base, "DDPMScheduler", "scheduler", revision=args.revision)
+
+
+def load_denoiser(args: argparse.Namespace, plan: Plan, accelerator: Any) -> nn.Module:
+    """The UNet, frozen, in the precision that it is to compute in, on the device."""
+    torch.backends.cuda.matmul.allow_tf32 = args.allow_tf32
+    unet = backbones.load_part(
+        plan.base,
+        "UNet2DConditionModel",
+        "unet",
+        torch_dtype=DTYPES[accelerator.mixed_precision],
+        revision=args.revision,
+        variant=args.variant,
+    )
+    return unet.requires_grad_(False).to(accelerator.device)
+
+
+def save_memory(args: argparse.Namespace, models: Mapping[str, nn.Module]) -> None:
+    """Gradient checkpointing and the attention's implementation, as asked for."""
+    if args.gradient_checkpointing:
+        for name, model in models.items():
+            if name == "unet":
+                model.enable_gradient_checkpointing()
+            else:
+                model.gradient_checkpointing_enable()
+    if args.enable_xformers_memory_efficient_attention:
+        try:
+            models["unet"].enable_xformers_memory_efficient_attention()
+        except (ImportError, ModuleNotFoundError, ValueError) as error:
+            raise UserError(
+                "--enable_xformers_memory_efficient_attention needs xformers and a GPU; torch's "
+                f"own attention is used without the flag ({_one_line(error)})."
+            ) from error
+
+
+def make_optimizer(
+    args: argparse.Namespace, models: Mapping[str, nn.Module], processes: int
+) -> torch.optim.Optimizer:
+    """The optimizer over the factors; text encoders have a learning rate of their own.
+
+    Raises:
+        UserError: an optional optimizer that is not installed.
+    """
+    factor = 1.0
+    if args.scale_lr:
+        factor = args.gradient_accumulation_steps * args.train_batch_size * processes
+    rates = {
+        name: (
+            args.learning_rate if name == "unet" else args.text_encoder_lr or args.learning_rate / 2
+        )
+        for name in models
+    }
+    groups = [
+        {"params": [p for p in model.parameters() if p.requires_grad], "lr": rates[name] * factor}
+        for name, model in models.items()
+    ]
+    options = {
+        "lr": args.learning_rate * factor,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "weight_decay": args.adam_weight_decay,
+        "eps": args.adam_epsilon,
+    }
+    if args.optimizer == "adamw8bit":
+        try:
+            import bitsandbytes
+        except ImportError as error:
+            raise _not_installed("--optimizer adamw8bit", "bitsandbytes") from error
+        return bitsandbytes.optim.AdamW8bit(groups, **options)
+    if args.optimizer == "prodigy":
+        try:
+            from prodigyopt import Prodigy
+        except ImportError as error:
+            raise _not_installed("--optimizer prodigy", "prodigyopt") from error
+        return Prodigy(groups, **options)
+    return torch.optim.AdamW(groups, **options)
+
+
+def _not_installed(flag: str, package: str) -> UserError:
+    return UserError(f"{flag} needs {package}, which is not installed: pip install {package}")
+
+
+def make_ema(args: argparse.Namespace, trained: Sequence[nn.Parameter], accelerator: Any) -> Any:
+    """The moving average of the factors, or None."""
+    if not args.use_ema:
+        return None
+    from diffusers.training_utils import EMAModel
+
+    ema = EMAModel(trained, decay=args.ema_decay)
+    ema.to(accelerator.device)
+    return ema
+
+
+def settings_to_keep(
+    args: argparse.Namespace,
+    plan: Plan,
+    accelerator: Any,
+    pictures: Sequence[Path],
+    captions: Sequence[str],
+) -> dict[str, Any]:
+    """What a resumed run must share with the one it continues: model, data, order, noise."""
+    from .adapter_file import config_to_json
+
+    digest = hashlib.sha256()
+    for picture, caption in zip(pictures, captions, strict=True):
+        digest.update(f"{content_key(picture)} {caption}\n".encode())
+    names = (
+        "seed optimizer with_prior_preservation prior_loss_weight class_prompt num_class_images "
+        "gradient_accumulation_steps use_ema random_flip center_crop aspect_ratio_buckets "
+        "noise_offset snr_gamma"
+    )
+    return {
+        "base model": args.pretrained_model_name_or_path,
+        "adapter": {name: config_to_json(config) for name, config in plan.configs.items()},
+        "adapter_type": args.adapter_type,
+        "resolution": plan.resolution,
+        "batch over all processes": args.train_batch_size * accelerator.num_processes,
+        "pictures and captions (hash)": digest.hexdigest()[:16],
+        **{name: getattr(args, name) for name in names.split()},
+    }
+
+
+def resume(args: argparse.Namespace, accelerator: Any, settings: Mapping[str, Any]) -> int:
+    """Load the checkpoint asked for; returns the number of steps already done.
+
+    Raises:
+        UserError: it is damaged, or belongs to another run.
+    """
+    if not args.resume_from_checkpoint:
+        return 0
+    checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+    if checkpoint is None:
+        log.info("no checkpoint in %s: starting from the beginning", args.output_dir)
+        return 0
+    check_settings(checkpoint, settings)
+    accelerator.load_state(str(checkpoint))
+    step, _ = read_settings(checkpoint)
+    log.info("going on from %s", checkpoint)
+    return step
+
+
+def validate(
+    args: argparse.Namespace,
+    plan: Plan,
+    accelerator: Any,
+    unet: nn.Module,
+    data: Data,
+    step: int,
+) -> None:
+    """Draw the validation prompts, on the main process; a failure here costs no training."""
+    if args.validation_prompt and accelerator.is_main_process:
+        from .validation import draw_validation
+
+        states = data.states
+        if data.text_encoders:
+            from .cache import cache_texts
+
+            tokenizers = backbones.load_tokenizers(plan.base, plan.family)
+            prompts = [*args.validation_prompt, ""]
+            states = cache_texts(plan.family, tokenizers, data.text_encoders, prompts)
+        vae = backbones.load_vae(plan.base, args.pretrained_vae_model_name_or_path)
+        images = draw_validation(
+            plan.family,
+            plan.base,
+            unet,
+            states,
+            args.validation_prompt,
+            args.output_dir / "validation",
+            step,
+            num_images=args.num_validation_images,
+            steps=args.validation_inference_steps,
+            guidance=args.validation_guidance_scale,
+            vae=vae.to(dtype=DTYPES[args.vae_dtype]),
+        )
+        show_in_trackers(accelerator, images, step)
+    accelerator.wait_for_everyone()
+
+
+def show_in_trackers(accelerator: Any, images: Sequence[Any], step: int) -> None:
+    """Put validation pictures where the losses are."""
+    import numpy as np
+
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            stack = np.stack([np.asarray(image) for image in images])
+            tracker.writer.add_images("validation", stack, step, dataformats="NHWC")
+        elif tracker.name == "wandb":
+            import wandb
+
+            tracker.log({"validation": [wandb.Image(image) for image in images]}, step=step)

@@ -1,0 +1,81 @@
+"""Pictures drawn during training, so that a person sees the subject arrive."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .backbones import Family, build_pipeline, load_sampler
+from .grids import labelled_grid, save_png
+from .sampling import generate
+
+
+@torch.no_grad()
+def draw_validation(
+    family: Family,
+    base: str,
+    unet: Any,
+    states: Mapping[str, Mapping[str, torch.Tensor]],
+    prompts: Sequence[str],
+    folder: Path,
+    step: int,
+    *,
+    num_images: int,
+    steps: int,
+    guidance: float,
+    vae: Any,
+) -> list[Image.Image]:
+    """Draw every prompt with seeds 0, 1 … and renew `folder/grid.png`, a row of pictures a step.
+
+    Args:
+        unet: the denoiser with its adapter live, of any dtype.
+        states: cached text states of the prompts and of "" (for guidance), as `cache_texts` gives.
+        vae: loaded for this and dropped by the caller, so that it does not stay during training.
+    """
+    device = next(unet.parameters()).device
+    pipeline = build_pipeline(family, unet=unet, vae=vae.to(device), scheduler=load_sampler(base))
+    jobs = [(prompt, seed) for prompt in prompts for seed in range(num_images)]
+    embeds = {}
+    for name in states[""]:
+        batch = torch.cat([states[prompt][name] for prompt, _ in jobs])
+        empty = torch.cat([states[""][name]] * len(jobs))
+        embeds[name] = batch.to(device, unet.dtype)
+        embeds[f"negative_{name}"] = empty.to(device, unet.dtype)
+    was_training = unet.training
+    unet.eval()
+    images = generate(
+        pipeline,
+        [prompt for prompt, _ in jobs],
+        [seed for _, seed in jobs],
+        steps=steps,
+        guidance=guidance,
+        progress=False,
+        **embeds,
+    )
+    unet.train(was_training)
+    for number, ((prompt, seed), image) in enumerate(zip(jobs, images, strict=True)):
+        recipe = {"prompt": prompt, "seed": seed, "step": step, "base": base}
+        save_png(image, folder / f"step-{step:06d}-{number:02d}.png", recipe)
+    save_png(validation_grid(folder, [f"{p} · seed {s}" for p, s in jobs]), folder / "grid.png")
+    return images
+
+
+def validation_grid(folder: Path, labels: Sequence[str]) -> Image.Image:
+    """All validation pictures saved in `folder`: a row a step, a column a prompt and seed."""
+    rows: dict[int, dict[int, Path]] = {}
+    for path in sorted(folder.glob("step-*.png")):
+        match = re.fullmatch(r"step-(\d+)-(\d+)\.png", path.name)
+        if match:
+            rows.setdefault(int(match[1]), {})[int(match[2])] = path
+    pictures = [
+        [Image.open(row[n]).convert("RGB") if n in row else None for n in range(len(labels))]
+        for row in rows.values()
+    ]
+    return labelled_grid(
+        pictures, row_labels=[f"step {step}" for step in rows], column_labels=list(labels)
+    )

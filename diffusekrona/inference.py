@@ -298,17 +298,27 @@ def save_grid(
     return args.output_dir / "grid.png"
 
 
+def _quieten_libraries() -> None:
+    """What they would say is either told by us, in one line, or no concern of the user's."""
+    import warnings
+
+    import diffusers.utils.logging as of_diffusers
+    import transformers.utils.logging as of_transformers
+
+    for theirs in (of_diffusers, of_transformers):
+        theirs.set_verbosity_error()
+        theirs.disable_progress_bar()
+    warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+    warnings.filterwarnings("ignore", module="huggingface_hub")
+
+
 def main() -> None:
     """Entry point: parse, build, draw."""
     args = build_parser().parse_args()
     check_arguments(args)
     from accelerate import PartialState
-    from diffusers.utils.logging import set_verbosity_error as quieten_diffusers
-    from transformers.utils.logging import set_verbosity_error as quieten_transformers
 
-    # What they would warn of is either told by us, in one line, or no concern of the user's.
-    quieten_diffusers()
-    quieten_transformers()
+    _quieten_libraries()
     state = PartialState(cpu=args.device == "cpu")
     level = logging.WARNING if state.is_main_process else logging.ERROR
     logging.basicConfig(format="%(levelname)s: %(message)s", level=level)

@@ -114,6 +114,9 @@ def collect_adapter(
     }
     if base_family:
         head["base_family"] = base_family
+    layers_per_block = getattr(parts.get("unet"), "config", {}).get("layers_per_block")
+    if isinstance(layers_per_block, int):
+        head["layers_per_block"] = str(layers_per_block)  # the original block names count with it
     extra = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
     return Adapter(tensors, configs, {**extra, **head})
 
@@ -228,7 +231,7 @@ def put_adapter(
             raise UserError(f"{source} adapts {component}, which the given model does not have.")
         if adapter_name in getattr(parts[component], "peft_config", {}):
             raise ValueError(f"An adapter named {adapter_name!r} is already loaded.")
-        tensors = adapter.component_tensors(component)
+        tensors = _named_as_in(parts[component], adapter.component_tensors(component))
         fitted = _fit_config(config, tensors, parts[component], component, source)
         plan.append((parts[component], fitted, tensors))
     for part, config, tensors in plan:
@@ -269,6 +272,18 @@ def _split_component(key: str) -> tuple[str, str]:
     """Full key to (component, key inside it); UNet keys bear no prefix, or `unet.`."""
     head, _, rest = key.partition(".")
     return (head, rest) if head in ("unet", *TEXT_ENCODERS) else ("unet", key)
+
+
+def _named_as_in(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Keys with or without CLIP's `text_model.`, as this model has it: transformers dropped it."""
+    wrapped = hasattr(model, "text_model")
+    if hasattr(model, "down_blocks") or not (wrapped or hasattr(model, "encoder")):
+        return dict(tensors)
+    bare = {key.removeprefix("text_model."): tensor for key, tensor in tensors.items()}
+    if not wrapped:
+        return bare
+    inner = ("encoder.", "embeddings.", "final_layer_norm.")
+    return {"text_model." + k if k.startswith(inner) else k: t for k, t in bare.items()}
 
 
 def _layers(tensors: Mapping[str, torch.Tensor]) -> set[str]:

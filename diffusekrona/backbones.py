@@ -87,6 +87,16 @@ def family_of(unet_config: Mapping[str, Any]) -> Family:
     return FAMILIES["sd2" if unet_config.get("cross_attention_dim") == 1024 else "sd1"]
 
 
+def quiet_libraries() -> None:
+    """For entry points: only errors of diffusers and transformers, no bars for files loaded."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+
+
 # --- reading a base model ---------------------------------------------------------------------
 
 
@@ -235,11 +245,13 @@ def text_encoder_kinds(family: Family) -> dict[str, str]:
 def tokenize(tokenizers: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
     """Token ids (n, tokens) for each tokenizer; tells of words past the model's last token."""
     ids = []
+    told = set()  # the tokenizers of one base mostly agree: one warning a prompt
     for tokenizer in tokenizers:
         length = tokenizer.model_max_length
         for prompt in dict.fromkeys(prompts):
             tokens = tokenizer(prompt, truncation=False).input_ids
-            if len(tokens) > length:
+            if len(tokens) > length and prompt not in told:
+                told.add(prompt)
                 lost = tokenizer.decode(tokens[length - 1 : -1])
                 log.warning(
                     "prompt of %d tokens, the base reads %d; not seen by it: %r",

@@ -113,8 +113,9 @@ def prepare_data(
     if args.aspect_ratio_buckets:
         buckets = bucket_sizes(plan.resolution, plan.pixel_step)
         sizes = [nearest_bucket(load_picture(p).size[::-1], buckets) for p in pictures]
-    vae = backbones.load_vae(plan.base, args.pretrained_vae_model_name_or_path, **hub)
-    vae = vae.to(accelerator.device, DTYPES[args.vae_dtype])
+    other_vae, vae_dtype = args.pretrained_vae_model_name_or_path, DTYPES[args.vae_dtype]
+    vae = backbones.load_vae(plan.base, other_vae, torch_dtype=vae_dtype, **hub)
+    vae = vae.to(accelerator.device)
     each = [[size] for size in sizes]
     instance = cache_pictures(vae, pictures, captions, each, cropping, show)
     every = [sorted(set(sizes))] * len(class_pictures)
@@ -163,7 +164,7 @@ def cache_pictures(
     """
     items = []
     pairs = list(zip(pictures, captions, sizes, strict=True))
-    bar = tqdm(pairs, desc="latents", unit="picture", disable=not progress)
+    bar = tqdm(pairs, desc="latents", unit="picture", disable=not progress or not pairs)
     for number, (path, caption, wanted) in enumerate(bar):
         picture = load_picture(path, min_size=max(max(size) for size in wanted))
         variants = {}

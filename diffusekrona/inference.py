@@ -298,7 +298,7 @@ def save_grid(
     return args.output_dir / "grid.png"
 
 
-def _quieten_libraries() -> None:
+def quieten_libraries() -> None:
     """What they would say is either told by us, in one line, or no concern of the user's."""
     import warnings
 
@@ -318,7 +318,7 @@ def main() -> None:
     check_arguments(args)
     from accelerate import PartialState
 
-    _quieten_libraries()
+    quieten_libraries()
     state = PartialState(cpu=args.device == "cpu")
     level = logging.WARNING if state.is_main_process else logging.ERROR
     logging.basicConfig(format="%(levelname)s: %(message)s", level=level)

@@ -68,6 +68,14 @@ class RunLog:
         )
         self.loop_started = time.time()
 
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        if self.file:
+            self.file.close()
+
     def _forget_after(self, step: int) -> None:
         """Drop the lines of steps that will be done again."""
         if self.path.is_file():
@@ -115,7 +123,6 @@ class RunLog:
             self.accelerator.log({"loss": loss, "lr": lr}, step=done)
 
     def _diverged(self, what: str, step: int) -> UserError:
-        self.bar.close()
         good = sorted(self.args.output_dir.glob("checkpoint-*"), key=lambda p: int(p.name[11:]))
         kept = f"the last good checkpoint is {good[-1]}" if good else "no checkpoint was due yet"
         return UserError(
@@ -125,7 +132,7 @@ class RunLog:
 
     def stopped(self, done: int, folder: Path | None, caught: Sequence[int]) -> int:
         """Tell that a signal ended the run; returns the exit code."""
-        self.bar.close()
+        self.bar.close()  # before the line below, which it would overwrite
         where = f"saved {folder}" if folder else "and nothing could be saved"
         log.warning(
             "stopped at step %d, %s; go on with --resume_from_checkpoint latest", done, where
@@ -138,9 +145,9 @@ class RunLog:
         Raises:
             UserError: the disk refuses; the line says where the adapter was put instead.
         """
-        self.bar.close()
         if not self.main:
             return
+        self.bar.close()
         args, path = self.args, self.args.output_dir / ADAPTER
         metadata = {
             "base_model": args.pretrained_model_name_or_path,

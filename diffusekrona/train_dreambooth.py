@@ -41,9 +41,11 @@ def train(args: argparse.Namespace) -> int:
     """One training run, from checked arguments to adapter.safetensors in `args.output_dir`."""
     import torch
 
+    from .backbones import quiet_libraries
     from .plan import make_plan, print_plan
     from .train_setup import read_pictures, refuse_to_overwrite
 
+    quiet_libraries()
     plan = make_plan(args)
     pictures, captions = read_pictures(args)
     if args.dry_run:
@@ -91,12 +93,11 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
     accelerator.register_for_checkpointing(*filter(None, (lr_scheduler, ema)))
     settings = setup.settings_to_keep(args, plan, accelerator, pictures, captions)
     first = setup.resume(args, accelerator, settings)
-    run_log = RunLog(args, plan, accelerator, trained, first, steps, started)
     validate = functools.partial(setup.validate, args, plan, accelerator, unet, data)
     if first == 0:
         validate(0)
-
-    with stop_signals() as caught:
+    run_log = RunLog(args, plan, accelerator, trained, first, steps, started)
+    with run_log, stop_signals() as caught:
         for step in range(first, steps):
             for micro in range(args.gradient_accumulation_steps):
                 number = step * args.gradient_accumulation_steps + micro
@@ -126,11 +127,11 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
             if done % args.validation_steps == 0 and done < steps:
                 validate(done)
 
-    # The result comes before anything else that could fail.
-    run_log.settle(trained)
-    if ema is not None:
-        ema.copy_to(trained)
-    run_log.save_result({name: models[name] for name in plan.configs}, ADAPTER_NAME)
+        # The result comes before anything else that could fail.
+        run_log.settle(trained)
+        if ema is not None:
+            ema.copy_to(trained)
+        run_log.save_result({name: models[name] for name in plan.configs}, ADAPTER_NAME)
     validate(steps)
     accelerator.end_training()
     return 0

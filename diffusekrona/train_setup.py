@@ -251,7 +251,13 @@ def validate(
             tokenizers = backbones.load_tokenizers(plan.base, plan.family)
             prompts = [*args.validation_prompt, ""]
             states = cache_texts(plan.family, tokenizers, data.text_encoders, prompts)
-        vae = backbones.load_vae(plan.base, args.pretrained_vae_model_name_or_path)
+        vae = backbones.load_vae(
+            plan.base,
+            args.pretrained_vae_model_name_or_path,
+            torch_dtype=DTYPES[args.vae_dtype],
+            revision=args.revision,
+            variant=args.variant,
+        )
         images = draw_validation(
             plan.family,
             plan.base,
@@ -263,7 +269,7 @@ def validate(
             num_images=args.num_validation_images,
             steps=args.validation_inference_steps,
             guidance=args.validation_guidance_scale,
-            vae=vae.to(dtype=DTYPES[args.vae_dtype]),
+            vae=vae,
         )
         show_in_trackers(accelerator, images, step)
     accelerator.wait_for_everyone()

@@ -102,7 +102,7 @@ def save_pipeline(folder: Path, family: str = "sd1", prediction_type: str = "eps
         pipeline = StableDiffusionPipeline(
             vae=vae(),
             unet=unet(family),
-            scheduler=DDIMScheduler(**SCHEDULE, prediction_type=prediction_type),
+            scheduler=DDIMScheduler(**SCHEDULE, clip_sample=False, prediction_type=prediction_type),
             text_encoder=CLIPTextModel(text_config(width)),
             tokenizer=tokenizer(),
             safety_checker=None,

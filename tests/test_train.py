@@ -1,0 +1,357 @@
+"""Training runs on tiny models: what they leave, and that nothing of it is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from diffusekrona.adapter_file import read_adapter
+from diffusekrona.errors import UserError
+from diffusekrona.train_dreambooth import main
+
+COLOURS = ("red", "green", "blue", "yellow")
+LAYERS = 32  # attention projections of a tiny UNet
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for colour in COLOURS:
+        Image.new("RGB", (48, 40), colour).save(folder / f"{colour}.png")
+    return folder
+
+
+def flags(base: Path, pictures: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "--pretrained_model_name_or_path", str(base),
+        "--instance_data_dir", str(pictures),
+        "--instance_prompt", "a sks dog",
+        "--output_dir", str(out),
+        "--a2", "16",
+        "--max_train_steps", "4",
+        "--checkpointing_steps", "100",
+        "--report_to", "none",
+        "--cpu",
+        *more,
+    ]  # fmt: skip
+
+
+def run(base: Path, pictures: Path, out: Path, *more: str) -> dict[str, torch.Tensor]:
+    assert main(flags(base, pictures, out, *more)) == 0
+    return load_file(out / "adapter.safetensors")
+
+
+def command(base: Path, pictures: Path, out: Path, *more: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "diffusekrona.train_dreambooth",
+        *flags(base, pictures, out, *more),
+    ]
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+@pytest.mark.parametrize("base", ["tiny_sd1", "tiny_sd2_v", "tiny_sdxl"])
+@pytest.mark.parametrize("adapter", ["krona", "lora"])
+def test_a_run_leaves_an_adapter_that_describes_itself(
+    request, base, adapter, pictures, tmp_path: Path
+) -> None:
+    folder = request.getfixturevalue(base)
+    tensors = run(folder, pictures, tmp_path, "--adapter_type", adapter)
+    assert len(tensors) == 2 * LAYERS
+    zero_at_start = ".krona_b" if adapter == "krona" else ".lora_B"
+    moved = [t for k, t in tensors.items() if zero_at_start in k]
+    assert len(moved) == LAYERS and all(t.abs().max() > 0 for t in moved)
+    with safe_open(tmp_path / "adapter.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["method"] == adapter
+    assert metadata["base_family"] == {"tiny_sd2_v": "sd2"}.get(base, base.removeprefix("tiny_"))
+    assert metadata["base_model"] == str(folder)
+    assert (metadata["steps"], metadata["instance_prompt"]) == ("4", "a sks dog")
+    summary = json.loads((tmp_path / "run.json").read_text())
+    assert summary["trained_parameters"] == sum(t.numel() for t in tensors.values())
+    log = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 3, 4]
+
+
+def test_training_lowers_the_loss(tiny_sd1, pictures, tmp_path: Path) -> None:
+    more = ("--max_train_steps", "60", "--learning_rate", "1e-2", "--train_batch_size", "4")
+    run(tiny_sd1, pictures, tmp_path, *more)
+    losses = [
+        json.loads(line)["loss"] for line in (tmp_path / "train_log.jsonl").read_text().splitlines()
+    ]
+    assert sum(losses[-15:]) < 0.97 * sum(losses[:15])
+
+
+def test_same_seed_same_run_other_seed_other_run(tiny_sd1, pictures, tmp_path: Path) -> None:
+    one = run(tiny_sd1, pictures, tmp_path / "1")
+    two = run(tiny_sd1, pictures, tmp_path / "2")
+    other = run(tiny_sd1, pictures, tmp_path / "3", "--seed", "1")
+    assert same(one, two) and not same(one, other)
+
+
+def test_every_option_at_once(tiny_sdxl, pictures, tmp_path: Path) -> None:
+    tensors = run(
+        tiny_sdxl, pictures, tmp_path / "out",
+        "--factors", "k=8x64,o=2x64", "--train_text_encoder", "--text_encoder_a1", "8",
+        "--text_encoder_a2", "8", "--train_feed_forward", "--terms", "2", "--random_flip",
+        "--aspect_ratio_buckets", "--use_ema", "--snr_gamma", "5", "--noise_offset", "0.1",
+        "--with_prior_preservation", "--class_data_dir", str(tmp_path / "class"),
+        "--class_prompt", "a dog", "--num_class_images", "3", "--train_batch_size", "2",
+        "--gradient_accumulation_steps", "2", "--gradient_checkpointing", "--lr_scheduler",
+        "cosine", "--lr_warmup_steps", "1", "--validation_prompt", "a sks dog",
+        "--validation_inference_steps", "2", "--save_precision", "fp16", "--max_train_steps", "2",
+    )  # fmt: skip
+    k = next(t for n, t in tensors.items() if n.endswith("to_k.krona_a"))
+    assert k.shape == (2, 8, 64) and k.dtype == torch.float16
+    assert any(n.startswith("text_encoder_2.") for n in tensors)
+    assert any("ff.net.2" in n for n in tensors)
+    assert len(list((tmp_path / "class").glob("*.png"))) == 3
+    grid = Image.open(tmp_path / "out" / "validation" / "grid.png")
+    assert min(grid.size) > 100
+    adapter = read_adapter(tmp_path / "out")
+    assert set(adapter.configs) == {"unet", "text_encoder", "text_encoder_2"}
+
+
+def test_validation_does_not_change_the_run(tiny_sd1, pictures, tmp_path: Path) -> None:
+    plain = run(tiny_sd1, pictures, tmp_path / "1")
+    drawn = run(
+        tiny_sd1, pictures, tmp_path / "2", "--validation_prompt", "a sks dog",
+        "--validation_steps", "2", "--validation_inference_steps", "2",
+    )  # fmt: skip
+    assert same(plain, drawn)
+
+
+def test_gradient_accumulation_is_a_larger_batch(tiny_sd1, tmp_path: Path) -> None:
+    # One picture, so that both ways of dealing batches deal the same samples.
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    batch = run(tiny_sd1, tmp_path, tmp_path / "1", "--train_batch_size", "2")
+    steps = run(tiny_sd1, tmp_path, tmp_path / "2", "--gradient_accumulation_steps", "2")
+    for name, tensor in batch.items():
+        torch.testing.assert_close(steps[name], tensor, atol=2e-4, rtol=0)
+
+
+def test_two_processes_are_one_with_twice_the_batch(tiny_sd1, pictures, tmp_path: Path) -> None:
+    one = run(tiny_sd1, pictures, tmp_path / "1", "--train_batch_size", "2")
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    more = flags(tiny_sd1, pictures, tmp_path / "2")
+    result = subprocess.run(
+        [*launch, "-m", "diffusekrona.train_dreambooth", *more],
+        capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    two = load_file(tmp_path / "2" / "adapter.safetensors")
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=2e-4, rtol=0)
+
+
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 180) -> None:
+    deadline = time.time() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read().decode()[-2000:]
+        assert time.time() < deadline, f"{path} never came"
+        time.sleep(0.02)
+
+
+def start(*arguments) -> subprocess.Popen:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, env=env)
+
+
+EXACT = ("--checkpointing_steps", "3", "--use_ema", "--lr_scheduler", "cosine")
+
+
+def test_killed_and_resumed_is_never_killed(tiny_sd1, pictures, tmp_path: Path) -> None:
+    whole = run(tiny_sd1, pictures, tmp_path / "1", *EXACT, "--max_train_steps", "40")
+    out = tmp_path / "2"
+    process = start(tiny_sd1, pictures, out, *EXACT, "--max_train_steps", "40")
+    wait_for(out / "checkpoint-6" / "state.json", process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "adapter.safetensors").exists()
+    more = (*EXACT, "--max_train_steps", "40", "--resume_from_checkpoint", "latest")
+    assert same(run(tiny_sd1, pictures, out, *more), whole)
+    log = [json.loads(line)["step"] for line in (out / "train_log.jsonl").read_text().splitlines()]
+    assert log == list(range(1, 41))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_before_leaving(tiny_sd1, pictures, tmp_path: Path, number) -> None:
+    process = start(tiny_sd1, pictures, tmp_path, "--max_train_steps", "100000")
+    wait_for(tmp_path / "train_log.jsonl", process)
+    time.sleep(1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert b"Traceback" not in errors
+    (saved,) = tmp_path.glob("checkpoint-*")
+    step = int(saved.name.removeprefix("checkpoint-"))
+    more = ("--max_train_steps", str(step + 1), "--resume_from_checkpoint", "latest")
+    run(tiny_sd1, pictures, tmp_path, *more)
+
+
+def test_damaged_newest_checkpoint_falls_back(tiny_sd1, pictures, tmp_path: Path, caplog) -> None:
+    whole = run(tiny_sd1, pictures, tmp_path, "--checkpointing_steps", "1")
+    (tmp_path / "adapter.safetensors").unlink()
+    damaged = tmp_path / "checkpoint-4" / "optimizer.bin"
+    damaged.write_bytes(damaged.read_bytes()[:-50])
+    (tmp_path / "checkpoint-3" / "adapter.safetensors").unlink()
+    (tmp_path / "checkpoint-2" / "state.json").write_text("{")
+    more = ("--checkpointing_steps", "1", "--resume_from_checkpoint", "latest")
+    assert same(run(tiny_sd1, pictures, tmp_path, *more), whole)
+    assert "checkpoint-4 is damaged" in caplog.text and "checkpoint-1" in caplog.text
+    (tmp_path / "checkpoint-4" / "optimizer.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"checkpoint-4: its optimizer\.bin is not as it was"):
+        run(tiny_sd1, pictures, tmp_path, "--resume_from_checkpoint", "checkpoint-4")
+
+
+def test_resume_with_other_settings_is_refused(tiny_sd1, pictures, tmp_path: Path) -> None:
+    run(tiny_sd1, pictures, tmp_path, "--checkpointing_steps", "2")
+    for more in (("--a1", "8"), ("--seed", "5"), ("--adapter_type", "lora")):
+        with pytest.raises(UserError, match="was trained with"):
+            run(tiny_sd1, pictures, tmp_path, "--resume_from_checkpoint", "latest", *more)
+
+
+def test_checkpoints_total_limit(tiny_sd1, pictures, tmp_path: Path) -> None:
+    more = ("--checkpointing_steps", "1", "--checkpoints_total_limit", "2")
+    run(tiny_sd1, pictures, tmp_path, *more)
+    assert {p.name for p in tmp_path.glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-4"}
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_a_result_is_not_overwritten_unasked(tiny_sd1, pictures, tmp_path: Path) -> None:
+    first = run(tiny_sd1, pictures, tmp_path)
+    with pytest.raises(UserError, match=r"already holds adapter\.safetensors"):
+        run(tiny_sd1, pictures, tmp_path, "--seed", "1")
+    assert same(load_file(tmp_path / "adapter.safetensors"), first)
+    assert not same(
+        run(tiny_sd1, pictures, tmp_path, "--seed", "1", "--overwrite_output_dir"), first
+    )
+
+
+def test_a_diverging_run_stops_and_keeps_the_last_good_state(
+    tiny_sd1, pictures, tmp_path: Path
+) -> None:
+    # A schedule that is harmless for two steps and then is not.
+    more = ("--learning_rate", "1e30", "--lr_scheduler", "piecewise_constant")
+    rules = ("--lr_step_rules", "0.0:2,1")
+    steps = ("--checkpointing_steps", "1", "--max_train_steps", "30")
+    with pytest.raises(UserError, match=r"became NaN or infinite.*lower --learning_rate"):
+        run(tiny_sd1, pictures, tmp_path, *more, *rules, *steps)
+    assert not (tmp_path / "adapter.safetensors").exists()
+    for checkpoint in tmp_path.glob("checkpoint-*"):
+        tensors = load_file(checkpoint / "adapter.safetensors")
+        assert all(torch.isfinite(t).all() for t in tensors.values())
+    assert (tmp_path / "checkpoint-2").is_dir()
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path):
+    """A file system of half a megabyte."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_loses_no_trained_weights(tiny_sd1, pictures, full_disk: Path, caplog) -> None:
+    ballast = full_disk / "ballast"
+    ballast.write_bytes(b"x" * 480_000)
+    out = full_disk / "out"
+    with pytest.raises(UserError, match="no space left") as error:
+        run(tiny_sd1, pictures, out, "--checkpointing_steps", "2", "--a1", "1", "--a2", "1")
+    assert "training goes on" in caplog.text  # the checkpoints could not be saved either
+    rescued = Path(str(error.value).rpartition(" ")[2])
+    assert len(load_file(rescued)) == 2 * LAYERS
+    assert not list(out.glob("checkpoint-*")) and not list(out.glob(".checkpoint-*"))
+    rescued.unlink()
+
+
+def fails(*arguments: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-m", "diffusekrona.train_dreambooth", *arguments],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stderr.strip().splitlines()[-1]
+
+
+def test_mistakes_get_one_line_and_exit_code_2(tiny_sd1, pictures, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    line = fails(*flags(tiny_sd1, pictures, out, "--a1", "3"))
+    assert line.startswith("error: Kronecker factors (a1=3, a2=16) do not fit layer")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--pretrained_model_name_or_path", "./nowhere"], "No base model at './nowhere'"),
+        (["--instance_data_dir", "./nowhere"], "nowhere"),
+        (["--attn_update_unet", "kx"], "letters k, q, v, o"),
+        (["--factors", "k=8by8"], "cannot read 'k=8by8'"),
+        (["--attn_update_unet", "kq", "--factors", "o=2x8"], "--factors gives 'o'"),
+        (["--resolution", "33"], "multiples of 2"),
+        (["--with_prior_preservation"], "needs --class_data_dir"),
+        (["--max_train_steps", "0"], "at least 1"),
+        (["--optimizer", "prodigy"], "pip install prodigyopt"),
+        (["--use_8bit_adam"], "pip install bitsandbytes"),
+        (["--mixed_precision", "fp16"], "fp16"),
+        (["--rank", "0", "--adapter_type", "lora"], "--rank must be at least 1"),
+        (["--lr_scheduler", "piecewise_constant"], "--lr_step_rules"),
+    ],
+)
+def test_mistakes(tiny_sd1, pictures, tmp_path: Path, more, says) -> None:
+    with pytest.raises(UserError) as error:
+        main(flags(tiny_sd1, pictures, tmp_path / "out", *more))
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_dry_run_tells_and_writes_nothing(tiny_sdxl, pictures, tmp_path: Path, capsys) -> None:
+    assert main(flags(tiny_sdxl, pictures, tmp_path / "out", "--dry_run")) == 0
+    told = capsys.readouterr().out
+    assert "Stable Diffusion XL" in told and f"{LAYERS} layers" in told and "4 of batch 1" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_captions_of_single_pictures_are_used(tiny_sd1, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    Image.new("RGB", (32, 32), "red").save(folder / "a.png")
+    (folder / "a.txt").write_text("a red square")
+    (folder / ".DS_Store").write_bytes(b"x")
+    main(flags(tiny_sd1, folder, tmp_path / "out", "--dry_run"))
+    assert "a red square" in capsys.readouterr().out
+
+
+def test_bf16(tiny_sdxl, pictures, tmp_path: Path) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps one a process
+    tensors = run(tiny_sdxl, pictures, tmp_path, "--mixed_precision", "bf16")
+    assert all(t.dtype == torch.float32 and torch.isfinite(t).all() for t in tensors.values())

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import UserError, exit_on_user_error, writing
 from .inference_args import (
+    ADAPTER_FILE,
     DTYPES,
     SCHEDULERS,
     build_parser,
@@ -58,6 +59,13 @@ class Mixed:
     path: Path
     weight: float
     adapter: Adapter
+
+    @property
+    def title(self) -> str:
+        """For people: the run's name, and the weight if it is not 1."""
+        own = self.path.absolute()
+        name = own.parent.name if own.name == ADAPTER_FILE else own.stem
+        return name if self.weight == 1 else f"{name} x {self.weight:g}"
 
     def recipe(self) -> dict[str, Any]:
         """What a picture's recipe tells of it; no more of the path than tells which it is."""
@@ -240,11 +248,8 @@ def draw(
     from .grids import save_png
     from .sampling import encode, iter_pictures, refine_with
 
-    try:
-        with writing(args.output_dir):
-            args.output_dir.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise UserError(f"--output_dir {args.output_dir} is a file, not a folder.") from error
+    with writing(args.output_dir):
+        args.output_dir.mkdir(parents=True, exist_ok=True)
     jobs = [(row, seed) for row in range(len(prompts)) for seed in args.seeds]
     first = first_number(args.output_dir)
     state.wait_for_everyone()  # all have counted before one adds to the folder
@@ -275,7 +280,11 @@ def draw(
 
 
 def save_grid(
-    args: argparse.Namespace, prompts: Sequence[str], paths: Sequence[Path], base: str
+    args: argparse.Namespace,
+    prompts: Sequence[str],
+    paths: Sequence[Path],
+    base: str,
+    adapters: Sequence[Mixed],
 ) -> Path:
     """`grid.png` of a run: a row a prompt, a column a seed. Replaces that of the run before."""
     from PIL import Image
@@ -289,7 +298,8 @@ def save_grid(
     across = len(args.seeds)
     rows = [images[start : start + across] for start in range(0, len(images), across)]
     cell = int((_MOST_GRID_PIXELS / len(images)) ** 0.5)
-    title = f"{Path(base).name} · {', '.join(args.adapter) or 'no adapter'} · "
+    names = ", ".join(mixed.title for mixed in adapters) or "no adapter"
+    title = f"{Path(base).name} · {names} · "
     title += f"{args.num_inference_steps} steps · guidance {args.guidance_scale:g}"
     grid = labelled_grid(
         rows, prompts, [f"seed {seed}" for seed in args.seeds], title, cell if cell < 512 else None
@@ -330,7 +340,7 @@ def main() -> None:
         recipe = recipe_of(args, base, adapters, pipeline)
         paths = draw(args, prompts, pipeline, refiner, recipe, state)
         if state.is_main_process:
-            grid = save_grid(args, prompts, paths, base)
+            grid = save_grid(args, prompts, paths, base, adapters)
             print(f"{len(paths)} pictures in {args.output_dir}, all together in {grid}")
     finally:
         state.destroy_process_group()

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+''':'  # Both Bash and Python: `accelerate launch` reads it as Python, where all this is a string.
+# Pictures of a fine-tuned subject with Stable Diffusion, at 512 px. From any directory:
+#   SUBJECT=dog SEEDS="0 1" bash scripts/inference_sd.sh --negative_prompt "blurry"
+#   accelerate launch scripts/inference_sd.sh        (--multi_gpu: the GPUs share the pictures)
+set -euo pipefail
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+SUBJECT="${SUBJECT:-dog}"          # folder in data/ and outputs/
+CLASS="${CLASS:-$SUBJECT}"         # what the subject is, in a word that the base knows
+MODEL_NAME="${MODEL_NAME:-}"       # base: hub name, folder or pocket; empty: the adapter's own
+ADAPTER="${ADAPTER:-}"             # file or run folder; empty: the newest in outputs/$SUBJECT
+WEIGHT="${WEIGHT:-1.0}"            # 0: the base alone; 0.7: freer prompts; 1: as trained
+PROMPTS="${PROMPTS:-a sks $CLASS in the forest|a sks $CLASS on the beach|a sks $CLASS in the snow}"
+SEEDS="${SEEDS:-0 1 2 3}"          # a picture of every prompt for each
+STEPS="${STEPS:-50}"               # denoising steps; 25 is often enough
+GUIDANCE="${GUIDANCE:-7.0}"        # 5: freer and softer; 10: closer to the words, harsher
+BATCH_SIZE="${BATCH_SIZE:-4}"      # pictures at once: as many as memory holds; they stay the same
+OUTPUT_DIR="${OUTPUT_DIR:-}"       # empty: the folder `images` beside the adapter
+
+ADAPTER="${ADAPTER:-$(ls -t "$ROOT/outputs/$SUBJECT"/*/adapter.safetensors 2>/dev/null | head -n 1 || true)}"
+if [ -z "$ADAPTER" ]; then
+  echo "error: no adapter in $ROOT/outputs/$SUBJECT: run scripts/finetune_sd.sh, or set ADAPTER" >&2
+  exit 2
+fi
+if [ -z "$OUTPUT_DIR" ]; then
+  [ -d "$ADAPTER" ] && OUTPUT_DIR="$ADAPTER/images" || OUTPUT_DIR="$(dirname "$ADAPTER")/images"
+fi
+# The Python of an active environment, or else of the quick start's .venv.
+[ -n "${VIRTUAL_ENV:-}" ] || PATH="$ROOT/.venv/bin:$PATH"
+PYTHON="${PYTHON:-$(command -v python || command -v python3)}"
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+exec "$PYTHON" -m diffusekrona.inference \
+  ${MODEL_NAME:+--pretrained_model_name_or_path "$MODEL_NAME"} \
+  --adapter "$ADAPTER:$WEIGHT" \
+  --prompt_file <(tr '|' '\n' <<< "$PROMPTS") \
+  --seeds $SEEDS \
+  --num_inference_steps "$STEPS" \
+  --guidance_scale "$GUIDANCE" \
+  --batch_size "$BATCH_SIZE" \
+  --output_dir "$OUTPUT_DIR" \
+  "$@"
+'''
+import os, sys
+os.environ["PYTHON"] = sys.executable
+os.execvp("bash", ["bash", __file__, *sys.argv[1:]])

@@ -1,0 +1,250 @@
+"""One adapter or model in, another format out, read back and compared before it takes its place.
+
+from diffusekrona.formats.conversion import convert
+report = convert("pytorch_lora_weights.safetensors", "adapter.safetensors", "krona")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ..errors import UserError
+from ..files import replace_whole
+from . import full_finetune, krona_file, lokr, lora, merged, peft_folder
+from .delta_set import DeltaSet, Hints, mix
+from .deltas import difference
+from .folders import replace_folder
+from .full_model import FullModel, open_model
+from .recognise import READERS, SOURCES, recognise
+from .tensor_files import entries_of, write_entries
+
+KRONECKER = ("krona", "peft")
+LOKR = ("lokr", "lokr-diffusers")
+LOW_RANK = ("lora", "lora-kohya", "peft-lora")
+TARGETS = (*KRONECKER, *LOKR, *LOW_RANK, "merged")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose about the target; None where left to the source.
+
+    Attributes:
+        rank: most a LoRA layer may have; None writes it exactly.
+        a1, a2, terms: Kronecker factors, where the source is to be approximated.
+        dtype: of the tensors written.
+        drop_convolutions: leave layers out that a Kronecker adapter has no place for.
+    """
+
+    rank: int | None = None
+    a1: int | None = None
+    a2: int | None = None
+    terms: int | None = None
+    dtype: torch.dtype | None = None
+    drop_convolutions: bool = False
+
+
+@dataclass
+class Report:
+    """What was read, what was written, and how exactly.
+
+    Attributes:
+        largest, relative: largest absolute difference of delta W over layers, and the largest
+            Frobenius difference relative to its layer's delta W, of the written file, read back.
+        parameters_written: numbers in the adapter's factors; 0 for a merged model.
+        errors: layer name to relative Frobenius error, for an approximation; else empty.
+    """
+
+    source: str
+    family: str | None
+    layers: int
+    parameters: int
+    bytes_read: int
+    target: str
+    destination: Path
+    bytes_written: int
+    parameters_written: int
+    largest: float
+    relative: float
+    worst_layer: str
+    errors: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The report for people, one fact a line."""
+        numbers = f"{self.parameters_written:,} numbers, " if self.parameters_written else ""
+        lines = [
+            f"read    {self.source}, {self.family or 'family unknown'}: {self.layers} layers, "
+            f"{self.parameters:,} numbers, {self.bytes_read / 1e6:.2f} MB",
+            f"wrote   {self.target}: {self.destination}, {numbers}{self.bytes_written / 1e6:.2f} MB",
+            f"exact   largest absolute difference of delta W {self.largest:.3g}, largest relative "
+            f"{self.relative:.3g} ({self.worst_layer}); read back from what was written",
+        ]
+        lines += [f"error   {error:.6f}  {name}" for name, error in self.errors.items()]
+        return lines + [f"note    {note}" for note in self.notes]
+
+
+def convert(
+    source: Path | str,
+    destination: Path | str,
+    target: str,
+    *,
+    source_format: str | None = None,
+    base: str | Path | None = None,
+    family: str | None = None,
+    weight: float = 1.0,
+    adapters: Sequence[tuple[Path | str, float]] = (),
+    options: Options | None = None,
+) -> Report:
+    """Read `source` (and `adapters`, mixed in at their weights), write `destination`.
+
+    Args:
+        target: one of TARGETS. "merged" writes one file if the destination ends in
+            .safetensors, else a diffusers folder.
+        source_format: one of SOURCES, where it shall not be recognised.
+        base: the base model; needed for "merged" and for a full fine-tune.
+        family: "sd1", "sd2" or "sdxl", where the file does not say.
+
+    Raises:
+        UserError: one line for whatever is wrong; nothing is written then.
+    """
+    options, destination = options or Options(), Path(destination).expanduser()
+    _check_request(target, base, options)
+    model = open_model(base, family) if base is not None else None
+    hints = Hints(family, model.layers_per_block if model else None, model and model.family)
+    sets, size = [], 0
+    for path, share in [(source, weight), *adapters]:
+        kind, file = recognise(path) if source_format is None else (source_format, Path(path))
+        sets.append((share, _read(kind, file, hints, model)))
+        size += _size(file)
+        if file.resolve() == destination.resolve():
+            raise UserError(f"{destination} is the source itself: name another destination.")
+    whole = mix(sets)
+    if model is not None:
+        merged.edits_of(whole, model)  # the checks alone
+    if target == "merged":
+        written, found = _write_merged(whole, model, destination, options)
+    else:
+        written, found = _write_adapter(whole, destination, target, hints, options)
+    worst = max(found, key=lambda name: found[name][0])
+    return Report(
+        source=whole.title,
+        family=whole.family,
+        layers=len(whole.layers),
+        parameters=whole.parameters(),
+        bytes_read=size,
+        target=target,
+        destination=destination,
+        bytes_written=_size(destination),
+        parameters_written=0 if target == "merged" else written.parameters(),
+        largest=found[worst][0],
+        relative=max(relative for _, relative in found.values()),
+        worst_layer=worst,
+        errors={n: found[n][1] for n in found} if written.errors or options.rank else {},
+        notes=written.notes,
+    )
+
+
+def _check_request(target: str, base: object, options: Options) -> None:
+    if target not in TARGETS:
+        raise UserError(f"--to {target}: no such format; there are {', '.join(TARGETS)}.")
+    if target == "merged" and base is None:
+        raise UserError("--to merged needs the base model to merge into: add --base.")
+    if options.rank is not None and target not in LOW_RANK:
+        raise UserError(f"--rank is for --to {', '.join(LOW_RANK)}, not {target}.")
+    factors = [n for n in ("a1", "a2", "terms") if getattr(options, n) is not None]
+    if factors and target not in (*KRONECKER, *LOKR):
+        raise UserError(f"--{factors[0]} is for --to {', '.join((*KRONECKER, *LOKR))}.")
+    if target in LOKR and (options.terms or 1) > 1:
+        raise UserError(
+            f"LoKr has no place for {options.terms} terms a layer: "
+            "write --to krona, --to lora or --to merged."
+        )
+
+
+def _read(kind: str, path: Path, hints: Hints, base: FullModel | None) -> DeltaSet:
+    if kind not in SOURCES:
+        raise UserError(f"--from {kind}: no such format; there are {', '.join(SOURCES)}.")
+    if kind != "full":
+        return READERS[kind](path, hints)
+    if base is None:
+        raise UserError(f"{path} is a whole model: add --base, the model it was tuned from.")
+    return full_finetune.read(open_model(path, hints.family), base)
+
+
+def _write_adapter(
+    whole: DeltaSet, destination: Path, target: str, hints: Hints, options: Options
+) -> tuple[DeltaSet, dict[str, tuple[float, float]]]:
+    """Write, read back, compare, and only then put into place."""
+    again = Hints(whole.family, whole.layers_per_block)
+    if target in ("peft", "peft-lora"):
+        written = whole
+        if target == "peft":
+            written = _kronecker(whole, options)
+        with replace_folder(destination) as folder:
+            if target == "peft":
+                peft_folder.write_krona(written, folder, options.dtype)
+            else:
+                peft_folder.write_lora(whole, folder, options.rank, options.dtype)
+            back = peft_folder.read(folder, again)
+            return _measured(written, back), _compared(whole, back)
+    written, tensors, metadata = _tensors(whole, destination.stem, target, options)
+    with replace_whole(destination) as temporary:
+        write_entries(entries_of(tensors), temporary, metadata)
+        reader = {"krona": "krona"}.get(target) or ("lokr" if target in LOKR else "lora")
+        back = READERS[reader](temporary, again)
+        return _measured(written, back), _compared(whole, back)
+
+
+def _kronecker(whole: DeltaSet, options: Options) -> DeltaSet:
+    return krona_file.with_factors(
+        whole, options.a1, options.a2, options.terms, drop=options.drop_convolutions
+    )
+
+
+def _tensors(
+    whole: DeltaSet, title: str, target: str, options: Options
+) -> tuple[DeltaSet, dict[str, torch.Tensor], dict[str, str]]:
+    if target == "krona":
+        written = _kronecker(whole, options)
+        adapter = krona_file.to_adapter(written, options.dtype)
+        return written, adapter.tensors, adapter.metadata
+    if target == "lokr":
+        return lokr.kohya_tensors(whole, title, options.dtype, options.a1, options.a2)
+    if target == "lokr-diffusers":
+        return lokr.diffusers_tensors(whole, options.dtype, options.a1, options.a2)
+    if target == "lora":
+        return whole, *lora.diffusers_tensors(whole, options.rank, options.dtype)
+    return whole, *lora.kohya_tensors(whole, title, options.rank, options.dtype)
+
+
+def _write_merged(
+    whole: DeltaSet, model: FullModel, destination: Path, options: Options
+) -> tuple[DeltaSet, dict[str, tuple[float, float]]]:
+    if destination.suffix == ".safetensors":
+        with replace_whole(destination) as temporary:
+            merged.write_single(whole, model, temporary, destination.stem, options.dtype)
+            back = open_model(temporary, model.family)
+            return whole, merged.compare(whole, model, back)
+    with replace_folder(destination) as folder:
+        merged.write_folder(whole, model, folder, options.dtype)
+        return whole, merged.compare(whole, model, open_model(folder, model.family))
+
+
+def _measured(written: DeltaSet, back: DeltaSet) -> DeltaSet:
+    back.notes, back.errors = written.notes, written.errors
+    return back
+
+
+def _compared(whole: DeltaSet, back: DeltaSet) -> dict[str, tuple[float, float]]:
+    return {n: difference(whole.layers[n], delta) for n, delta in back.layers.items()}
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -1,0 +1,131 @@
+"""What every format is read into and written from: a delta a layer, and what the file said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from ..errors import UserError
+from .deltas import Delta, combine, total_parameters
+from .families import FAMILY_NAMES, family_from_layers, family_from_metadata
+from .layer_names import names_of
+from .sgm_names import LAYERS_PER_BLOCK
+
+
+@dataclass
+class Hints:
+    """What the user says about a file that cannot say it itself; None where unsaid.
+
+    Attributes:
+        family: "sd1", "sd2" or "sdxl".
+        layers_per_block: of the base's UNet, for the original's block numbers.
+        base_family: of the base given along; believed after what the file itself says.
+    """
+
+    family: str | None = None
+    layers_per_block: int | None = None
+    base_family: str | None = None
+
+
+@dataclass
+class DeltaSet:
+    """An adapter in no particular format.
+
+    Attributes:
+        layers: `<component>.<module path>` to its delta.
+        title: what was read, for people.
+        family: of base models, where known.
+        metadata: strings carried from file to file (base, prompt, training).
+        layers_per_block: of the base's UNet.
+        dtype: the source's, in which the factors were stored.
+        errors: layer name to relative error, where this is an approximation.
+        notes: what the user should be told.
+    """
+
+    layers: dict[str, Delta]
+    title: str
+    family: str | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    layers_per_block: int = LAYERS_PER_BLOCK
+    dtype: torch.dtype = torch.float32
+    errors: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def parameters(self) -> int:
+        return total_parameters(self.layers.values())
+
+    def components(self) -> list[str]:
+        """Component names in their fixed order."""
+        present = {name.partition(".")[0] for name in self.layers}
+        return [c for c in ("unet", "text_encoder", "text_encoder_2") if c in present]
+
+    def need_family(self) -> str:
+        """The family, or a UserError that says how to name it."""
+        if self.family is None:
+            raise UserError(
+                "The file does not say which base models it is for: add --family "
+                f"{'|'.join(FAMILY_NAMES)}, or --base."
+            )
+        return self.family
+
+
+def named_layers(
+    stems: Sequence[str], where: Path | str, metadata: Mapping[str, str], hints: Hints
+) -> tuple[dict[str, str], int]:
+    """Stem to layer name, and the `layers_per_block` under which they were read."""
+    layers = hints.layers_per_block or layers_from_metadata(metadata)
+    return names_of(stems, where, layers), layers
+
+
+def layers_from_metadata(metadata: Mapping[str, str]) -> int:
+    """`layers_per_block` as our files note it, else that of every published model."""
+    noted = metadata.get("layers_per_block", "")
+    return int(noted) if noted.isdigit() and 0 < int(noted) < 10 else LAYERS_PER_BLOCK
+
+
+def find_family(
+    layers: Mapping[str, Delta],
+    stems: Sequence[str],
+    where: Path | str,
+    metadata: Mapping[str, str],
+    hints: Hints,
+) -> str | None:
+    """The family by what the user, the metadata, the base and the layers say, in that order."""
+    seen = family_from_layers({name: d.shape for name, d in layers.items()}, stems, where)
+    return hints.family or family_from_metadata(metadata) or hints.base_family or seen
+
+
+def mix(parts: Sequence[tuple[float, DeltaSet]]) -> DeltaSet:
+    """Several adapters at weights, as one.
+
+    Raises:
+        UserError: adapters of different families, or of bases of different sizes; the layer is
+            named.
+    """
+    first = parts[0][1]
+    if len(parts) == 1 and parts[0][0] == 1.0:
+        return first
+    families = {d.family for _, d in parts if d.family}
+    if len(families) > 1:
+        raise UserError(
+            f"The adapters are for different base models: {', '.join(sorted(families))}."
+        )
+    layers: dict[str, Delta] = {}
+    for name in dict.fromkeys(name for _, d in parts for name in d.layers):
+        try:
+            layers[name] = combine([(w, d.layers[name]) for w, d in parts if name in d.layers])
+        except ValueError as error:
+            raise UserError(f"The adapters do not fit one base: {name}, {error}.") from error
+    title = "mix of " + " and ".join(f"{w:g} × {d.title}" for w, d in parts)
+    return replace(
+        first,
+        layers=layers,
+        title=title,
+        family=next(iter(families), None),
+        metadata={**first.metadata, "mixed_from": title},
+        dtype=torch.float32,
+        notes=[note for _, d in parts for note in d.notes],
+    )

@@ -1,0 +1,199 @@
+"""Whole models on disk, read tensor by tensor: a diffusers folder, or one original-layout file.
+
+Only headers are read until a weight is asked for. A folder's index file may name files, but only
+plain names inside its own folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from ..backbones import family_of, resolve_base
+from ..errors import UserError
+from . import ldm_layout
+from .families import FAMILY_NAMES
+from .folders import read_json
+from .tensor_files import DTYPES, opened, read_shapes, refuse_pickle
+
+WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+PROJECTION = re.compile(r"attn[12]\.to_(q|k|v|out\.0)$|self_attn\.(q|k|v|out)_proj$")
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A tensor in a file."""
+
+    path: Path
+    key: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+@dataclass
+class FullModel:
+    """A model's tensors by component and key; a single file has them all under "file".
+
+    Attributes:
+        root: the folder or the file.
+        unet_config: of the folder's UNet; {} for a single file.
+    """
+
+    root: Path
+    parts: dict[str, dict[str, Ref]]
+    family: str | None
+    unet_config: dict[str, Any] = field(default_factory=dict)
+    layers_per_block: int = 2
+    _handles: dict[Path, Any] = field(default_factory=dict)
+
+    @property
+    def is_single_file(self) -> bool:
+        return "file" in self.parts
+
+    def load(self, ref: Ref) -> torch.Tensor:
+        """One tensor, a copy of its own."""
+        if ref.path not in self._handles:
+            self._handles[ref.path] = safe_open(ref.path, framework="pt")
+        return self._handles[ref.path].get_tensor(ref.key)
+
+    def locate(self, name: str) -> tuple[Ref, slice] | None:
+        """The weight of a layer and its rows in it (a fused q, k, v has three layers' rows)."""
+        component, _, path = name.partition(".")
+        if self.is_single_file:
+            found = ldm_layout.locate(name, self.family, self.layers_per_block)
+            ref = self.parts["file"].get(found[0])
+            if ref is None or found[1] is None:
+                return ref and (ref, slice(None))
+            third = ref.shape[0] // 3
+            return ref, slice(found[1] * third, (found[1] + 1) * third)
+        tensors = self.parts.get(component, {})
+        for key in (path, path.removeprefix("text_model."), f"text_model.{path}"):
+            if f"{key}.weight" in tensors:
+                return tensors[f"{key}.weight"], slice(None)
+        return None
+
+    def weight(self, name: str) -> torch.Tensor:
+        """A layer's weight as the matrix (out, in), fp32. Raises UserError: no such layer."""
+        found = self.locate(name)
+        if found is None:
+            raise UserError(f"{self.root} has no layer {name}.")
+        return self.load(found[0])[found[1]].float().flatten(1)
+
+    def projections(self) -> Iterator[str]:
+        """Names of the attention projections that this model has."""
+        for component, tensors in self.parts.items():
+            for key in tensors:
+                if component == "file":
+                    yield from ldm_layout.projections(key, self.family, self.layers_per_block)
+                elif key.endswith(".weight") and PROJECTION.search(key.removesuffix(".weight")):
+                    path = key.removesuffix(".weight")
+                    if component != "unet" and not path.startswith("text_model."):
+                        path = "text_model." + path
+                    yield f"{component}.{path}"
+
+    def check_layers(self, shapes: dict[str, tuple[int, int]], what: str) -> None:
+        """Raise UserError for the first layer that this model lacks or has in another size."""
+        for name, (rows, columns) in shapes.items():
+            found = self.locate(name)
+            if found is None:
+                raise UserError(f"{what} adapts {name}, which the base {self.root} lacks.")
+            out, *rest = found[0].shape
+            if found[1] != slice(None):
+                out //= 3
+            width = 1
+            for n in rest:
+                width *= n
+            if (out, width) != (rows, columns):
+                raise UserError(
+                    f"{what} does not fit the base {self.root}: {name} is {out}x{width}, "
+                    f"its factors make {rows}x{columns}."
+                )
+
+
+def open_model(name_or_path: str | Path, family: str | None = None) -> FullModel:
+    """A base or fine-tuned model: a folder, a bundled model's name, a hub name, or one file.
+
+    Raises:
+        UserError: it cannot be had, or its weights are pickles or unreadable.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return _open_single(path, family)
+    root = Path(resolve_base(str(name_or_path)))
+    if not root.is_dir():
+        root = _download(str(name_or_path))
+    config = read_json(root / "unet" / "config.json")
+    per_block = config.get("layers_per_block", 2)
+    if not isinstance(per_block, int):
+        raise UserError(f"{root}: the UNet's blocks differ in depth, which no file format counts.")
+    parts = {}
+    for component in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        if (root / component).is_dir():
+            parts[component] = _component(root / component, component)
+    return FullModel(root, parts, family or family_of(config).name, config, per_block)
+
+
+def _component(folder: Path, component: str) -> dict[str, Ref]:
+    stem = WEIGHTS.get(component, "model")
+    names = (
+        f"{stem}.safetensors",
+        f"{stem}.safetensors.index.json",
+        f"{stem}.fp16.safetensors",
+        f"{stem}.safetensors.index.fp16.json",
+        f"{stem}.fp16.safetensors.index.json",
+    )
+    for name in names:
+        path = folder / name
+        if path.is_file() and name.endswith(".json"):
+            files = set(read_json(path).get("weight_map", {}).values())
+            odd = [f for f in files if not isinstance(f, str) or Path(f).name != f]
+            if odd or not files:
+                raise UserError(f"{path} names weights outside its folder: {odd[:1]}.")
+            return {k: r for f in sorted(files) for k, r in _refs(folder / f).items()}
+        if path.is_file():
+            return _refs(path)
+    for path in sorted(folder.glob("*.bin")):
+        refuse_pickle(path)
+    raise UserError(f"{folder} holds no {names[0]}.")
+
+
+def _refs(path: Path) -> dict[str, Ref]:
+    refs = {}
+    with opened(path) as file:
+        for key in file.keys():  # noqa: SIM118
+            part = file.get_slice(key)
+            dtype = DTYPES.get(part.get_dtype())
+            if dtype is None:
+                raise UserError(f"{path}: {key} is of a dtype not supported: {part.get_dtype()}.")
+            refs[key] = Ref(path, key, dtype, tuple(part.get_shape()))
+    return refs
+
+
+def _open_single(path: Path, family: str | None) -> FullModel:
+    shapes = read_shapes(path)
+    if not any(key.startswith(ldm_layout.UNET) for key in shapes):
+        raise UserError(f"{path} is no whole model: no key begins with {ldm_layout.UNET}.")
+    found = family
+    for name, known in FAMILY_NAMES.items():
+        if all(any(k.startswith(p) for k in shapes) for p in known.text_prefixes):
+            found = found or name
+    per_block = ldm_layout.layers_per_block(shapes)
+    return FullModel(path, {"file": _refs(path)}, found, {}, per_block)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(name, ignore_patterns=["*.bin", "*.ckpt", "*.msgpack", "*.onnx*"])
+        )
+    except Exception as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"Cannot get base model {name!r}: {line}") from error

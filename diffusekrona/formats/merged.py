@@ -1,0 +1,225 @@
+"""The whole personalised model: a diffusers folder, or one file in the original layout.
+
+Weights stream: each tensor is read, changed, cast and written before the next is read, so merging
+into SDXL takes the memory of its largest tensor, not of the model.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ..errors import UserError
+from . import ldm_layout
+from .delta_set import DeltaSet
+from .deltas import Delta
+from .families import FAMILY_NAMES, metadata_for
+from .full_model import WEIGHTS, FullModel, Ref
+from .tensor_files import Entry, write_entries
+
+Edits = Mapping[Ref, list[tuple[slice, Delta, str]]]
+
+
+def edits_of(source: DeltaSet, base: FullModel) -> Edits:
+    """Where in the base each delta goes.
+
+    Raises:
+        UserError: a layer that the base lacks or has in another size; another base family.
+    """
+    if source.family and base.family and source.family != base.family:
+        raise UserError(
+            f"The adapter is for {source.family}, the base {base.root} is {base.family}: "
+            "use a base of the adapter's family."
+        )
+    base.check_layers({name: d.shape for name, d in source.layers.items()}, source.title)
+    edits: dict[Ref, list[tuple[slice, Delta, str]]] = defaultdict(list)
+    for name, delta in source.layers.items():
+        ref, rows = base.locate(name)
+        edits[ref].append((rows, delta, name))
+    return edits
+
+
+def merged_tensor(base: FullModel, ref: Ref, edits: Edits, dtype: torch.dtype) -> torch.Tensor:
+    """One tensor of the base with its deltas added in fp32, rounded once to `dtype`.
+
+    Raises:
+        UserError: the result is not finite (numbers too large for fp16); the layer is named.
+    """
+    tensor = base.load(ref)
+    for rows, delta, _ in edits.get(ref, ()):
+        tensor = tensor.float()  # the tensor itself where it is fp32
+        delta.add_to(tensor[rows].view(delta.shape))
+    tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    if ref in edits and not torch.isfinite(tensor).all():
+        raise UserError(
+            f"{edits[ref][0][2]} does not fit in {dtype} once merged: use --dtype fp32."
+        )
+    return tensor
+
+
+def write_folder(
+    source: DeltaSet, base: FullModel, folder: Path, dtype: torch.dtype | None = None
+) -> None:
+    """Fill a folder with the base's own files and the weights of every part written anew.
+
+    Raises:
+        UserError: the base is a single file.
+    """
+    if base.is_single_file:
+        raise UserError(
+            f"{base.root} is one file: a diffusers folder is made from a base that is one; "
+            "name a destination that ends in .safetensors instead."
+        )
+    edits = edits_of(source, base)
+    _copy_settings(base, folder)
+    for component, tensors in base.parts.items():
+        entries = [_entry(k, base, ref, edits, dtype, lambda t: t) for k, ref in tensors.items()]
+        (folder / component).mkdir(exist_ok=True)
+        name = WEIGHTS.get(component, "model") + ".safetensors"
+        write_entries(entries, folder / component / name)
+
+
+def write_single(
+    source: DeltaSet, base: FullModel, path: Path, title: str, dtype: torch.dtype | None = None
+) -> None:
+    """One .safetensors file in the original layout, from a base of either layout."""
+    edits = edits_of(source, base)
+    if base.is_single_file:
+        tensors = base.parts["file"].items()
+        entries = [_entry(key, base, ref, edits, dtype, lambda t: t) for key, ref in tensors]
+    else:
+        entries = _original_entries(base, edits, dtype)
+    family = source.family or base.family
+    metadata = {}
+    if family:
+        metadata = metadata_for(family, title, "lora", source.metadata)
+        metadata = {k: v for k, v in metadata.items() if k.startswith("modelspec.")}
+        architecture = metadata["modelspec.architecture"].removesuffix("/lora")
+        metadata["modelspec.architecture"] = architecture
+    write_entries(entries, path, metadata)
+
+
+def _entry(
+    name: str,
+    base: FullModel,
+    ref: Ref,
+    edits: Edits,
+    dtype: torch.dtype | None,
+    shaped: Callable[[torch.Tensor], torch.Tensor],
+    shape: tuple[int, ...] | None = None,
+) -> Entry:
+    kind = dtype if dtype is not None and ref.dtype.is_floating_point else ref.dtype
+    return Entry(
+        name, kind, shape or ref.shape, lambda: shaped(merged_tensor(base, ref, edits, kind))
+    )
+
+
+def _original_entries(base: FullModel, edits: Edits, dtype: torch.dtype | None) -> list[Entry]:
+    entry = partial(_entry, base=base, edits=edits, dtype=dtype)
+    entries = [
+        entry(ldm_layout.unet_key(key, base.unet_config), ref=ref, shaped=lambda t: t)
+        for key, ref in base.parts["unet"].items()
+    ]
+    vae = base.parts.get("vae", {})
+    up_blocks = 1 + max((int(k.split(".")[2]) for k in vae if "decoder.up_blocks." in k), default=0)
+    for key, ref in vae.items():
+        name, convolution = ldm_layout.vae_key(key, up_blocks)
+        shape = (*ref.shape, 1, 1) if convolution and len(ref.shape) == 2 else ref.shape
+        entries.append(
+            entry(name, ref=ref, shaped=lambda t, shape=shape: t.reshape(shape), shape=shape)
+        )
+    known = FAMILY_NAMES[base.family]
+    for component, layout, prefix in zip(
+        ldm_layout.ENCODERS, known.text_layouts, known.text_prefixes, strict=False
+    ):
+        entries += _text_entries(base, base.parts.get(component, {}), layout, prefix, entry)
+    return entries + _prediction_marks(base)
+
+
+def _text_entries(
+    base: FullModel,
+    tensors: Mapping[str, Ref],
+    layout: str,
+    prefix: str,
+    entry: Callable[..., Entry],
+) -> list[Entry]:
+    """A text encoder's entries; q, k and v of OpenCLIP become one tensor."""
+    entries: list[Entry] = []
+    fused: dict[str, dict[int, Entry]] = defaultdict(dict)
+    for key, ref in tensors.items():
+        place = ldm_layout.text_key(key, layout, prefix)
+        if place is None:
+            continue
+        name, part, transposed = place
+        shape = ref.shape[::-1] if transposed else ref.shape
+        made = entry(name, ref=ref, shaped=lambda t, tr=transposed: t.t() if tr else t, shape=shape)
+        if part is None:
+            entries.append(made)
+        else:
+            fused[name][part] = made
+    for name, parts in fused.items():
+        if len(parts) != 3:
+            raise UserError(f"{base.root}: a text encoder lacks a part of {name}.")
+        three = [parts[i] for i in range(3)]
+        shape = (sum(e.shape[0] for e in three), *three[0].shape[1:])
+        entries.append(
+            Entry(
+                name,
+                three[0].dtype,
+                shape,
+                lambda three=three: torch.cat([e.make() for e in three]),
+            )
+        )
+    return entries
+
+
+def _prediction_marks(base: FullModel) -> list[Entry]:
+    """The empty tensors by which ComfyUI knows a v-predicting model that its layout hides."""
+    try:
+        path = base.root / "scheduler" / "scheduler_config.json"
+        scheduler = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    if not FAMILY_NAMES[base.family].sgm or scheduler.get("prediction_type") != "v_prediction":
+        return []
+    names = ["v_pred"] + ["ztsnr"] * bool(scheduler.get("rescale_betas_zero_snr"))
+    return [Entry(n, torch.float32, (0,), lambda: torch.zeros(0)) for n in names]
+
+
+def _copy_settings(base: FullModel, folder: Path) -> None:
+    """Everything that is not weights: configs, tokenizers, scheduler, other small files."""
+    weights = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".h5")
+    for path in sorted(base.root.rglob("*")):
+        inside = path.relative_to(base.root)
+        part = inside.parts[0]
+        if not path.is_file() or any(p.startswith(".") for p in inside.parts):
+            continue
+        rewritten = part in base.parts and len(inside.parts) > 1
+        if path.suffix in weights and (rewritten or len(inside.parts) == 1):
+            continue
+        if rewritten and path.name.endswith((".index.json", ".index.fp16.json")):
+            continue
+        (folder / inside).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / inside)
+
+
+def compare(
+    source: DeltaSet, base: FullModel, written: FullModel
+) -> dict[str, tuple[float, float]]:
+    """Layer name to (largest absolute, relative) difference of written - base from the delta."""
+    found = {}
+    for name, delta in source.layers.items():
+        want = delta.weight()
+        gap = (written.weight(name) - base.weight(name)) - want
+        norm = want.double().norm().item()
+        found[name] = (
+            gap.abs().max().item(),
+            gap.double().norm().item() / norm if norm else 0.0,
+        )
+    return found

@@ -1,0 +1,83 @@
+"""Which format a source is in, from its files, keys and metadata alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import UserError
+from . import krona_file, ldm_layout, lokr, lora, peft_folder, published
+from .delta_set import DeltaSet, Hints
+from .tensor_files import opened, refuse_pickle
+
+READERS: dict[str, Callable[[Path, Hints], DeltaSet]] = {
+    "krona": krona_file.read,
+    "published": published.read,
+    "lokr": lokr.read,
+    "lora": lora.read,
+    "peft": peft_folder.read,
+}
+SOURCES = (*READERS, "full")
+# Own names that a folder's adapter may have, the first that is there.
+_USUAL = ("adapter.safetensors", "pytorch_lora_weights.safetensors")
+# Substring of a key to the kind of file it betrays.
+_STRANGERS = (
+    (".hada_", "a LoHa"),
+    (".oft_", "an OFT"),
+    (".diff", "a full-difference LyCORIS"),
+    (".on_input", "an (IA)^3"),
+    ("emb_params", "a textual inversion"),
+    ("double_blocks", "an adapter for FLUX"),
+    ("single_blocks", "an adapter for FLUX"),
+    ("transformer.", "an adapter for a diffusion transformer"),
+)
+
+
+def recognise(source: Path | str) -> tuple[str, Path]:
+    """The format's name and the file or folder to read.
+
+    Raises:
+        UserError: nothing there, or nothing known; a key is named.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _folder(path)
+    if not path.is_file():
+        raise UserError(f"No file or folder at {path}.")
+    with opened(path) as file:
+        keys, metadata = list(file.keys()), dict(file.metadata() or {})
+    if not keys:
+        raise UserError(f"{path} holds no tensors.")
+    if "diffusekrona" in metadata:
+        return "krona", path
+    if any(lokr.is_lokr_key(key) for key in keys):
+        return "lokr", path
+    if any(key.startswith(ldm_layout.UNET) and "lora" not in key for key in keys):
+        return "full", path
+    pairs = [key for key in keys if not key.endswith(".alpha")]
+    if pairs and published.is_candidate(pairs):
+        return "published", path
+    if any(lora.is_lora_key(key) for key in keys):
+        return "lora", path
+    for mark, kind in _STRANGERS:
+        found = next((key for key in keys if mark in key), None)
+        if found:
+            raise UserError(f"{path} is {kind} ({found}): that cannot be converted here.")
+    raise UserError(f"{path} is in no format known here; its first key is {sorted(keys)[0]}.")
+
+
+def _folder(path: Path) -> tuple[str, Path]:
+    if peft_folder.component_folders(path):
+        return "peft", path
+    if (path / "model_index.json").is_file():
+        return "full", path
+    for name in _USUAL:
+        if (path / name).is_file():
+            return recognise(path / name)
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) == 1:
+        return recognise(files[0])
+    for pickle in sorted(path.glob("*.bin")):
+        refuse_pickle(pickle)
+    what = "several .safetensors files: name one" if files else "no adapter and no model"
+    raise UserError(f"{path} holds {what}.")

@@ -1,9 +1,9 @@
 """Adapters between formats: `python -m diffusekrona.convert --help`.
 
-    convert pytorch_lora_weights.safetensors adapter.safetensors --to krona     published code in
-    convert outputs/dog dog.safetensors --to lokr                               ComfyUI, Forge, A1111
-    convert outputs/dog dog_lora.safetensors --to lora                          diffusers, exact
-    convert outputs/dog dog_model.safetensors --to merged --base BASE           one whole model
+    convert pytorch_lora_weights.safetensors dog.safetensors --to krona    the published code's
+    convert outputs/dog dog.safetensors --to lokr                          for ComfyUI, Forge, A1111
+    convert outputs/dog dog_lora.safetensors --to lora                     for diffusers, exact
+    convert outputs/dog dog_model.safetensors --to merged --base BASE      one whole model
 
 What it read and wrote is told, with the largest difference of delta W that reading the written
 file back shows. Nothing is written when anything is wrong.

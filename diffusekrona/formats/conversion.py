@@ -80,7 +80,8 @@ class Report:
         lines = [
             f"read    {self.source}, {self.family or 'family unknown'}: {self.layers} layers, "
             f"{self.parameters:,} numbers, {self.bytes_read / 1e6:.2f} MB",
-            f"wrote   {self.target}: {self.destination}, {numbers}{self.bytes_written / 1e6:.2f} MB",
+            f"wrote   {self.target}: {self.destination}, {numbers}"
+            f"{self.bytes_written / 1e6:.2f} MB",
             f"exact   largest absolute difference of delta W {self.largest:.3g}, largest relative "
             f"{self.relative:.3g} ({self.worst_layer}); read back from what was written",
         ]

@@ -57,7 +57,7 @@ class FullModel:
         return "file" in self.parts
 
     def load(self, ref: Ref) -> torch.Tensor:
-        """One tensor, a copy of its own."""
+        """One tensor, not to be written to: it may lie in the mapped file."""
         if ref.path not in self._handles:
             self._handles[ref.path] = safe_open(ref.path, framework="pt")
         return self._handles[ref.path].get_tensor(ref.key)

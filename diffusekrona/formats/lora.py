@@ -191,8 +191,9 @@ def diffusers_tensors(
     for name, delta in low_rank(source, rank).items():
         up, down = _shaped(name, delta, linear)
         tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = down, up
+        # PEFT matches the ends of names: so CLIP is found with and without `text_model.`.
         component, _, path = name.partition(".")
-        ranks[component][path] = delta.rank
+        ranks[component][path.removeprefix("text_model.")] = delta.rank
     config = {}
     for component, of in ranks.items():
         common = Counter(of.values()).most_common(1)[0][0]
@@ -213,21 +214,26 @@ def diffusers_tensors(
 def kohya_tensors(
     source: DeltaSet, title: str, rank: int | None = None, dtype: torch.dtype | None = None
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of a file under kohya's names, alpha = rank."""
+    """Tensors and metadata of a file under kohya's names.
+
+    Every layer has the same alpha, the commonest rank, and other ranks have theirs in the factors:
+    diffusers reads only one alpha from such a file.
+    """
     family = source.need_family()
     known = FAMILY_NAMES[family]
     layers = low_rank(source, rank)
+    alpha = float(Counter(d.rank for d in layers.values()).most_common(1)[0][0])
     tensors: dict[str, torch.Tensor] = {}
     for name, delta in layers.items():
         stem = kohya_stem(name, known.sgm, known.numbered, source.layers_per_block)
         up, down = _shaped(name, delta, known.linear_projection)
-        tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = down, up
-        tensors[f"{stem}.alpha"] = torch.tensor(float(delta.rank))
+        tensors[f"{stem}.lora_down.weight"] = down
+        tensors[f"{stem}.lora_up.weight"] = up * (delta.rank / alpha)
+        tensors[f"{stem}.alpha"] = torch.tensor(alpha)
     metadata = metadata_for(family, title, "lora", source.metadata)
-    common = str(Counter(d.rank for d in layers.values()).most_common(1)[0][0])
     metadata |= {
-        "ss_network_dim": common,
-        "ss_network_alpha": common,
+        "ss_network_dim": str(int(alpha)),
+        "ss_network_alpha": str(alpha),
         "layers_per_block": str(source.layers_per_block),
     }
     return stored(tensors, dtype, source.dtype), metadata

@@ -52,8 +52,9 @@ def merged_tensor(base: FullModel, ref: Ref, edits: Edits, dtype: torch.dtype) -
         UserError: the result is not finite (numbers too large for fp16); the layer is named.
     """
     tensor = base.load(ref)
+    if ref in edits:
+        tensor = tensor.to(torch.float32, copy=True)  # what was read may lie in the mapped file
     for rows, delta, _ in edits.get(ref, ()):
-        tensor = tensor.float()  # the tensor itself where it is fp32
         delta.add_to(tensor[rows].view(delta.shape))
     tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
     if ref in edits and not torch.isfinite(tensor).all():

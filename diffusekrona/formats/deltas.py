@@ -231,10 +231,15 @@ def _split(factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     u, s, vh = torch.linalg.svd(factor.double(), full_matrices=False)
     rank = max(1, int((s > s[0] * RANK_TOLERANCE).sum()))
     if rank < min(rows, columns):
-        return (u[:, :rank] * s[:rank]).float(), vh[:rank].float()
+        return _fresh(u[:, :rank] * s[:rank]), _fresh(vh[:rank])
     if rows <= columns:
         return torch.eye(rows), factor
     return factor, torch.eye(columns)
+
+
+def _fresh(matrix: torch.Tensor) -> torch.Tensor:
+    """fp32 with plain strides; `contiguous` keeps a one-column view's, which torch.kron refuses."""
+    return matrix.float().clone(memory_format=torch.contiguous_format)
 
 
 def _stacked(delta: KronDelta) -> LowRankDelta:

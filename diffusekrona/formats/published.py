@@ -85,7 +85,8 @@ def from_tensors(
                 f"{where}: the factors of {stem}, {tuple(down.shape)} and {tuple(up.shape)}, "
                 "make no weight of that layer."
             )
-        a = down.float().t().contiguous()
+        # Not contiguous(): that keeps a one-row view's odd strides, which torch.kron trips over.
+        a = down.float().t().clone(memory_format=torch.contiguous_format)
         layers[names[stem]] = KronDelta(a[None], up.float()[None], output_order="interleaved")
     dtypes = Counter(t.dtype for t in tensors.values())
     return DeltaSet(

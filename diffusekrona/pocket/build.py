@@ -13,20 +13,18 @@ import argparse
 import os
 from pathlib import Path
 
-# The smallest stage would otherwise warn of forked tokenizers in every worker process.
+# Otherwise every worker process warns that tokenizers were used before a fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 #: stage -> default minutes of training.
 STAGES = {
     "data": 0,
     "vae": 23,
-    "clip": 22,
-    "unet": 57,
-    "unet_sdxl": 15,
-    "scorer": 10,
+    "clip": 19,
+    "unet": 62,
+    "unet_sdxl": 12,
     "export": 0,
 }
-NEEDED = ("torch", "diffusers", "transformers", "resvg_py")
 
 
 def run_stage(stage: str, work_dir: Path, models_dir: Path, minutes: float, processes: int) -> None:
@@ -40,15 +38,13 @@ def run_stage(stage: str, work_dir: Path, models_dir: Path, minutes: float, proc
         vae.train_vae(work_dir, minutes)
     elif stage == "clip":
         clip.train_clip(work_dir, minutes)
-    elif stage == "scorer":
-        clip.train_clip(work_dir, minutes, vision_only=True)
     elif stage == "unet":
         training.launch(unet.train_unet, processes, work_dir, minutes)
     elif stage == "unet_sdxl":
         training.launch(unet_sdxl.train_unet_sdxl, processes, work_dir, minutes)
     elif stage == "export":
-        scorer, tokenizer = clip.load_clip(work_dir)
-        parts = {"clip": scorer, "tokenizer": tokenizer, "vae": unet.load_final_vae(work_dir)}
+        model, tokenizer = clip.load_clip(work_dir)
+        parts = {"clip": model, "tokenizer": tokenizer, "vae": unet.load_final_vae(work_dir)}
         parts["unet"] = unet.load_unet(work_dir)
         if (work_dir / "unet_sdxl.pt").exists():
             parts["unet_sdxl"] = unet_sdxl.load_unet_sdxl(work_dir)

@@ -138,25 +138,17 @@ def zero_shot(clip: CLIPModel, tokenizer, images: np.ndarray, labels: np.ndarray
     return right / len(images)
 
 
-def train_clip(work_dir: Path, minutes: float, vision_only: bool = False) -> None:
+def train_clip(work_dir: Path, minutes: float) -> None:
     """Trains for `minutes` over all runs; state in `<work_dir>/clip.pt`.
 
-    With `vision_only` it goes on from there into `<work_dir>/scorer.pt` with the text tower frozen,
-    so that UNets trained on its states stay valid.
+    Do not train it further once a UNet has been trained on its text states.
     """
     images, labels = load_data(work_dir, "scorer")
     test_images, test_labels = load_data(work_dir, "held_out")
     icons_only = np.flatnonzero(test_labels[:, 2] % 1000 < 3)
-    path = work_dir / ("scorer.pt" if vision_only else "clip.pt")
-    clock, tokenizer = Clock(minutes * 60), build_tokenizer()
+    path, clock, tokenizer = work_dir / "clip.pt", Clock(minutes * 60), build_tokenizer()
     clip = new_clip(tokenizer)
-    if vision_only:
-        clip.load_state_dict(torch.load(work_dir / "clip.pt", weights_only=False)["model"])
-        clip.text_model.requires_grad_(False)
-        clip.text_projection.requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        [p for p in clip.parameters() if p.requires_grad], PEAK_LR, (0.9, 0.98), weight_decay=0.05
-    )
+    optimizer = torch.optim.AdamW(clip.parameters(), PEAK_LR, (0.9, 0.98), weight_decay=0.05)
     if path.exists():
         state = torch.load(path, weights_only=False)
         clip.load_state_dict(state["model"])
@@ -164,7 +156,7 @@ def train_clip(work_dir: Path, minutes: float, vision_only: bool = False) -> Non
         clock.spent, clock.step = state["spent"], state["step"]
     rng, index = random.Random(clock.step), individual_index(labels)
     concepts, places = list(CONCEPTS), list(BACKGROUNDS)
-    bar = progress_bar(clock, path.stem)
+    bar = progress_bar(clock, "clip")
     while clock.done < 1:
         rows = sample_batch(labels, index, rng)
         batch = torch.from_numpy(labels[rows])
@@ -189,9 +181,7 @@ def train_clip(work_dir: Path, minutes: float, vision_only: bool = False) -> Non
         if clock.step % 500 == 0 or clock.done >= 1:
             every = zero_shot(clip, tokenizer, test_images, test_labels)
             icons = zero_shot(clip, tokenizer, test_images[icons_only], test_labels[icons_only])
-            bar.write(
-                f"{path.stem} step {clock.step}: zero-shot {icons:.3f}, recoloured too {every:.3f}"
-            )
+            bar.write(f"clip step {clock.step}: zero-shot {icons:.3f}, recoloured too {every:.3f}")
             state = {"model": clip.state_dict(), "optimizer": optimizer.state_dict()}
             state |= {"spent": clock.spent, "step": clock.step, "zero_shot": icons}
             save_atomic(state, path)
@@ -199,10 +189,8 @@ def train_clip(work_dir: Path, minutes: float, vision_only: bool = False) -> Non
 
 
 def load_clip(work_dir: Path) -> tuple[CLIPModel, CLIPTokenizer]:
-    """The best CLIP so far (`scorer.pt`, else `clip.pt`) and its tokenizer."""
+    """The trained CLIP and its tokenizer."""
     tokenizer = build_tokenizer()
     clip = new_clip(tokenizer).requires_grad_(False)
-    path = work_dir / "scorer.pt"
-    path = path if path.exists() else work_dir / "clip.pt"
-    clip.load_state_dict(torch.load(path, weights_only=False)["model"])
+    clip.load_state_dict(torch.load(work_dir / "clip.pt", weights_only=False)["model"])
     return clip.eval(), tokenizer

@@ -48,7 +48,7 @@ CONFIG = {
     "attention_head_dim": 2,  # diffusers' name for the number of heads; 64 wide each
     "norm_num_groups": 16,
 }
-PEAK_LR, BATCH, CAPTION_DROPOUT, EMA_DECAY = 1e-3, 32, 0.1, 0.999
+PEAK_LR, BATCH, CAPTION_DROPOUT, EMA_DECAY = 8e-4, 16, 0.1, 0.999
 
 
 def new_unet() -> UNet2DConditionModel:

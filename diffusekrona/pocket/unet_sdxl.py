@@ -45,7 +45,7 @@ CONFIG_SDXL = CONFIG | {
     "addition_time_embed_dim": 32,
     "projection_class_embeddings_input_dim": 6 * 32 + 128,
 }
-PEAK_LR, EMA_DECAY, CROPPED_COUNT = 5e-4, 0.998, 12_000
+PEAK_LR, EMA_DECAY, CROPPED_COUNT = 3e-4, 0.99, 6_000
 
 
 def new_unet_sdxl() -> UNet2DConditionModel:

@@ -148,17 +148,18 @@ def print_plan(
 
     console = Console(soft_wrap=True)
     table = Table(title="Adapted layers", box=box.SIMPLE, title_justify="left")
-    for column in ("component", "layers", "out", "in", "factors or rank", "parameters"):
+    for column in ("where", "layers", "out", "in", "factors or rank", "parameters"):
         numeric = column in ("layers", "out", "in", "parameters")
         table.add_column(column, justify="right" if numeric else "left")
     groups: dict[tuple, list[AdaptedLayer]] = {}
     for layer in plan.layers:
-        kind = _kind(layer.name)
-        key = (layer.component, kind, layer.out_features, layer.in_features, layer.factors)
+        block = f"{layer.component} {_block(layer.name)}"
+        key = (block, layer.out_features, layer.in_features, layer.factors)
         groups.setdefault(key, []).append(layer)
-    for (component, kind, out, inside, factors), group in sorted(groups.items()):
+    for (block, out, inside, factors), group in sorted(groups.items()):
+        names = ", ".join(dict.fromkeys(_projection(layer.name) for layer in group))
         count = sum(layer.parameters for layer in group)
-        row = (f"{component} {kind}", str(len(group)), str(out), str(inside), factors, f"{count:,}")
+        row = (f"{block}: {names}", str(len(group)), str(out), str(inside), factors, f"{count:,}")
         table.add_row(*row)
     console.print(table)
     steps = max_train_steps(args, len(pictures))
@@ -179,12 +180,15 @@ def print_plan(
         console.print(f"  {name:14}{value}", highlight=False, markup=False)
 
 
-def _kind(layer_name: str) -> str:
-    parts = layer_name.split(".")
-    for i, part in enumerate(parts):
-        if part in ("attn1", "attn2", "self_attn", "ff"):
-            return ".".join(parts[i:])
-    return parts[-1]
+_BLOCKS = ("attn1", "attn2", "self_attn", "ff")
+
+
+def _block(layer_name: str) -> str:
+    return next((part for part in layer_name.split(".") if part in _BLOCKS), "")
+
+
+def _projection(layer_name: str) -> str:
+    return layer_name.rpartition(f"{_block(layer_name)}.")[2]
 
 
 def _schedule_in_words(args: argparse.Namespace, steps: int) -> str:
@@ -213,3 +217,10 @@ def _files(args: argparse.Namespace, steps: int) -> list[str]:
     if args.report_to != "none":
         files.append(f"{args.logging_dir}/")
     return [str(args.output_dir / name) for name in files]
+
+
+if __name__ == "__main__":  # `python -m diffusekrona.plan`: which factors to take
+    from .errors import exit_on_user_error
+    from .factor_plan import main
+
+    exit_on_user_error(main)

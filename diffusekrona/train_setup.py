@@ -77,6 +77,8 @@ def make_accelerator(args: argparse.Namespace) -> Any:
             accelerator.init_trackers("dreambooth", config=_flat(args))
     except (ValueError, ImportError) as error:
         raise UserError(_one_line(error)) from error
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("--mixed_precision fp16 needs a GPU: on a CPU take no, or bf16.")
     if accelerator.mixed_precision not in DTYPES:
         raise UserError(f"--mixed_precision {accelerator.mixed_precision} is not supported.")
     return accelerator

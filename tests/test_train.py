@@ -323,12 +323,13 @@ def test_mistakes_get_one_line_and_exit_code_2(tiny_sd1, pictures, tmp_path: Pat
         (["--max_train_steps", "0"], "at least 1"),
         (["--optimizer", "prodigy"], "pip install prodigyopt"),
         (["--use_8bit_adam"], "pip install bitsandbytes"),
-        (["--mixed_precision", "fp16"], "fp16"),
+        (["--mixed_precision", "fp16"], "fp16 needs a GPU"),
         (["--rank", "0", "--adapter_type", "lora"], "--rank must be at least 1"),
         (["--lr_scheduler", "piecewise_constant"], "--lr_step_rules"),
     ],
 )
 def test_mistakes(tiny_sd1, pictures, tmp_path: Path, more, says) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps one a process
     with pytest.raises(UserError) as error:
         main(flags(tiny_sd1, pictures, tmp_path / "out", *more))
     assert says in str(error.value) and "\n" not in str(error.value)
@@ -352,6 +353,7 @@ def test_captions_of_single_pictures_are_used(tiny_sd1, tmp_path: Path, capsys) 
 
 
 def test_bf16(tiny_sdxl, pictures, tmp_path: Path) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps one a process
+    AcceleratorState._reset_state(reset_partial_state=True)
     tensors = run(tiny_sdxl, pictures, tmp_path, "--mixed_precision", "bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
     assert all(t.dtype == torch.float32 and torch.isfinite(t).all() for t in tensors.values())

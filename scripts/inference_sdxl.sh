@@ -7,18 +7,25 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 SUBJECT="${SUBJECT:-dog}"          # folder in data/ and outputs/
-CLASS="${CLASS:-$SUBJECT}"         # what the subject is, in a word that the base knows
+CLASS="${CLASS:-$SUBJECT}"         # what it is, in a word that the base knows
+TOKEN="${TOKEN:-sks}"              # identifier that it was trained with
 MODEL_NAME="${MODEL_NAME:-}"       # base: hub name, folder or pocket-sdxl; empty: the adapter's own
 ADAPTER="${ADAPTER:-}"             # file or run folder; empty: the newest in outputs/$SUBJECT
 WEIGHT="${WEIGHT:-1.0}"            # 0: the base alone; 0.7: freer prompts; 1: as trained
-PROMPTS="${PROMPTS:-a sks $CLASS in the forest|a sks $CLASS on the beach|a sks $CLASS in the snow}"
+P="a $TOKEN $CLASS"
+PROMPTS="${PROMPTS:-$P in the forest|$P on the beach|$P in the snow}"  # a prompt, or several with |
 SEEDS="${SEEDS:-0 1 2 3}"          # a picture of every prompt for each
 STEPS="${STEPS:-50}"               # denoising steps; 25 is often enough
 GUIDANCE="${GUIDANCE:-7.0}"        # 5: freer and softer; 10: closer to the words, harsher
-BATCH_SIZE="${BATCH_SIZE:-4}"      # pictures at once: as many as memory holds; they stay the same
+BATCH_SIZE="${BATCH_SIZE:-1}"      # pictures at once: as many as memory holds; they stay the same
+REFINER="${REFINER:-}"             # stabilityai/stable-diffusion-xl-refiner-1.0: finer details
 OUTPUT_DIR="${OUTPUT_DIR:-}"       # empty: the folder `images` beside the adapter
 
-ADAPTER="${ADAPTER:-$(ls -t "$ROOT/outputs/$SUBJECT"/*/adapter.safetensors 2>/dev/null | head -n 1 || true)}"
+# Run folders bear their base's name: the newest of those, or else the newest of all.
+base="$(basename "${MODEL_NAME:-stable-diffusion-xl-base-1.0}" | tr -c 'A-Za-z0-9._\n-' '-')"
+for run in "*_${base}_*" "*"; do
+  ADAPTER="${ADAPTER:-$(ls -t "$ROOT/outputs/$SUBJECT"/$run/adapter.safetensors 2>/dev/null | head -n 1 || true)}"
+done
 if [ -z "$ADAPTER" ]; then
   echo "error: no adapter in $ROOT/outputs/$SUBJECT: run scripts/finetune_sdxl.sh, or set ADAPTER" >&2
   exit 2
@@ -29,6 +36,7 @@ fi
 # The Python of an active environment, or else of the quick start's .venv.
 [ -n "${VIRTUAL_ENV:-}" ] || PATH="$ROOT/.venv/bin:$PATH"
 PYTHON="${PYTHON:-$(command -v python || command -v python3)}"
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"  # on a busy CPU: threads wait asleep
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 exec "$PYTHON" -m diffusekrona.inference \
   ${MODEL_NAME:+--pretrained_model_name_or_path "$MODEL_NAME"} \
@@ -38,6 +46,7 @@ exec "$PYTHON" -m diffusekrona.inference \
   --num_inference_steps "$STEPS" \
   --guidance_scale "$GUIDANCE" \
   --batch_size "$BATCH_SIZE" \
+  ${REFINER:+--refiner "$REFINER"} \
   --output_dir "$OUTPUT_DIR" \
   "$@"
 '''

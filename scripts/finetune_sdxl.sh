@@ -42,6 +42,8 @@ OUTPUT_DIR="${OUTPUT_DIR:-$ROOT/outputs/$SUBJECT/$NAME}"
 [ -n "${VIRTUAL_ENV:-}" ] || PATH="$ROOT/.venv/bin:$PATH"
 PYTHON="${PYTHON:-$(command -v python || command -v python3)}"
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+# On a CPU that has other work too, threads that wait asleep are many times faster than spinning ones.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 [ "$CHECKPOINTING" = yes ] && set -- --gradient_checkpointing "$@"
 # One process needs no launcher; more are accelerate's.
 launch=("$PYTHON")

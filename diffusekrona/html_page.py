@@ -163,10 +163,11 @@ def pictures_table(
         rows: (label, cells), a cell being a picture (None: blank) and its small print.
         width: of each picture on the page, in pixels; larger ones are made smaller before.
     """
-    top = "".join(f"<th>{text(label)}</th>" for label in (corner, *column_labels))
+    labels = (corner, *column_labels)
+    top = "".join(f"<th>{text(label)}</th>" for label in labels) if any(labels) else ""
     body = []
     for label, cells in rows:
-        row = f"<th>{text(label)}</th>"
+        row = f"<th>{text(label)}</th>" if label else ""
         for image, words in cells:
             row += "<td>"
             if image is not None:
@@ -174,7 +175,7 @@ def pictures_table(
                 row += f'<img src="{source}" width="{width}" alt="{text(label)}">'
             row += f"<small>{text(words)}</small></td>" if words else "</td>"
         body.append(f"<tr>{row}</tr>")
-    head = f"<thead><tr>{top}</tr></thead>"
+    head = f"<thead><tr>{top}</tr></thead>" if top else ""
     return f'<table class="pictures">{head}<tbody>{"".join(body)}</tbody></table>'
 
 

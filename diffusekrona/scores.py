@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from .errors import UserError
+from .evaluation.pixels import Pixels, read_pixels
 
 BUNDLED_CLIP = Path(__file__).parent / "pocket" / "models" / "pocket-clip"
 
@@ -32,32 +33,32 @@ class Clip:
 
     name: str
     model: Any
-    processor: Any
+    processor: Pixels
     tokenizer: Any
 
 
 def load_clip(name_or_path: str | None = None, device: torch.device | str = "cpu") -> Clip:
     """A CLIP model in fp32: a hub name, a folder, or by default the bundled one.
 
-    Papers report scores of "openai/clip-vit-base-patch32". Pictures are prepared with PIL, so that
-    torchvision is not needed and the numbers do not depend on whether it is there.
+    Papers report scores of "openai/clip-vit-base-patch32". Pictures are prepared as OpenAI's own
+    program does it, by `evaluation.pixels`.
 
     Raises:
         UserError: it cannot be had.
     """
     from safetensors import SafetensorError
-    from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+    from transformers import CLIPModel, CLIPTokenizer
 
     name = name_or_path or BUNDLED_CLIP.name
     source = str(BUNDLED_CLIP) if name == BUNDLED_CLIP.name else name
     try:
         model = CLIPModel.from_pretrained(source, dtype=torch.float32)
-        processor = CLIPImageProcessorPil.from_pretrained(source)
         tokenizer = CLIPTokenizer.from_pretrained(source)
     except (OSError, ValueError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"Cannot load the CLIP model {name!r}: {reason}") from error
-    return Clip(name, model.to(device).eval().requires_grad_(False), processor, tokenizer)
+    model = model.to(device).eval().requires_grad_(False)
+    return Clip(name, model, read_pixels(source), tokenizer)
 
 
 @torch.no_grad()
@@ -65,8 +66,7 @@ def image_features(clip: Clip, images: Sequence[Image.Image], batch_size: int = 
     """Unit-length features (n, d) of pictures of any size and mode, fp32 on the CPU."""
     pieces = []
     for batch in _batches(images, batch_size):
-        rgb = [image.convert("RGB") for image in batch]
-        pixels = clip.processor(rgb, return_tensors="pt").pixel_values.to(clip.model.device)
+        pixels = clip.processor(batch).to(clip.model.device)
         pooled = clip.model.vision_model(pixel_values=pixels).pooler_output
         pieces.append(F.normalize(clip.model.visual_projection(pooled), dim=-1).cpu())
     return torch.cat(pieces)

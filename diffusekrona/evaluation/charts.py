@@ -1,0 +1,72 @@
+"""Charts of scores with their intervals, for the pages of evaluations and studies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..html_page import new_chart
+from .scoring import METRICS
+from .statistics import Summary
+
+COLOURS = ("#3566b8", "#d9822b", "#3a9a5b", "#b4428f", "#7a6cc4", "#8a8f98", "#1b9aaa", "#c4543a")
+MARKERS = "osD^vPX*"
+
+
+def colour(number: int) -> str:
+    return COLOURS[number % len(COLOURS)]
+
+
+def bars(axis: Any, summary: Summary) -> list[list[float]]:
+    """An error bar's lengths below and above, as matplotlib wants them; none if unknown."""
+    if summary.low is None:
+        return [[0.0], [0.0]]
+    below, above = summary.mean - summary.low, summary.high - summary.mean
+    return [[max(0.0, below)], [max(0.0, above)]]
+
+
+def score_chart(
+    names: Sequence[str],
+    summaries: Sequence[dict[str, Summary]],
+    metrics: Sequence[str],
+    own: dict[str, float],
+) -> Any:
+    """A panel a metric: every variant's mean and interval, one below the other."""
+    figure, axes = new_chart(
+        1.6 + 2.6 * len(metrics), 0.9 + 0.32 * len(names), 1, len(metrics), sharey=True
+    )
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        for number, summary in enumerate(row[metric] for row in summaries):
+            axis.errorbar(
+                summary.mean, number, xerr=bars(axis, summary), fmt="o", ms=5, capsize=3,
+                color=colour(number),
+            )  # fmt: skip
+        if metric in own:
+            axis.axvline(own[metric], color="#8a8f98", ls="--", lw=1)
+        axis.set_title(METRICS[metric][0], fontsize=10)
+        axis.grid(axis="x", alpha=0.3)
+        axis.margins(x=0.15, y=0.3 / max(1, len(names)))
+    axes[0, 0].set_yticks(range(len(names)), names, fontsize=8)
+    axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
+    return figure
+
+
+def plane_chart(
+    names: Sequence[str], summaries: Sequence[dict[str, Summary]], own: dict[str, float]
+) -> Any:
+    """Fidelity against obedience: CLIP-I to the right, CLIP-T upwards, both intervals."""
+    figure, axes = new_chart(4.6, 3.4)
+    axis = axes[0, 0]
+    for number, (name, row) in enumerate(zip(names, summaries, strict=True)):
+        x, y = row["clip_i"], row["clip_t"]
+        axis.errorbar(
+            x.mean, y.mean, xerr=bars(axis, x), yerr=bars(axis, y), fmt=MARKERS[number % 8], ms=6,
+            capsize=2, lw=1, color=colour(number), label=name,
+        )  # fmt: skip
+    if "clip_i" in own:
+        axis.axvline(own["clip_i"], color="#8a8f98", ls="--", lw=1)
+    axis.set_xlabel("CLIP-I: likeness to the subject", fontsize=8)
+    axis.set_ylabel("CLIP-T: obedience to the prompt", fontsize=8)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7, frameon=False)
+    return figure

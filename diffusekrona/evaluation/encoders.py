@@ -1,0 +1,161 @@
+"""The models that score: CLIP for pictures and words, DINO for pictures alone.
+
+Each is known by a name or a folder. Scores of two models do not compare, so results always tell
+which one it was. Papers report "openai/clip-vit-base-patch32" and "facebook/dino-vits16".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ..backbones import BUNDLED
+from ..errors import UserError
+from .pixels import read_pixels
+
+PAPER_CLIP, PAPER_DINO = "openai/clip-vit-base-patch32", "facebook/dino-vits16"
+BUNDLED_CLIP, BUNDLED_DINO = "pocket-clip", "pocket-dino"
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A scorer: `images` and `texts` give unit-length features (n, d), fp32, on the CPU.
+
+    Attributes:
+        name: what it was loaded by, to be told beside every score.
+        texts: None for a model that reads no words.
+    """
+
+    name: str
+    images: Callable[[Sequence[Image.Image]], torch.Tensor]
+    texts: Callable[[Sequence[str]], torch.Tensor] | None = None
+
+
+def choose_names(clip: str, dino: str, bundled_base: bool) -> tuple[str, str | None, str]:
+    """ "auto" and "none" to the models to load.
+
+    The bundled scorers suit the bundled bases' small drawings, the paper's suit photographs.
+
+    Returns:
+        CLIP's name, DINO's name or None, and why DINO is left out ("" if it is not).
+    """
+    if clip == "auto":
+        clip = BUNDLED_CLIP if bundled_base else PAPER_CLIP
+    if dino == "none":
+        return clip, None, "DINO was left out as asked (--dino none)."
+    if dino == "auto":
+        if not bundled_base:
+            return clip, PAPER_DINO, ""
+        if not (BUNDLED / BUNDLED_DINO).is_dir():
+            return (
+                clip,
+                None,
+                (
+                    "DINO is left out: no second image encoder ships with the package. Give one "
+                    f"with --dino, such as {PAPER_DINO}, where there is a hub."
+                ),
+            )
+        dino = BUNDLED_DINO
+    return clip, dino, ""
+
+
+def load_clip_encoder(
+    name: str, backend: str = "transformers", device: torch.device | str = "cpu"
+) -> Encoder:
+    """CLIP by hub name, folder or the bundled one's name; with "openai" by OpenAI's own package.
+
+    Raises:
+        UserError: it, or the package, cannot be had.
+    """
+    if backend == "openai":
+        return _openai_clip(name, device)
+    from ..scores import image_features, load_clip, text_features
+
+    clip = load_clip(name, device)
+    return Encoder(
+        clip.name,
+        lambda images: image_features(clip, images, BATCH),
+        lambda texts: text_features(clip, texts),
+    )
+
+
+def _openai_clip(name: str, device: torch.device | str) -> Encoder:
+    try:
+        import clip
+    except ImportError as error:
+        raise UserError(
+            "--clip_backend openai needs OpenAI's clip package and torchvision: install them from "
+            "github.com/openai/CLIP, or use --clip_backend transformers, which scores the same."
+        ) from error
+    name = {PAPER_CLIP: "ViT-B/32", BUNDLED_CLIP: "ViT-B/32"}.get(name, name)
+    try:
+        model, prepare = clip.load(name, device=device, jit=False)
+    except (RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"OpenAI's clip package cannot load {name!r}: {reason}") from error
+    model = model.float().eval()
+
+    def images(pictures: Sequence[Image.Image]) -> torch.Tensor:
+        pixels = [torch.stack([prepare(p) for p in batch]) for batch in batches(pictures)]
+        return in_batches(lambda batch: model.encode_image(batch.to(device)), pixels)
+
+    def texts(words: Sequence[str]) -> torch.Tensor:
+        tokens = clip.tokenize(list(words), truncate=True)
+        return in_batches(lambda batch: model.encode_text(batch.to(device)), tokens.split(256))
+
+    return Encoder(f"{name} (OpenAI's clip)", images, texts)
+
+
+def load_dino_encoder(name: str, device: torch.device | str = "cpu") -> Encoder:
+    """DINO, DINOv2 or any other vision transformer whose first token stands for the picture.
+
+    Features are that token after the last norm (of models without one, the pooled output).
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModel
+
+    source = str(BUNDLED / name) if name == BUNDLED_DINO else name
+    pixels = read_pixels(source)
+    try:
+        model = AutoModel.from_pretrained(source, dtype=torch.float32)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"Cannot load the image encoder {name!r}: {reason}") from error
+    model = model.to(device).eval().requires_grad_(False)
+
+    def encode(batch: Sequence[Image.Image]) -> torch.Tensor:
+        return _first_token(model(pixel_values=pixels(batch).to(device)))
+
+    return Encoder(name, lambda pictures: in_batches(encode, batches(pictures)))
+
+
+def _first_token(output: Any) -> torch.Tensor:
+    if output.last_hidden_state.dim() == 3:
+        return output.last_hidden_state[:, 0]
+    return output.pooler_output.flatten(1)
+
+
+def batches(items: Sequence[Any], size: int = BATCH) -> list[Sequence[Any]]:
+    """`items` in pieces of at most `size`."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+@torch.no_grad()
+def in_batches(encode: Callable[[Any], torch.Tensor], pieces: Sequence[Any]) -> torch.Tensor:
+    """Unit-length features of all pieces, on the CPU.
+
+    Raises:
+        ValueError: there is nothing to encode.
+    """
+    if not len(pieces):
+        raise ValueError("nothing to score")
+    return torch.cat([F.normalize(encode(piece).float(), dim=-1).cpu() for piece in pieces])

@@ -1,0 +1,173 @@
+"""The pictures to be scored: drawn once, kept with their recipes, drawn again only if need be."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..errors import UserError
+from ..grids import read_recipe, save_png
+from ..inference import Mixed, apply_adapters, set_scheduler, slug
+from ..prompts import Prompt
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How pictures are drawn; all of it is in their recipes.
+
+    Attributes:
+        size: (height, width) in pixels; None: the base's own.
+        batch_size: pictures at once; they stay the same whatever it is, so it is in no recipe.
+    """
+
+    base: str
+    steps: int = 50
+    guidance: float = 7.0
+    scheduler: str | None = None
+    size: tuple[int, int] | None = None
+    negative_prompt: str | None = None
+    dtype: str = "float32"
+    vae: str | None = None
+    batch_size: int = 4
+    options: dict[str, str | None] = field(default_factory=dict)
+
+    def recipe(self, variant: Variant) -> dict[str, Any]:
+        """What all pictures of a variant share."""
+        names = "base steps guidance scheduler negative_prompt dtype vae"
+        shared = {name: getattr(self, name) for name in names.split()}
+        adapters = [mixed.recipe() for mixed in variant.adapters]
+        return {**shared, "size": list(self.size) if self.size else None, "adapters": adapters}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the comparison: a name, and the adapters that are merged into the base.
+
+    Attributes:
+        subject: what the subject is called in its prompts: "sks dog", of the bare base "dog".
+    """
+
+    name: str
+    subject: str
+    adapters: tuple[Mixed, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        return slug(self.name, 60)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture: its place in the variant's grid, its file and recipe."""
+
+    row: int
+    seed: int
+    path: Path
+    recipe: dict[str, Any]
+
+
+def jobs_of(
+    variant: Variant,
+    drawing: Drawing,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    folder: Path,
+) -> list[Job]:
+    """Every picture of a variant, prompt by prompt, under `folder`/<variant>/."""
+    shared = drawing.recipe(variant)
+    jobs = []
+    for row, prompt in enumerate(prompts):
+        words = prompt.text(variant.subject)
+        for seed in seeds:
+            path = folder / variant.folder / f"{row:02d}_{slug(words)}_seed{seed}.png"
+            jobs.append(Job(row, seed, path, {"prompt": words, "seed": seed, **shared}))
+    return jobs
+
+
+def is_there(job: Job) -> bool:
+    """Whether the picture was drawn already, whole and by this very recipe."""
+    if not job.path.is_file():
+        return False
+    try:
+        have = read_recipe(job.path)
+        with Image.open(job.path) as image:
+            image.load()
+    except (UserError, OSError, SyntaxError):
+        return False  # cut short; pictures of ours are written whole, but disks fail
+    want = json.loads(json.dumps(job.recipe))
+    return have is not None and all(have.get(key) == value for key, value in want.items())
+
+
+def draw_missing(
+    variant: Variant, drawing: Drawing, jobs: Sequence[Job], state: Any, progress: bool = True
+) -> int:
+    """Draw this process's share of what is not there yet; returns how many all draw.
+
+    Args:
+        state: accelerate's PartialState, or anything with its `device`, `process_index`,
+            `num_processes`, `is_main_process` and `wait_for_everyone`.
+
+    Raises:
+        UserError: an adapter does not fit the base, or the disk is full.
+    """
+    missing = [job for job in jobs if not is_there(job)]
+    state.wait_for_everyone()  # all have looked before one draws
+    mine = missing[state.process_index :: state.num_processes]
+    if mine:
+        _draw(variant, drawing, mine, state, progress)
+    state.wait_for_everyone()
+    return len(missing)
+
+
+def _draw(
+    variant: Variant, drawing: Drawing, jobs: Sequence[Job], state: Any, progress: bool
+) -> None:
+    import torch
+
+    from ..sampling import encode, iter_pictures, load_pipeline
+
+    dtype = getattr(torch, drawing.dtype)
+    pipeline = load_pipeline(drawing.base, dtype, "cpu", drawing.vae, **drawing.options)
+    apply_adapters(pipeline, variant.adapters)
+    if drawing.scheduler:
+        set_scheduler(pipeline, drawing.scheduler)
+    pipeline.to(state.device, silence_dtype_warnings=True)
+    words = list(dict.fromkeys(job.recipe["prompt"] for job in jobs))
+    images = iter_pictures(
+        pipeline,
+        encode(pipeline, words, drawing.negative_prompt),
+        [(words.index(job.recipe["prompt"]), job.seed) for job in jobs],
+        steps=drawing.steps,
+        guidance=drawing.guidance,
+        size=drawing.size,
+        batch_size=drawing.batch_size,
+        progress=progress and state.is_main_process,
+    )
+    for job, image in zip(jobs, images, strict=True):
+        save_png(image, job.path, job.recipe)
+
+
+def load_rows(jobs: Sequence[Job]) -> list[list[Image.Image]]:
+    """The pictures as [prompt][seed].
+
+    Raises:
+        UserError: one is not there.
+    """
+    rows: dict[int, list[Image.Image]] = {}
+    for job in jobs:
+        try:
+            with Image.open(job.path) as image:
+                rows.setdefault(job.row, []).append(image.convert("RGB"))
+        except OSError as error:
+            raise UserError(
+                f"{job.path} is missing or broken: run without --score_only to draw it."
+            ) from error
+    return [rows[row] for row in sorted(rows)]

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 STATE = "state.json"
 ADAPTER = "adapter.safetensors"
+RUN_RECORD = "run.json"
 
 
 def keep_only_adapters(
@@ -131,18 +132,20 @@ def read_settings(checkpoint: Path) -> tuple[int, dict[str, Any]]:
     return int(state["step"]), state["settings"]
 
 
-def check_settings(checkpoint: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse to resume with settings under which the run would not be the same one.
+def check_settings(where: Path, saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse to go on with settings under which the run would not be the same one.
+
+    Args:
+        where: the checkpoint or run, for the message.
 
     Raises:
         UserError: naming the first setting that differs, and both its values.
     """
-    _, saved = read_settings(checkpoint)
     for name, value in settings.items():
         if name in saved and saved[name] != json.loads(json.dumps(value)):
             raise UserError(
-                f"{checkpoint} was trained with {name} = {saved[name]}, this run has {value}: "
-                "use the same, or another --output_dir."
+                f"{where} was trained with {name} = {saved[name]}, this run has {value}: "
+                "use the same, another --output_dir, or --overwrite_output_dir."
             )
 
 

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from .adapter_file import collect_adapter, write_adapter
 from .cache import DTYPES
-from .checkpoint import ADAPTER
+from .checkpoint import ADAPTER, RUN_RECORD
 from .errors import UserError
 from .files import write_text
 from .plan import Plan
@@ -46,10 +46,12 @@ class RunLog:
         trained: Sequence[torch.nn.Parameter],
         first: int,
         steps: int,
+        settings: Mapping[str, Any],
         started: float,
     ) -> None:
         self.args, self.plan, self.accelerator = args, plan, accelerator
         self.first, self.steps, self.started = first, steps, started
+        self.settings = settings
         self.trained = sum(p.numel() for p in trained)
         self.pending: tuple[int, torch.Tensor, float] | None = None
         self.last_loss = math.nan
@@ -165,7 +167,7 @@ class RunLog:
             rescue = Path(tempfile.mkdtemp(prefix="diffusekrona-")) / ADAPTER
             write_adapter(adapter, rescue)
             raise UserError(f"{error}; the trained adapter was saved to {rescue}") from error
-        write_text(args.output_dir / "run.json", json.dumps(self.summary(path), indent=1))
+        write_text(args.output_dir / RUN_RECORD, json.dumps(self.summary(path), indent=1))
         log.info("saved %s (%.2f MB)", path, path.stat().st_size / 1e6)
 
     def summary(self, path: Path) -> dict[str, Any]:
@@ -174,6 +176,7 @@ class RunLog:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.args).items()}
         return {
             "settings": settings,
+            "fixed_settings": dict(self.settings),
             "base_family": self.plan.family.name,
             "resolution": self.plan.resolution,
             "layers": len(self.plan.layers),

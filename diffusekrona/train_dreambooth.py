@@ -74,6 +74,10 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
 
     started = time.time()
     accelerator = setup.make_accelerator(args)
+    steps = max_train_steps(args, len(pictures), accelerator.num_processes)
+    settings = setup.settings_to_keep(args, plan, accelerator, pictures, captions)
+    if setup.already_finished(args, steps, settings):
+        return 0
     data = prepare_data(args, plan, accelerator, pictures, captions)
     unet = setup.load_denoiser(args, plan, accelerator)
     models = {"unet": unet, **data.text_encoders}
@@ -81,7 +85,6 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
     trained = add_adapters(plan.configs, models, ADAPTER_NAME)
     setup.save_memory(args, models)
 
-    steps = max_train_steps(args, len(pictures), accelerator.num_processes)
     plain_optimizer = setup.make_optimizer(args, models, accelerator.num_processes)
     lr_scheduler = make_lr_scheduler(args, plain_optimizer, steps)
     ema = setup.make_ema(args, trained, accelerator)
@@ -91,12 +94,11 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
     optimizer = accelerator.prepare(plain_optimizer)
     # The schedule is not prepared: accelerate would step it once a process.
     accelerator.register_for_checkpointing(*filter(None, (lr_scheduler, ema)))
-    settings = setup.settings_to_keep(args, plan, accelerator, pictures, captions)
     first = setup.resume(args, accelerator, settings)
     validate = functools.partial(setup.validate, args, plan, accelerator, unet, data)
     if first == 0:
         validate(0)
-    run_log = RunLog(args, plan, accelerator, trained, first, steps, started)
+    run_log = RunLog(args, plan, accelerator, trained, first, steps, settings, started)
     with run_log, stop_signals() as caught:
         for step in range(first, steps):
             for micro in range(args.gradient_accumulation_steps):

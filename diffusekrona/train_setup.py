@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from torch import nn
 
 from . import backbones
 from .cache import DTYPES, Data
-from .checkpoint import ADAPTER, check_settings, find_checkpoint, read_settings
+from .checkpoint import ADAPTER, RUN_RECORD, check_settings, find_checkpoint, read_settings
 from .data import content_key, find_pictures, read_captions
 from .errors import UserError, writing
 from .plan import Plan
@@ -41,16 +42,36 @@ def refuse_to_overwrite(args: argparse.Namespace) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--output_dir {out} is a file: give a folder.")
     checkpoints = sorted(out.glob("checkpoint-*"))
-    if args.resume_from_checkpoint:
-        return
-    if not args.overwrite_output_dir:
+    if args.overwrite_output_dir:
+        args.resume_from_checkpoint = None
+        for old in (*checkpoints, out / "validation"):
+            shutil.rmtree(old, ignore_errors=True)
+    elif not args.resume_from_checkpoint:
         for found in (*out.glob(ADAPTER), *checkpoints):
             raise UserError(
                 f"{out} already holds {found.name}: choose another --output_dir, go on with "
                 "--resume_from_checkpoint latest, or replace it with --overwrite_output_dir."
             )
-    for old in (*checkpoints, out / "validation"):
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def already_finished(args: argparse.Namespace, steps: int, settings: Mapping[str, Any]) -> bool:
+    """Whether a run that would be resumed has nothing left to do: its result is there.
+
+    Raises:
+        UserError: the result is there, but was trained otherwise.
+    """
+    record = args.output_dir / RUN_RECORD
+    if args.resume_from_checkpoint != "latest" or not (args.output_dir / ADAPTER).is_file():
+        return False
+    try:
+        run = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    check_settings(args.output_dir, run.get("fixed_settings", {}), settings)
+    if run["steps"] < steps:
+        return False
+    log.info("%s is trained already (%d steps)", args.output_dir / ADAPTER, run["steps"])
+    return True
 
 
 def make_accelerator(args: argparse.Namespace) -> Any:
@@ -202,7 +223,7 @@ def settings_to_keep(
     names = (
         "seed optimizer with_prior_preservation prior_loss_weight class_prompt num_class_images "
         "gradient_accumulation_steps use_ema random_flip center_crop aspect_ratio_buckets "
-        "noise_offset snr_gamma"
+        "noise_offset snr_gamma learning_rate text_encoder_lr lr_scheduler lr_warmup_steps"
     )
     return {
         "base model": args.pretrained_model_name_or_path,
@@ -227,9 +248,9 @@ def resume(args: argparse.Namespace, accelerator: Any, settings: Mapping[str, An
     if checkpoint is None:
         log.info("no checkpoint in %s: starting from the beginning", args.output_dir)
         return 0
-    check_settings(checkpoint, settings)
+    step, saved = read_settings(checkpoint)
+    check_settings(checkpoint, saved, settings)
     accelerator.load_state(str(checkpoint))
-    step, _ = read_settings(checkpoint)
     log.info("going on from %s", checkpoint)
     return step
 

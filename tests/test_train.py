@@ -251,6 +251,19 @@ def test_a_result_is_not_overwritten_unasked(tiny_sd1, pictures, tmp_path: Path)
     )
 
 
+def test_a_finished_run_is_not_run_again(tiny_sd1, pictures, tmp_path: Path, caplog) -> None:
+    resume = ("--resume_from_checkpoint", "latest")
+    first = run(tiny_sd1, pictures, tmp_path, *resume)  # nothing to resume: from the beginning
+    written = (tmp_path / "adapter.safetensors").stat().st_mtime_ns
+    assert same(run(tiny_sd1, pictures, tmp_path, *resume), first)
+    assert (tmp_path / "adapter.safetensors").stat().st_mtime_ns == written
+    assert "trained already" in caplog.text
+    with pytest.raises(UserError, match=r"was trained with learning_rate = 0\.0006"):
+        run(tiny_sd1, pictures, tmp_path, *resume, "--learning_rate", "1e-3")
+    more = run(tiny_sd1, pictures, tmp_path, *resume, "--seed", "1", "--overwrite_output_dir")
+    assert not same(more, first)
+
+
 def test_a_diverging_run_stops_and_keeps_the_last_good_state(
     tiny_sd1, pictures, tmp_path: Path
 ) -> None:

@@ -341,7 +341,8 @@ def main() -> None:
         paths = draw(args, prompts, pipeline, refiner, recipe, state)
         if state.is_main_process:
             grid = save_grid(args, prompts, paths, base, adapters)
-            print(f"{len(paths)} pictures in {args.output_dir}, all together in {grid}")
+            count = f"{len(paths)} picture{'s' * (len(paths) != 1)}"
+            print(f"{count} in {args.output_dir}, together in {grid}")
     finally:
         state.destroy_process_group()
 

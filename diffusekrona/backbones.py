@@ -212,11 +212,29 @@ def load_sampler(base: str, **options: Any) -> Any:
 
 
 def _unreadable(base: str, subfolder: str, error: Exception) -> UserError:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return UserError(
-        f"Cannot read {subfolder} of base model {base!r}: {first_line} "
-        "(check the name, the network or your hub login, or give a local diffusers folder)."
-    )
+    """One line for what from_pretrained raises; its own often names a file nobody asked for."""
+    chain, link = [], error
+    while link is not None:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    kinds = {type(link).__name__ for link in chain}
+    what = f"Cannot read {subfolder or 'the weights'} of base model {base!r}: "
+    if "GatedRepoError" in kinds:
+        return UserError(what + "its authors want their licence accepted on the hub, and a login.")
+    if "RepositoryNotFoundError" in kinds:
+        return UserError(what + "the hub has no model of that name (or it is private: log in).")
+    if kinds & {
+        "LocalEntryNotFoundError",
+        "OfflineModeIsEnabled",
+        "ConnectError",
+        "ConnectionError",
+    }:
+        return UserError(
+            what + "it is not on this machine and the hub cannot be reached: check the network, or "
+            "give a local diffusers folder."
+        )
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return UserError(f"{what}{first_line}: check the folder, or give another base.")
 
 
 def load_tokenizers(base: str, family: Family, **options: Any) -> list[Any]:

@@ -32,7 +32,8 @@ ADAPTER_NAME = "default"
 def main(argv: Sequence[str] | None = None) -> int:
     """The entry point; returns the process's exit code (130 or 143 after a signal)."""
     args = parse_args(argv)
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
+    if not log.handlers:  # only ours: the libraries' loggers have handlers of their own
+        log.addHandler(logging.StreamHandler(sys.stderr))
     log.setLevel(logging.INFO)
     return train(args)
 

@@ -43,9 +43,11 @@ def draw_validation(
     embeds = {}
     for name in states[""]:
         batch = torch.cat([states[prompt][name] for prompt, _ in jobs])
-        empty = torch.cat([states[""][name]] * len(jobs))
         embeds[name] = batch.to(device, unet.dtype)
-        embeds[f"negative_{name}"] = empty.to(device, unet.dtype)
+        # Where the base takes zeros for an empty prompt, as at inference, none is given.
+        if not pipeline.config.get("force_zeros_for_empty_prompt"):
+            empty = torch.cat([states[""][name]] * len(jobs))
+            embeds[f"negative_{name}"] = empty.to(device, unet.dtype)
     was_training = unet.training
     unet.eval()
     images = generate(

@@ -15,7 +15,7 @@ MODEL_NAME="${MODEL_NAME:-stabilityai/stable-diffusion-xl-base-1.0}"  # hub name
 case "$MODEL_NAME" in pocket*) LR="${LR:-3e-3}" STEPS="${STEPS:-400}" ACCUMULATION="${ACCUMULATION:-1}" \
   BATCH_SIZE="${BATCH_SIZE:-4}" PRECISION="${PRECISION:-no}" CHECKPOINTING="${CHECKPOINTING:-no}" ;; esac
 
-ADAPTER="${ADAPTER:-krona}"          # krona, or lora for the baseline (RANK)
+ADAPTER_TYPE="${ADAPTER_TYPE:-krona}"  # krona, or lora for the baseline (RANK)
 ATTN="${ATTN:-kqvo}"                 # attention projections to adapt; all four is best
 A1="${A1:-4}"                        # rows of A. 2, 4, 8 are good; more: fewer parameters
 A2="${A2:-64}"                       # columns of A; 64 is good. Both below 8: prompts get ignored
@@ -34,8 +34,8 @@ VALIDATION="${VALIDATION:-a $TOKEN $CLASS in the snow}"  # drawn now and then, s
 NUM_PROCESSES="${NUM_PROCESSES:-1}"  # GPUs that share the work
 
 factors="${FACTORS:+_$FACTORS}"
-[ "$ADAPTER" = lora ] && shape="r$RANK" || shape="${A1}x$A2$factors"
-NAME="${NAME:-$(tr -c 'A-Za-z0-9._\n-' '-' <<< "${ADAPTER}_${ATTN}_${shape}_$(basename "$MODEL_NAME")_lr$LR")}"
+[ "$ADAPTER_TYPE" = lora ] && shape="r$RANK" || shape="${A1}x$A2$factors"
+NAME="${NAME:-$(tr -c 'A-Za-z0-9._\n-' '-' <<< "${ADAPTER_TYPE}_${ATTN}_${shape}_$(basename "$MODEL_NAME")_lr$LR")}"
 OUTPUT_DIR="${OUTPUT_DIR:-$ROOT/outputs/$SUBJECT/$NAME}"
 
 # The Python of an active environment, or else of the quick start's .venv.
@@ -56,7 +56,7 @@ exec "${launch[@]}" \
   --instance_prompt "a $TOKEN $CLASS" \
   --output_dir "$OUTPUT_DIR" \
   --resume_from_checkpoint latest \
-  --adapter_type "$ADAPTER" \
+  --adapter_type "$ADAPTER_TYPE" \
   --attn_update_unet "$ATTN" --a1 "$A1" --a2 "$A2" --factors "$FACTORS" --rank "$RANK" \
   --learning_rate "$LR" --lr_scheduler constant --max_train_steps "$STEPS" \
   --train_batch_size "$BATCH_SIZE" --gradient_accumulation_steps "$ACCUMULATION" \

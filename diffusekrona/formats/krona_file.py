@@ -103,13 +103,14 @@ def with_factors(
     """The source as Kronecker products: as it is where it is some, else the nearest.
 
     Args:
-        a1, a2, terms: wanted; None leaves a Kronecker source's own (and means (4, 64), one term,
-            for any other).
+        a1, a2, terms: wanted; None leaves a Kronecker source's own; any other source needs a1
+            and a2, and gets one term unless told.
         order: row order wanted; None leaves a Kronecker source's own ("kron" for any other).
         drop: leave out layers that a Kronecker adapter cannot have, instead of refusing.
 
     Raises:
-        UserError: factors that do not divide a layer; a convolution, unless `drop`.
+        UserError: factors that do not divide a layer, or are needed and not given; a convolution,
+            unless `drop`.
     """
     for name, value in (("a1", a1), ("a2", a2), ("terms", terms)):
         if value is not None and value < 1:
@@ -124,7 +125,7 @@ def with_factors(
         )
     ):
         return source
-    wanted = {name: _wanted(delta, a1, a2, order) for name, delta in source.layers.items()}
+    wanted = {name: _wanted(name, d, a1, a2, order) for name, d in source.layers.items()}
     shapes = {d.shape for d in source.layers.values()}
     for name, delta in source.layers.items():
         rows, columns, _ = wanted[name]
@@ -147,12 +148,16 @@ def with_factors(
 
 
 def _wanted(
-    delta: Delta, a1: int | None, a2: int | None, order: str | None
+    name: str, delta: Delta, a1: int | None, a2: int | None, order: str | None
 ) -> tuple[int, int, str]:
-    own = (KronAConfig.a1, KronAConfig.a2)
     if isinstance(delta, KronDelta):
-        own, order = (delta.a.shape[1], delta.a.shape[2]), order or delta.output_order
-    return a1 or own[0], a2 or own[1], order or "kron"
+        return a1 or delta.a.shape[1], a2 or delta.a.shape[2], order or delta.output_order
+    if a1 is None or a2 is None:
+        raise UserError(
+            f"{name} is no sum of Kronecker products of one shape: choose the factors of the "
+            "nearest with --a1 and --a2 (such as 4 and 64), or write LoRA or merged."
+        )
+    return a1, a2, order or "kron"
 
 
 def _linear_only(source: DeltaSet, drop: bool) -> dict[str, Delta]:
@@ -178,10 +183,7 @@ def to_adapter(source: DeltaSet, dtype: torch.dtype | None = None) -> Adapter:
     """
     for name, delta in source.layers.items():
         if not isinstance(delta, KronDelta):
-            raise UserError(
-                f"{name} is no sum of Kronecker products of one shape: choose factors with "
-                "--a1 and --a2, or write LoRA or merged."
-            )
+            raise UserError(f"{name} is no sum of Kronecker products: write LoRA or merged.")
     orders = {d.output_order for d in source.layers.values()}
     if len(orders) > 1:
         raise UserError("The layers differ in row order, which one adapter has one of: write LoRA.")

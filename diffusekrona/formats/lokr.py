@@ -90,7 +90,8 @@ def _group(
         found = _PART.fullmatch(key)
         if not found:
             raise UserError(f"{where}: {key} {_refusal(key)}")
-        if not tensor.is_floating_point() or tensor.numel() == 0:
+        whole = tensor.is_floating_point() or found["part"] == "alpha"  # some write alpha as int
+        if not whole or tensor.numel() == 0:
             raise UserError(f"{where}: {key} of shape {tuple(tensor.shape)} is no factor.")
         stems[found["stem"]][found["part"]] = tensor
     for stem, parts in stems.items():

@@ -9,8 +9,15 @@ from pathlib import Path
 
 import tiny_models
 import torch
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from safetensors.torch import save_file
 from torch import nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 LETTERS = {"k": "to_k", "q": "to_q", "v": "to_v", "o": "to_out.0"}
 
@@ -20,11 +27,44 @@ def plain_unet(family: str = "sd1", **changes) -> nn.Module:
     torch.manual_seed(0)
     if not changes:
         return tiny_models.unet(family).eval()
-    from diffusers import UNet2DConditionModel
-
     config = {k: v for k, v in tiny_models.unet(family).config.items() if not k.startswith("_")}
     torch.manual_seed(0)
     return UNet2DConditionModel(**{**config, **changes}).eval()
+
+
+def save_base(folder: Path, family: str) -> Path:
+    """A tiny base of a family, with the published models' two layers a block.
+
+    SDXL's text encoders differ in width, by which diffusers tells them apart in a single file; it
+    predicts v with zero terminal SNR, which the original layout has marks for.
+    """
+    torch.manual_seed(0)
+    if family != "sdxl":
+        return tiny_models.save_pipeline(folder, family)
+    vae = AutoencoderKL(
+        block_out_channels=(16, 32), norm_num_groups=8, layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    StableDiffusionXLPipeline(
+        vae=vae,
+        unet=plain_unet("sdxl", layers_per_block=2, cross_attention_dim=64 + 32),
+        scheduler=EulerDiscreteScheduler(
+            **tiny_models.SCHEDULE, prediction_type="v_prediction", rescale_betas_zero_snr=True
+        ),
+        text_encoder=CLIPTextModel(tiny_models.text_config(32, 32)),
+        tokenizer=tiny_models.tokenizer(),
+        text_encoder_2=CLIPTextModelWithProjection(tiny_models.text_config(64)),
+        tokenizer_2=tiny_models.tokenizer(),
+    ).save_pretrained(folder)
+    return folder
+
+
+def base_inputs(family: str) -> dict:
+    """Arguments of a UNet call for a base of `save_base`."""
+    given = tiny_models.unet_inputs(family)
+    if family == "sdxl":
+        given["encoder_hidden_states"] = given["encoder_hidden_states"][:, :, :96]
+    return given
 
 
 def output(unet: nn.Module, family: str = "sd1") -> torch.Tensor:

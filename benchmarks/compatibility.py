@@ -1,0 +1,339 @@
+"""Writes docs/compatibility.md: program x format x what was actually loaded, and how exactly.
+
+    python benchmarks/compatibility.py --checkouts FOLDER --output docs/compatibility.md
+
+diffusers and PEFT are those installed. Of the other programs, FOLDER may hold checkouts of their
+repositories under the repositories' names; each trial runs the program's own loader or layer on
+tiny models with random weights and compares the UNet's output with ours. A program without a
+checkout is "not tried", as is whatever no line of this script runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "formats")]
+
+import compatibility_peers as programs  # noqa: E402
+import peers  # noqa: E402
+import tiny_models  # noqa: E402
+import torch  # noqa: E402
+from diffusers import (  # noqa: E402
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from peft import LoraConfig, PeftModel, get_peft_model  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from diffusekrona import KronAConfig, load_adapter, save_adapter  # noqa: E402
+from diffusekrona.formats.conversion import convert  # noqa: E402
+
+FAMILIES = ("sd1", "sd2", "sdxl")
+SQUARE, WIDE = KronAConfig(a1=8, a2=8, scale=0.5), KronAConfig(a1=4, a2=8, scale=0.5)
+TERMS = KronAConfig(a1=4, a2=8, terms=2, output_order="interleaved")
+CLOSE = 1e-5
+REPOSITORIES = {
+    "ComfyUI": ("ComfyUI", "comfy/lora.py, comfy/weight_adapter, its own UNet"),
+    "Forge": ("stable-diffusion-webui-forge", "backend/patcher/lora.py"),
+    "InvokeAI": ("InvokeAI", "backend/patches: name conversion and layers"),
+    "LyCORIS": ("LyCORIS", "lycoris.wrapper, lycoris.modules.lokr"),
+    "OneTrainer": ("OneTrainer", "modules/module/LoRAModule.py"),
+    "ai-toolkit": ("ai-toolkit", "toolkit/models/lokr.py"),
+    "published DiffuseKronA code": ("DiffuseKronA", "diffusekrona/krona.py"),
+}
+
+
+@dataclass
+class Row:
+    """One line of the table."""
+
+    program: str
+    what: str
+    family: str
+    result: str
+
+
+@dataclass
+class Bench:
+    """The tiny bases, a folder to work in, and the rows so far."""
+
+    folder: Path
+    checkouts: Path | None
+    rows: list[Row]
+
+    def base(self, family: str) -> Path:
+        path = self.folder / family
+        return path if path.is_dir() else peers.save_base(path, family)
+
+    def unet(self, family: str) -> UNet2DConditionModel:
+        return UNet2DConditionModel.from_pretrained(self.base(family) / "unet").eval()
+
+    def ours(self, family: str, config: KronAConfig) -> tuple[Path, torch.Tensor]:
+        """An adapter file and the UNet output that it makes."""
+        unet = self.unet(family)
+        unet.add_adapter(config)
+        tiny_models.random_factors(unet)
+        want = output(unet, family)
+        assert (want - output(self.unet(family), family)).abs().max() > 1e-2  # it does something
+        return save_adapter(unet, self.folder / "a.safetensors"), want
+
+    def write(self, source: Path, name: str, target: str, **options) -> Path:
+        convert(source, self.folder / name, target, **options)
+        return self.folder / name
+
+    def checkout(self, program: str) -> Path:
+        if self.checkouts is None:
+            raise FileNotFoundError(program)
+        return self.checkouts / REPOSITORIES[program][0]
+
+    def trial(self, program: str, what: str, family: str, run: Callable[[], float]) -> None:
+        try:
+            gap = run()
+            result = f"yes, {gap:.1e}" if gap < CLOSE else f"NO, differs by {gap:.1e}"
+        except FileNotFoundError:
+            result = "not tried"
+        except Exception as error:
+            line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            result = f"refused: {line[:90]}"
+        self.rows.append(Row(program, what, family, result))
+        print(f"{program:30} {what:52} {family:5} {result}", flush=True)
+
+
+def output(unet: torch.nn.Module, family: str) -> torch.Tensor:
+    with torch.no_grad():
+        return unet(**peers.base_inputs(family)).sample
+
+
+def out_to_diffusers(bench: Bench, family: str) -> None:
+    """Every format that stock diffusers and PEFT load."""
+    for config, name in ((WIDE, "one product"), (TERMS, "two terms, published row order")):
+        source, want = bench.ours(family, config)
+
+        def gap(unet, want=want) -> float:
+            return (output(unet, family) - want).abs().max().item()
+
+        for target in ("lora", "lora-kohya"):
+
+            def load(target=target, source=source, gap=gap) -> float:
+                pipe = DiffusionPipeline.from_pretrained(bench.base(family))
+                pipe.load_lora_weights(bench.write(source, "l.safetensors", target))
+                return gap(pipe.unet)
+
+            what = f"pipe.load_lora_weights, --to {target}, {name}"
+            bench.trial("diffusers", what, family, load)
+
+        def folder(source=source, gap=gap) -> float:
+            path = bench.write(source, "model", "merged", base=bench.base(family))
+            return gap(DiffusionPipeline.from_pretrained(path).unet)
+
+        def single(source=source, gap=gap) -> float:
+            path = bench.write(source, "m.safetensors", "merged", base=bench.base(family))
+            kind = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
+            return gap(kind.from_single_file(str(path), config=str(bench.base(family))).unet)
+
+        def peft(target: str, source=source, gap=gap) -> float:
+            path = bench.write(source, f"folder-{target}", target)
+            return gap(PeftModel.from_pretrained(bench.unet(family), path))
+
+        bench.trial("diffusers", f"from_pretrained, --to merged, {name}", family, folder)
+        bench.trial("diffusers", f"from_single_file, --to merged, {name}", family, single)
+        bench.trial(
+            "PEFT",
+            f"from_pretrained, --to peft-lora, {name}",
+            family,
+            lambda p=peft: p("peft-lora"),
+        )
+        bench.trial(
+            "PEFT + our package",
+            f"from_pretrained, --to peft, {name}",
+            family,
+            lambda p=peft: p("peft"),
+        )
+    for config, name in ((SQUARE, "square A"), (WIDE, "rectangular A")):
+        source, want = bench.ours(family, config)
+
+        def lokr(source=source, want=want) -> float:
+            unet = bench.unet(family)
+            path = bench.write(source, "l.safetensors", "lokr-diffusers")
+            unet.load_lora_adapter(load_file(path), prefix=None)
+            return (output(unet, family) - want).abs().max().item()
+
+        bench.trial(
+            "diffusers", f"unet.load_lora_adapter, --to lokr-diffusers, {name}", family, lokr
+        )
+
+
+def out_to_others(bench: Bench, family: str) -> None:
+    """LoKr, LoRA and merged files, in the other programs' own code."""
+    sgm = family == "sdxl"
+    for config, name in ((SQUARE, "square A"), (WIDE, "rectangular A")):
+        source, want = bench.ours(family, config)
+        plain = bench.write(
+            source, "plain.safetensors", "merged", base=bench.base(family), weight=0.0
+        )
+
+        def gap(unet, want=want) -> float:
+            return (output(unet, family) - want).abs().max().item()
+
+        for target in ("lokr", "lora-kohya", "lora"):
+            path = bench.write(source, f"{target}.safetensors", target)
+            what = f"--to {target}, {name}"
+
+            def comfy(path=path, plain=plain, want=want) -> float:
+                given, unet = peers.base_inputs(family), bench.unet(family)
+                made = programs.comfyui(bench.checkout("ComfyUI"), plain, path, unet, given)
+                return (made - want).abs().max().item()
+
+            def forge(path=path, gap=gap) -> float:
+                unet = bench.unet(family)
+                programs.forge(bench.checkout("Forge"), path, peers.ui_stems(unet, sgm))
+                return gap(unet)
+
+            def invoke(path=path, gap=gap) -> float:
+                unet = bench.unet(family)
+                stems = peers.ui_stems(unet, False)
+                programs.invokeai(bench.checkout("InvokeAI"), path, stems, sgm)
+                return gap(unet)
+
+            bench.trial("ComfyUI", what, family, comfy)
+            if target != "lora":
+                bench.trial("Forge", what, family, forge)
+                bench.trial("InvokeAI", what, family, invoke)
+
+        def lycoris(source=source, gap=gap) -> float:
+            unet = bench.unet(family)
+            programs.lycoris(bench.checkout("LyCORIS"), bench.folder / "lokr.safetensors", unet)
+            return gap(unet)
+
+        if not sgm:  # its loader for diffusers' UNets knows diffusers' names only
+            bench.trial("LyCORIS", f"--to lokr, {name}", family, lycoris)
+
+        def single(source=source, want=want) -> float:
+            path = bench.write(source, "m.safetensors", "merged", base=bench.base(family))
+            given, unet = peers.base_inputs(family), bench.unet(family)
+            made = programs.comfyui(bench.checkout("ComfyUI"), path, None, unet, given)
+            return (made - want).abs().max().item()
+
+        bench.trial("ComfyUI", f"--to merged, one file, {name}", family, single)
+
+
+def files_in(bench: Bench) -> None:
+    """Files that other programs' own code made, read here."""
+    lokr = programs.lycoris_file
+    makers = {
+        ("LyCORIS", "LoKr"): lambda p, u: lokr(p, u),
+        ("LyCORIS", "LoKr, decompose_both, factor 8"): lambda p, u: lokr(
+            p, u, decompose_both=True, factor=8
+        ),
+        ("LyCORIS", "LoKr, full_matrix"): lambda p, u: lokr(p, u, full_matrix=True),
+        ("LyCORIS", "LoKr, unbalanced_factorization"): lambda p, u: lokr(
+            p, u, unbalanced_factorization=True
+        ),
+        ("ai-toolkit", "LoKr"): programs.ai_toolkit_file,
+        ("OneTrainer", "LoKr"): programs.onetrainer_file,
+        ("published DiffuseKronA code", "checkpoint, k q v o"): programs.published_file,
+    }
+    for (program, what), make in makers.items():
+
+        def read(make=make, program=program) -> float:
+            unet = peers.plain_unet()
+            save_file(make(bench.checkout(program), unet), bench.folder / "x.safetensors")
+            path = bench.write(
+                bench.folder / "x.safetensors", "y.safetensors", "krona", family="sd1"
+            )
+            back = peers.plain_unet()
+            load_adapter(back, path)
+            return (peers.output(back) - peers.output(unet)).abs().max().item()
+
+        bench.trial(program, f"{what}, read by --to krona", "sd1", read)
+
+    def peft_folder() -> float:
+        model = get_peft_model(
+            peers.plain_unet(), LoraConfig(r=3, lora_alpha=5, target_modules=["to_q", "to_k"])
+        )
+        tiny_models.random_factors(model)
+        model.save_pretrained(bench.folder / "peft")
+        path = bench.write(bench.folder / "peft", "y.safetensors", "lora", family="sd1")
+        back = peers.plain_unet()
+        back.load_lora_adapter(load_file(path), prefix="unet")
+        return (peers.output(back) - peers.output(model)).abs().max().item()
+
+    bench.trial("PEFT", "LoRA folder, read by --to lora", "sd1", peft_folder)
+
+
+UNTRIED = (
+    ("AUTOMATIC1111", "--to lokr, --to lora-kohya, --to merged"),
+    ("kohya sd-scripts", "--to lora-kohya; its LoRA files"),
+    ("ComfyUI, Forge, InvokeAI", "in their own windows, with published models"),
+    ("SimpleTuner", "its LoKr files (LyCORIS' format, `lycoris_` names)"),
+)
+
+
+def page(rows: list[Row], checkouts: Path | None) -> str:
+    lines = [
+        "# What loads where",
+        "",
+        "Written by `benchmarks/compatibility.py`; do not edit. Every line was run: the program's "
+        "own loader or layer on tiny models with random weights, and the largest absolute "
+        'difference between its UNet\'s output and ours in fp32 (outputs are around 1). "refused" '
+        'is the program\'s own message; "not tried" means just that.',
+        "",
+        f"diffusers {version('diffusers')}, PEFT {version('peft')}, "
+        f"transformers {version('transformers')}, torch {version('torch').split('+')[0]}.",
+        "",
+        "| program | code that ran | commit |",
+        "|---|---|---|",
+    ]
+    for name, (folder, code) in REPOSITORIES.items():
+        mark = (checkouts / folder / "COMMIT") if checkouts else Path("-")
+        commit = mark.read_text().strip() if mark.is_file() else "not tried"
+        lines.append(f"| {name} | {code} | {commit} |")
+    for title, kind in (
+        ("Our files in other programs", False),
+        ("Other programs' files here", True),
+    ):
+        lines += ["", f"## {title}", "", "| program | what | models | loaded, difference |"]
+        lines.append("|---|---|---|---|")
+        merged: dict[tuple[str, str, str], list[str]] = {}
+        for row in rows:
+            if ("read by" in row.what) == kind:
+                key = (row.program, row.what, row.result if "yes" not in row.result else "yes")
+                merged.setdefault(key, []).append(f"{row.family} {row.result}")
+        for (program, what, result), found in merged.items():
+            models = ", ".join(f.split()[0] for f in found)
+            if result == "yes":
+                result = "yes, " + max(f.split()[-1] for f in found)
+            lines.append(f"| {program} | {what.replace('|', '/')} | {models} | {result} |")
+    lines += ["", "## Not tried", ""]
+    lines += [f"- {program}: {what}" for program, what in UNTRIED]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkouts", type=Path, help="Folder of repositories' checkouts.")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "compatibility.md")
+    args = parser.parse_args()
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), args.checkouts and args.checkouts.resolve(), [])
+        for family in FAMILIES:
+            out_to_diffusers(bench, family)
+            out_to_others(bench, family)
+        files_in(bench)
+    args.output.write_text(page(bench.rows, bench.checkouts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -43,10 +43,11 @@ def train(args: argparse.Namespace) -> int:
     import torch
 
     from .backbones import quiet_libraries
+
+    quiet_libraries()  # before the imports below, which load what it quiets
     from .plan import make_plan, print_plan
     from .train_setup import read_pictures, refuse_to_overwrite
 
-    quiet_libraries()
     plan = make_plan(args)
     pictures, captions = read_pictures(args)
     if args.dry_run:

@@ -312,7 +312,7 @@ def page(rows: list[Row], checkouts: Path | None) -> str:
         for (program, what, result), found in merged.items():
             models = ", ".join(f.split()[0] for f in found)
             if result == "yes":
-                result = "yes, " + max(f.split()[-1] for f in found)
+                result = "yes, " + max((f.split()[-1] for f in found), key=float)
             lines.append(f"| {program} | {what.replace('|', '/')} | {models} | {result} |")
     lines += ["", "## Not tried", ""]
     lines += [f"- {program}: {what}" for program, what in UNTRIED]

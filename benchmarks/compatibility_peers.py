@@ -204,7 +204,7 @@ def lycoris_file(folder: Path, unet: nn.Module, **options) -> dict[str, torch.Te
         from lycoris.modules.lokr import LokrModule
 
         return _layers(
-            unet, lambda stem, layer: LokrModule(stem, layer, lora_dim=4, alpha=2, **options)
+            unet, lambda stem, layer: LokrModule(stem, layer, lora_dim=2, alpha=3, **options)
         )
 
 
@@ -218,7 +218,7 @@ def ai_toolkit_file(folder: Path, unet: nn.Module) -> dict[str, torch.Tensor]:
         from toolkit.models.lokr import LokrModule
 
         def make(stem: str, layer: nn.Module):
-            module = LokrModule(stem, layer, lora_dim=4, alpha=2, factor=8)
+            module = LokrModule(stem, layer, lora_dim=2, alpha=3, factor=8, decompose_both=True)
             object.__setattr__(module, "wants", layer.weight)  # it asks for the weight itself
             return module
 
@@ -235,7 +235,7 @@ def onetrainer_file(folder: Path, unet: nn.Module) -> dict[str, torch.Tensor]:
 
         def make(stem: str, layer: nn.Module):
             module = LoKrModule(
-                stem, layer, 4, 2.0, True, 8, False, False, False, False, torch.device("cpu")
+                stem, layer, 2, 3.0, True, 8, False, False, False, False, torch.device("cpu")
             )
             plain = module.get_weight
             module.get_weight = lambda shape=None: plain() * (module.alpha / module.dim)

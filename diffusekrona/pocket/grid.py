@@ -6,6 +6,7 @@ python -m diffusekrona.pocket.grid [--model DIR] [--output FILE]
 from __future__ import annotations
 
 import argparse
+import textwrap
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .concepts import FIXED_PROMPTS
 
 MODELS = Path(__file__).parent / "models"
-CELL, COLUMNS, LABEL = 160, 6, 18
+CELL, COLUMNS, LABEL = 112, 6, 28
 
 
 def draw_prompts(
@@ -42,14 +43,15 @@ def draw_prompts(
 def labelled_grid(
     images: list[Image.Image], labels: tuple[str, ...], columns: int = COLUMNS
 ) -> Image.Image:
-    """The pictures enlarged to 160 px, each with its label below, row by row."""
+    """The pictures enlarged to 112 px, each with its label below, row by row."""
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * (CELL + 4) + 4, rows * (CELL + LABEL + 4) + 4), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         x, y = 4 + i % columns * (CELL + 4), 4 + i // columns * (CELL + LABEL + 4)
         sheet.paste(image.resize((CELL, CELL), Image.BICUBIC), (x, y))
-        draw.text((x + CELL / 2, y + CELL + LABEL / 2), label, "black", font, anchor="mm")
+        text, middle = textwrap.fill(label, 22), (x + CELL / 2, y + CELL + LABEL / 2)
+        draw.multiline_text(middle, text, "black", font, anchor="mm", align="center", spacing=1)
     return sheet
 
 

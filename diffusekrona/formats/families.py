@@ -164,5 +164,8 @@ def metadata_for(family: str, title: str, kind: str, source: Mapping[str, str]) 
     if source.get("instance_prompt"):
         metadata["modelspec.trigger_phrase"] = source["instance_prompt"]
     if source.get("base_model"):
-        metadata["ss_sd_model_name"] = source["base_model"]
+        # Of a folder of this machine, only its name: the file is made to be passed on.
+        local = source["base_model"].startswith((".", "/", "~")) or "\\" in source["base_model"]
+        name = re.split(r"[/\\]", source["base_model"].rstrip("/\\"))[-1]
+        metadata["ss_sd_model_name"] = name if local else source["base_model"]
     return metadata

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import peers
 import pytest
+import tiny_models
 import torch
-from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from diffusekrona import load_adapter
@@ -134,4 +134,12 @@ def test_trains_on(tmp_path: Path) -> None:
     convert(source, tmp_path / "a.safetensors", "krona", family="sd1")
     unet = peers.plain_unet()
     load_adapter(unet, tmp_path / "a.safetensors")
-    unet.add_adapter(LoraConfig(target_modules=["to_q"]), "beside")  # and mixes with PEFT's own
+    trained = [p for n, p in unet.named_parameters() if "krona_" in n]
+    optimizer = torch.optim.SGD([p.requires_grad_(True) for p in trained], lr=1.0)
+    losses = []
+    for _ in range(2):
+        loss = unet(**tiny_models.unet_inputs()).sample.square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(p.grad.abs().sum() > 0 for p in trained) and losses[1] < losses[0]

@@ -1,0 +1,142 @@
+"""Charts of a study: scores along an axis, heat maps over two, spreads side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..evaluation.charts import MARKERS, bars, colour
+from ..evaluation.scoring import METRICS
+from ..html_page import new_chart
+from .grid import Arm
+from .results import Point, Results
+from .spread import Spread, summaries
+
+
+def along_chart(results: Results) -> Any:
+    """A panel a metric: every point of every arm in the order of its axis, with intervals."""
+    metrics = results.metrics()
+    longest = max(len(results.of_arm(arm.label)) for arm in results.study.arms)
+    width = min(14, (1.2 + 0.42 * longest) * len(metrics) + 1)
+    figure, axes = new_chart(max(width, 2.6 * len(metrics)), 3.4, 1, len(metrics))
+    base = results.of_arm("base")
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        for number, arm in enumerate(results.study.arms):
+            _line(axis, results.of_arm(arm.label), metric, number, arm.label)
+        if base:
+            mean = base[0].summary(metric).mean
+            axis.axhline(mean, color="#8a8f98", ls="--", lw=1, label="base")
+        axis.set_title(METRICS[metric][0], fontsize=10)
+        axis.grid(axis="y", alpha=0.3)
+    axes[0, 0].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def _line(axis: Any, points: Sequence[Point], metric: str, number: int, label: str) -> None:
+    if not points:
+        return
+    where, logarithmic = _places(points)
+    summaries = [point.summary(metric) for point in points]
+    errors = np.array([bars(axis, s) for s in summaries])[:, :, 0].T
+    joined = "-" if where is not None else ""
+    x = where if where is not None else list(range(len(points)))
+    axis.errorbar(
+        x, [s.mean for s in summaries], yerr=errors, fmt=MARKERS[number % 8] + joined, ms=5,
+        capsize=3, lw=1.2, color=colour(number), label=label,
+    )  # fmt: skip
+    if logarithmic:
+        axis.set_xscale("log")
+    names = [_short(point) for point in points]
+    tilted = max(map(len, names)) > 5
+    axis.set_xticks(
+        x, names, rotation=35 if tilted else 0, ha="right" if tilted else "center", fontsize=8
+    )
+    axis.minorticks_off()
+
+
+def _short(point: Point) -> str:
+    return " · ".join(point.labels) or (str(point.step) if point.step else point.arm)
+
+
+def _places(points: Sequence[Point]) -> tuple[list[float] | None, bool]:
+    """Where points stand on a numeric axis, and whether it is logarithmic; None if they have no
+    numbers."""
+    try:
+        numbers = [float(point.step or point.labels[-1]) for point in points]
+    except (ValueError, IndexError):
+        return None, False
+    if len(set(numbers)) < len(numbers):
+        return None, False
+    return numbers, min(numbers) > 0 and max(numbers) / min(numbers) >= 8
+
+
+def map_chart(results: Results, arm: Arm) -> Any:
+    """Heat maps of one arm with two axes, a panel a metric; scales shared over arms."""
+    metrics = results.metrics()
+    first, second = arm.axes
+    figure, axes = new_chart(
+        1 + (0.9 + 0.62 * len(first.values)) * len(metrics), 1.3 + 0.45 * len(second.values), 1,
+        len(metrics),
+    )  # fmt: skip
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        grid = np.full((len(second.values), len(first.values)), np.nan)
+        for point in results.of_arm(arm.label):
+            row = [v.label for v in second.values].index(point.labels[1])
+            column = [v.label for v in first.values].index(point.labels[0])
+            grid[row, column] = point.summary(metric).mean
+        everyone = [point.summary(metric).mean for point in results.trained()]
+        low, high = min(everyone), max(everyone)
+        axis.imshow(grid, cmap="viridis", vmin=low, vmax=high, aspect="auto")
+        for (row, column), value in np.ndenumerate(grid):
+            if not np.isnan(value):
+                tone = "black" if value > low + 0.65 * (high - low) else "white"
+                axis.text(
+                    column, row, f"{value:.3f}", ha="center", va="center", fontsize=7, color=tone
+                )
+        axis.set_xticks(range(len(first.values)), [v.label for v in first.values], fontsize=7)
+        axis.set_yticks(range(len(second.values)), [v.label for v in second.values], fontsize=7)
+        axis.set_xlabel(first.name, fontsize=8)
+        axis.set_title(METRICS[metric][0], fontsize=10)
+    axes[0, 0].set_ylabel(second.name, fontsize=8)
+    figure.suptitle(arm.label, fontsize=11)
+    return figure
+
+
+def spread_chart(found: Sequence[Spread]) -> Any:
+    """A panel for the pictures' distance from their centre and one for each score's spread."""
+    names = list(found[0].quantities())
+    figure, axes = new_chart(2.2 * len(names), 2.6, 1, len(names))
+    for axis, name in zip(axes[0], names, strict=True):
+        for number, summary in enumerate(summaries(found, name)):
+            axis.bar(number, summary.mean, 0.6, color=colour(number))
+            error = bars(axis, summary)
+            axis.errorbar(number, summary.mean, yerr=error, fmt="none", capsize=4, color="#222")
+        axis.set_xticks(range(len(found)), [s.arm for s in found], fontsize=8)
+        axis.set_title(name, fontsize=9)
+        axis.set_ylim(bottom=0)
+    return figure
+
+
+def plane_chart(results: Results) -> Any:
+    """Fidelity against obedience: CLIP-I to the right, CLIP-T upwards, a mark a point."""
+    figure, axes = new_chart(5.4, 4.0)
+    axis = axes[0, 0]
+    for number, arm in enumerate(results.study.arms):
+        for point in results.of_arm(arm.label):
+            x, y = point.summary("clip_i").mean, point.summary("clip_t").mean
+            axis.plot(x, y, MARKERS[number % 8], color=colour(number), ms=6)
+            axis.annotate(
+                _short(point), (x, y), xytext=(4, 3), textcoords="offset points", fontsize=6.5
+            )
+        axis.plot([], [], MARKERS[number % 8], color=colour(number), label=arm.label)
+    for point in results.of_arm("base"):
+        x, y = point.summary("clip_i").mean, point.summary("clip_t").mean
+        axis.plot(x, y, "*", color="#222", ms=11, label="base")
+    axis.set_xlabel("CLIP-I: likeness to the subject", fontsize=8)
+    axis.set_ylabel("CLIP-T: obedience to the prompt", fontsize=8)
+    axis.grid(alpha=0.3)
+    axis.margins(0.12)
+    axis.legend(fontsize=7, frameon=False)
+    return figure

@@ -1,0 +1,149 @@
+"""The studies that come with the package: the paper's five, stability against LoRA, initialisation.
+
+Two scales: bundled bases are small and want higher learning rates and fewer steps than the
+published models, whose values here are the paper's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .grid import Arm, Axis, Study, Value, axis, factor_values
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What depends on the size of the base."""
+
+    rate: float
+    rates: tuple[float, ...]
+    steps: int
+    checkpoints: tuple[int, ...]
+
+
+BUNDLED = Scale(3e-3, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 400, (50, 100, 200, 400, 800))
+PUBLISHED = Scale(5e-4, (5e-5, 1e-4, 5e-4, 1e-3, 5e-3), 1000, (100, 250, 500, 1000, 1500))
+PAIRS = ((2, 64), (4, 64), (8, 64), (16, 64), (64, 64), (4, 16), (16, 16), (8, 8), (4, 4))
+KRONA = {"adapter_type": "krona"}
+
+
+def studies(bundled_base: bool) -> dict[str, Study]:
+    """Every declared study by name, at the scale of the base."""
+    scale = BUNDLED if bundled_base else PUBLISHED
+    made = (
+        _iterations(scale),
+        _factors(scale),
+        _learning_rate(scale),
+        _few_shot(scale),
+        _modules(scale),
+        _stability(scale),
+        _initialisation(scale),
+    )
+    return {study.name: study for study in made}
+
+
+def _flags(scale: Scale, **more: object) -> dict:
+    return {"max_train_steps": scale.steps, "learning_rate": scale.rate, "a1": 4, "a2": 64, **more}
+
+
+def _one_arm(*axes: Axis) -> tuple[Arm, ...]:
+    return (Arm("KronA", dict(KRONA), axes),)
+
+
+def _iterations(scale: Scale) -> Study:
+    return Study(
+        name="iterations",
+        title="Training iterations",
+        question="After how many steps is the subject there, and when do prompts give way to it?",
+        paper="500 steps for easy subjects, 1000 for complex subjects or prompts (SDXL).",
+        flags=_flags(scale, max_train_steps=max(scale.checkpoints)),
+        checkpoints=scale.checkpoints,
+        arms=_one_arm(),
+    )
+
+
+def _factors(scale: Scale) -> Study:
+    return Study(
+        name="factors",
+        title="Size of the Kronecker factors",
+        question="Which (a1, a2) keep the subject and the prompt, and at how many parameters?",
+        paper="(4, 64) is best, a2 = 64 with a1 of 2, 4, 8 good; with both at most 8 prompts are "
+        "no longer followed, and parameters grow drastically.",
+        flags=_flags(scale),
+        arms=_one_arm(Axis("factors", factor_values(PAIRS))),
+    )
+
+
+def _learning_rate(scale: Scale) -> Study:
+    return Study(
+        name="learning-rate",
+        title="Learning rate",
+        question="Where does the subject appear, and where do prompts give way to it?",
+        paper="5e-4 to 6e-4 is best, 1e-4 to 1e-3 gives like pictures; above it overfits, below it "
+        "the subject is lost (SDXL).",
+        flags=_flags(scale),
+        arms=_one_arm(axis("learning rate", "learning_rate", scale.rates)),
+    )
+
+
+def _few_shot(scale: Scale) -> Study:
+    return Study(
+        name="few-shot",
+        title="Number of pictures",
+        question="How many pictures of the subject are enough?",
+        paper="One works, but poses and angles stay few; 3 to 4 are good.",
+        flags=_flags(scale),
+        arms=_one_arm(axis("pictures", "pictures", (1, 2, 3, 4))),
+    )
+
+
+def _modules(scale: Scale) -> Study:
+    sets = [Value(f"{letter} alone", {"attn_update_unet": letter.lower()}) for letter in "QKVO"]
+    sets += [
+        Value("Q, K, V, O", {"attn_update_unet": "kqvo"}),
+        Value("with feed-forward", {"attn_update_unet": "kqvo", "train_feed_forward": True}),
+        Value("with text encoder", {"attn_update_unet": "kqvo", "train_text_encoder": True}),
+    ]
+    return Study(
+        name="modules",
+        title="Choice of modules",
+        question="Which layers need an adapter?",
+        paper="Attention only is best; feed-forward layers double the parameters and do not help.",
+        flags=_flags(scale),
+        arms=_one_arm(Axis("modules", tuple(sets))),
+    )
+
+
+def _stability(scale: Scale) -> Study:
+    rates = axis("learning rate", "learning_rate", scale.rates[:-1])
+    factors = Axis("size", factor_values(PAIRS[:4]))
+    ranks = Axis("size", tuple(Value(f"r = {r}", {"rank": r}) for r in (1, 2, 4, 8)))
+    return Study(
+        name="stability",
+        title="Stability against LoRA",
+        question="How far apart do the pictures lie when learning rate and size are varied?",
+        paper="Pictures vary less over learning rates and factors than LoRA's over learning rates "
+        "and ranks.",
+        flags={"max_train_steps": scale.steps},
+        spread=True,
+        arms=(
+            Arm("KronA", dict(KRONA), (rates, factors)),
+            Arm("LoRA", {"adapter_type": "lora"}, (rates, ranks)),
+        ),
+    )
+
+
+def _initialisation(scale: Scale) -> Study:
+    starts = (
+        Value("A normal, B = 0", {"init_weights": "normal"}),
+        Value("A Kaiming, B = 0", {"init_weights": "kaiming_uniform"}),
+        Value("both normal", {"init_weights": "both"}),
+    )
+    return Study(
+        name="initialisation",
+        title="Initialisation",
+        question="Does it matter how the factors start?",
+        paper="A normal or Kaiming with B = 0 is best, both non-zero worst.",
+        flags=_flags(scale),
+        arms=_one_arm(Axis("start", starts)),
+    )

@@ -1,0 +1,233 @@
+"""Running many cells: one after another or one a GPU on this machine, or as Ray tasks.
+
+Both call `work`, which never raises: a cell that fails is told, and the rest goes on. A worker that
+dies (killed, out of memory) costs its cell a try; the next try goes on from the cell's checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .cell import LOG, Cell, run_cell
+
+RUNNING = "running"  # a file in a cell's folder while a worker has it: that worker's process id
+TRIES = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell: its error in one line, or None."""
+
+    cell: Cell
+    error: str | None = None
+
+
+Told = Callable[[Outcome], None]
+Job = Callable[[Cell, Path], str | None]
+
+
+def work(cell: Cell, root: Path) -> str | None:
+    """Run one cell in this process, its output into the cell's log; returns its error, or None."""
+    folder = cell.folder(root)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RUNNING).write_text(str(os.getpid()), encoding="utf-8")
+        with _output_to(folder / LOG):
+            try:
+                run_cell(cell, root)
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)
+                return str(error)
+            except Exception as error:  # whatever it is, the other cells go on
+                traceback.print_exc()
+                return f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return None
+    except OSError as error:
+        return f"{folder}: {error}"
+    finally:
+        (folder / RUNNING).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Everything that this process and its libraries print goes to the end of a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with open(path, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, handle in enumerate(kept, 1):
+            os.dup2(handle, number)
+            os.close(handle)
+
+
+def _quieten() -> None:
+    from ..backbones import quiet_libraries
+    from ..inference import quieten_libraries
+
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    quiet_libraries()
+    quieten_libraries()
+
+
+# --- this machine ---------------------------------------------------------------------------------
+
+
+def run_local(
+    cells: Sequence[Cell],
+    root: Path,
+    workers: int,
+    gpus: Sequence[str],
+    told: Told,
+    job: Job = work,
+) -> None:
+    """Run cells in `workers` processes.
+
+    Args:
+        gpus: names as CUDA_VISIBLE_DEVICES has them; each process gets one to itself, if there are.
+        job: what a process does with a cell.
+    """
+    left = list(cells)
+    tries: dict[str, int] = {}
+    while left:
+        left = _until_broken(left, root, workers, gpus, tries, told, job)
+
+
+def _until_broken(
+    cells: Sequence[Cell],
+    root: Path,
+    workers: int,
+    gpus: Sequence[str],
+    tries: dict[str, int],
+    told: Told,
+    job: Job,
+) -> list[Cell]:
+    """Run cells until all are done or a worker dies; returns those to try again."""
+    context = multiprocessing.get_context("spawn")
+    numbers = context.Queue()
+    for number in range(workers):
+        numbers.put(number)
+    for cell in cells:
+        (cell.folder(root) / RUNNING).unlink(missing_ok=True)
+    start = (numbers, workers, tuple(gpus), os.getpid())
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=start)
+    try:
+        futures: dict[Future, Cell] = {pool.submit(job, cell, root): cell for cell in cells}
+        again: list[Cell] = []
+        waiting = set(futures)
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                _note(futures[future], future, root, tries, again, told)
+        return again
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _note(
+    cell: Cell, future: Future, root: Path, tries: dict[str, int], again: list[Cell], told: Told
+) -> None:
+    try:
+        told(Outcome(cell, future.result()))
+    except BrokenProcessPool:
+        marker = cell.folder(root) / RUNNING
+        if marker.exists():  # it was at work when the pool broke
+            tries[cell.key()] = tries.get(cell.key(), 0) + 1
+        if tries.get(cell.key(), 0) < TRIES:
+            again.append(cell)
+        else:
+            marker.unlink(missing_ok=True)
+            told(Outcome(cell, f"its process was killed {TRIES} times (out of memory?)"))
+
+
+def _start_worker(numbers: Any, workers: int, gpus: Sequence[str], parent: int) -> None:
+    _die_with(parent)
+    number = numbers.get()
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    import torch
+
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    _quieten()
+
+
+def _die_with(parent: int) -> None:
+    """Have the system end this worker when the study dies, or two would soon share a cell."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+# --- Ray ------------------------------------------------------------------------------------------
+
+
+def run_ray(
+    cells: Sequence[Cell],
+    root: Path,
+    address: str | None,
+    gpus: float,
+    cpus: float,
+    told: Told,
+    job: Job | None = None,
+) -> None:
+    """Run cells as Ray tasks, on this machine or a cluster whose machines share `root`.
+
+    Args:
+        address: of the cluster; None starts or finds a local one.
+        gpus, cpus: that each cell asks for.
+
+    Raises:
+        UserError: Ray is not installed, or the cluster cannot be reached.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("--engine ray needs Ray: pip install ray") from error
+    if not ray.is_initialized():
+        package = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join([package, *filter(None, sys.path)])
+        environment = {"env_vars": {"PYTHONPATH": path}}
+        try:
+            ray.init(address, log_to_driver=False, runtime_env=environment, logging_level="ERROR")
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"Ray cannot be reached at {address or 'this machine'}: {reason}"
+            ) from error
+    task = ray.remote(num_gpus=gpus, num_cpus=cpus, max_retries=TRIES - 1)(job or _work_in_ray)
+    waiting = {task.remote(cell, root): cell for cell in cells}
+    while waiting:
+        done, _ = ray.wait(list(waiting))
+        for reference in done:
+            cell = waiting.pop(reference)
+            try:
+                told(Outcome(cell, ray.get(reference)))
+            except ray.exceptions.RayError as error:
+                reason = str(error).strip().splitlines()[0]
+                told(Outcome(cell, f"its Ray worker was lost: {reason}"))
+
+
+def _work_in_ray(cell: Cell, root: Path) -> str | None:
+    _quieten()
+    return work(cell, root)

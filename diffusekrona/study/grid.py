@@ -1,0 +1,196 @@
+"""What a study is: arms, each with axes, each with values; every combination is a training run.
+
+A study is a dataclass here and a small YAML file elsewhere (`--print NAME` writes one to copy):
+
+    name: learning-rate
+    title: Learning rate
+    question: Where does the subject appear, and where do the prompts give way?
+    flags: {a1: 4, a2: 64, max_train_steps: 500}     # of diffusekrona.train_dreambooth
+    seeds: [0, 1, 2]
+    arms:
+    - label: KronA
+      flags: {adapter_type: krona}
+      axes:
+      - name: learning rate
+        flag: learning_rate
+        values: [1.0e-4, 5.0e-4, 1.0e-3]
+      - name: modules                                # values may set several flags, under a label
+        values:
+        - {label: Q alone, flags: {attn_update_unet: q}}
+
+`checkpoints: [100, 200]` scores one run after so many steps each, instead of its end. The flag
+`pictures` is the study's own: so many of the subject's pictures are trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any
+
+import yaml
+
+from ..errors import UserError
+
+Flags = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Value:
+    """One value of an axis: what it is called, and the flags that it sets."""
+
+    label: str
+    flags: Flags
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One direction of a grid."""
+
+    name: str
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One method or setting, and its own grid: the product of its axes."""
+
+    label: str
+    flags: Flags = field(default_factory=dict)
+    axes: tuple[Axis, ...] = ()
+
+    def points(self) -> list[tuple[tuple[str, ...], Flags]]:
+        """(labels, flags) of every combination, the first axis slowest."""
+        points = []
+        for values in product(*(axis.values for axis in self.axes)):
+            flags = dict(self.flags)
+            for value in values:
+                flags |= value.flags
+            points.append((tuple(value.label for value in values), flags))
+        return points
+
+
+@dataclass(frozen=True)
+class Study:
+    """A declared study.
+
+    Attributes:
+        question: what it asks; paper: what the paper says to it, for the reader to compare.
+        flags: of every run; seeds: training seeds, a run for each.
+        checkpoints: steps at which each run is scored; none: at its end.
+        spread: tell how far the points of each arm lie apart (stability).
+    """
+
+    name: str
+    title: str
+    arms: tuple[Arm, ...]
+    question: str = ""
+    paper: str = ""
+    flags: Flags = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    checkpoints: tuple[int, ...] = ()
+    spread: bool = False
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A subject: its folder of pictures, the class word, its name in prompts."""
+
+    name: str
+    folder: str
+    class_word: str
+    identifier: str = "sks"
+
+
+def axis(name: str, flag: str, values: Sequence[Any]) -> Axis:
+    """An axis of one flag."""
+    return Axis(name, tuple(Value(label_of(v), {flag: v}) for v in values))
+
+
+def label_of(value: Any) -> str:
+    """How a value is shown: 0.0005 as 5e-4."""
+    if isinstance(value, float):
+        short = f"{value:g}"
+        if 0 < abs(value) < 0.01:
+            mantissa, _, exponent = f"{value:e}".partition("e")
+            short = f"{float(mantissa):g}e{int(exponent)}"
+        return short
+    return str(value)
+
+
+def factor_values(pairs: Sequence[tuple[int, int]]) -> tuple[Value, ...]:
+    """Values that set a1 and a2."""
+    return tuple(Value(f"({a1}, {a2})", {"a1": a1, "a2": a2}) for a1, a2 in pairs)
+
+
+# --- changes from the command line ----------------------------------------------------------------
+
+
+def with_flags(study: Study, changes: Flags) -> Study:
+    """The study with flags fixed for every run, whatever it said before.
+
+    Raises:
+        UserError: a flag that an axis of the study varies.
+    """
+    varied = {k for arm in study.arms for a in arm.axes for v in a.values for k in v.flags}
+    if clash := varied & set(changes):
+        raise UserError(f"--set {clash.pop()}: this study varies it; use --axis to change how.")
+    arms = tuple(
+        replace(arm, flags={k: v for k, v in arm.flags.items() if k not in changes})
+        for arm in study.arms
+    )
+    return replace(study, flags={**study.flags, **changes}, arms=arms)
+
+
+def with_axis(study: Study, name: str, values: Sequence[Any]) -> Study:
+    """The study with other values on the axis of that name, or fewer of those it names.
+
+    Values are labels that the axis has, numbers for its flag, or "4x64" for a1 and a2.
+
+    Raises:
+        UserError: no such axis, or a value that it cannot take.
+    """
+    found = False
+
+    def change(old: Axis) -> Axis:
+        nonlocal found
+        if name not in (old.name, old.name.replace(" ", "_")):
+            return old
+        found = True
+        return Axis(old.name, tuple(_value(old, text) for text in values))
+
+    arms = tuple(replace(arm, axes=tuple(map(change, arm.axes))) for arm in study.arms)
+    if not found:
+        known = ", ".join(dict.fromkeys(a.name for arm in study.arms for a in arm.axes))
+        raise UserError(f"--axis {name}: the axes of {study.name} are: {known or 'none'}.")
+    return replace(study, arms=arms)
+
+
+def _value(axis: Axis, given: Any) -> Value:
+    text = str(given)
+    for value in axis.values:
+        if text == value.label:
+            return value
+    flags = set(axis.values[0].flags)
+    if flags == {"a1", "a2"} and text.count("x") == 1:
+        a1, a2 = text.split("x")
+        if a1.isdigit() and a2.isdigit():
+            return factor_values([(int(a1), int(a2))])[0]
+    if len(flags) == 1 and all(set(v.flags) == flags for v in axis.values):
+        number = yaml_value(text)
+        return Value(label_of(number), {flags.pop(): number})
+    labels = ", ".join(value.label for value in axis.values)
+    raise UserError(f"--axis {axis.name}: cannot take {text!r}; it has: {labels}.")
+
+
+def yaml_value(text: str) -> Any:
+    """ "3e-3" to 0.003, "true" to True; anything else as YAML reads it."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return yaml.safe_load(text)

@@ -1,0 +1,72 @@
+"""The pictures and scores of one point of a cell."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+
+from ..adapter_file import read_adapter
+from ..data import find_pictures
+from ..evaluation.encoders import load_clip_encoder, load_dino_encoder
+from ..evaluation.pictures import Drawing, Variant, draw_missing, jobs_of, load_rows
+from ..evaluation.scoring import read_reference, score, scored_texts
+from ..files import replace_whole
+from ..inference import Mixed
+from ..prompts import parse_prompts
+
+if TYPE_CHECKING:
+    from .cell import Cell
+
+
+@functools.lru_cache(maxsize=2)
+def _encoders(clip: str, backend: str, dino: str | None, device: str) -> tuple[Any, Any]:
+    return load_clip_encoder(clip, backend, device), dino and load_dino_encoder(dino, device)
+
+
+def judge(cell: Cell, folder: Path, adapter: Path | None, step: int | None) -> dict[str, Any]:
+    """Draw and score one point; CLIP's features of its pictures are kept beside the result."""
+    judging = cell.judging
+    device = cell.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    prompts = parse_prompts(cell.texts, "the study")
+    drawing = Drawing(judging.base, judging.steps, judging.guidance)
+    state = SimpleNamespace(
+        device=device, process_index=0, num_processes=1, is_main_process=True,
+        wait_for_everyone=lambda: None,
+    )  # fmt: skip
+    point = f"step {step}" if step else "end"
+    variant = _variant(cell, adapter, point)
+    jobs = jobs_of(variant, drawing, prompts, judging.seeds, folder / "pictures")
+    draw_missing(variant, drawing, jobs, state, progress=False)
+    clip, dino = _encoders(judging.clip, judging.clip_backend, judging.dino, device)
+    photos, _ = find_pictures(Path(cell.subject.folder))
+    scores = score(
+        load_rows(jobs),
+        scored_texts(prompts, cell.subject.class_word),
+        read_reference(photos, clip, dino),
+        clip,
+        dino,
+    )
+    with replace_whole(folder / f"features_{variant.folder}.safetensors") as temporary:
+        save_file({"clip": scores.features.contiguous()}, temporary)
+    return {
+        "point": point,
+        "step": step,
+        "scores": {name: values.tolist() for name, values in scores.pictures.items()},
+        "diversity": scores.diversity.tolist() if len(judging.seeds) > 1 else None,
+        "pictures": [str(job.path.relative_to(folder)) for job in jobs],
+        "features": f"features_{variant.folder}.safetensors",
+    }
+
+
+def _variant(cell: Cell, adapter: Path | None, point: str) -> Variant:
+    subject = cell.subject
+    if adapter is None:
+        return Variant("base", subject.class_word)
+    path = adapter / "adapter.safetensors"
+    mixed = (Mixed(path, 1.0, read_adapter(path)),)
+    return Variant(point, f"{subject.identifier} {subject.class_word}", mixed)

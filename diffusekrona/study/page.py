@@ -1,0 +1,126 @@
+"""The page of a study, and the files beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from .. import html_page as html
+from ..files import write_text
+from ..grids import save_png
+from ..inference import slug
+from ..tables import csv_table, markdown_table
+from . import spread
+from .charts import along_chart, map_chart, plane_chart, spread_chart
+from .picture_grids import grids_of
+from .results import Results, as_json, csv_rows, table
+from .spread import spread_table, spreads
+from .yaml_files import to_yaml
+
+SPREAD = (
+    "How far an arm's points lie apart: 1 − cosine of each picture to the centre of its sweep in "
+    "CLIP's space, and the standard deviation of the points' scores within a run"
+)
+
+
+def caption(results: Results) -> str:
+    """What the table's numbers are."""
+    judging = results.judging
+    by = judging.clip + (f" and {judging.dino}" if judging.dino else "")
+    count = len(results.prompts) * len(judging.seeds)
+    return (
+        f"{judging.base}; {count} pictures a run ({len(results.prompts)} prompts × "
+        f"{len(judging.seeds)} seeds), scored by {by}: mean [95 % interval over runs, prompts, "
+        "seeds]"
+    )
+
+
+def markdown(results: Results) -> str:
+    """The study's tables for a document."""
+    pieces = [f"{caption(results)}.\n", markdown_table(*table(results))]
+    found = spreads(results) if results.study.spread else []
+    if found:
+        pieces += [f"{SPREAD}.\n", markdown_table(*spread_table(found))]
+    if results.missing:
+        titles = "; ".join(cell.title() for cell in results.missing)
+        pieces.append(f"Missing runs: {titles}.\n")
+    return "\n".join(pieces)
+
+
+def study_page(results: Results, notes: list[str]) -> str:
+    """The whole page.
+
+    Args:
+        notes: what the reader must know, such as a score that was left out.
+    """
+    study = results.study
+    first = [html.paragraph(f"In the paper: {study.paper}")] if study.paper else []
+    first += [html.paragraph(note, "warn") for note in notes]
+    if results.missing:
+        titles = "; ".join(cell.title() for cell in results.missing)
+        first.append(html.paragraph(f"{len(results.missing)} runs are missing: {titles}", "warn"))
+    sections = [html.section("Scores", *first, html.table(*table(results), caption(results)))]
+    if results.trained():
+        sections += [_charts(results), *_spread(results), _grids(results)]
+    yaml = html.text(to_yaml(study))
+    sections.append(html.section("The study's declaration", f"<pre>{yaml}</pre>"))
+    return html.page(study.title, study.question, sections)
+
+
+def _charts(results: Results) -> str:
+    pieces = []
+    two_axes = [arm for arm in results.study.arms if len(arm.axes) == 2]
+    if two_axes and not results.study.checkpoints:
+        pieces += [html.chart(map_chart(results, arm)) for arm in two_axes]
+    else:
+        words = "Means with 95 % intervals over runs, prompts and seeds; dashed: the bare base."
+        pieces.append(html.chart(along_chart(results), words))
+    words = "Further right is more like the subject, further up more obedient to the prompt."
+    pieces.append(html.chart(plane_chart(results), words))
+    return html.section("Charts", *pieces)
+
+
+def _spread(results: Results) -> list[str]:
+    found = spreads(results) if results.study.spread else []
+    if not found:
+        return []
+    words = (
+        "Smaller is more stable. An arm whose runs did not learn anything would look stable too: "
+        "read this beside the scores."
+    )
+    return [
+        html.section(
+            "Spread",
+            html.table(*spread_table(found), SPREAD),
+            html.chart(spread_chart(found), "Means with 95 % intervals over runs."),
+            html.paragraph(words, "note"),
+        )
+    ]
+
+
+def _grids(results: Results) -> str:
+    width = 1150 if len(results.study.arms) == 1 else 560
+    pictures = [
+        html.picture(image, title, min(image.width, width))
+        for title, image in grids_of(results).items()
+    ]
+    note = "The first training seed and the first picture seed of each: none was chosen by eye."
+    pieces = [html.side_by_side(*pictures)] if len(results.study.arms) > 1 else pictures
+    return html.section("Pictures", html.paragraph(note, "note"), *pieces)
+
+
+def write_results(results: Results, folder: Path, notes: list[str]) -> Path:
+    """Write tables, page and grids; returns the page's path."""
+    found = spreads(results) if results.study.spread else []
+    contents = {
+        "study.yaml": to_yaml(results.study),
+        "results.json": json.dumps({**as_json(results), "spread": spread.as_json(found)}, indent=1),
+        "results.csv": csv_table(*csv_rows(results)),
+        "results.md": markdown(results) + "".join(f"\n{note}\n" for note in notes),
+        "index.html": study_page(results, notes),
+    }
+    for name, content in contents.items():
+        write_text(folder / name, content)
+    for title, image in grids_of(results).items():
+        save_png(image, folder / f"grid_{slug(title, 80)}.png")
+    return folder / "index.html"

@@ -1,0 +1,147 @@
+"""What came out of a study: scores gathered by point, with intervals over runs, and spreads.
+
+A point is a place in a study's grid: arm, labels and, along one run, a checkpoint. Its scores lie
+in an array (runs, prompts, seeds); runs are subjects × training seeds. The order of cells finished,
+the engine and interruptions leave no trace in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..evaluation.scoring import METRICS
+from ..evaluation.statistics import Summary, summarise
+from .cell import Cell, finished
+from .grid import Study
+
+
+@dataclass
+class Point:
+    """One place in the grid and the runs that stand there.
+
+    Attributes:
+        runs: (subject, seed) of each run, in the study's order.
+        scores: metric to one (prompts, seeds) a run; diversity's is (prompts,).
+        folders: of each run's cell; pictures: their paths in it, prompt by prompt.
+    """
+
+    arm: str
+    labels: tuple[str, ...]
+    step: int | None
+    parameters: int | None = None
+    runs: list[tuple[str, int]] = field(default_factory=list)
+    scores: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    features: list[Path] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    pictures: list[list[str]] = field(default_factory=list)
+
+    def label(self) -> str:
+        """Without the arm."""
+        parts = [*self.labels, *([f"{self.step} steps"] if self.step else [])]
+        return " · ".join(parts) or self.arm
+
+    def summary(self, metric: str) -> Summary:
+        return summarise(np.stack(self.scores[metric]))
+
+
+@dataclass
+class Results:
+    """A study's points in the order of its grid, the bare base first, and the cells that lack."""
+
+    study: Study
+    points: list[Point]
+    missing: list[Cell]
+    prompts: list[str]
+    judging: Any
+
+    def metrics(self) -> list[str]:
+        have = [set(point.scores) for point in self.points if point.scores]
+        return [m for m in METRICS if have and all(m in names for names in have)]
+
+    def of_arm(self, arm: str) -> list[Point]:
+        return [point for point in self.points if point.arm == arm]
+
+    def trained(self) -> list[Point]:
+        return [point for point in self.points if point.arm != "base"]
+
+
+def gather(study: Study, cells: Sequence[Cell], root: Path) -> Results:
+    """Read every finished cell's result."""
+    points: dict[tuple, Point] = {}
+    missing = []
+    for cell in cells:
+        for step in cell.checkpoints or (None,):
+            key = (cell.arm, cell.labels, step)
+            points.setdefault(key, Point(cell.arm, cell.labels, step))
+        result = finished(cell, root)
+        if result is None:
+            missing.append(cell)
+            continue
+        for content in result["points"]:
+            point = points[cell.arm, cell.labels, content["step"]]
+            _add(point, cell, content, result["cost"], cell.folder(root))
+    texts = [text.partition(":")[2] for text in cells[0].texts]
+    live = [point for point in points.values() if point.runs]
+    return Results(study, live, missing, texts, cells[0].judging)
+
+
+def _add(point: Point, cell: Cell, content: Any, cost: Any, folder: Path) -> None:
+    point.runs.append((cell.subject.name, cell.seed))
+    point.parameters = cost.get("trained_parameters")
+    for name, values in content["scores"].items():
+        point.scores.setdefault(name, []).append(np.array(values))
+    if content["diversity"] is not None:
+        point.scores.setdefault("diversity", []).append(np.array(content["diversity"]))
+    point.features.append(folder / content["features"])
+    point.folders.append(folder)
+    point.pictures.append(content["pictures"])
+
+
+def table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: a row a point, every score's mean and interval over runs."""
+    metrics = results.metrics()
+    rows = []
+    for point in results.points:
+        count = f"{point.parameters:,}" if point.parameters else "–"
+        cells = [str(point.summary(m)) for m in metrics]
+        name = point.label() if len(results.study.arms) == 1 else f"{point.arm}: {point.label()}"
+        name = "base" if point.arm == "base" else name
+        rows.append([name, count, str(len(point.runs)), *cells])
+    axes = dict.fromkeys(axis.name for arm in results.study.arms for axis in arm.axes)
+    head = [" · ".join(axes), "parameters", "runs"]
+    return [*head, *(METRICS[m][0] for m in metrics)], rows
+
+
+def csv_rows(results: Results) -> tuple[list[str], list[list[Any]]]:
+    """The same for programs: a line a point and metric, numbers unrounded."""
+    rows = []
+    for point in results.points:
+        for metric in results.metrics():
+            s = point.summary(metric)
+            where = [point.arm, " · ".join(point.labels), point.step, point.parameters]
+            rows.append([*where, len(point.runs), metric, s.mean, s.std, s.low, s.high, s.count])
+    head = "arm labels step parameters runs metric mean std low high pictures"
+    return head.split(), rows
+
+
+def as_json(results: Results) -> dict[str, Any]:
+    """Everything, with every picture's scores."""
+    points = [
+        {
+            "arm": p.arm,
+            "labels": p.labels,
+            "step": p.step,
+            "parameters": p.parameters,
+            "runs": p.runs,
+            "summary": {m: p.summary(m).as_dict() for m in results.metrics()},
+            "scores": {m: [v.tolist() for v in p.scores[m]] for m in results.metrics()},
+        }
+        for p in results.points
+    ]
+    missing = [cell.title() for cell in results.missing]
+    return {"study": results.study.name, "points": points, "missing": missing}

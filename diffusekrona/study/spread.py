@@ -1,0 +1,107 @@
+"""How stable a method is: how far the runs of a sweep lie apart when only settings change.
+
+Everything is compared within a run (one subject, one training seed) over the points of an arm, so
+that neither the subject nor the seed counts as spread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from ..evaluation.scoring import METRICS
+from ..evaluation.statistics import Summary, summarise
+from .results import Point, Results
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of one arm, over the runs that all of its points have.
+
+    Attributes:
+        points: how many settings were compared.
+        pictures: (runs, prompts, seeds): 1 - cosine to the sweep's centre in CLIP's space, the
+            mean over points.
+        scores: metric to (runs,): the standard deviation over points of the run's mean score.
+        ranges: metric to the largest less the smallest of the points' means over runs.
+    """
+
+    arm: str
+    points: int
+    runs: tuple[tuple[str, int], ...]
+    pictures: np.ndarray
+    scores: dict[str, np.ndarray]
+    ranges: dict[str, float]
+
+    def quantities(self) -> dict[str, np.ndarray]:
+        """Title to array, for tables and charts."""
+        named = {f"std of {METRICS[m][0]}": values for m, values in self.scores.items()}
+        return {"pictures from centre": self.pictures, **named}
+
+
+def spreads(results: Results) -> list[Spread]:
+    """One for each arm with at least two points and a run that all of them have."""
+    found = []
+    for arm in results.study.arms:
+        points = results.of_arm(arm.label)
+        runs = [r for r in (points[0].runs if points else []) if all(r in p.runs for p in points)]
+        if len(points) < 2 or not runs:
+            continue
+        scores, ranges = {}, {}
+        for metric in results.metrics():
+            by_run = np.array([[_mean(p, metric, run) for p in points] for run in runs])
+            scores[metric] = by_run.std(axis=1, ddof=1)
+            ranges[metric] = float(np.ptp(by_run.mean(axis=0)))
+        pictures = np.stack([_from_centre(points, run) for run in runs])
+        found.append(Spread(arm.label, len(points), tuple(runs), pictures, scores, ranges))
+    return found
+
+
+def _mean(point: Point, metric: str, run: tuple[str, int]) -> float:
+    return float(np.nanmean(point.scores[metric][point.runs.index(run)]))
+
+
+def _from_centre(points: Sequence[Point], run: tuple[str, int]) -> np.ndarray:
+    """Mean over points of the distance to their common centre, (prompts, seeds)."""
+    paths = [point.features[point.runs.index(run)] for point in points]
+    features = torch.stack([load_file(path)["clip"] for path in paths])  # (points, p, s, d)
+    centre = F.normalize(features.mean(dim=0), dim=-1)
+    return (1 - (features * centre).sum(dim=-1)).mean(dim=0).double().numpy()
+
+
+def spread_table(found: Sequence[Spread]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: a quantity a row, an arm a column; of two arms their difference by run."""
+    names = list(found[0].quantities())
+    rows = []
+    for name in names:
+        rows.append([name, *(str(summarise(s.quantities()[name])) for s in found)])
+    for metric in found[0].ranges:
+        rows.append([f"range of {METRICS[metric][0]}", *(f"{s.ranges[metric]:.3f}" for s in found)])
+    head = ["", *(f"{s.arm} ({s.points} points)" for s in found)]
+    if len(found) == 2 and found[0].runs == found[1].runs:
+        head.append(f"{found[1].arm} − {found[0].arm}")
+        for row, name in zip(rows, names, strict=False):
+            apart = summarise(found[1].quantities()[name] - found[0].quantities()[name])
+            row.append(str(apart))
+        rows = [row + [""] * (len(head) - len(row)) for row in rows]
+    return head, rows
+
+
+def as_json(found: Sequence[Spread]) -> list[dict[str, Any]]:
+    """Every number of every arm."""
+    made = []
+    for s in found:
+        summaries = {name: summarise(v).as_dict() for name, v in s.quantities().items()}
+        made.append({"arm": s.arm, "points": s.points, "spread": summaries, "ranges": s.ranges})
+    return made
+
+
+def summaries(found: Sequence[Spread], name: str) -> list[Summary]:
+    """One quantity's summary for every arm."""
+    return [summarise(s.quantities()[name]) for s in found]

@@ -1,0 +1,344 @@
+"""Studies: declared, run, killed, run again, told."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import toy_jobs
+from PIL import Image
+from tiny_scorers import save_clip
+
+from diffusekrona.errors import UserError
+from diffusekrona.study import __main__ as program
+from diffusekrona.study.cell import Judging, cells_of, finished, run_cell, training_arguments
+from diffusekrona.study.declared import studies
+from diffusekrona.study.engines import run_local, run_ray
+from diffusekrona.study.grid import (
+    Arm,
+    Study,
+    Subject,
+    axis,
+    label_of,
+    with_axis,
+    with_flags,
+    yaml_value,
+)
+from diffusekrona.study.page import write_results
+from diffusekrona.study.results import Point, Results, csv_rows, gather, table
+from diffusekrona.study.spread import spreads
+from diffusekrona.study.yaml_files import read_study, to_yaml
+from diffusekrona.train_args import build_parser
+
+COLOURS = ("red", "green", "blue")
+FLAGS = {"max_train_steps": 2, "a2": 16, "cpu": True}
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="session")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    folder = tmp_path_factory.mktemp("subjects") / "dog"
+    folder.mkdir()
+    for colour in COLOURS:
+        Image.new("RGB", (40, 32), colour).save(folder / f"{colour}.png")
+    return Subject("dog", str(folder), "dog")
+
+
+@pytest.fixture(scope="session")
+def judging(tiny_sd1: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Judging:
+    prompts = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    prompts.write_text("{subject} in the snow\na wet {name}\n")
+    return Judging(str(tiny_sd1), str(prompts), (0, 1), 2, 7.0, str(clip))
+
+
+def tiny_study(**changes) -> Study:
+    rates = axis("learning rate", "learning_rate", (1e-3, 1e-1))
+    return Study("tiny", "Tiny", (Arm("KronA", {}, (rates,)),), flags=FLAGS, seeds=(0,), **changes)
+
+
+# --- declarations ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bundled", [True, False])
+def test_declared_studies_are_training_runs(bundled, subject, tmp_path) -> None:
+    declared = studies(bundled)
+    names = "iterations factors learning-rate few-shot modules stability initialisation"
+    assert list(declared) == names.split()
+    judging = Judging("base", "pocket")
+    for study in declared.values():
+        if study.name == "few-shot":
+            continue  # wants four pictures
+        for cell in cells_of(study, [subject], judging)[1:]:
+            arguments = training_arguments(cell, tmp_path, tmp_path / "run")
+            args = build_parser().parse_args(arguments)  # every flag is one of the trainer's
+            assert args.instance_prompt == "a sks dog" and args.seed == cell.seed
+    with pytest.raises(UserError, match="3 pictures, the study wants 4"):
+        cells_of(declared["few-shot"], [subject], judging)
+
+
+def test_yaml_gives_the_study_back(tmp_path) -> None:
+    for study in (*studies(True).values(), *studies(False).values()):
+        (tmp_path / "study.yaml").write_text(to_yaml(study))
+        assert read_study(tmp_path / "study.yaml") == study
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("{", "Cannot read"),
+        ("a list", "no mapping"),
+        ("name: x", "'arms' is missing"),
+        ("name: x\narms: []", "no arms"),
+        ("name: x\nwhat: 1\narms: [{label: a}]", "unknown key 'what'"),
+    ],
+)
+def test_broken_yaml_is_one_line(tmp_path, text, words) -> None:
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(UserError, match=words) as error:
+        read_study(tmp_path / "study.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_yaml_takes_plain_numbers(tmp_path) -> None:
+    text = "name: x\narms:\n- label: a\n  axes:\n  - {name: r, flag: learning_rate, values: [1e-4]}"
+    (tmp_path / "study.yaml").write_text(text)
+    value = read_study(tmp_path / "study.yaml").arms[0].axes[0].values[0]
+    assert value.flags == {"learning_rate": 1e-4} and value.label == "1e-4"
+    assert [label_of(v) for v in (5e-4, 0.1, 3, "kq")] == ["5e-4", "0.1", "3", "kq"]
+    assert [yaml_value(t) for t in ("3", "1e-3", "true", "kq")] == [3, 1e-3, True, "kq"]
+
+
+def test_changes_from_the_command_line() -> None:
+    study = studies(True)["factors"]
+    assert with_flags(study, {"max_train_steps": 7}).flags["max_train_steps"] == 7
+    with pytest.raises(UserError, match="varies it"):
+        with_flags(study, {"a1": 2})
+    fewer = with_axis(study, "factors", ["(4, 64)", "2x32"]).arms[0].axes[0]
+    assert [v.flags for v in fewer.values] == [{"a1": 4, "a2": 64}, {"a1": 2, "a2": 32}]
+    rates = with_axis(studies(True)["stability"], "learning_rate", ["1e-5"])
+    assert all(arm.axes[0].values[0].flags == {"learning_rate": 1e-5} for arm in rates.arms)
+    for name, values, words in (("nothing", ["1"], "axes of"), ("factors", ["x"], "cannot take")):
+        with pytest.raises(UserError, match=words):
+            with_axis(study, name, values)
+
+
+# --- cells ----------------------------------------------------------------------------------------
+
+
+def test_a_cell_is_its_settings(subject, judging, tmp_path) -> None:
+    first = cells_of(tiny_study(), [subject], judging)
+    again = cells_of(dataclasses.replace(tiny_study(), name="other"), [subject], judging)
+    assert [c.key() for c in first] == [c.key() for c in again]
+    assert len({c.key() for c in first}) == 3
+    changed = [
+        cells_of(with_flags(tiny_study(), {"a1": 2}), [subject], judging)[1],
+        cells_of(tiny_study(), [subject], dataclasses.replace(judging, steps=3))[1],
+        cells_of(dataclasses.replace(tiny_study(), seeds=(1,)), [subject], judging)[1],
+    ]
+    assert len({first[1].key(), *(c.key() for c in changed)}) == 4
+
+
+def test_one_run_several_checkpoints_and_few_pictures(subject, judging, tmp_path) -> None:
+    study = dataclasses.replace(
+        tiny_study(checkpoints=(2, 4)), arms=(Arm("KronA", {"pictures": 2, "learning_rate": 0.1}),)
+    )
+    cells = cells_of(study, [subject], judging, "cpu")
+    for cell in cells:
+        run_cell(cell, tmp_path)
+    folder = cells[1].folder(tmp_path)
+    assert {p.name for p in (folder / "run").glob("checkpoint-*")} == {
+        "checkpoint-2",
+        "checkpoint-4",
+    }
+    assert len(list((folder / "pictures_trained_on").iterdir())) == 2
+    results = gather(study, cells, tmp_path)
+    assert [p.label() for p in results.points] == ["base", "2 steps", "4 steps"]
+    scores = [p.summary("clip_i").mean for p in results.points]
+    assert len(set(scores)) == 3 and not results.missing
+    page = write_results(results, tmp_path, ["DINO is left out."]).read_text()
+    assert "DINO is left out" in page and "http" not in page
+    assert len(list(tmp_path.glob("grid_*.png"))) == 1
+
+
+def flags_of(judging: Judging, subject: Subject, root: Path, file: Path) -> list[str]:
+    return [
+        str(file), "--base", judging.base, "--subject", subject.folder, "--prompts",
+        judging.prompts, "--clip", judging.clip, "--dino", "none", "--num_inference_steps", "2",
+        "--output_dir", str(root), "--device", "cpu",
+    ]  # fmt: skip
+
+
+def test_killed_and_restarted_gives_the_same_table(subject, judging, tmp_path, capsys) -> None:
+    study = with_axis(tiny_study(), "learning rate", ["0.1"])
+    study = with_flags(study, {"max_train_steps": 6, "checkpointing_steps": 2})
+    (tmp_path / "study.yaml").write_text(to_yaml(study))
+    whole = cells_of(study, [subject], judging, "cpu")
+    for cell in whole:
+        run_cell(cell, tmp_path / "whole")
+    wanted = csv_rows(gather(study, whole, tmp_path / "whole"))
+
+    root = tmp_path / "killed"
+    command = [sys.executable, "-m", "diffusekrona.study"]
+    command += flags_of(judging, subject, root, tmp_path / "study.yaml")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    training = whole[1].folder(root) / "run" / "checkpoint-2" / "state.json"
+    deadline = time.time() + 120
+    while not training.exists():
+        assert process.poll() is None, process.stderr.read().decode()[-2000:]
+        assert time.time() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    before = (whole[0].folder(root) / "result.json").stat().st_mtime_ns
+    for cell in whole:  # in this process, to save the time of another start
+        run_cell(cell, root)
+    assert (whole[0].folder(root) / "result.json").stat().st_mtime_ns == before
+    assert csv_rows(gather(study, whole, root)) == wanted
+    # Everything is finished: the program itself runs nothing and only tells.
+    assert program.main(flags_of(judging, subject, root, tmp_path / "study.yaml")) == 0
+    assert "CLIP-I" in capsys.readouterr().out
+    written = json.loads((root / "results.json").read_text())
+    assert written["missing"] == [] and len(written["points"]) == 2
+
+
+def test_program_lists_and_prints(capsys) -> None:
+    assert program.main(["--list"]) == 0
+    assert "stability" in capsys.readouterr().out
+    assert program.main(["modules", "--print", "--seeds", "5"]) == 0
+    told = capsys.readouterr().out
+    assert "with feed-forward" in told and "- 5" in told
+    with pytest.raises(UserError, match="No study 'nothing'"):
+        program.main(["nothing"])
+
+
+# --- engines --------------------------------------------------------------------------------------
+
+
+def toy_cells(subject: Subject, fates: list[str]) -> list:
+    cells = cells_of(tiny_study(), [subject], Judging("base", "pocket"))
+    return [
+        dataclasses.replace(cells[1], labels=(fate,), seed=number)
+        for number, fate in enumerate(fates)
+    ]
+
+
+FATES = ["fine", "killed once", "fails", "fine", "always killed"]
+
+
+def check_outcomes(outcomes: dict[str, str | None], cells, root: Path) -> None:
+    tries = [len((cell.folder(root) / "tries").read_text()) for cell in cells]
+    assert outcomes[cells[0].key()] is None and outcomes[cells[1].key()] is None
+    assert outcomes[cells[2].key()] == "it was meant to" and outcomes[cells[3].key()] is None
+    assert tries[1] == 2 and tries[4] == 3
+    assert len(outcomes) == len(cells) and outcomes[cells[4].key()]
+
+
+def test_a_killed_worker_costs_a_try_and_no_other_cell(subject, tmp_path) -> None:
+    cells, outcomes = toy_cells(subject, FATES), {}
+
+    def told(outcome) -> None:
+        outcomes[outcome.cell.key()] = outcome.error
+
+    run_local(cells, tmp_path, 1, [], told, toy_jobs.work)
+    check_outcomes(outcomes, cells, tmp_path)
+    assert "killed 3 times" in outcomes[cells[4].key()]
+
+
+@pytest.fixture
+def two_workers():
+    ray = pytest.importorskip("ray")
+    here = str(Path(__file__).parent)
+    path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
+    ray.init(
+        num_cpus=2, log_to_driver=False, include_dashboard=False,
+        runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}},
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+def test_ray_survives_a_killed_worker(two_workers, subject, tmp_path) -> None:
+    cells, outcomes = toy_cells(subject, FATES), {}
+
+    def told(outcome) -> None:
+        outcomes[outcome.cell.key()] = outcome.error
+
+    run_ray(cells, tmp_path, None, 0, 1, told, toy_jobs.work)
+    check_outcomes(outcomes, cells, tmp_path)
+
+
+def test_ray_and_local_agree(two_workers, subject, judging, tmp_path) -> None:
+    cells = cells_of(tiny_study(), [subject], judging, "cpu")
+    errors = []
+    run_ray(cells, tmp_path / "ray", None, 0, 1, lambda o: errors.append(o.error))
+    assert errors == [None] * 3
+    for cell in cells:
+        run_cell(cell, tmp_path / "local")
+    study = tiny_study()
+    by_ray, by_local = (csv_rows(gather(study, cells, tmp_path / n)) for n in ("ray", "local"))
+    assert by_ray == by_local
+
+
+def test_without_ray_one_line(monkeypatch, tmp_path) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match="pip install ray"):
+        run_ray([], tmp_path, None, 0, 1, print)
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def test_spread_of_known_pictures(tmp_path) -> None:
+    """Two settings at right angles are 45° from their centre; three that agree are at it."""
+    from safetensors.torch import save_file
+
+    study = Study("s", "S", (Arm("KronA"), Arm("LoRA")), spread=True)
+    points = []
+    for arm, directions in (
+        ("KronA", ([1.0, 0], [1.0, 0], [1.0, 0])),
+        ("LoRA", ([1.0, 0], [0, 1.0])),
+    ):
+        for number, direction in enumerate(directions):
+            path = tmp_path / f"{arm}{number}.safetensors"
+            save_file({"clip": torch.tensor(direction).repeat(2, 3, 1)}, path)
+            values = np.full((2, 3), 0.5 + 0.1 * number)
+            point = Point(arm, (str(number),), None, 10, [("dog", 0), ("dog", 1)])
+            point.scores = {"clip_i": [values, values], "clip_t": [values, values]}
+            point.features = [path, path]
+            points.append(point)
+    results = Results(study, points, [], ["a", "b"], Judging("base", "pocket"))
+    krona, lora = spreads(results)
+    assert np.allclose(krona.pictures, 0, atol=1e-6)
+    assert np.allclose(lora.pictures, 1 - np.sqrt(0.5), atol=1e-6)
+    assert np.allclose(krona.scores["clip_i"], np.std([0.5, 0.6, 0.7], ddof=1))
+    assert lora.ranges["clip_i"] == pytest.approx(0.1)
+    assert [row[0] for row in table(results)[1]][:2] == ["KronA: 0", "KronA: 1"]
+
+
+def test_a_failed_cell_is_told_and_missing(subject, judging, tmp_path) -> None:
+    from diffusekrona.study.engines import work
+
+    study = with_flags(tiny_study(), {"a1": 7})  # divides no layer
+    cells = cells_of(study, [subject], judging, "cpu")[1:2]
+    error = work(cells[0], tmp_path)
+    assert "a1=7" in error and finished(cells[0], tmp_path) is None
+    assert "a1=7" in (cells[0].folder(tmp_path) / "log.txt").read_text()
+    results = gather(study, cells, tmp_path)
+    assert results.missing == cells and not results.points

@@ -50,16 +50,21 @@ def work(cell: Cell, root: Path) -> str | None:
             try:
                 run_cell(cell, root)
             except UserError as error:
-                print(f"error: {error}", file=sys.stderr)
+                _add_to(folder / LOG, f"error: {error}\n")
                 return str(error)
             except Exception as error:  # whatever it is, the other cells go on
-                traceback.print_exc()
+                _add_to(folder / LOG, traceback.format_exc())
                 return f"{type(error).__name__}: {' '.join(str(error).split())}"
         return None
     except OSError as error:
         return f"{folder}: {error}"
     finally:
         (folder / RUNNING).unlink(missing_ok=True)
+
+
+def _add_to(path: Path, words: str) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(words)
 
 
 @contextlib.contextmanager

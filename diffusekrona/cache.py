@@ -18,9 +18,10 @@ import torch
 from tqdm.auto import tqdm
 
 from . import backbones
-from .data import bucket_sizes, fit_picture, load_picture, nearest_bucket, to_tensor
+from .data import bucket_sizes, nearest_bucket
 from .errors import UserError
 from .losses import seed_for
+from .pictures import fit_picture, load_picture, to_tensor
 
 if TYPE_CHECKING:
     from .plan import Plan

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .data import PICTURE_SUFFIXES, find_pictures, why_not
+from .data import find_pictures
 from .grids import save_png
+from .pictures import PICTURE_SUFFIXES, why_not
 from .sampling import generate, load_pipeline
 
 

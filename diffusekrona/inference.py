@@ -69,7 +69,7 @@ class Mixed:
 
     def recipe(self) -> dict[str, Any]:
         """What a picture's recipe tells of it; no more of the path than tells which it is."""
-        from .data import content_key
+        from .pictures import content_key
 
         name = "/".join(self.path.absolute().parts[-2:])
         return {"file": name, "weight": self.weight, "sha256": content_key(self.path)}

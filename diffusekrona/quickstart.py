@@ -145,9 +145,10 @@ def main() -> None:
         raise UserError(
             f"--num_inference_steps must be at least 1, not {args.num_inference_steps}."
         )
-    from .data import find_pictures, fit_picture, load_picture
+    from .data import find_pictures
     from .grids import save_png
     from .inference import choose_base, quieten_libraries, read_adapters
+    from .pictures import fit_picture, load_picture
     from .sampling import load_pipeline
     from .scores import load_clip
 

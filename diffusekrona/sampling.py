@@ -24,8 +24,8 @@ from .backbones import (
     text_states,
     tokenize,
 )
-from .data import to_image
 from .errors import UserError
+from .pictures import to_image
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,9 @@ from torch import nn
 from . import backbones
 from .cache import DTYPES, Data
 from .checkpoint import ADAPTER, RUN_RECORD, check_settings, find_checkpoint, read_settings
-from .data import content_key, find_pictures, read_captions
+from .data import find_pictures, read_captions
 from .errors import UserError, writing
+from .pictures import content_key
 from .plan import Plan
 
 log = logging.getLogger("diffusekrona")

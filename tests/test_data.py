@@ -17,19 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from diffusekrona.data import (
-    batches,
-    bucket_sizes,
-    content_key,
-    find_pictures,
-    fit_picture,
-    load_picture,
-    nearest_bucket,
-    read_captions,
-    to_image,
-    to_tensor,
-)
+from diffusekrona.data import batches, bucket_sizes, find_pictures, nearest_bucket, read_captions
 from diffusekrona.errors import UserError
+from diffusekrona.pictures import content_key, fit_picture, load_picture, to_image, to_tensor
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RED, GREEN, BLUE = (220, 30, 30), (30, 200, 40), (30, 40, 220)

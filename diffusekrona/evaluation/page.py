@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import html_page as html
-from ..data import fit_picture, load_picture
+from ..pictures import fit_picture, load_picture
 from .charts import plane_chart, score_chart
 from .report import (
     DIFFERENCES,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data import load_picture
+from ..pictures import load_picture
 from ..prompts import Prompt
 from .encoders import Encoder
 

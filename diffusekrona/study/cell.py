@@ -92,7 +92,8 @@ def cells_of(
     Raises:
         UserError: a subject without pictures, or fewer than the study trains on.
     """
-    from ..data import content_key, find_pictures
+    from ..data import find_pictures
+    from ..pictures import content_key
     from ..prompts import get_prompts
 
     texts = tuple(f"{p.kind}:{p.template}" for p in get_prompts(judging.prompts))

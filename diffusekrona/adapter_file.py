@@ -186,7 +186,7 @@ def read_adapter(path: Path | str) -> Adapter:
             component: config_from_json(metadata["method"], values)
             for component, values in json.loads(metadata["config"]).items()
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} has a damaged config in its metadata ({error}).") from error
     adapter = Adapter(tensors, configs, metadata)
     _check_tensors(adapter, path)

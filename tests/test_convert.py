@@ -14,6 +14,7 @@ import tiny_models
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffusekrona import KronAConfig, load_adapter, save_adapter
@@ -201,6 +202,41 @@ def test_any_damage_is_refused_or_harmless(adapter: Path, data) -> None:
         convert(bad, out, "lora")
     except UserError:
         assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"scale": "x"}, {"scale": float("nan")}, {"scale": 1e308}, {"scale": None}, {"a1": []},
+     {"factor_pattern": 3}, {"terms": -1}, {"output_order": "random"}],
+)  # fmt: skip
+def test_damaged_settings(adapter: Path, tmp_path: Path, change) -> None:
+    with safe_open(adapter, "pt") as file:
+        metadata, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    config = json.loads(metadata["config"])
+    config["unet"] |= change
+    metadata["config"] = json.dumps(config)
+    save_file(tensors, tmp_path / "bad.safetensors", metadata=metadata)
+    with pytest.raises(UserError, match=r"bad\.safetensors has a damaged config"):
+        convert(tmp_path / "bad.safetensors", tmp_path / "x.safetensors", "lora")
+
+
+def test_thin_factors_of_an_enormous_layer(tmp_path: Path) -> None:
+    stem = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    tensors = {f"{stem}.lokr_w1": torch.ones(100_000, 1), f"{stem}.lokr_w2": torch.ones(1, 100_000)}
+    save_file(tensors, tmp_path / "s.safetensors")
+    with pytest.raises(UserError, match=r"would be 100000x100000: no model's layer is"):
+        convert(tmp_path / "s.safetensors", tmp_path / "x.safetensors", "krona")
+
+
+def test_a_folder_as_destination_gets_the_usual_name(adapter: Path, tmp_path: Path) -> None:
+    for target, name in [
+        ("krona", "adapter.safetensors"),
+        ("lora", "pytorch_lora_weights.safetensors"),
+        ("lokr", "dog.safetensors"),
+    ]:
+        report = convert(adapter, tmp_path / target / "dog", target)
+        assert report.destination == tmp_path / target / "dog" / name
+        assert report.destination.is_file()
 
 
 def test_strangers_are_named(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import tiny_models
 import torch
 import yaml
+from diffusers import DiffusionPipeline
 
 from diffusekrona import KronAConfig, convert, load_adapter, save_adapter
 from diffusekrona.errors import UserError
@@ -56,8 +57,8 @@ def test_the_card_says_what_a_reader_needs(tmp_path: Path) -> None:
     counts = sum(t.numel() for t in tensors_of(run).values())
     for words in (
         "# dog", "A (4, 16)", f"{counts:,} parameters", "32 layers", "13 minutes", "Some GPU",
-        "500", "load_adapter", "load_lora_weights", "--to lora", "--to lokr", "validation/grid.png",
-        "| dog | 0.81 |", "me/dog",
+        "500", "load_adapter", "load_lora_weights", "torch.kron", "--to lora",
+        "--to lokr", "validation/grid.png", "| dog | 0.81 |", "me/dog",
     ):  # fmt: skip
         assert words in card, words
     assert "/home/me" not in card and str(tmp_path) not in card
@@ -69,6 +70,33 @@ def tensors_of(run: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return load_file(run / "adapter.safetensors")
+
+
+@pytest.mark.parametrize("order", ["kron", "interleaved"])
+def test_the_code_on_the_card_works_without_the_package(tmp_path: Path, order, tiny_sdxl) -> None:
+    def pipeline():
+        return DiffusionPipeline.from_pretrained(tiny_sdxl)
+
+    trained, plain = pipeline(), pipeline()
+    config = {"a1": 4, "a2": 8, "terms": 2, "scale": 0.5, "output_order": order}
+    trained.unet.add_adapter(KronAConfig(**config))
+    text = {**config, "scale": 2.0, "target_modules": ["q_proj"]}
+    trained.text_encoder_2.add_adapter(KronAConfig(**text))
+    for part in (trained.unet, trained.text_encoder_2):
+        tiny_models.random_factors(part)
+    save_adapter(trained, tmp_path / "adapter.safetensors")
+    card = write_model_card(tmp_path).read_text()
+    code = card.split("```python")[2].split("```")[0]
+    assert "diffusekrona" not in code
+    code = code.replace('"adapter.safetensors"', repr(str(tmp_path / "adapter.safetensors")))
+    exec(compile(code, "card", "exec"), {"pipe": plain})
+    inputs = tiny_models.unet_inputs("sdxl")
+    with torch.no_grad():
+        want, have = trained.unet(**inputs).sample, plain.unet(**inputs).sample
+        torch.testing.assert_close(have, want, atol=1e-5, rtol=0)
+        ids = torch.arange(8)[None]
+        want, have = trained.text_encoder_2(ids)[0], plain.text_encoder_2(ids)[0]
+        torch.testing.assert_close(have, want, atol=1e-5, rtol=1e-5)
 
 
 def test_a_card_of_little(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ report = convert("pytorch_lora_weights.safetensors", "adapter.safetensors", "kro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,78 +14,20 @@ import torch
 from ..errors import UserError
 from ..files import replace_whole
 from . import full_finetune, krona_file, lokr, lora, merged, peft_folder
-from .delta_set import DeltaSet, Hints, mix
+from .delta_set import DeltaSet, Hints, check_sizes, mix
 from .deltas import difference
 from .folders import replace_folder
 from .full_model import FullModel, open_model
 from .recognise import READERS, SOURCES, recognise
+from .report import Options, Report
 from .tensor_files import entries_of, write_entries
+from .to_kronecker import with_factors
 
 KRONECKER = ("krona", "peft")
 LOKR = ("lokr", "lokr-diffusers")
 LOW_RANK = ("lora", "lora-kohya", "peft-lora")
 TARGETS = (*KRONECKER, *LOKR, *LOW_RANK, "merged")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user chose about the target; None where left to the source.
-
-    Attributes:
-        rank: most a LoRA layer may have; None writes it exactly.
-        a1, a2, terms: Kronecker factors, where the source is to be approximated.
-        dtype: of the tensors written.
-        drop_convolutions: leave layers out that a Kronecker adapter has no place for.
-    """
-
-    rank: int | None = None
-    a1: int | None = None
-    a2: int | None = None
-    terms: int | None = None
-    dtype: torch.dtype | None = None
-    drop_convolutions: bool = False
-
-
-@dataclass
-class Report:
-    """What was read, what was written, and how exactly.
-
-    Attributes:
-        largest, relative: largest absolute difference of delta W over layers, and the largest
-            Frobenius difference relative to its layer's delta W, of the written file, read back.
-        parameters_written: numbers in the adapter's factors; 0 for a merged model.
-        errors: layer name to relative Frobenius error, for an approximation; else empty.
-    """
-
-    source: str
-    family: str | None
-    layers: int
-    parameters: int
-    bytes_read: int
-    target: str
-    destination: Path
-    bytes_written: int
-    parameters_written: int
-    largest: float
-    relative: float
-    worst_layer: str
-    errors: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def lines(self) -> list[str]:
-        """The report for people, one fact a line."""
-        numbers = f"{self.parameters_written:,} numbers, " if self.parameters_written else ""
-        lines = [
-            f"read    {self.source}, {self.family or 'family unknown'}: {self.layers} layers, "
-            f"{self.parameters:,} numbers, {self.bytes_read / 1e6:.2f} MB",
-            f"wrote   {self.target}: {self.destination}, {numbers}"
-            f"{self.bytes_written / 1e6:.2f} MB",
-            f"exact   largest absolute difference of delta W {self.largest:.3g}, largest relative "
-            f"{self.relative:.3g} ({self.worst_layer}); read back from what was written",
-        ]
-        lines += [f"error   {error:.6f}  {name}" for name, error in self.errors.items()]
-        return lines + [f"note    {note}" for note in self.notes]
 
 
 def convert(
@@ -104,6 +45,7 @@ def convert(
     """Read `source` (and `adapters`, mixed in at their weights), write `destination`.
 
     Args:
+        destination: a file; a folder (or a name without suffix) gets one under its usual name.
         target: one of TARGETS. "merged" writes one file if the destination ends in
             .safetensors, else a diffusers folder.
         source_format: one of SOURCES, where it shall not be recognised.
@@ -113,18 +55,21 @@ def convert(
     Raises:
         UserError: one line for whatever is wrong; nothing is written then.
     """
-    options, destination = options or Options(), Path(destination).expanduser()
+    options = options or Options()
     _check_request(target, base, options)
+    destination = _place(Path(destination).expanduser(), target)
     model = open_model(base, family) if base is not None else None
     hints = Hints(family, model.layers_per_block if model else None, model and model.family)
     sets, size = [], 0
     for path, share in [(source, weight), *adapters]:
-        kind, file = recognise(path) if source_format is None else (source_format, Path(path))
+        kind, file = recognise(path, source_format)
         sets.append((share, _read(kind, file, hints, model)))
+        check_sizes(sets[-1][1].layers, file)
         size += _size(file)
         if file.resolve() == destination.resolve():
             raise UserError(f"{destination} is the source itself: name another destination.")
     whole = mix(sets)
+    check_sizes(whole.layers, whole.title)
     if model is not None:
         merged.edits_of(whole, model)  # the checks alone
     if target == "merged":
@@ -148,6 +93,16 @@ def convert(
         errors={n: found[n][1] for n in found} if written.errors or options.rank else {},
         notes=written.notes,
     )
+
+
+def _place(destination: Path, target: str) -> Path:
+    """The file to write, under its usual name where a folder was named."""
+    if target in ("merged", "peft", "peft-lora"):
+        return destination
+    if destination.suffix and not destination.is_dir():
+        return destination
+    names = {"krona": "adapter.safetensors", "lora": "pytorch_lora_weights.safetensors"}
+    return destination / names.get(target, f"{destination.name}.safetensors")
 
 
 def _check_request(target: str, base: object, options: Options) -> None:
@@ -202,7 +157,7 @@ def _write_adapter(
 
 
 def _kronecker(whole: DeltaSet, options: Options) -> DeltaSet:
-    return krona_file.with_factors(
+    return with_factors(
         whole, options.a1, options.a2, options.terms, drop=options.drop_convolutions
     )
 

@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError
-from .deltas import Delta, combine, total_parameters
+from .deltas import Delta, KronDelta, combine, total_parameters
 from .families import FAMILY_NAMES, family_from_layers, family_from_metadata
 from .layer_names import names_of
 from .sgm_names import LAYERS_PER_BLOCK
+
+LARGEST_LAYER = 2**27  # numbers; SDXL's largest has 2**25
 
 
 @dataclass
@@ -96,6 +98,21 @@ def find_family(
     """The family by what the user, the metadata, the base and the layers say, in that order."""
     seen = family_from_layers({name: d.shape for name, d in layers.items()}, stems, where)
     return hints.family or family_from_metadata(metadata) or hints.base_family or seen
+
+
+def check_sizes(layers: Mapping[str, Delta], where: Path | str) -> None:
+    """Refuse layers larger than any model's: two thin factors can make a matrix of terabytes.
+
+    And numbers that a scale or weight has driven out of fp32.
+    """
+    for name, delta in layers.items():
+        factors = {"a": delta.a * delta.scale} if isinstance(delta, KronDelta) else vars(delta)
+        for factor in factors.values():
+            if isinstance(factor, torch.Tensor) and not torch.isfinite(factor).all():
+                raise UserError(f"{where}: {name} has numbers too large for fp32.")
+        rows, columns = delta.shape
+        if rows * columns > LARGEST_LAYER:
+            raise UserError(f"{where}: {name} would be {rows}x{columns}: no model's layer is.")
 
 
 def mix(parts: Sequence[tuple[float, DeltaSet]]) -> DeltaSet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,12 +15,8 @@ from peft.utils.other import get_pattern_key
 from ..adapter_file import LAYOUT_VERSION, Adapter, config_to_json, read_adapter
 from ..errors import UserError
 from ..krona import KronAConfig
-from ..krona.functional import divides, nearest_pairs
 from .delta_set import DeltaSet, Hints, find_family, layers_from_metadata
 from .deltas import Delta, KronDelta, LowRankDelta, pad_terms
-from .families import FAMILY_NAMES
-from .layer_names import is_convolution
-from .nearest import nearest_kron
 from .tensor_files import stored
 
 CARRIED = (
@@ -41,8 +37,8 @@ def read(path: Path, hints: Hints) -> DeltaSet:
     layers: dict[str, Delta] = {}
     for component, config in adapter.configs.items():
         tensors = adapter.component_tensors(component)
-        for path_, delta in component_deltas(tensors, config).items():
-            layers[canonical(component, path_)] = delta
+        for inner, delta in component_deltas(tensors, config, path).items():
+            layers[canonical(component, inner)] = delta
     dtypes = Counter(t.dtype for t in adapter.tensors.values())
     return DeltaSet(
         layers,
@@ -61,20 +57,38 @@ def canonical(component: str, path: str) -> str:
     return f"{component}.{path}"
 
 
-def component_deltas(tensors: dict[str, torch.Tensor], config: PeftConfig) -> dict[str, Delta]:
-    """PEFT-named tensors (`<path>.krona_a`, `<path>.lora_A.weight`) to deltas, by module path."""
+def component_deltas(
+    tensors: Mapping[str, torch.Tensor], config: PeftConfig, where: Path | str
+) -> dict[str, Delta]:
+    """PEFT-named tensors (`<path>.krona_a`, `<path>.lora_A.weight`) to deltas, by module path.
+
+    Raises:
+        UserError: two factors that do not belong together, or a config that says nonsense.
+    """
     deltas: dict[str, Delta] = {}
     for key, tensor in tensors.items():
         if key.endswith(".krona_a"):
             path = key.removesuffix(".krona_a")
             a, b = tensor.float(), tensors[f"{path}.krona_b"].float()
+            if a.shape[:-2] != b.shape[:-2]:
+                raise UserError(f"{where}: {key} and its krona_b differ in their number of terms.")
             a, b = (a, b) if a.dim() == 3 else (a[None], b[None])
-            deltas[path] = KronDelta(a, b, config.scale, config.output_order)
+            deltas[path] = KronDelta(a, b, number(config.scale, where), config.output_order)
         elif key.endswith(".lora_A.weight"):
             path = key.removesuffix(".lora_A.weight")
             up = tensors[f"{path}.lora_B.weight"].float()
-            deltas[path] = lora_delta(up, tensor.float(), lora_scale(config, path))
+            if up.shape[1] != tensor.shape[0]:
+                raise UserError(f"{where}: {key} and its lora_B differ in rank.")
+            deltas[path] = lora_delta(up, tensor.float(), lora_scale(config, path, where))
     return deltas
+
+
+def number(value: object, where: Path | str) -> float:
+    """A scale from a file's settings; refuses what is no number, or no sane one."""
+    fits = isinstance(value, int | float) and not isinstance(value, bool)
+    if not fits or not abs(value) < 1e6:  # also false for NaN
+        raise UserError(f"{where} has a damaged config: a scale of {value!r}.")
+    return float(value)
 
 
 def lora_delta(up: torch.Tensor, down: torch.Tensor, scale: float) -> LowRankDelta:
@@ -83,96 +97,17 @@ def lora_delta(up: torch.Tensor, down: torch.Tensor, scale: float) -> LowRankDel
     return LowRankDelta(up.flatten(1) * scale, down.flatten(1), kernel)
 
 
-def lora_scale(config: LoraConfig, path: str) -> float:
+def lora_scale(config: LoraConfig, path: str, where: Path | str) -> float:
     """What PEFT multiplies a LoRA layer by. Raises UserError for a kind that is no plain LoRA."""
     if config.use_dora or config.lora_bias:
-        raise UserError("A LoRA with DoRA magnitudes or biases is no delta of factors alone.")
-    rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern, path), config.r)
-    alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, path), config.lora_alpha)
-    return alpha / (rank**0.5 if config.use_rslora else rank)
-
-
-def with_factors(
-    source: DeltaSet,
-    a1: int | None,
-    a2: int | None,
-    terms: int | None,
-    order: str | None = None,
-    drop: bool = False,
-) -> DeltaSet:
-    """The source as Kronecker products: as it is where it is some, else the nearest.
-
-    Args:
-        a1, a2, terms: wanted; None leaves a Kronecker source's own; any other source needs a1
-            and a2, and gets one term unless told.
-        order: row order wanted; None leaves a Kronecker source's own ("kron" for any other).
-        drop: leave out layers that a Kronecker adapter cannot have, instead of refusing.
-
-    Raises:
-        UserError: factors that do not divide a layer, or are needed and not given; a convolution,
-            unless `drop`.
-    """
-    for name, value in (("a1", a1), ("a2", a2), ("terms", terms)):
-        if value is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, not {value}.")
-    source = replace(source, layers=_linear_only(source, drop))
-    if (
-        a1 is None
-        and a2 is None
-        and all(
-            isinstance(d, KronDelta) and (terms is None or d.terms <= terms)
-            for d in source.layers.values()
-        )
-    ):
-        return source
-    wanted = {name: _wanted(name, d, a1, a2, order) for name, d in source.layers.items()}
-    shapes = {d.shape for d in source.layers.values()}
-    for name, delta in source.layers.items():
-        rows, columns, _ = wanted[name]
-        if not divides(rows, columns, *delta.shape):
-            near = ", ".join(f"({m}, {n})" for m, n in nearest_pairs(rows, columns, shapes))
-            raise UserError(
-                f"Kronecker factors (a1={rows}, a2={columns}) do not fit {name} of "
-                f"{delta.shape[0]}x{delta.shape[1]}; nearest that fit all layers: {near}."
-            )
-    near = {
-        name: nearest_kron(delta, *wanted[name][:2], terms or 1, wanted[name][2])
-        for name, delta in source.layers.items()
-    }
-    return replace(
-        source,
-        layers={name: delta for name, (delta, _) in near.items()},
-        errors={name: error for name, (_, error) in near.items()},
-        dtype=torch.float32,
-    )
-
-
-def _wanted(
-    name: str, delta: Delta, a1: int | None, a2: int | None, order: str | None
-) -> tuple[int, int, str]:
-    if isinstance(delta, KronDelta):
-        return a1 or delta.a.shape[1], a2 or delta.a.shape[2], order or delta.output_order
-    if a1 is None or a2 is None:
-        raise UserError(
-            f"{name} is no sum of Kronecker products of one shape: choose the factors of the "
-            "nearest with --a1 and --a2 (such as 4 and 64), or write LoRA or merged."
-        )
-    return a1, a2, order or "kron"
-
-
-def _linear_only(source: DeltaSet, drop: bool) -> dict[str, Delta]:
-    """The layers that are no convolutions."""
-    known = FAMILY_NAMES.get(source.family or "")
-    linear = known.linear_projection if known else True
-    odd = [n for n, d in source.layers.items() if d.kernel or is_convolution(n, linear)]
-    if odd and not drop:
-        raise UserError(
-            f"{len(odd)} layers are convolutions, which a Kronecker adapter of linear layers has "
-            f"no place for, the first {odd[0]}: add --drop_convolutions, or write LoRA or merged."
-        )
-    if odd:
-        source.notes.append(f"left out {len(odd)} convolutions: {', '.join(odd)}")
-    return {name: delta for name, delta in source.layers.items() if name not in set(odd)}
+        raise UserError(f"{where}: a LoRA with DoRA magnitudes or biases is no delta of factors.")
+    try:
+        rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern, path), config.r)
+        alphas = config.alpha_pattern
+        alpha = alphas.get(get_pattern_key(alphas, path), config.lora_alpha)
+        return number(alpha / (rank**0.5 if config.use_rslora else rank), where)
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError, re.error) as error:
+        raise UserError(f"{where} has a damaged config ({error}).") from error
 
 
 def to_adapter(source: DeltaSet, dtype: torch.dtype | None = None) -> Adapter:

@@ -150,7 +150,10 @@ def kohya_stem(name: str, sgm: bool, numbered: bool, layers: int = LAYERS_PER_BL
     """
     component, _, path = name.partition(".")
     if component == "unet":
-        return "lora_unet_" + (to_sgm(path, layers) if sgm else path).replace(".", "_")
+        try:
+            return "lora_unet_" + (to_sgm(path, layers) if sgm else path).replace(".", "_")
+        except ValueError as error:
+            raise UserError(f"{name} has no place in the original layout.") from error
     number = {"text_encoder": "1", "text_encoder_2": "2"}[component] if numbered else ""
     return f"lora_te{number}_" + path.replace(".", "_")
 

@@ -25,9 +25,10 @@ from ..errors import UserError
 from .delta_set import DeltaSet, Hints, find_family, named_layers
 from .deltas import Delta, KronDelta, as_plain_kron, krons_equally
 from .families import FAMILY_NAMES, metadata_for
-from .krona_file import with_factors
+from .krona_file import number
 from .layer_names import kohya_stem
 from .tensor_files import read_tensors, stored
+from .to_kronecker import with_factors
 
 _PART = re.compile(r"(?P<stem>.+)\.(?P<part>lokr_w[12](?:_[ab])?|alpha)(?:\.(?!weight)\w+)?")
 
@@ -77,7 +78,8 @@ def saved_scale(metadata: Mapping[str, str], where: Path | str) -> float | None:
     try:
         flat = json.loads(metadata.get("lora_adapter_metadata", "{}"))
         fields = {key.rpartition(".")[2]: value for key, value in flat.items()}
-        return fields["alpha"] / fields["r"] if {"alpha", "r"} <= fields.keys() else None
+        known = {"alpha", "r"} <= fields.keys()
+        return number(fields["alpha"] / fields["r"], where) if known else None
     except (ValueError, AttributeError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"{where}: lora_adapter_metadata is damaged ({error}).") from error
 

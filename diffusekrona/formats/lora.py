@@ -28,6 +28,7 @@ from ..errors import UserError
 from .delta_set import DeltaSet, Hints, find_family, named_layers
 from .deltas import Delta, LowRankDelta, to_low_rank, truncate
 from .families import FAMILY_NAMES, metadata_for
+from .krona_file import number
 from .layer_names import is_convolution, kernel_of, kohya_stem
 from .tensor_files import read_tensors, stored
 
@@ -141,9 +142,12 @@ def _scale(
         return 1.0
     path = stem.removeprefix(component + ".")
     alphas, ranks = own.get("alpha_pattern") or {}, own.get("rank_pattern") or {}
-    alpha = alphas.get(get_pattern_key(alphas, path), own.get("lora_alpha", rank))
-    rank = ranks.get(get_pattern_key(ranks, path), own.get("r", rank))
-    return alpha / (rank**0.5 if own.get("use_rslora") else rank)
+    try:
+        alpha = alphas.get(get_pattern_key(alphas, path), own.get("lora_alpha", rank))
+        rank = ranks.get(get_pattern_key(ranks, path), own.get("r", rank))
+        return number(alpha / (rank**0.5 if own.get("use_rslora") else rank), where)
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError, re.error) as error:
+        raise UserError(f"{where}: lora_adapter_metadata is damaged ({error}).") from error
 
 
 def _saved_config(metadata: Mapping[str, str], where: Path | str) -> dict[str, dict[str, Any]]:

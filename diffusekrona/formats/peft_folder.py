@@ -10,6 +10,7 @@ Source: huggingface/peft `peft_model.py`, `utils/save_and_load.py`.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from functools import cache
@@ -26,7 +27,7 @@ from . import lokr
 from .delta_set import DeltaSet, Hints, find_family
 from .deltas import Delta
 from .folders import read_json
-from .krona_file import component_deltas, lora_scale, to_adapter
+from .krona_file import component_deltas, number, to_adapter
 from .layer_names import layer_name
 from .lora import low_rank
 from .tensor_files import entries_of, read_tensors, refuse_pickle, stored, write_entries
@@ -89,10 +90,10 @@ def _deltas(
         raise UserError(f"{where / CONFIG}: PEFT method {kind} is not supported.")
     try:
         config = config_from_json(kind.lower(), values)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
         raise UserError(f"{where / CONFIG} is damaged ({error}).") from error
     _check_pairs(kind, bare, where)
-    found = component_deltas(bare, config)
+    found = component_deltas(bare, config, where)
     return {layer_name(path): delta for path, delta in found.items()}
 
 
@@ -121,12 +122,13 @@ def _lokr_scales(
     """PEFT's scale, alpha / r of every layer, whole factors or not."""
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
     scales = {}
-    for stem in {key.rpartition(".lokr_")[0] for key in tensors}:
-        rank = ranks.get(get_pattern_key(ranks, stem), config.get("r"))
-        alpha = alphas.get(get_pattern_key(alphas, stem), config.get("alpha"))
-        if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
-            raise UserError(f"{where / CONFIG} has no usable r and alpha for {stem}.")
-        scales[stem] = alpha / rank
+    try:
+        for stem in {key.rpartition(".lokr_")[0] for key in tensors}:
+            rank = ranks.get(get_pattern_key(ranks, stem), config.get("r"))
+            alpha = alphas.get(get_pattern_key(alphas, stem), config.get("alpha"))
+            scales[stem] = number(alpha / rank, where / CONFIG)
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError, re.error) as error:
+        raise UserError(f"{where / CONFIG} has no usable r and alpha ({error}).") from error
     return scales
 
 
@@ -163,7 +165,6 @@ def write_lora(
                 raise UserError(f"{component}.{path} is a convolution: write --to lora instead.")
             tensors[f"{path}.lora_A.weight"] = delta.down.contiguous()
             tensors[f"{path}.lora_B.weight"] = delta.up.contiguous()
-            assert lora_scale(config, path) == 1.0
         parts[component] = (config, stored(tensors, dtype, source.dtype))
     _write(parts, source, folder)
 

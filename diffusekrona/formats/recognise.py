@@ -33,13 +33,19 @@ _STRANGERS = (
 )
 
 
-def recognise(source: Path | str) -> tuple[str, Path]:
+def recognise(source: Path | str, wanted: str | None = None) -> tuple[str, Path]:
     """The format's name and the file or folder to read.
+
+    Args:
+        wanted: a format's name that the user gave; only the file is then looked for.
 
     Raises:
         UserError: nothing there, or nothing known; a key is named.
     """
     path = Path(source).expanduser()
+    if wanted is not None:
+        inside = _only_file(path) if path.is_dir() and wanted not in ("peft", "full") else path
+        return wanted, inside
     if path.is_dir():
         return _folder(path)
     if not path.is_file():
@@ -71,13 +77,18 @@ def _folder(path: Path) -> tuple[str, Path]:
         return "peft", path
     if (path / "model_index.json").is_file():
         return "full", path
+    return recognise(_only_file(path))
+
+
+def _only_file(folder: Path) -> Path:
+    """The adapter's file in a folder: of a usual name, or the only one. Raises UserError."""
     for name in _USUAL:
-        if (path / name).is_file():
-            return recognise(path / name)
-    files = sorted(path.glob("*.safetensors"))
+        if (folder / name).is_file():
+            return folder / name
+    files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1:
-        return recognise(files[0])
-    for pickle in sorted(path.glob("*.bin")):
+        return files[0]
+    for pickle in sorted(folder.glob("*.bin")):
         refuse_pickle(pickle)
     what = "several .safetensors files: name one" if files else "no adapter and no model"
-    raise UserError(f"{path} holds {what}.")
+    raise UserError(f"{folder} holds {what}.")

@@ -91,6 +91,8 @@ def read_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[str, s
     if not tensors:
         raise UserError(f"{path} holds no tensors.")
     for key, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.itemsize == 1:  # fp8, which few operations take
+            tensors[key] = tensor = tensor.float()
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{path}: {key} holds NaN or infinite values.")
     return tensors, metadata
@@ -163,10 +165,10 @@ def stored(
         UserError: a number too large for `dtype`; its key is named.
     """
     if dtype is None:
+        source = source if source in (torch.float16, torch.bfloat16) else torch.float32
         kept = {key: tensor.to(source) for key, tensor in tensors.items()}
-        if all(torch.equal(kept[key].float(), tensor.float()) for key, tensor in tensors.items()):
-            return kept
-        dtype = torch.float32
+        same = all(torch.equal(kept[key].float(), t.float()) for key, t in tensors.items())
+        dtype = source if same else torch.float32
     cast = {key: tensor.to(dtype) for key, tensor in tensors.items()}
     for key, tensor in cast.items():
         if not torch.isfinite(tensor).all():

@@ -1,0 +1,68 @@
+"""What the user chose about a conversion, and what it is told of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose about the target; None where left to the source.
+
+    Attributes:
+        rank: most a LoRA layer may have; None writes it exactly.
+        a1, a2, terms: Kronecker factors, where the source is to be approximated.
+        dtype: of the tensors written.
+        drop_convolutions: leave layers out that a Kronecker adapter has no place for.
+    """
+
+    rank: int | None = None
+    a1: int | None = None
+    a2: int | None = None
+    terms: int | None = None
+    dtype: torch.dtype | None = None
+    drop_convolutions: bool = False
+
+
+@dataclass
+class Report:
+    """What was read, what was written, and how exactly.
+
+    Attributes:
+        largest, relative: largest absolute difference of delta W over layers, and the largest
+            Frobenius difference relative to its layer's delta W, of the written file, read back.
+        parameters_written: numbers in the adapter's factors; 0 for a merged model.
+        errors: layer name to relative Frobenius error, for an approximation; else empty.
+    """
+
+    source: str
+    family: str | None
+    layers: int
+    parameters: int
+    bytes_read: int
+    target: str
+    destination: Path
+    bytes_written: int
+    parameters_written: int
+    largest: float
+    relative: float
+    worst_layer: str
+    errors: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The report for people, one fact a line."""
+        numbers = f"{self.parameters_written:,} numbers, " if self.parameters_written else ""
+        lines = [
+            f"read    {self.source}, {self.family or 'family unknown'}: {self.layers} layers, "
+            f"{self.parameters:,} numbers, {self.bytes_read / 1e6:.2f} MB",
+            f"wrote   {self.target}: {self.destination}, {numbers}"
+            f"{self.bytes_written / 1e6:.2f} MB",
+            f"exact   largest absolute difference of delta W {self.largest:.3g}, largest relative "
+            f"{self.relative:.3g} ({self.worst_layer}); read back from what was written",
+        ]
+        lines += [f"error   {error:.6f}  {name}" for name, error in self.errors.items()]
+        return lines + [f"note    {note}" for note in self.notes]

@@ -54,6 +54,7 @@ def _line(axis: Any, points: Sequence[Point], metric: str, number: int, label: s
         x, names, rotation=35 if tilted else 0, ha="right" if tilted else "center", fontsize=8
     )
     axis.minorticks_off()
+    axis.margins(x=0.12)
 
 
 def _short(point: Point) -> str:

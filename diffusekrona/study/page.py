@@ -12,11 +12,12 @@ from ..inference import slug
 from ..tables import csv_table, markdown_table
 from . import spread
 from .charts import along_chart, map_chart, plane_chart, spread_chart
-from .picture_grids import grids_of
+from .picture_grids import grids_of, photos_of
 from .results import Results, as_json, csv_rows, table
 from .spread import spread_table, spreads
 from .yaml_files import to_yaml
 
+_MOST_PHOTOS = 8
 SPREAD = (
     "How far an arm's points lie apart: 1 − cosine of each picture to the centre of its sweep in "
     "CLIP's space, and the standard deviation of the points' scores within a run"
@@ -58,10 +59,10 @@ def study_page(results: Results, notes: list[str]) -> str:
     first += [html.paragraph(note, "warn") for note in notes]
     if results.missing:
         titles = "; ".join(cell.title() for cell in results.missing)
-        first.append(html.paragraph(f"{len(results.missing)} runs are missing: {titles}", "warn"))
+        first.append(html.paragraph(f"Missing runs ({len(results.missing)}): {titles}", "warn"))
     sections = [html.section("Scores", *first, html.table(*table(results), caption(results)))]
     if results.trained():
-        sections += [_charts(results), *_spread(results), _grids(results)]
+        sections += [_charts(results), *_spread(results), _photos(results), _grids(results)]
     yaml = html.text(to_yaml(study))
     sections.append(html.section("The study's declaration", f"<pre>{yaml}</pre>"))
     return html.page(study.title, study.question, sections)
@@ -107,6 +108,15 @@ def _grids(results: Results) -> str:
     note = "The first training seed and the first picture seed of each: none was chosen by eye."
     pieces = [html.side_by_side(*pictures)] if len(results.study.arms) > 1 else pictures
     return html.section("Pictures", html.paragraph(note, "note"), *pieces)
+
+
+def _photos(results: Results) -> str:
+    rows = []
+    for name in results.subjects:
+        images = photos_of(results, name)
+        rows.append((name, [(image, "") for image in images[:_MOST_PHOTOS]]))
+    most = max(len(cells) for _, cells in rows)
+    return html.section("The subjects", html.pictures_table("", [""] * most, rows, 110))
 
 
 def write_results(results: Results, folder: Path, notes: list[str]) -> Path:

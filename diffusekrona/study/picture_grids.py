@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image
 
+from ..data import find_pictures
+from ..errors import UserError
 from ..grids import labelled_grid
+from ..pictures import fit_picture, load_picture
 from .grid import Arm
 from .results import Point, Results
 
@@ -50,12 +54,26 @@ def picture(results: Results, point: Point, subject: str, prompt: int) -> Image.
 
 
 def _along(results: Results, points: Sequence[Point], subject: str, title: str) -> Image.Image:
-    """A row a prompt, a column a point, the bare base first."""
+    """A row a prompt, a column a point; before them the subject's photos and the bare base."""
     columns = [*results.of_arm("base"), *points]
-    prompts = range(min(_MOST_PROMPTS, len(results.prompts)))
-    rows = [[picture(results, point, subject, n) for point in columns] for n in prompts]
-    labels = ["base" if p.arm == "base" else p.label() for p in columns]
-    return labelled_grid(rows, [_plain(results.prompts[n]) for n in prompts], labels, title)
+    count = min(_MOST_PROMPTS, len(results.prompts))
+    photos = [*photos_of(results, subject), *[None] * count]
+    rows = [
+        [photos[n], *(picture(results, point, subject, n) for point in columns)]
+        for n in range(count)
+    ]
+    labels = ["photos", *("base" if p.arm == "base" else p.label() for p in columns)]
+    return labelled_grid(rows, [_plain(t) for t in results.prompts[:count]], labels, title)
+
+
+def photos_of(results: Results, subject: str) -> list[Image.Image]:
+    """The subject's photos, cut square; none if they are no longer there."""
+    try:
+        paths, _ = find_pictures(Path(results.subjects[subject]))
+        images = [load_picture(path) for path in paths]
+    except UserError:
+        return []
+    return [fit_picture(image, (min(image.size),) * 2)[0] for image in images]
 
 
 def _over_two_axes(

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..evaluation.scoring import METRICS
 from ..evaluation.statistics import Summary, summarise
-from .cell import Cell, finished
+from .cell import Cell, Judging, finished
 from .grid import Study
 
 
@@ -51,13 +51,18 @@ class Point:
 
 @dataclass
 class Results:
-    """A study's points in the order of its grid, the bare base first, and the cells that lack."""
+    """A study's points in the order of its grid, the bare base first, and the cells that lack.
+
+    Attributes:
+        prompts: their templates; subjects: name to folder of pictures.
+    """
 
     study: Study
     points: list[Point]
     missing: list[Cell]
     prompts: list[str]
-    judging: Any
+    judging: Judging
+    subjects: dict[str, str] = field(default_factory=dict)
 
     def metrics(self) -> list[str]:
         have = [set(point.scores) for point in self.points if point.scores]
@@ -87,7 +92,8 @@ def gather(study: Study, cells: Sequence[Cell], root: Path) -> Results:
             _add(point, cell, content, result["cost"], cell.folder(root))
     texts = [text.partition(":")[2] for text in cells[0].texts]
     live = [point for point in points.values() if point.runs]
-    return Results(study, live, missing, texts, cells[0].judging)
+    subjects = {cell.subject.name: cell.subject.folder for cell in cells}
+    return Results(study, live, missing, texts, cells[0].judging, subjects)
 
 
 def _add(point: Point, cell: Cell, content: Any, cost: Any, folder: Path) -> None:

@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--negative_prompt", metavar="TEXT", help="What the pictures should not be.")
     add("--height", type=int, metavar="PIXELS", help="With --width; default: the base's own.")
     add("--width", type=int, metavar="PIXELS", help=argparse.SUPPRESS)
-    add("--batch_size", type=int, default=4, help="Pictures at once (4); they stay the same.")
+    add("--batch_size", type=int, default=4, help="Pictures at once (4).")
     add("--mixed_precision", choices=tuple(DTYPES), help="Default: fp16 on a GPU, no on a CPU.")
     add("--vae", metavar="NAME_OR_PATH", help="Another VAE.")
     add("--revision", help="Revision of the base on the hub.")

@@ -259,7 +259,8 @@ def test_processes_share_the_drawing(setting, tmp_path) -> None:
     from diffusekrona.evaluate import drawing_of, read_variants
     from diffusekrona.evaluation.pictures import draw_missing
 
-    args = build_parser().parse_args([*setting, "--output_dir", str(tmp_path)])
+    more = ["--output_dir", str(tmp_path), "--batch_size", "1"]
+    args = build_parser().parse_args([*setting, *more])
     variant = read_variants(args)[1]
     drawing = drawing_of(args, args.pretrained_model_name_or_path, torch.device("cpu"))
     jobs = jobs_of(variant, drawing, get_prompts(args.prompts), args.seeds, tmp_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class Drawing:
 
     Attributes:
         size: (height, width) in pixels; None: the base's own.
-        batch_size: pictures at once; they stay the same whatever it is, so it is in no recipe.
+        batch_size: pictures at once; it is in no recipe, since it changes the last bit at most.
     """
 
     base: str
@@ -111,6 +111,10 @@ def draw_missing(
 ) -> int:
     """Draw this process's share of what is not there yet; returns how many all draw.
 
+    Batches are those of the whole list, whatever is missing and whoever draws: a picture can differ
+    in its last bit with what stands beside it in a batch, so a run that was killed, or shared by
+    two, would else not be quite the run that was not. At most a batch is drawn twice for it.
+
     Args:
         state: accelerate's PartialState, or anything with its `device`, `process_index`,
             `num_processes`, `is_main_process` and `wait_for_everyone`.
@@ -118,18 +122,32 @@ def draw_missing(
     Raises:
         UserError: an adapter does not fit the base, or the disk is full.
     """
-    missing = [job for job in jobs if not is_there(job)]
+    missing = {job.path for job in jobs if not is_there(job)}
     state.wait_for_everyone()  # all have looked before one draws
-    mine = missing[state.process_index :: state.num_processes]
+    size = drawing.batch_size
+    batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
+    wanted = [batch for batch in batches if any(job.path in missing for job in batch)]
+    mine = [job for batch in wanted[state.process_index :: state.num_processes] for job in batch]
     if mine:
-        _draw(variant, drawing, mine, state, progress)
+        words = list(dict.fromkeys(job.recipe["prompt"] for job in jobs))
+        for job, image in zip(
+            mine, _draw(variant, drawing, words, mine, state, progress), strict=True
+        ):
+            if job.path in missing:
+                save_png(image, job.path, job.recipe)
     state.wait_for_everyone()
     return len(missing)
 
 
 def _draw(
-    variant: Variant, drawing: Drawing, jobs: Sequence[Job], state: Any, progress: bool
-) -> None:
+    variant: Variant,
+    drawing: Drawing,
+    words: Sequence[str],
+    jobs: Sequence[Job],
+    state: Any,
+    progress: bool,
+) -> Iterator[Image.Image]:
+    """The pictures of `jobs`, one by one; `words` are all prompts, encoded together."""
     import torch
 
     from ..sampling import encode, iter_pictures, load_pipeline
@@ -140,8 +158,7 @@ def _draw(
     if drawing.scheduler:
         set_scheduler(pipeline, drawing.scheduler)
     pipeline.to(state.device, silence_dtype_warnings=True)
-    words = list(dict.fromkeys(job.recipe["prompt"] for job in jobs))
-    images = iter_pictures(
+    yield from iter_pictures(
         pipeline,
         encode(pipeline, words, drawing.negative_prompt),
         [(words.index(job.recipe["prompt"]), job.seed) for job in jobs],
@@ -151,8 +168,6 @@ def _draw(
         batch_size=drawing.batch_size,
         progress=progress and state.is_main_process,
     )
-    for job, image in zip(jobs, images, strict=True):
-        save_png(image, job.path, job.recipe)
 
 
 def load_rows(jobs: Sequence[Job]) -> list[list[Image.Image]]:

@@ -271,6 +271,17 @@ def files_in(bench: Bench) -> None:
     bench.trial("PEFT", "LoRA folder, read by --to lora", "sd1", peft_folder)
 
 
+CHOICES = (
+    ("diffusers, `pipe.load_lora_weights`", "--to lora"),
+    ("PEFT, `PeftModel.from_pretrained`", "--to peft-lora"),
+    ("ComfyUI, Forge, InvokeAI: smallest file", "--to lokr"),
+    (
+        "ComfyUI, Forge, InvokeAI: adapters of several terms or published row order",
+        "--to lora-kohya",
+    ),
+    ("LyCORIS: square factors only", "--to lokr"),
+    ("anything that reads whole models", "--to merged --base BASE"),
+)
 UNTRIED = (
     ("AUTOMATIC1111", "--to lokr, --to lora-kohya, --to merged"),
     ("kohya sd-scripts", "--to lora-kohya; its LoRA files"),
@@ -285,11 +296,18 @@ def page(rows: list[Row], checkouts: Path | None) -> str:
         "",
         "Written by `benchmarks/compatibility.py`; do not edit. Every line was run: the program's "
         "own loader or layer on tiny models with random weights, and the largest absolute "
-        'difference between its UNet\'s output and ours in fp32 (outputs are around 1). "refused" '
-        'is the program\'s own message; "not tried" means just that.',
+        "difference between its UNet's output and ours in fp32 (outputs are around 1). The "
+        "programs other than diffusers and PEFT were not installed: the code named below ran from "
+        "a checkout, with what plays no part in loading (web server, logging, quantisation) left "
+        "empty, and ComfyUI's UNet told the tiny models' numbers of heads and groups. "
+        "`refused` is followed by the reason, `not tried` means just that.",
         "",
         f"diffusers {version('diffusers')}, PEFT {version('peft')}, "
         f"transformers {version('transformers')}, torch {version('torch').split('+')[0]}.",
+        "",
+        "| to use it in | convert with |",
+        "|---|---|",
+        *(f"| {program} | `{flag}` |" for program, flag in CHOICES),
         "",
         "| program | code that ran | commit |",
         "|---|---|---|",

@@ -56,13 +56,15 @@ class Report:
     def lines(self) -> list[str]:
         """The report for people, one fact a line."""
         numbers = f"{self.parameters_written:,} numbers, " if self.parameters_written else ""
+        where = f", largest relative {self.relative:.3g} ({self.worst_layer})"
+        where = where if self.largest else " in every layer"
         lines = [
             f"read    {self.source}, {self.family or 'family unknown'}: {self.layers} layers, "
             f"{self.parameters:,} numbers, {self.bytes_read / 1e6:.2f} MB",
             f"wrote   {self.target}: {self.destination}, {numbers}"
             f"{self.bytes_written / 1e6:.2f} MB",
-            f"exact   largest absolute difference of delta W {self.largest:.3g}, largest relative "
-            f"{self.relative:.3g} ({self.worst_layer}); read back from what was written",
+            f"exact   largest absolute difference of delta W {self.largest:.3g}{where}; "
+            "read back from what was written",
         ]
         lines += [f"error   {error:.6f}  {name}" for name, error in self.errors.items()]
         return lines + [f"note    {note}" for note in self.notes]

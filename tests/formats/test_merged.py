@@ -233,7 +233,7 @@ def test_an_index_may_not_name_files_elsewhere(tmp_path: Path, bases) -> None:
 
 
 def test_a_sharded_base(tmp_path: Path, bases) -> None:
-    pipe = trained(bases["sd1"], tmp_path / "a.safetensors", text=False)
+    pipe = trained(bases["sd1"], tmp_path / "a.safetensors")
     shutil.copytree(bases["sd1"], tmp_path / "base")
     folder = tmp_path / "base" / "unet"
     tensors = load_file(folder / "diffusion_pytorch_model.safetensors")
@@ -242,11 +242,20 @@ def test_a_sharded_base(tmp_path: Path, bases) -> None:
     halves = [keys[::2], keys[1::2]]
     for name, half in zip(names, halves, strict=True):
         save_file({k: tensors[k] for k in half}, folder / name)
+    # And as published models name CLIP: `text_model.`, and a buffer that is no parameter.
+    text = tmp_path / "base" / "text_encoder" / "model.safetensors"
+    named = {"text_model." + k.removeprefix("text_model."): v for k, v in load_file(text).items()}
+    named["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(named, text, metadata={"format": "pt"})
     index = {"weight_map": {k: n for n, half in zip(names, halves, strict=True) for k in half}}
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
     convert(tmp_path / "a.safetensors", tmp_path / "m", "merged", base=tmp_path / "base")
     same(pipe, DiffusionPipeline.from_pretrained(tmp_path / "m"), "sd1")
     assert len(list((tmp_path / "m" / "unet").iterdir())) == 2
+    one = tmp_path / "one.safetensors"
+    convert(tmp_path / "a.safetensors", one, "merged", base=tmp_path / "base")
+    loaded = StableDiffusionPipeline.from_single_file(str(one), config=str(bases["sd1"]))
+    same(pipe, loaded, "sd1")
 
 
 def test_pickled_weights_are_not_opened(tmp_path: Path, bases) -> None:

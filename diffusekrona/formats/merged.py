@@ -7,9 +7,10 @@ into SDXL takes the memory of its largest tensor, not of the model.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -91,6 +92,17 @@ def write_single(
 ) -> None:
     """One .safetensors file in the original layout, from a base of either layout."""
     edits = edits_of(source, base)
+    widths = [
+        ref.shape[-1]
+        for encoder in ldm_layout.ENCODERS
+        for key, ref in base.parts.get(encoder, {}).items()
+        if key.endswith("position_embedding.weight")
+    ]
+    if len(widths) > len(set(widths)):
+        source.notes.append(
+            "the base's two text encoders are equally wide, which no published model's are: "
+            "diffusers tells them apart by that, so from_single_file will mistake one for the other"
+        )
     if base.is_single_file:
         tensors = base.parts["file"].items()
         entries = [_entry(key, base, ref, edits, dtype, lambda t: t) for key, ref in tensors]
@@ -196,18 +208,25 @@ def _prediction_marks(base: FullModel) -> list[Entry]:
 def _copy_settings(base: FullModel, folder: Path) -> None:
     """Everything that is not weights: configs, tokenizers, scheduler, other small files."""
     weights = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".h5")
-    for path in sorted(base.root.rglob("*")):
+    for path in _files(base.root):
         inside = path.relative_to(base.root)
-        part = inside.parts[0]
-        if not path.is_file() or any(p.startswith(".") for p in inside.parts):
-            continue
-        rewritten = part in base.parts and len(inside.parts) > 1
+        rewritten = inside.parts[0] in base.parts and len(inside.parts) > 1
         if path.suffix in weights and (rewritten or len(inside.parts) == 1):
             continue
         if rewritten and path.name.endswith((".index.json", ".index.fp16.json")):
             continue
         (folder / inside).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / inside)
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """The files of a model, hidden ones left out; its parts may be links to another's."""
+    seen = set()
+    for place, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [f for f in folders if not f.startswith(".")] if real not in seen else []
+        seen.add(real)
+        yield from (Path(place) / name for name in sorted(names) if not name.startswith("."))
 
 
 def compare(

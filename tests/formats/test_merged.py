@@ -247,11 +247,17 @@ def test_a_sharded_base(tmp_path: Path, bases) -> None:
     named = {"text_model." + k.removeprefix("text_model."): v for k, v in load_file(text).items()}
     named["text_model.embeddings.position_ids"] = torch.arange(77)[None]
     save_file(named, text, metadata={"format": "pt"})
+    # Parts may be links to another model's, and what is hidden stays behind.
+    shutil.move(tmp_path / "base" / "scheduler", tmp_path / "elsewhere")
+    (tmp_path / "base" / "scheduler").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "base" / ".cache").mkdir()
+    (tmp_path / "base" / ".cache" / "token").write_text("secret")
     index = {"weight_map": {k: n for n, half in zip(names, halves, strict=True) for k in half}}
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
     convert(tmp_path / "a.safetensors", tmp_path / "m", "merged", base=tmp_path / "base")
     same(pipe, DiffusionPipeline.from_pretrained(tmp_path / "m"), "sd1")
     assert len(list((tmp_path / "m" / "unet").iterdir())) == 2
+    assert not (tmp_path / "m" / ".cache").exists()
     one = tmp_path / "one.safetensors"
     convert(tmp_path / "a.safetensors", one, "merged", base=tmp_path / "base")
     loaded = StableDiffusionPipeline.from_single_file(str(one), config=str(bases["sd1"]))

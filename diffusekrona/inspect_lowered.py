@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -40,10 +39,29 @@ def missed(layer: LayerFacts, pair: Pair) -> float | None:
         kept = _top_square(rearrange(a, stay, order)) * _top_square(rearrange(b, move, order))
         whole = a.double().square().sum() * b.double().square().sum()
         return max(0.0, 1.0 - kept / whole.item())
-    product = torch.matmul if layer.factors is None else partial(kron_weight, output_order=order)
-    weight = product(layer.a, layer.b)
+    if layer.factors is None:
+        gram = low_rank_gram(layer.a, layer.b, pair)
+        return max(0.0, 1.0 - (torch.linalg.eigvalsh(gram)[-1] / gram.trace()).item())
+    weight = kron_weight(layer.a, layer.b, order)
     whole = weight.double().square().sum().item()
     return max(0.0, 1.0 - _top_square(rearrange(weight, pair, order)) / whole)
+
+
+def low_rank_gram(up: torch.Tensor, down: torch.Tensor, pair: Pair) -> torch.Tensor:
+    """R R^T, or R^T R where that is smaller, of up (out, r) @ down (r, in), without delta W.
+
+    R is the sum over r of (column of up as a1 × b1) (x) (row of down as a2 × b2), so its Gram
+    matrix is a sum of r^2 Kronecker products of small ones.
+    """
+    rank, (a1, a2) = down.shape[0], pair
+    left = up.double().t().reshape(rank, a1, -1)
+    right = down.double().reshape(rank, a2, -1)
+    if a1 * a2 > left.shape[2] * right.shape[2]:
+        left, right = left.transpose(1, 2), right.transpose(1, 2)
+    lefts = torch.einsum("rib,sjb->rsij", left, left)
+    rights = torch.einsum("rkb,slb->rskl", right, right)
+    size = left.shape[1] * right.shape[1]
+    return torch.einsum("rsij,rskl->ikjl", lefts, rights).reshape(size, size)
 
 
 def rearrange(matrix: torch.Tensor, pair: Pair, order: str) -> torch.Tensor:
@@ -117,7 +135,7 @@ def candidates(facts: Facts) -> list[Pair]:
     """For KronA pairs nested with the one it has, whose error costs next to nothing; for a LoRA the
     usual ones, whose error needs its delta W."""
     if facts.method != "krona":
-        return [(a1, a2) for a2 in (16, 64) for a1 in (2, 4, 8, 16)]
+        return [(4, 16), (16, 16), (2, 64), (4, 64), (8, 64)]
     pairs = {layer.factors for layer in facts.layers}
     firsts = {n for a1, _ in pairs for n in _relatives(a1)}
     seconds = {n for _, a2 in pairs for n in _relatives(a2)}

@@ -174,6 +174,7 @@ class RunLog:
         """What run.json keeps: settings, counts, times, memory, versions."""
         packages = ("torch", "diffusers", "transformers", "peft", "accelerate")
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.args).items()}
+        settings.pop("hub_token", None)  # run.json is shared
         return {
             "settings": settings,
             "fixed_settings": dict(self.settings),

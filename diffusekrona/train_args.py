@@ -204,6 +204,13 @@ def _output(parser: argparse.ArgumentParser) -> None:
     add("--validation_guidance_scale", type=float, default=7.0, help="Guidance of these.")
     add("--report_to", default="tensorboard", help="tensorboard, wandb, all or none.")
     add("--logging_dir", default="logs", help="Folder of the trackers' logs, in --output_dir.")
+    add("--push_to_hub", action="store_true", help="Upload adapter, card and grid when done.")
+    add(
+        "--hub_model_id",
+        metavar="NAME",
+        help="Repository on the hub; default: --output_dir's name.",
+    )
+    add("--hub_token", help="Token for it; by default that of your login.")
     add("--dry_run", action="store_true", help="Print the plan and leave.")
 
 

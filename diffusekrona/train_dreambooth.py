@@ -137,6 +137,7 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
             ema.copy_to(trained)
         run_log.save_result({name: models[name] for name in plan.configs}, ADAPTER_NAME)
     validate(steps)
+    setup.share(args, accelerator)
     accelerator.end_training()
     return 0
 

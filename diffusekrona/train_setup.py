@@ -107,7 +107,8 @@ def make_accelerator(args: argparse.Namespace) -> Any:
 
 
 def _flat(args: argparse.Namespace) -> dict[str, Any]:
-    return {k: v if isinstance(v, int | float | str) else str(v) for k, v in vars(args).items()}
+    values = {k: v for k, v in vars(args).items() if k != "hub_token"}
+    return {k: v if isinstance(v, int | float | str) else str(v) for k, v in values.items()}
 
 
 def _one_line(error: Exception) -> str:
@@ -297,6 +298,19 @@ def validate(
         )
         show_in_trackers(accelerator, images, step)
     accelerator.wait_for_everyone()
+
+
+def share(args: argparse.Namespace, accelerator: Any) -> None:
+    """Write the run's model card and, if asked, upload it with the adapter and the grid."""
+    if accelerator.is_main_process:
+        from .model_card import write_model_card
+
+        write_model_card(args.output_dir, repo_id=args.hub_model_id)
+        if args.push_to_hub:
+            from .sharing import push_to_hub
+
+            name = args.hub_model_id or args.output_dir.resolve().name
+            log.info("uploaded to %s", push_to_hub(args.output_dir, name, token=args.hub_token))
 
 
 def show_in_trackers(accelerator: Any, images: Sequence[Any], step: int) -> None:

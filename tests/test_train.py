@@ -87,6 +87,7 @@ def test_a_run_leaves_an_adapter_that_describes_itself(
     assert summary["trained_parameters"] == sum(t.numel() for t in tensors.values())
     log = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2, 3, 4]
+    assert "a sks dog" in (tmp_path / "README.md").read_text()  # the model card
 
 
 def test_training_lowers_the_loss(tiny_sd1, pictures, tmp_path: Path) -> None:

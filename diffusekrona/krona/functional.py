@@ -86,12 +86,11 @@ def kron_weight(a: torch.Tensor, b: torch.Tensor, output_order: str = "kron") ->
         b: (b1, b2) or (r, b1, b2).
     """
     a, b = _as_terms(a), _as_terms(b)
-    weight = torch.kron(a[0], b[0])
-    for i in range(1, a.shape[0]):
-        weight = weight + torch.kron(a[i], b[i])
+    # By broadcasting: torch.kron fails on some transposed one-row factors.
+    blocks = sum(p[:, None, :, None] * q[None, :, None, :] for p, q in zip(a, b, strict=True))
+    weight = blocks.reshape(a.shape[1] * b.shape[1], a.shape[2] * b.shape[2])
     if output_order == "interleaved":
-        a1, b1 = a.shape[1], b.shape[1]
-        weight = weight.view(a1, b1, -1).transpose(0, 1).reshape(a1 * b1, -1)
+        weight = weight.view(a.shape[1], b.shape[1], -1).transpose(0, 1).reshape(weight.shape)
     return weight
 
 

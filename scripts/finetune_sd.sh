@@ -12,8 +12,10 @@ CLASS="${CLASS:-$SUBJECT}"           # what it is, in a word that the base knows
 TOKEN="${TOKEN:-sks}"                # identifier: a word that the base has no idea of
 MODEL_NAME="${MODEL_NAME:-stable-diffusion-v1-5/stable-diffusion-v1-5}"  # hub name, folder, pocket
 # The bundled model is small and learns its subjects at a higher rate.
-case "$MODEL_NAME" in pocket*) LR="${LR:-3e-3}" STEPS="${STEPS:-400}" ACCUMULATION="${ACCUMULATION:-1}" \
-  BATCH_SIZE="${BATCH_SIZE:-4}" PRECISION="${PRECISION:-no}" TEXT_ENCODER="${TEXT_ENCODER:-no}" ;; esac
+case "$MODEL_NAME" in pocket*)
+  LR="${LR:-1e-2}" STEPS="${STEPS:-600}" SCHEDULE="${SCHEDULE:-cosine}" BATCH_SIZE="${BATCH_SIZE:-4}"
+  ACCUMULATION="${ACCUMULATION:-1}" PRECISION="${PRECISION:-no}" TEXT_ENCODER="${TEXT_ENCODER:-no}" ;;
+esac
 
 ADAPTER_TYPE="${ADAPTER_TYPE:-krona}"  # krona, or lora for the baseline (RANK)
 ATTN="${ATTN:-kqvo}"                 # attention projections to adapt; all four is best
@@ -24,6 +26,7 @@ RANK="${RANK:-4}"                    # of LoRA
 TEXT_ENCODER="${TEXT_ENCODER:-yes}"  # adapt the text encoder too, as the paper does on SD
 LR="${LR:-6e-4}"                     # 5e-4 to 6e-4 is best; above 1e-3 the subject swallows the
                                      # prompt, below 1e-4 it does not come through
+SCHEDULE="${SCHEDULE:-constant}"     # of the learning rate: constant, cosine, linear …
 STEPS="${STEPS:-1000}"               # 500 for an easy subject, 1000 for a complex one or prompt
 BATCH_SIZE="${BATCH_SIZE:-1}"        # pictures at once on each GPU
 ACCUMULATION="${ACCUMULATION:-4}"    # batches a step
@@ -60,7 +63,7 @@ exec "${launch[@]}" \
   --resume_from_checkpoint latest \
   --adapter_type "$ADAPTER_TYPE" \
   --attn_update_unet "$ATTN" --a1 "$A1" --a2 "$A2" --factors "$FACTORS" --rank "$RANK" \
-  --learning_rate "$LR" --lr_scheduler constant --max_train_steps "$STEPS" \
+  --learning_rate "$LR" --lr_scheduler "$SCHEDULE" --max_train_steps "$STEPS" \
   --train_batch_size "$BATCH_SIZE" --gradient_accumulation_steps "$ACCUMULATION" \
   ${RESOLUTION:+--resolution "$RESOLUTION"} \
   --mixed_precision "$PRECISION" --seed "$SEED" \

@@ -12,8 +12,10 @@ CLASS="${CLASS:-$SUBJECT}"           # what it is, in a word that the base knows
 TOKEN="${TOKEN:-sks}"                # identifier: a word that the base has no idea of
 MODEL_NAME="${MODEL_NAME:-stabilityai/stable-diffusion-xl-base-1.0}"  # hub name, folder, pocket-sdxl
 # The bundled model is small and learns its subjects at a higher rate.
-case "$MODEL_NAME" in pocket*) LR="${LR:-3e-3}" STEPS="${STEPS:-400}" ACCUMULATION="${ACCUMULATION:-1}" \
-  BATCH_SIZE="${BATCH_SIZE:-4}" PRECISION="${PRECISION:-no}" CHECKPOINTING="${CHECKPOINTING:-no}" ;; esac
+case "$MODEL_NAME" in pocket*)
+  LR="${LR:-1e-2}" STEPS="${STEPS:-600}" SCHEDULE="${SCHEDULE:-cosine}" BATCH_SIZE="${BATCH_SIZE:-4}"
+  ACCUMULATION="${ACCUMULATION:-1}" PRECISION="${PRECISION:-no}" CHECKPOINTING="${CHECKPOINTING:-no}" ;;
+esac
 
 ADAPTER_TYPE="${ADAPTER_TYPE:-krona}"  # krona, or lora for the baseline (RANK)
 ATTN="${ATTN:-kqvo}"                 # attention projections to adapt; all four is best
@@ -23,6 +25,7 @@ FACTORS="${FACTORS:-}"               # own factors for some projections: k=8x64,
 RANK="${RANK:-4}"                    # of LoRA
 LR="${LR:-6e-4}"                     # 5e-4 to 6e-4 is best; above 1e-3 the subject swallows the
                                      # prompt, below 1e-4 it does not come through
+SCHEDULE="${SCHEDULE:-constant}"     # of the learning rate: constant, cosine, linear …
 STEPS="${STEPS:-1000}"               # 500 for an easy subject, 1000 for a complex one or prompt
 BATCH_SIZE="${BATCH_SIZE:-1}"        # pictures at once on each GPU
 ACCUMULATION="${ACCUMULATION:-4}"    # batches a step
@@ -58,7 +61,7 @@ exec "${launch[@]}" \
   --resume_from_checkpoint latest \
   --adapter_type "$ADAPTER_TYPE" \
   --attn_update_unet "$ATTN" --a1 "$A1" --a2 "$A2" --factors "$FACTORS" --rank "$RANK" \
-  --learning_rate "$LR" --lr_scheduler constant --max_train_steps "$STEPS" \
+  --learning_rate "$LR" --lr_scheduler "$SCHEDULE" --max_train_steps "$STEPS" \
   --train_batch_size "$BATCH_SIZE" --gradient_accumulation_steps "$ACCUMULATION" \
   ${RESOLUTION:+--resolution "$RESOLUTION"} \
   --mixed_precision "$PRECISION" --seed "$SEED" \

@@ -19,7 +19,7 @@ from PIL import Image
 
 from .backgrounds import SIZE, draw_background
 from .composites import compose, fit_square, recolour
-from .concepts import CONCEPTS
+from .concepts import CONCEPTS, caption
 from .data import load_data
 
 PACKAGE = "@lobehub/fluent-emoji-3d"
@@ -79,8 +79,12 @@ def open_3d(folder: Path, name: str, turn_hue: int = 0, size: int = 128) -> Imag
 
 
 def render_subjects(folder_3d: Path, data_dir: Path, size: int = 256) -> None:
-    """Writes five `size` x `size` PNGs a subject to `<data_dir>/<subject>/input/`."""
-    for subject, (_, name, hue) in SUBJECTS.items():
+    """Writes five `size` x `size` PNGs a subject to `<data_dir>/<subject>/input/`.
+
+    Each with its caption in a text file beside it: what is said of the place is not learned as part
+    of the subject.
+    """
+    for subject, (noun, name, hue) in SUBJECTS.items():
         sprite = open_3d(folder_3d, name, hue)
         target = data_dir / subject / "input"
         target.mkdir(parents=True, exist_ok=True)
@@ -90,6 +94,8 @@ def render_subjects(folder_3d: Path, data_dir: Path, size: int = 256) -> None:
                 sprite, draw_background(place, rng), rng, fixed=(extent, x, y, turn), size=size
             )
             picture.save(target / f"{i:02d}.png", optimize=True)
+            words = caption(noun, place, "sks")
+            (target / f"{i:02d}.txt").write_text(words + "\n", encoding="utf-8")
 
 
 def write_sheet(images: list, labels: list, path: Path, columns: int = 24) -> None:

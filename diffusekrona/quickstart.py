@@ -104,6 +104,7 @@ def make_grid(
     before: dict[tuple[str, int], Any],
     after: dict[tuple[str, int], Any],
     args: argparse.Namespace,
+    method: str,
     title: str,
 ) -> Any:
     """A row a place: a photo, then base and fine-tuned base for each of the first two seeds."""
@@ -113,7 +114,7 @@ def make_grid(
     for seed in args.seeds[:2]:
         columns.append(f"base: {prompts_for(args.class_word, ['…'])[0]} · seed {seed}")
         name = f"{args.identifier} {args.class_word}"
-        columns.append(f"KronA: {prompts_for(name, ['…'])[0]} · seed {seed}")
+        columns.append(f"{method}: {prompts_for(name, ['…'])[0]} · seed {seed}")
     rows = []
     for number, place in enumerate(args.places):
         row = [photos[number] if number < len(photos) else None]
@@ -123,11 +124,16 @@ def make_grid(
     return labelled_grid(rows, [f"… {place}" for place in args.places], columns, title, cell=192)
 
 
-def table(before: Scores, after: Scores, args: argparse.Namespace, clip_name: str) -> str:
+def table(
+    before: Scores, after: Scores, args: argparse.Namespace, method: str, clip_name: str
+) -> str:
     """The scores in words and columns."""
     lines = (
         (f"before: the base, {prompts_for(args.class_word, ['…'])[0]!r}", before),
-        (f"after: KronA, {prompts_for(f'{args.identifier} {args.class_word}', ['…'])[0]!r}", after),
+        (
+            f"after: {method}, {prompts_for(f'{args.identifier} {args.class_word}', ['…'])[0]!r}",
+            after,
+        ),
     )
     width = max(len(name) for name, _ in lines)
     count = len(args.places) * len(args.seeds)
@@ -162,12 +168,15 @@ def main() -> None:
     before, after = compare(pipeline, adapters, args)
     scores = [score(clip, pictures, photos, args.class_word) for pictures in (before, after)]
     squares = [fit_picture(photo, (min(photo.size),) * 2)[0] for photo in photos]
-    title = f"KronA on {Path(base).name}: CLIP-I {scores[0].clip_i:.2f} -> {scores[1].clip_i:.2f}, "
+    method = {"krona": "KronA", "lora": "LoRA"}[adapters[0].adapter.method]
+    title = (
+        f"{method} on {Path(base).name}: CLIP-I {scores[0].clip_i:.2f} -> {scores[1].clip_i:.2f}, "
+    )
     title += f"CLIP-T {scores[0].clip_t:.2f} -> {scores[1].clip_t:.2f}"
     recipe = {"seeds": args.seeds, "steps": args.num_inference_steps, "base": base}
     recipe |= {"guidance": args.guidance_scale, "adapters": [m.recipe() for m in adapters]}
-    save_png(make_grid(squares, before, after, args, title), args.output, recipe)
-    print(table(scores[0], scores[1], args, clip.name))
+    save_png(make_grid(squares, before, after, args, method, title), args.output, recipe)
+    print(table(scores[0], scores[1], args, method, clip.name))
     print(f"The picture: {args.output}")
 
 

@@ -111,9 +111,10 @@ def _maps(facts: Sequence[Facts], values: Sequence[Sequence[float]], title: str)
     kinds = dict.fromkeys((x.attention, x.projection) for x in layers)
     columns = sorted(kinds, key=lambda k: (_KINDS.index(k[0]), "QKVOF".find(k[1][0])))
     top = max((v for row in values for v in row), default=1) or 1
-    height = 0.9 + 0.24 * len(rows)
+    few = len(rows) <= 24
+    height = 0.9 + (0.24 if few else 0.11) * len(rows)
     figure, axes = html.new_chart(min(1.6 + 3.3 * len(facts), 12), height, 1, len(facts))
-    annotate = len(rows) <= 24 and len(facts) <= 3
+    annotate = few and len(facts) <= 3
     for number, (axis, one, numbers) in enumerate(zip(axes[0], facts, values, strict=True)):
         grid = torch.full((len(rows), len(columns)), float("nan"))
         for layer, value in zip(one.layers, numbers, strict=True):
@@ -124,7 +125,8 @@ def _maps(facts: Sequence[Facts], values: Sequence[Sequence[float]], title: str)
             _annotate(axis, grid, top)
         labels = [f"{kind}\n{letter}" for kind, letter in columns]
         axis.set_xticks(range(len(columns)), labels, fontsize=7)
-        axis.set_yticks(range(len(rows)), rows if number == 0 else [""] * len(rows), fontsize=7)
+        axis.set_yticks(range(len(rows)), rows if number == 0 else [""] * len(rows))
+        axis.tick_params("y", labelsize=7 if few else 4.5)
         axis.set_title(one.label, fontsize=9)
     figure.colorbar(image, ax=list(axes[0]), shrink=0.9, label=title)
     return html.chart(figure, title)

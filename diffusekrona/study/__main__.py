@@ -145,7 +145,8 @@ def run(args: argparse.Namespace, cells: Sequence[Cell], root: Path) -> list[tup
 
     from .cell import finished
     from .display import Display
-    from .engines import run_local, run_ray
+    from .engines import run_local
+    from .ray_engine import run_ray
 
     left = [cell for cell in cells if finished(cell, root) is None]
     gpus = [] if args.device == "cpu" else _gpus(torch.cuda.device_count())

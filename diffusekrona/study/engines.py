@@ -1,6 +1,6 @@
-"""Running many cells: one after another or one a GPU on this machine, or as Ray tasks.
+"""Running many cells on this machine: one after another, or one a GPU.
 
-Both call `work`, which never raises: a cell that fails is told, and the rest goes on. A worker that
+This engine and Ray's both call `work`, which never raises: a cell that fails is told, and the rest goes on. A worker that
 dies (killed, out of memory) costs its cell a try; the next try goes on from the cell's checkpoint.
 """
 
@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -26,6 +27,7 @@ from .cell import LOG, Cell, run_cell
 
 RUNNING = "running"  # a file in a cell's folder while a worker has it: that worker's process id
 TRIES = 3
+GRACE = 20.0  # seconds that a worker has to save its training when the study is stopped
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,13 @@ def _output_to(path: Path) -> Iterator[None]:
             os.close(handle)
 
 
-def _quieten() -> None:
+def quieten() -> None:
     from ..backbones import quiet_libraries
     from ..inference import quieten_libraries
 
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    log = logging.getLogger("diffusekrona")
+    if not log.handlers:  # as the training program does it, which then adds none
+        log.addHandler(logging.StreamHandler(sys.stderr))
     quiet_libraries()
     quieten_libraries()
 
@@ -136,8 +140,9 @@ def _until_broken(
         (cell.folder(root) / RUNNING).unlink(missing_ok=True)
     start = (numbers, workers, tuple(gpus), os.getpid())
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=start)
+    futures: dict[Future, Cell] = {}
     try:
-        futures: dict[Future, Cell] = {pool.submit(job, cell, root): cell for cell in cells}
+        futures |= {pool.submit(job, cell, root): cell for cell in cells}
         again: list[Cell] = []
         waiting = set(futures)
         while waiting:
@@ -145,8 +150,26 @@ def _until_broken(
             for future in done:
                 _note(futures[future], future, root, tries, again, told)
         return again
+    except BaseException:  # Ctrl-C above all
+        _stop(pool, list(futures), workers)
+        raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _stop(pool: ProcessPoolExecutor, futures: Sequence[Future], workers: int) -> None:
+    """End the workers; each may first save the training that the same Ctrl-C has reached."""
+    running = {future for future in futures if future.running()}
+    deadline = time.monotonic() + GRACE
+    for future in futures:
+        future.cancel()
+    while running and time.monotonic() < deadline:
+        done, _ = wait(running, GRACE / 20, FIRST_COMPLETED)
+        if len(done) >= min(workers, len(running)):
+            break
+        time.sleep(0.1)
+    for process in list(pool._processes.values()):
+        process.kill()
 
 
 def _note(
@@ -173,7 +196,7 @@ def _start_worker(numbers: Any, workers: int, gpus: Sequence[str], parent: int) 
     import torch
 
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
-    _quieten()
+    quieten()
 
 
 def _die_with(parent: int) -> None:
@@ -182,57 +205,3 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
-
-
-# --- Ray ------------------------------------------------------------------------------------------
-
-
-def run_ray(
-    cells: Sequence[Cell],
-    root: Path,
-    address: str | None,
-    gpus: float,
-    cpus: float,
-    told: Told,
-    job: Job | None = None,
-) -> None:
-    """Run cells as Ray tasks, on this machine or a cluster whose machines share `root`.
-
-    Args:
-        address: of the cluster; None starts or finds a local one.
-        gpus, cpus: that each cell asks for.
-
-    Raises:
-        UserError: Ray is not installed, or the cluster cannot be reached.
-    """
-    try:
-        import ray
-    except ImportError as error:
-        raise UserError("--engine ray needs Ray: pip install ray") from error
-    if not ray.is_initialized():
-        package = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join([package, *filter(None, sys.path)])
-        environment = {"env_vars": {"PYTHONPATH": path}}
-        try:
-            ray.init(address, log_to_driver=False, runtime_env=environment, logging_level="ERROR")
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"Ray cannot be reached at {address or 'this machine'}: {reason}"
-            ) from error
-    task = ray.remote(num_gpus=gpus, num_cpus=cpus, max_retries=TRIES - 1)(job or _work_in_ray)
-    waiting = {task.remote(cell, root): cell for cell in cells}
-    while waiting:
-        done, _ = ray.wait(list(waiting))
-        for reference in done:
-            cell = waiting.pop(reference)
-            try:
-                told(Outcome(cell, ray.get(reference)))
-            except ray.exceptions.RayError as error:
-                reason = str(error).strip().splitlines()[0]
-                told(Outcome(cell, f"its Ray worker was lost: {reason}"))
-
-
-def _work_in_ray(cell: Cell, root: Path) -> str | None:
-    _quieten()
-    return work(cell, root)

@@ -22,7 +22,7 @@ from diffusekrona.errors import UserError
 from diffusekrona.study import __main__ as program
 from diffusekrona.study.cell import Judging, cells_of, finished, run_cell, training_arguments
 from diffusekrona.study.declared import studies
-from diffusekrona.study.engines import run_local, run_ray
+from diffusekrona.study.engines import run_local
 from diffusekrona.study.grid import (
     Arm,
     Study,
@@ -34,6 +34,7 @@ from diffusekrona.study.grid import (
     yaml_value,
 )
 from diffusekrona.study.page import write_results
+from diffusekrona.study.ray_engine import run_ray
 from diffusekrona.study.results import Point, Results, csv_rows, gather, table
 from diffusekrona.study.spread import spreads
 from diffusekrona.study.yaml_files import read_study, to_yaml

@@ -1,7 +1,8 @@
 """Running many cells on this machine: one after another, or one a GPU.
 
-This engine and Ray's both call `work`, which never raises: a cell that fails is told, and the rest goes on. A worker that
-dies (killed, out of memory) costs its cell a try; the next try goes on from the cell's checkpoint.
+This engine and Ray's both call `work`, which never raises: a cell that fails is told, and the rest
+goes on. A worker that dies (killed, out of memory) costs its cell a try; the next try goes on from
+the cell's checkpoint.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..grids import read_recipe, save_png
 from ..inference import Mixed, apply_adapters, set_scheduler, slug
 from ..prompts import Prompt
+from .fingerprint import fingerprint_of
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,10 @@ class Drawing:
         names = "base steps guidance scheduler negative_prompt dtype vae"
         shared = {name: getattr(self, name) for name in names.split()}
         adapters = [mixed.recipe() for mixed in variant.adapters]
-        return {**shared, "size": list(self.size) if self.size else None, "adapters": adapters}
+        shared |= {name: value for name, value in self.options.items() if value}
+        files = fingerprint_of(self.base)
+        size = list(self.size) if self.size else None
+        return {**shared, "size": size, "base_files": files, "adapters": adapters}
 
 
 @dataclass(frozen=True)

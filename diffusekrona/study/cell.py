@@ -48,7 +48,8 @@ class Cell:
     Attributes:
         arm, labels: its place in the study's grid.
         texts: the prompts' templates, so that editing their file makes other cells.
-        photos: content hashes of the subject's pictures.
+        photos: content hashes of the subject's pictures and caption files.
+        models: fingerprints of base and scorers, where they are local folders.
     """
 
     study: str
@@ -61,6 +62,7 @@ class Cell:
     judging: Judging
     texts: tuple[str, ...]
     photos: tuple[str, ...]
+    models: tuple[str | None, ...] = ()
     device: str | None = None
 
     def key(self) -> str:
@@ -92,26 +94,22 @@ def cells_of(
     Raises:
         UserError: a subject without pictures, or fewer than the study trains on.
     """
-    from ..data import find_pictures
-    from ..pictures import content_key
+    from ..evaluation.fingerprint import fingerprint_of
     from ..prompts import get_prompts
 
     texts = tuple(f"{p.kind}:{p.template}" for p in get_prompts(judging.prompts))
-    photos = {}
-    for subject in subjects:
-        found, _ = find_pictures(Path(subject.folder))
-        photos[subject.name] = tuple(content_key(path) for path in found)
+    models = tuple(map(fingerprint_of, (judging.base, judging.clip, judging.dino)))
+    data = {subject.name: _content_of(Path(subject.folder)) for subject in subjects}
 
     def cell(arm: str, labels: tuple[str, ...], subject: Subject, seed: int, flags: Any) -> Cell:
+        count, photos = data[subject.name]
         least = (flags or {}).get("pictures", 1)
-        if least > len(photos[subject.name]):
-            raise UserError(
-                f"{subject.name} has {len(photos[subject.name])} pictures, the study wants {least}."
-            )
+        if least > count:
+            raise UserError(f"{subject.name} has {count} pictures, the study wants {least}.")
         steps = () if flags is None else study.checkpoints
         return Cell(
-            study.name, arm, labels, subject, seed, flags, steps, judging, texts,
-            photos[subject.name], device,
+            study.name, arm, labels, subject, seed, flags, steps, judging, texts, photos, models,
+            device,
         )  # fmt: skip
 
     cells = [cell("base", (), subject, 0, None) for subject in subjects]
@@ -121,6 +119,16 @@ def cells_of(
                 whole = {**study.flags, **flags}
                 cells += [cell(arm.label, labels, subject, seed, whole) for subject in subjects]
     return cells
+
+
+def _content_of(folder: Path) -> tuple[int, tuple[str, ...]]:
+    """How many pictures a folder has, and hashes of them and of the captions beside them."""
+    from ..data import CAPTION_SUFFIXES, find_pictures
+    from ..pictures import content_key
+
+    found, _ = find_pictures(folder)
+    captions = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in CAPTION_SUFFIXES]
+    return len(found), tuple(content_key(path) for path in [*found, *captions])
 
 
 def finished(cell: Cell, root: Path) -> dict[str, Any] | None:

@@ -143,45 +143,59 @@ def with_flags(study: Study, changes: Flags) -> Study:
     return replace(study, flags={**study.flags, **changes}, arms=arms)
 
 
-def with_axis(study: Study, name: str, values: Sequence[Any]) -> Study:
-    """The study with other values on the axis of that name, or fewer of those it names.
+def with_axis(study: Study, name: str, texts: Sequence[str]) -> Study:
+    """The study with other values on the axis of that name, or fewer of those it has.
 
-    Values are labels that the axis has, numbers for its flag, or "4x64" for a1 and a2.
+    Values are labels that the axis has, numbers for its flag, or "4x64" for a1 and a2. If several
+    arms have an axis of that name, each takes the values that it can.
 
     Raises:
-        UserError: no such axis, or a value that it cannot take.
+        UserError: no such axis, a value that none can take, or an arm that is left without.
     """
-    found = False
-
-    def change(old: Axis) -> Axis:
-        nonlocal found
-        if name not in (old.name, old.name.replace(" ", "_")):
-            return old
-        found = True
-        return Axis(old.name, tuple(_value(old, text) for text in values))
-
-    arms = tuple(replace(arm, axes=tuple(map(change, arm.axes))) for arm in study.arms)
+    found = [a for arm in study.arms for a in arm.axes if _is_called(a, name)]
     if not found:
         known = ", ".join(dict.fromkeys(a.name for arm in study.arms for a in arm.axes))
         raise UserError(f"--axis {name}: the axes of {study.name} are: {known or 'none'}.")
-    return replace(study, arms=arms)
+    for text in texts:
+        if all(_value(axis, text) is None for axis in found):
+            labels = "; ".join(value.label for axis in found for value in axis.values)
+            raise UserError(f"--axis {name}: cannot take {text!r}; it has: {labels}.")
+    arms = []
+    for arm in study.arms:
+        axes = []
+        for old in arm.axes:
+            if _is_called(old, name):
+                values = tuple(filter(None, (_value(old, text) for text in texts)))
+                if not values:
+                    raise UserError(
+                        f"--axis {name}: no value among {', '.join(texts)} for {arm.label}."
+                    )
+                old = Axis(old.name, values)
+            axes.append(old)
+        arms.append(replace(arm, axes=tuple(axes)))
+    return replace(study, arms=tuple(arms))
 
 
-def _value(axis: Axis, given: Any) -> Value:
-    text = str(given)
+def _is_called(axis: Axis, name: str) -> bool:
+    return name in (axis.name, axis.name.replace(" ", "_"))
+
+
+def _value(axis: Axis, text: str) -> Value | None:
+    """What `text` means on an axis; None if nothing."""
     for value in axis.values:
-        if text == value.label:
+        if text.replace(" ", "") == value.label.replace(" ", ""):
             return value
     flags = set(axis.values[0].flags)
-    if flags == {"a1", "a2"} and text.count("x") == 1:
-        a1, a2 = text.split("x")
-        if a1.isdigit() and a2.isdigit():
-            return factor_values([(int(a1), int(a2))])[0]
-    if len(flags) == 1 and all(set(v.flags) == flags for v in axis.values):
-        number = yaml_value(text)
-        return Value(label_of(number), {flags.pop(): number})
-    labels = ", ".join(value.label for value in axis.values)
-    raise UserError(f"--axis {axis.name}: cannot take {text!r}; it has: {labels}.")
+    if flags == {"a1", "a2"}:
+        parts = text.split("x")
+        whole = len(parts) == 2 and all(part.strip().isdigit() for part in parts)
+        return factor_values([(int(parts[0]), int(parts[1]))])[0] if whole else None
+    if len(flags) != 1 or any(set(v.flags) != flags for v in axis.values):
+        return None
+    flag, given = flags.pop(), yaml_value(text)
+    have = axis.values[0].flags[flag]
+    alike = isinstance(given, type(have)) or (isinstance(have, float) and isinstance(given, int))
+    return Value(label_of(given), {flag: given}) if alike else None
 
 
 def yaml_value(text: str) -> Any:

@@ -19,6 +19,7 @@ from PIL import Image
 from tiny_scorers import save_clip
 
 from diffusekrona.errors import UserError
+from diffusekrona.evaluation.fingerprint import fingerprint_of
 from diffusekrona.study import __main__ as program
 from diffusekrona.study.cell import Judging, cells_of, finished, run_cell, training_arguments
 from diffusekrona.study.declared import studies
@@ -131,6 +132,13 @@ def test_changes_from_the_command_line() -> None:
     assert [v.flags for v in fewer.values] == [{"a1": 4, "a2": 64}, {"a1": 2, "a2": 32}]
     rates = with_axis(studies(True)["stability"], "learning_rate", ["1e-5"])
     assert all(arm.axes[0].values[0].flags == {"learning_rate": 1e-5} for arm in rates.arms)
+    sizes = with_axis(studies(True)["stability"], "size", ["4x64", "r=4", "16"])
+    assert [[v.flags for v in arm.axes[1].values] for arm in sizes.arms] == [
+        [{"a1": 4, "a2": 64}],
+        [{"rank": 4}, {"rank": 16}],
+    ]
+    with pytest.raises(UserError, match="for LoRA"):
+        with_axis(studies(True)["stability"], "size", ["4x64"])
     for name, values, words in (("nothing", ["1"], "axes of"), ("factors", ["x"], "cannot take")):
         with pytest.raises(UserError, match=words):
             with_axis(study, name, values)
@@ -150,6 +158,12 @@ def test_a_cell_is_its_settings(subject, judging, tmp_path) -> None:
         cells_of(dataclasses.replace(tiny_study(), seeds=(1,)), [subject], judging)[1],
     ]
     assert len({first[1].key(), *(c.key() for c in changed)}) == 4
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "weights").write_bytes(bytes(200_000))
+    before = fingerprint_of(str(model))
+    (model / "weights").write_bytes(bytes(199_999) + b"x")  # trained anew under the same name
+    assert before != fingerprint_of(str(model)) and fingerprint_of("hub/name") is None
 
 
 def test_one_run_several_checkpoints_and_few_pictures(subject, judging, tmp_path) -> None:

@@ -133,9 +133,9 @@ def as_json(facts: Sequence[Facts], results: Sequence[Sequence[Any]]) -> dict[st
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: read, print, write the page."""
-    args = build_parser().parse_args()
+    args = build_parser().parse_args(argv)
     from .backbones import quiet_libraries
     from .files import write_text
     from .inspect_lowered import lowered

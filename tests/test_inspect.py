@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ from peft import LoraConfig
 from diffusekrona import KronAConfig, save_adapter
 from diffusekrona.adapter_file import read_adapter
 from diffusekrona.errors import UserError
-from diffusekrona.inspect import add_base_norms, as_json, read
+from diffusekrona.inspect import add_base_norms, as_json, main, read
 from diffusekrona.inspect_facts import effective_rank, facts_of, rank_holding, shares, where
 from diffusekrona.inspect_lowered import lowered, missed, smaller
 from diffusekrona.inspect_page import inspection_page
@@ -159,14 +157,15 @@ def test_page_needs_no_network(files) -> None:
     json.dumps(as_json(facts, results))
 
 
-def test_program(files, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "diffusekrona.inspect"]
+def test_program(files, tmp_path: Path, capsys) -> None:
     more = ["--output", str(tmp_path / "page.html"), "--layers", "--factors", "1"]
-    done = subprocess.run(
-        [*command, str(files["krona"][0].parent), *more], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "attn2.to_out.0" in done.stdout.replace("\n", "").replace(" ", "")
+    main([str(files["krona"][0].parent), *more, "--json", str(tmp_path / "all.json")])
+    told = capsys.readouterr().out.replace("\n", "").replace(" ", "")
+    assert "attn2.to_out.0" in told and "effectiverankofA" in told
     assert (tmp_path / "page.html").stat().st_size > 50_000
-    done = subprocess.run([*command, str(tmp_path / "none")], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert len(json.loads((tmp_path / "all.json").read_text())["krona"]["layers"]) == 32
+
+
+def test_one_line_for_a_missing_adapter(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No adapter file at"):
+        main([str(tmp_path / "none")])

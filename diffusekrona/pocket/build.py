@@ -22,7 +22,7 @@ STAGES = {
     "vae": 23,
     "clip": 19,
     "unet": 62,
-    "unet_sdxl": 12,
+    "unet_sdxl": 9,
     "export": 0,
 }
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .evaluation.pictures import Drawing, Variant
     from .evaluation.report import Evaluation
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("diffusekrona.evaluate")  # also where this is __main__
 
 
 def build_parser() -> argparse.ArgumentParser:

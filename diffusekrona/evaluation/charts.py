@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +19,9 @@ def colour(number: int) -> str:
 
 
 def bars(axis: Any, summary: Summary) -> list[list[float]]:
-    """An error bar's lengths below and above, as matplotlib wants them; none if unknown."""
+    """An error bar's lengths below and above, as matplotlib wants them; NaN, no bar, if unknown."""
     if summary.low is None:
-        return [[0.0], [0.0]]
+        return [[math.nan], [math.nan]]
     below, above = summary.mean - summary.low, summary.high - summary.mean
     return [[max(0.0, below)], [max(0.0, above)]]
 

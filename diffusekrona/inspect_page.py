@@ -164,7 +164,8 @@ def _spectrum_section(facts: Sequence[Facts]) -> str:
             index, 100 * held.median(0).values, color=_colour(number), marker=marker, ms=3
         )
     for axis, title in zip(axes[0], ("σₖ / σ₁", "% of ‖ΔW‖² held by the first k"), strict=True):
-        axis.set_xscale("log")
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.set_xlabel("k", fontsize=8)
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.25)

@@ -92,14 +92,9 @@ def differences_table(evaluation: Evaluation) -> tuple[list[str], list[list[str]
     rows = []
     for row in others:
         apart = [row.scores.levels(m) - first.scores.levels(m) for m in metrics]
-        rows.append([f"{row.name} − {first.name}", *map(_signed, map(summarise, apart))])
+        signed = [summarise(values).signed() for values in apart]
+        rows.append([f"{row.name} − {first.name}", *signed])
     return ["", *(METRICS[m][0] for m in metrics)], rows
-
-
-def _signed(summary: Summary) -> str:
-    if summary.low is None:
-        return f"{summary.mean:+.3f}"
-    return f"{summary.mean:+.3f} [{summary.low:+.3f}, {summary.high:+.3f}]"
 
 
 def kinds_table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]] | None:

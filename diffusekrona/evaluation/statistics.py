@@ -29,6 +29,12 @@ class Summary:
     def as_dict(self) -> dict[str, float | int | None]:
         return asdict(self)
 
+    def signed(self) -> str:
+        """Of a difference: every number with its sign."""
+        if self.low is None:
+            return f"{self.mean:+.3f}"
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
     def __str__(self) -> str:
         if self.low is None:
             return f"{self.mean:.3f}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .grid import Arm, Axis, Study, Value, axis, factor_values
+from .grid import Arm, Axis, Study, Value, axis, factor_values, label_of
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ def _factors(scale: Scale) -> Study:
         paper="(4, 64) is best, a2 = 64 with a1 of 2, 4, 8 good; with both at most 8 prompts are "
         "no longer followed, and parameters grow drastically.",
         flags=_flags(scale),
+        reference="(4, 64)",
         arms=_one_arm(Axis("factors", factor_values(PAIRS))),
     )
 
@@ -82,6 +83,7 @@ def _learning_rate(scale: Scale) -> Study:
         paper="5e-4 to 6e-4 is best, 1e-4 to 1e-3 gives like pictures; above it overfits, below it "
         "the subject is lost (SDXL).",
         flags=_flags(scale),
+        reference=label_of(scale.rate),
         arms=_one_arm(axis("learning rate", "learning_rate", scale.rates)),
     )
 
@@ -93,6 +95,7 @@ def _few_shot(scale: Scale) -> Study:
         question="How many pictures of the subject are enough?",
         paper="One works, but poses and angles stay few; 3 to 4 are good.",
         flags=_flags(scale),
+        reference="4",
         arms=_one_arm(axis("pictures", "pictures", (1, 2, 3, 4))),
     )
 
@@ -110,6 +113,7 @@ def _modules(scale: Scale) -> Study:
         question="Which layers need an adapter?",
         paper="Attention only is best; feed-forward layers double the parameters and do not help.",
         flags=_flags(scale),
+        reference="Q, K, V, O",
         arms=_one_arm(Axis("modules", tuple(sets))),
     )
 

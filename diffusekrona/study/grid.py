@@ -80,6 +80,7 @@ class Study:
         flags: of every run; seeds: training seeds, a run for each.
         checkpoints: steps at which each run is scored; none: at its end.
         spread: tell how far the points of each arm lie apart (stability).
+        reference: label of the point that the others are compared with; "": the first.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Study:
     seeds: tuple[int, ...] = (0, 1, 2)
     checkpoints: tuple[int, ...] = ()
     spread: bool = False
+    reference: str = ""
 
 
 @dataclass(frozen=True)

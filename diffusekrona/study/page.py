@@ -13,11 +13,15 @@ from ..tables import csv_table, markdown_table
 from . import spread
 from .charts import along_chart, map_chart, plane_chart, spread_chart
 from .picture_grids import grids_of, photos_of
-from .results import Results, as_json, csv_rows, table
+from .results import Results, as_json, csv_rows, differences_table, table
 from .spread import spread_table, spreads
 from .yaml_files import to_yaml
 
 _MOST_PHOTOS = 8
+DIFFERENCES = (
+    "Differences between runs of the same subject and training seed, picture by picture of the "
+    "same prompt and picture seed; an interval without 0 tells two apart"
+)
 SPREAD = (
     "How far an arm's points lie apart: 1 − cosine of each picture to the centre of its sweep in "
     "CLIP's space, and the standard deviation of the points' scores within a run"
@@ -39,6 +43,8 @@ def caption(results: Results) -> str:
 def markdown(results: Results) -> str:
     """The study's tables for a document."""
     pieces = [f"{caption(results)}.\n", markdown_table(*table(results))]
+    if (apart := differences_table(results)) and not results.study.spread:
+        pieces += [f"{DIFFERENCES}.\n", markdown_table(*apart)]
     found = spreads(results) if results.study.spread else []
     if found:
         pieces += [f"{SPREAD}.\n", markdown_table(*spread_table(found))]
@@ -60,7 +66,10 @@ def study_page(results: Results, notes: list[str]) -> str:
     if results.missing:
         titles = "; ".join(cell.title() for cell in results.missing)
         first.append(html.paragraph(f"Missing runs ({len(results.missing)}): {titles}", "warn"))
-    sections = [html.section("Scores", *first, html.table(*table(results), caption(results)))]
+    first.append(html.table(*table(results), caption(results)))
+    if (apart := differences_table(results)) and not study.spread:
+        first.append(html.table(*apart, DIFFERENCES))
+    sections = [html.section("Scores", *first)]
     if results.trained():
         sections += [_charts(results), *_spread(results), _photos(results), _grids(results)]
     yaml = html.text(to_yaml(study))

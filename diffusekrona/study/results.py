@@ -123,6 +123,40 @@ def table(results: Results) -> tuple[list[str], list[list[str]]]:
     return [*head, *(METRICS[m][0] for m in metrics)], rows
 
 
+def reference_of(results: Results) -> Point | None:
+    """The point that the others are compared with; None if there are no two trained ones."""
+    points = results.trained()
+    named = [p for p in points if results.study.reference in (p.label(), *p.labels)]
+    return (named or points)[0] if len(points) > 1 else None
+
+
+def difference(point: Point, other: Point, metric: str) -> Summary | None:
+    """`point` less `other`, picture by picture of the runs that both have; None without any."""
+    shared = [run for run in point.runs if run in other.runs]
+    if not shared:
+        return None
+    mine, others = (
+        np.stack([p.scores[metric][p.runs.index(run)] for run in shared]) for p in (point, other)
+    )
+    return summarise(mine - others)
+
+
+def differences_table(results: Results) -> tuple[list[str], list[list[str]]] | None:
+    """Head and rows: every trained point less the reference; None if there is only one."""
+    reference = reference_of(results)
+    if reference is None:
+        return None
+    metrics = results.metrics()
+    rows = []
+    for point in results.trained():
+        if point is reference:
+            continue
+        name = point.label() if len(results.study.arms) == 1 else f"{point.arm}: {point.label()}"
+        apart = [difference(point, reference, m) for m in metrics]
+        rows.append([name, *("–" if s is None else s.signed() for s in apart)])
+    return [f"less {reference.label()}", *(METRICS[m][0] for m in metrics)], rows
+
+
 def csv_rows(results: Results) -> tuple[list[str], list[list[Any]]]:
     """The same for programs: a line a point and metric, numbers unrounded."""
     rows = []

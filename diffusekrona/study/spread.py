@@ -88,7 +88,7 @@ def spread_table(found: Sequence[Spread]) -> tuple[list[str], list[list[str]]]:
         head.append(f"{found[1].arm} − {found[0].arm}")
         for row, name in zip(rows, names, strict=False):
             apart = summarise(found[1].quantities()[name] - found[0].quantities()[name])
-            row.append(str(apart))
+            row.append(apart.signed())
         rows = [row + [""] * (len(head) - len(row)) for row in rows]
     return head, rows
 

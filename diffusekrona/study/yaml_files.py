@@ -12,6 +12,7 @@ from ..errors import UserError
 from .grid import Arm, Axis, Study, Value, label_of, yaml_value
 
 _KEYS = {"name", "title", "question", "paper", "flags", "seeds", "arms", "checkpoints", "spread"}
+_KEYS |= {"reference"}
 
 
 def to_yaml(study: Study) -> str:
@@ -29,6 +30,7 @@ def to_yaml(study: Study) -> str:
         "seeds": list(study.seeds),
         "checkpoints": list(study.checkpoints),
         "spread": study.spread,
+        "reference": study.reference,
         "arms": arms,
     }
     content = {k: v for k, v in content.items() if v not in ("", [], {}, False)}
@@ -84,6 +86,7 @@ def _study_from(content: Mapping[str, Any]) -> Study:
         seeds=tuple(int(seed) for seed in content.get("seeds") or (0, 1, 2)),
         checkpoints=tuple(int(step) for step in content.get("checkpoints") or ()),
         spread=bool(content.get("spread")),
+        reference=str(content.get("reference") or ""),
         arms=tuple(arms),
     )
 

@@ -36,7 +36,14 @@ from diffusekrona.study.grid import (
 )
 from diffusekrona.study.page import write_results
 from diffusekrona.study.ray_engine import run_ray
-from diffusekrona.study.results import Point, Results, csv_rows, gather, table
+from diffusekrona.study.results import (
+    Point,
+    Results,
+    csv_rows,
+    differences_table,
+    gather,
+    table,
+)
 from diffusekrona.study.spread import spreads
 from diffusekrona.study.yaml_files import read_study, to_yaml
 from diffusekrona.train_args import build_parser
@@ -345,6 +352,8 @@ def test_spread_of_known_pictures(tmp_path) -> None:
     assert np.allclose(krona.scores["clip_i"], np.std([0.5, 0.6, 0.7], ddof=1))
     assert lora.ranges["clip_i"] == pytest.approx(0.1)
     assert [row[0] for row in table(results)[1]][:2] == ["KronA: 0", "KronA: 1"]
+    head, rows = differences_table(results)
+    assert head[0] == "less 0" and rows[0] == ["KronA: 1", *["+0.100 [+0.100, +0.100]"] * 2]
 
 
 def test_a_failed_cell_is_told_and_missing(subject, judging, tmp_path) -> None:

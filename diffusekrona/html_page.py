@@ -102,7 +102,7 @@ def table(
     caption: str = "",
     marked: Sequence[int] = (),
 ) -> str:
-    """A table; a column whose cells look like numbers is set flush right.
+    """A table; columns whose cells look like numbers, but the first, are set flush right.
 
     Args:
         head: column titles.
@@ -110,7 +110,7 @@ def table(
         marked: rows, by number, that stand out.
     """
     shown = [["–" if cell is None else str(cell) for cell in row] for row in rows]
-    numeric = [all(_is_number(row[i]) for row in shown) for i in range(len(head))]
+    numeric = [i > 0 and all(_is_number(row[i]) for row in shown) for i in range(len(head))]
     classes = [' class="n"' if n else "" for n in numeric]
     top = "".join(f"<th{c}>{text(h)}</th>" for h, c in zip(head, classes, strict=True))
     body = []

@@ -88,13 +88,21 @@ def family_of(unet_config: Mapping[str, Any]) -> Family:
 
 
 def quiet_libraries() -> None:
-    """For entry points: only errors of diffusers and transformers, no bars for files loaded."""
+    """For entry points: only errors of the libraries, and no bars for files loaded.
+
+    What else they would say is told by us, in one line, or no concern of the user's.
+    """
+    import warnings
+
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
 
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
+    warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+    warnings.filterwarnings("ignore", message="Could not find a config file")
+    warnings.filterwarnings("ignore", module="huggingface_hub")
 
 
 # --- reading a base model ---------------------------------------------------------------------

@@ -221,10 +221,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from .backbones import quiet_libraries
     from .evaluation.report import print_results, write_results
-    from .inference import quieten_libraries
 
     quiet_libraries()
-    quieten_libraries()
     state = PartialState(cpu=args.device == "cpu")
     level = logging.INFO if state.is_main_process else logging.ERROR
     logging.basicConfig(format="%(message)s", level=logging.WARNING)

@@ -308,27 +308,15 @@ def save_grid(
     return args.output_dir / "grid.png"
 
 
-def quieten_libraries() -> None:
-    """What they would say is either told by us, in one line, or no concern of the user's."""
-    import warnings
-
-    import diffusers.utils.logging as of_diffusers
-    import transformers.utils.logging as of_transformers
-
-    for theirs in (of_diffusers, of_transformers):
-        theirs.set_verbosity_error()
-        theirs.disable_progress_bar()
-    warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-    warnings.filterwarnings("ignore", module="huggingface_hub")
-
-
 def main() -> None:
     """Entry point: parse, build, draw."""
     args = build_parser().parse_args()
     check_arguments(args)
     from accelerate import PartialState
 
-    quieten_libraries()
+    from .backbones import quiet_libraries
+
+    quiet_libraries()
     state = PartialState(cpu=args.device == "cpu")
     level = logging.WARNING if state.is_main_process else logging.ERROR
     logging.basicConfig(format="%(levelname)s: %(message)s", level=level)

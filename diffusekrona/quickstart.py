@@ -151,14 +151,15 @@ def main() -> None:
         raise UserError(
             f"--num_inference_steps must be at least 1, not {args.num_inference_steps}."
         )
+    from .backbones import quiet_libraries
     from .data import find_pictures
     from .grids import save_png
-    from .inference import choose_base, quieten_libraries, read_adapters
+    from .inference import choose_base, read_adapters
     from .pictures import fit_picture, load_picture
     from .sampling import load_pipeline
     from .scores import load_clip
 
-    quieten_libraries()
+    quiet_libraries()
     adapters = read_adapters([args.adapter])
     paths, _ = find_pictures(args.photos)
     photos = [load_picture(path) for path in paths]

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
-from diffusekrona import KronAConfig, inference, sampling, save_adapter
+from diffusekrona import KronAConfig, backbones, inference, sampling, save_adapter
 from diffusekrona.adapter_file import read_adapter
 from diffusekrona.errors import UserError
 from diffusekrona.grids import read_recipe
@@ -55,7 +55,7 @@ def adapters(tiny_sd1: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs the program in this process; returns the pictures that are then in its folder."""
-    monkeypatch.setattr(inference, "quieten_libraries", lambda: None)
+    monkeypatch.setattr(backbones, "quiet_libraries", lambda: None)
 
     def call(*flags: object, out: str = "out") -> list[Path]:
         fixed = ["--output_dir", tmp_path / out, "--device", "cpu", "--num_inference_steps", 3]

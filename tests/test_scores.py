@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from diffusekrona import KronAConfig, inference, quickstart, save_adapter, scores
+from diffusekrona import KronAConfig, backbones, quickstart, save_adapter, scores
 from diffusekrona.errors import UserError
 from diffusekrona.grids import read_recipe
 
@@ -122,7 +122,7 @@ def test_the_quick_start_draws_the_comparison(
         "--num_inference_steps": 2,
         "--output": tmp_path / "picture.png",
     }
-    monkeypatch.setattr(inference, "quieten_libraries", lambda: None)
+    monkeypatch.setattr(backbones, "quiet_libraries", lambda: None)
     monkeypatch.setattr(sys, "argv", ["quickstart", *(str(x) for f in flags.items() for x in f)])
     quickstart.main()
     told = capsys.readouterr().out

@@ -91,13 +91,11 @@ def _output_to(path: Path) -> Iterator[None]:
 
 def quieten() -> None:
     from ..backbones import quiet_libraries
-    from ..inference import quieten_libraries
 
     log = logging.getLogger("diffusekrona")
     if not log.handlers:  # as the training program does it, which then adds none
         log.addHandler(logging.StreamHandler(sys.stderr))
     quiet_libraries()
-    quieten_libraries()
 
 
 # --- this machine ---------------------------------------------------------------------------------

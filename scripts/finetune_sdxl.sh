@@ -13,7 +13,7 @@ TOKEN="${TOKEN:-sks}"                # identifier: a word that the base has no i
 MODEL_NAME="${MODEL_NAME:-stabilityai/stable-diffusion-xl-base-1.0}"  # hub name, folder, pocket-sdxl
 # The bundled model is small and learns its subjects at a higher rate.
 case "$MODEL_NAME" in pocket*)
-  LR="${LR:-7e-3}" STEPS="${STEPS:-600}" SCHEDULE="${SCHEDULE:-cosine}" BATCH_SIZE="${BATCH_SIZE:-4}"
+  LR="${LR:-5e-3}" STEPS="${STEPS:-500}" SCHEDULE="${SCHEDULE:-cosine}" BATCH_SIZE="${BATCH_SIZE:-4}"
   ACCUMULATION="${ACCUMULATION:-1}" PRECISION="${PRECISION:-no}" CHECKPOINTING="${CHECKPOINTING:-no}" ;;
 esac
 

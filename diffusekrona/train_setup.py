@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,8 @@ def make_accelerator(args: argparse.Namespace) -> Any:
     from accelerate.utils import ProjectConfiguration
 
     trackers = None if args.report_to in ("none", "") else args.report_to
+    if trackers not in (None, "all") and find_spec(trackers) is None:
+        raise _not_installed(f"--report_to {trackers}", trackers)  # accelerate would leave it out
     # SDXL's first text encoder ends one layer early, so its last layer's factors get no gradient.
     ddp = DistributedDataParallelKwargs(find_unused_parameters=args.train_text_encoder)
     logs = args.output_dir / args.logging_dir

@@ -336,6 +336,7 @@ def test_mistakes_get_one_line_and_exit_code_2(tiny_sd1, pictures, tmp_path: Pat
         (["--with_prior_preservation"], "needs --class_data_dir"),
         (["--max_train_steps", "0"], "at least 1"),
         (["--optimizer", "prodigy"], "pip install prodigyopt"),
+        (["--report_to", "nothing_like_it"], "pip install nothing_like_it"),
         (["--use_8bit_adam"], "pip install bitsandbytes"),
         (["--mixed_precision", "fp16"], "fp16 needs a GPU"),
         (["--rank", "0", "--adapter_type", "lora"], "--rank must be at least 1"),

@@ -90,6 +90,20 @@ def test_a_run_leaves_an_adapter_that_describes_itself(
     assert "a sks dog" in (tmp_path / "README.md").read_text()  # the model card
 
 
+def test_push_to_hub_comes_after_the_result(
+    tiny_sd1, pictures, tmp_path: Path, monkeypatch
+) -> None:
+    pushed = []
+
+    def push(folder: Path, name: str, **options) -> str:
+        pushed.append((name, sorted(p.name for p in folder.iterdir() if p.is_file())))
+        return "https://example.org"
+
+    monkeypatch.setattr("diffusekrona.sharing.push_to_hub", push)
+    run(tiny_sd1, pictures, tmp_path / "dog", "--push_to_hub", "--max_train_steps", "1")
+    assert pushed == [("dog", ["README.md", "adapter.safetensors", "run.json", "train_log.jsonl"])]
+
+
 def test_training_lowers_the_loss(tiny_sd1, pictures, tmp_path: Path) -> None:
     more = ("--max_train_steps", "60", "--learning_rate", "1e-2", "--train_batch_size", "4")
     run(tiny_sd1, pictures, tmp_path, *more)

@@ -180,11 +180,6 @@ def effective_rank(singular: torch.Tensor | None) -> float | None:
     return torch.exp(-(shares * shares.clamp_min(1e-30).log()).sum()).item()
 
 
-def numerical_rank(singular: torch.Tensor) -> int:
-    """Singular values that are more than rounding."""
-    return int((singular > TOLERANCE * singular.max()).sum()) if singular.max() > 0 else 0
-
-
 def rank_holding(singular: torch.Tensor, share: float) -> int:
     """The least rank whose best approximation holds `share` of ||delta W||^2."""
     energy = singular.square().cumsum(0)

@@ -104,11 +104,6 @@ def read_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
         return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
 
 
-def read_metadata(path: Path | str) -> dict[str, str]:
-    with opened(path) as file:
-        return dict(file.metadata() or {})
-
-
 def write_entries(
     entries: Iterable[Entry], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:

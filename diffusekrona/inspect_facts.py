@@ -23,7 +23,6 @@ from .krona import KronAConfig
 from .krona.functional import kron_weight
 
 Pair = tuple[int, int]
-TOLERANCE = 1e-6  # singular values below this share of the largest are rounding
 ATTENTION = {"attn1": "self", "attn2": "cross", "self_attn": "text", "ff": "feed-forward"}
 
 

@@ -13,6 +13,7 @@ SEEDS="${SEEDS:-0 1 2}"                # training seeds, a run for each
 IMAGE_SEEDS="${IMAGE_SEEDS:-0 1}"      # pictures of every prompt
 ENGINE="${ENGINE:-local}"              # local: this machine, one run per GPU; ray: a Ray cluster
 OUTPUT_DIR="${OUTPUT_DIR:-$ROOT/outputs/studies/stability}"
+CELLS_DIR="${CELLS_DIR:-$ROOT/outputs/studies/cells}" # runs, shared by all studies
 
 FOLDERS=()
 for subject in $SUBJECTS; do FOLDERS+=(--subject "$ROOT/data/$subject"); done
@@ -29,4 +30,5 @@ exec "$PYTHON" -m diffusekrona.study stability \
   --image_seeds $IMAGE_SEEDS \
   --engine "$ENGINE" \
   --output_dir "$OUTPUT_DIR" \
+  --cells_dir "$CELLS_DIR" \
   "$@"

@@ -55,6 +55,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dino", default="auto", metavar="NAME_OR_PATH", help="As in diffusekrona.evaluate.")
     add = parser.add_argument_group("where").add_argument
     add("--output_dir", type=Path, help="Default: outputs/studies/<name>.")
+    add(
+        "--cells_dir",
+        type=Path,
+        metavar="DIR",
+        help="Where runs are kept (OUTPUT_DIR/cells); studies that share it share their runs.",
+    )
     add("--engine", choices=("local", "ray"), default="local", help="Who runs the cells (local).")
     add("--workers", type=int, help="local: cells at once; default: one, or one per GPU.")
     add("--ray_address", help="ray: the cluster's address; default: this machine.")
@@ -148,7 +154,7 @@ def run(args: argparse.Namespace, cells: Sequence[Cell], root: Path) -> list[tup
     from .engines import run_local
     from .ray_engine import run_ray
 
-    left = [cell for cell in cells if finished(cell, root) is None]
+    left = list({cell.key(): cell for cell in cells if finished(cell, root) is None}.values())
     gpus = [] if args.device == "cpu" else _gpus(torch.cuda.device_count())
     with Display(cells, left, root) as display:
         if args.engine == "ray":
@@ -196,12 +202,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     judging, notes = choose_judging(args, bundled)
     cells = cells_of(study, choose_subjects(args), judging, args.device)
     root = args.output_dir or Path("outputs/studies") / study.name
-    failed = [] if args.report_only else run(args, cells, root)
-    results = gather(study, cells, root)
+    kept = args.cells_dir or root / "cells"
+    failed = [] if args.report_only else run(args, cells, kept)
+    results = gather(study, cells, kept)
     if not results.points:
-        raise UserError(
-            f"No run of {study.name} has finished in {root}: see cells/*/log.txt there."
-        )
+        raise UserError(f"No run of {study.name} has finished: see {kept}/*/log.txt.")
     show_table(caption(results), *table(results))
     for note in notes:
         print(note)

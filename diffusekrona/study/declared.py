@@ -120,8 +120,9 @@ def _modules(scale: Scale) -> Study:
 
 def _stability(scale: Scale) -> Study:
     rates = axis("learning rate", "learning_rate", scale.rates[:-1])
-    factors = Axis("size", factor_values(PAIRS[:4]))
-    ranks = Axis("size", tuple(Value(f"r = {r}", {"rank": r}) for r in (1, 2, 4, 8)))
+    # Each method's usual size, half of it and twice it.
+    factors = Axis("size", factor_values(((2, 64), (4, 64), (8, 64))))
+    ranks = Axis("size", tuple(Value(f"r = {r}", {"rank": r}) for r in (2, 4, 8)))
     return Study(
         name="stability",
         title="Stability against LoRA",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -18,9 +18,7 @@ from ..evaluation.scoring import read_reference, score, scored_texts
 from ..files import replace_whole
 from ..inference import Mixed
 from ..prompts import parse_prompts
-
-if TYPE_CHECKING:
-    from .cell import Cell
+from .cell import Cell
 
 
 @functools.lru_cache(maxsize=2)

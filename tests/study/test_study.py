@@ -16,12 +16,13 @@ import pytest
 import torch
 import toy_jobs
 from PIL import Image
-from tiny_scorers import save_clip
+from tiny_scorers import save_clip, save_dino
 
 from diffusekrona.errors import UserError
 from diffusekrona.evaluation.fingerprint import fingerprint_of
 from diffusekrona.study import __main__ as program
-from diffusekrona.study.cell import Judging, cells_of, finished, run_cell, training_arguments
+from diffusekrona.study.cell import Judging, cells_of, finished
+from diffusekrona.study.cell_run import run_cell, training_arguments
 from diffusekrona.study.declared import studies
 from diffusekrona.study.engines import run_local
 from diffusekrona.study.grid import (
@@ -165,6 +166,8 @@ def test_a_cell_is_its_settings(subject, judging, tmp_path) -> None:
         cells_of(dataclasses.replace(tiny_study(), seeds=(1,)), [subject], judging)[1],
     ]
     assert len({first[1].key(), *(c.key() for c in changed)}) == 4
+    same = with_flags(tiny_study(), {"terms": 1, "init_weights": "normal"})  # the defaults
+    assert [c.key() for c in cells_of(same, [subject], judging)] == [c.key() for c in first]
     model = tmp_path / "model"
     model.mkdir()
     (model / "weights").write_bytes(bytes(200_000))
@@ -209,8 +212,8 @@ def test_killed_and_restarted_gives_the_same_table(subject, judging, tmp_path, c
     (tmp_path / "study.yaml").write_text(to_yaml(study))
     whole = cells_of(study, [subject], judging, "cpu")
     for cell in whole:
-        run_cell(cell, tmp_path / "whole")
-    wanted = csv_rows(gather(study, whole, tmp_path / "whole"))
+        run_cell(cell, tmp_path / "whole" / "cells")
+    wanted = csv_rows(gather(study, whole, tmp_path / "whole" / "cells"))
 
     root = tmp_path / "killed"
     command = [sys.executable, "-m", "diffusekrona.study"]
@@ -219,7 +222,7 @@ def test_killed_and_restarted_gives_the_same_table(subject, judging, tmp_path, c
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    training = whole[1].folder(root) / "run" / "checkpoint-2" / "state.json"
+    training = whole[1].folder(root / "cells") / "run" / "checkpoint-2" / "state.json"
     deadline = time.time() + 120
     while not training.exists():
         assert process.poll() is None, process.stderr.read().decode()[-2000:]
@@ -228,16 +231,34 @@ def test_killed_and_restarted_gives_the_same_table(subject, judging, tmp_path, c
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stderr.close()
-    before = (whole[0].folder(root) / "result.json").stat().st_mtime_ns
+    before = (whole[0].folder(root / "cells") / "result.json").stat().st_mtime_ns
     for cell in whole:  # in this process, to save the time of another start
-        run_cell(cell, root)
-    assert (whole[0].folder(root) / "result.json").stat().st_mtime_ns == before
-    assert csv_rows(gather(study, whole, root)) == wanted
+        run_cell(cell, root / "cells")
+    assert (whole[0].folder(root / "cells") / "result.json").stat().st_mtime_ns == before
+    assert csv_rows(gather(study, whole, root / "cells")) == wanted
     # Everything is finished: the program itself runs nothing and only tells.
     assert program.main(flags_of(judging, subject, root, tmp_path / "study.yaml")) == 0
     assert "CLIP-I" in capsys.readouterr().out
     written = json.loads((root / "results.json").read_text())
     assert written["missing"] == [] and len(written["points"]) == 2
+
+
+def test_other_scorers_score_kept_pictures_and_studies_share_runs(
+    subject, judging, tmp_path
+) -> None:
+    study = with_axis(tiny_study(), "learning rate", ["0.1"])
+    cell = cells_of(study, [subject], judging, "cpu")[1]
+    first = run_cell(cell, tmp_path)
+    stamps = {p: p.stat().st_mtime_ns for p in cell.folder(tmp_path).rglob("*.png")}
+    trained = cell.folder(tmp_path) / "run" / "adapter.safetensors"
+    stamps[trained] = trained.stat().st_mtime_ns
+    both = dataclasses.replace(judging, dino=str(save_dino(tmp_path / "dino")))
+    (again,) = cells_of(dataclasses.replace(study, name="other"), [subject], both, "cpu")[1:]
+    assert again.folder(tmp_path) == cell.folder(tmp_path) and finished(again, tmp_path) is None
+    second = run_cell(again, tmp_path)
+    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+    assert second["points"][0]["scores"]["clip_i"] == first["points"][0]["scores"]["clip_i"]
+    assert "dino" in second["points"][0]["scores"] and finished(again, tmp_path) == second
 
 
 def test_program_lists_and_prints(capsys) -> None:

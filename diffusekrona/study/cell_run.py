@@ -1,0 +1,117 @@
+"""Running a cell: an ordinary training run, its pictures, their scores."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..files import write_text
+from .cell import RESULT, Cell, finished
+from .judging import judge
+
+
+def run_cell(cell: Cell, root: Path) -> dict[str, Any]:
+    """Train, draw and score one cell, or take up where an earlier try left it.
+
+    Returns:
+        What result.json holds: for each point (a checkpoint, or the end) its scores by metric,
+        prompts × seeds, and what training cost.
+
+    Raises:
+        UserError: training refused or diverged, or was stopped.
+    """
+    if (done := finished(cell, root)) is not None:
+        return done
+    folder = cell.folder(root)
+    run = train(cell, folder) if cell.flags is not None else None
+    points = []
+    for step in cell.checkpoints or (None,):
+        adapter = run and (run / f"checkpoint-{step}" if step else run)
+        points.append(judge(cell, folder, adapter, step))
+    result = {
+        "key": cell.key(),
+        "scored_by": cell.scored_by(),
+        "title": cell.title(),
+        "points": points,
+        "cost": _cost(run),
+    }
+    write_text(folder / RESULT, json.dumps(result, indent=1))
+    return result
+
+
+def train(cell: Cell, folder: Path) -> Path:
+    """The cell's training run; returns its folder."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    from ..train_dreambooth import main
+
+    out = folder / "run"
+    if (out / "adapter.safetensors").is_file() and (out / "run.json").is_file():
+        return out
+    AcceleratorState._reset_state(reset_partial_state=True)  # of the cell before, in this process
+    GradientState._reset_state()
+    code = main(training_arguments(cell, folder, out))
+    if code:
+        raise UserError(f"training was stopped (exit code {code})")
+    return out
+
+
+def training_arguments(cell: Cell, folder: Path, out: Path) -> list[str]:
+    """The command line of the cell's run; users can give the same to train_dreambooth."""
+    flags = dict(cell.flags or {})
+    pictures = Path(cell.subject.folder)
+    if (count := flags.pop("pictures", None)) is not None:
+        pictures = first_pictures(pictures, count, folder / "pictures_trained_on")
+    from ..prompts import article
+
+    name = f"{cell.subject.identifier} {cell.subject.class_word}"
+    flags |= {
+        "pretrained_model_name_or_path": cell.judging.base,
+        "instance_data_dir": pictures,
+        "output_dir": out,
+        "seed": cell.seed,
+    }
+    flags.setdefault("instance_prompt", f"{article(name)} {name}")
+    flags.setdefault("report_to", "none")
+    if cell.checkpoints:
+        flags["max_train_steps"] = max(cell.checkpoints)
+        flags["checkpointing_steps"] = math.gcd(*cell.checkpoints)
+    else:
+        flags.setdefault("checkpointing_steps", 100)
+        flags.setdefault("checkpoints_total_limit", 1)
+    if cell.device == "cpu":
+        flags["cpu"] = True
+    arguments = ["--resume_from_checkpoint", "latest"]
+    for flag, value in flags.items():
+        if value is True:
+            arguments.append(f"--{flag}")
+        elif value not in (None, False):
+            arguments += [f"--{flag}", str(value)]
+    return arguments
+
+
+def first_pictures(source: Path, count: int, target: Path) -> Path:
+    """A folder with the first `count` pictures, by name, and their captions."""
+    from ..data import find_pictures
+
+    found, _ = find_pictures(source)
+    target.mkdir(parents=True, exist_ok=True)
+    for picture in found[:count]:
+        for path in (picture, picture.with_suffix(".txt")):
+            if path.is_file():
+                shutil.copyfile(path, target / path.name)
+    if (source / "metadata.jsonl").is_file():
+        shutil.copyfile(source / "metadata.jsonl", target / "metadata.jsonl")
+    return target
+
+
+def _cost(run: Path | None) -> dict[str, Any]:
+    if run is None:
+        return {}
+    summary = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    names = "trained_parameters adapter_bytes last_loss seconds_training peak_memory device"
+    return {name: summary.get(name) for name in names.split()}

@@ -1,5 +1,8 @@
 """From what a user asks for (letters, factors, rank) to one PEFT config a component.
 
+What is asked for is kept in plain values first: counting and checking it needs neither torch nor
+PEFT, whose imports take seconds.
+
 The letters are those of the published scripts: k, q, v, o for the attention's key, query, value and
 output projections. Factors are (a1, a2) with a1 dividing out_features and a2 in_features.
 """
@@ -8,16 +11,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-from peft import LoraConfig, PeftConfig
-from torch import nn
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
-from .krona import KronAConfig, check_factors, target_layers
-from .krona.model import factors_of
+from .layer_shapes import Shapes
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftConfig
+    from torch import nn
+
+    from .krona import KronAConfig
 
 UNET_LETTERS = {"k": "to_k", "q": "to_q", "v": "to_v", "o": "to_out.0"}
 TEXT_LETTERS = {"k": "k_proj", "q": "q_proj", "v": "v_proj", "o": "out_proj"}
@@ -34,6 +38,102 @@ class AdaptedLayer:
     in_features: int
     factors: str
     parameters: int
+
+
+@dataclass(frozen=True)
+class KronAChoice:
+    """KronA on one component, in plain values.
+
+    Attributes:
+        targets: ends of the names of the layers that are adapted.
+        pairs: (a1, a2) of single targets; all others have (a1, a2).
+        options: further fields of KronAConfig, such as `scale` and `init_weights`.
+    """
+
+    targets: tuple[str, ...]
+    a1: int
+    a2: int
+    pairs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    terms: int = 1
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def pair(self, name: str) -> tuple[int, int]:
+        """The (a1, a2) of a layer, by its full name."""
+        own = (pair for target, pair in self.pairs.items() if _ends_with(name, target))
+        return next(own, (self.a1, self.a2))
+
+    def size(self, name: str, out: int, inside: int) -> tuple[str, int]:
+        """A layer's factors in words, and its trained parameters."""
+        a1, a2 = self.pair(name)
+        b1, b2 = out // a1, inside // a2
+        terms = f" x{self.terms}" if self.terms > 1 else ""
+        return f"{a1}x{a2} (x) {b1}x{b2}{terms}", self.terms * (a1 * a2 + b1 * b2)
+
+    def check(self, shapes: Shapes) -> None:
+        """Refuse factors that do not divide a layer.
+
+        Raises:
+            UserError: naming the layer and the nearest pairs that would do.
+        """
+        if all(_divides(self.pair(name), shape) for name, shape in shapes.items()):
+            return
+        from .krona import check_factors  # slow to import, and only needed for its words
+
+        try:
+            check_factors(self.config(), [(name, *shape) for name, shape in shapes.items()])
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def config(self) -> KronAConfig:
+        """PEFT's form of it."""
+        from .krona import KronAConfig
+
+        return KronAConfig(
+            a1=self.a1,
+            a2=self.a2,
+            target_modules=list(self.targets),
+            factor_pattern=dict(self.pairs),
+            terms=self.terms,
+            **self.options,
+        )
+
+
+@dataclass(frozen=True)
+class LoRAChoice:
+    """PEFT's LoRA on one component, started as diffusers' DreamBooth scripts start it."""
+
+    targets: tuple[str, ...]
+    rank: int
+    alpha: float | None = None
+
+    def size(self, name: str, out: int, inside: int) -> tuple[str, int]:
+        """A layer's rank in words, and its trained parameters."""
+        return f"rank {self.rank}", self.rank * (out + inside)
+
+    def check(self, shapes: Shapes) -> None:
+        """Any rank fits any layer."""
+
+    def config(self) -> LoraConfig:
+        """PEFT's form of it."""
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.rank if self.alpha is None else self.alpha,
+            init_lora_weights="gaussian",
+            target_modules=list(self.targets),
+        )
+
+
+Choice = KronAChoice | LoRAChoice
+
+
+def _ends_with(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")  # as PEFT matches a list of targets
+
+
+def _divides(pair: tuple[int, int], shape: tuple[int, int]) -> bool:
+    return min(pair) > 0 and shape[0] % pair[0] == 0 and shape[1] % pair[1] == 0
 
 
 def parse_factors(text: str | None) -> dict[str, tuple[int, int]]:
@@ -54,16 +154,17 @@ def parse_factors(text: str | None) -> dict[str, tuple[int, int]]:
     return pairs
 
 
-def krona_config(
+def krona_choice(
     letters: str,
     a1: int,
     a2: int,
     factors: Mapping[str, tuple[int, int]] | None = None,
     names: Mapping[str, str] = UNET_LETTERS,
     feed_forward: bool = False,
+    terms: int = 1,
     **options: Any,
-) -> KronAConfig:
-    """A KronA config for the projections named by `letters`.
+) -> KronAChoice:
+    """KronA on the projections named by `letters`.
 
     Raises:
         UserError: a letter that is none of kqvo, none at all, or factors for one left out.
@@ -72,77 +173,64 @@ def krona_config(
     extra = [letter for letter in factors or {} if letter not in letters]
     if extra:
         raise UserError(f"--factors gives {extra[0]!r}, but --attn_update_unet is {letters!r}.")
-    pattern = {names[letter]: pair for letter, pair in (factors or {}).items()}
-    try:
-        return KronAConfig(a1=a1, a2=a2, target_modules=targets, factor_pattern=pattern, **options)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    pairs = {names[letter]: pair for letter, pair in (factors or {}).items()}
+    return KronAChoice(targets, a1, a2, pairs, terms, options)
 
 
-def lora_config(
+def lora_choice(
     letters: str,
     rank: int,
     alpha: float | None = None,
     names: Mapping[str, str] = UNET_LETTERS,
     feed_forward: bool = False,
-) -> LoraConfig:
-    """PEFT's LoRA on the same projections, started as diffusers' DreamBooth scripts start it."""
+) -> LoRAChoice:
+    """LoRA on the same projections. Raises UserError for letters or a rank that cannot be."""
     if rank < 1:
         raise UserError(f"--rank must be at least 1, not {rank}.")
-    return LoraConfig(
-        r=rank,
-        lora_alpha=rank if alpha is None else alpha,
-        init_lora_weights="gaussian",
-        target_modules=_targets(letters, names, feed_forward),
-    )
+    return LoRAChoice(_targets(letters, names, feed_forward), rank, alpha)
 
 
-def _targets(letters: str, names: Mapping[str, str], feed_forward: bool) -> list[str]:
+def _targets(letters: str, names: Mapping[str, str], feed_forward: bool) -> tuple[str, ...]:
     unknown = [letter for letter in letters if letter not in names]
     if unknown or not (letters or feed_forward):
         raise UserError(
             f"--attn_update_unet {letters!r}: give some of the letters k, q, v, o, such as kqvo."
         )
-    return [names[letter] for letter in dict.fromkeys(letters)] + list(FEED_FORWARD) * feed_forward
+    projections = tuple(names[letter] for letter in dict.fromkeys(letters))
+    return projections + FEED_FORWARD * feed_forward
 
 
 def adapted_layers(
-    configs: Mapping[str, PeftConfig], models: Mapping[str, nn.Module]
+    choices: Mapping[str, Choice], shapes: Mapping[str, Shapes]
 ) -> list[AdaptedLayer]:
-    """Every layer that `configs` would adapt in `models` (on any device, "meta" included).
+    """Every layer that `choices` would adapt.
+
+    Args:
+        shapes: component to its linear layers, as `layer_shapes.linear_layers` gives them.
 
     Raises:
-        UserError: factors that do not divide a layer; a config that matches no layer.
+        UserError: factors that do not divide a layer; a choice that matches no layer.
     """
     layers = []
-    for component, config in configs.items():
-        targets = target_layers(config, models[component])
-        shapes = [(n, m.out_features, m.in_features) for n, m in targets.items()]
-        if not shapes:
-            raise UserError(f"No layer of {component} matches {config.target_modules}.")
-        if isinstance(config, KronAConfig):
-            try:
-                check_factors(config, shapes)
-            except ValueError as error:
-                raise UserError(str(error)) from error
-        for name, out_features, in_features in shapes:
-            factors, count = _size(config, name, out_features, in_features)
-            layers.append(AdaptedLayer(component, name, out_features, in_features, factors, count))
+    for component, choice in choices.items():
+        found = {
+            name: shape
+            for name, shape in shapes[component].items()
+            if any(_ends_with(name, target) for target in choice.targets)
+        }
+        if not found:
+            raise UserError(f"No layer of {component} matches {', '.join(choice.targets)}.")
+        choice.check(found)
+        for name, (out, inside) in found.items():
+            layers.append(
+                AdaptedLayer(component, name, out, inside, *choice.size(name, out, inside))
+            )
     return layers
-
-
-def _size(config: PeftConfig, name: str, out: int, inside: int) -> tuple[str, int]:
-    if isinstance(config, KronAConfig):
-        a1, a2 = factors_of(config, name)
-        b1, b2 = out // a1, inside // a2
-        terms = f" x{config.terms}" if config.terms > 1 else ""
-        return f"{a1}x{a2} (x) {b1}x{b2}{terms}", config.terms * (a1 * a2 + b1 * b2)
-    return f"rank {config.r}", config.r * (out + inside)
 
 
 def add_adapters(
     configs: Mapping[str, PeftConfig], models: Mapping[str, nn.Module], adapter_name: str
-) -> list[torch.nn.Parameter]:
+) -> list[nn.Parameter]:
     """Put the adapters on their models, everything else frozen; returns what is trained."""
     trained = []
     for component, config in configs.items():

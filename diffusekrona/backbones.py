@@ -6,15 +6,17 @@ text states, pictures to latents, and the denoiser's extra arguments.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -164,30 +166,48 @@ def load_part(base: str, kind: str, subfolder: str, **options: Any) -> Any:
         raise _unreadable(base, subfolder, error) from error
 
 
-def read_part_config(base: str, kind: str, subfolder: str, **options: Any) -> dict[str, Any]:
-    """One component's config, without its weights. Raises UserError if the base has none."""
-    import diffusers
-    import transformers
+def read_part_config(base: str, subfolder: str, revision: str | None = None) -> dict[str, Any]:
+    """One component's config.json, without its weights and without its library.
 
-    options = {key: value for key, value in options.items() if value is not None}
+    Raises:
+        UserError: the base or the component cannot be had.
+    """
+    from huggingface_hub import hf_hub_download
+
+    folder = Path(base)
     try:
-        if hasattr(diffusers, kind):
-            cls = getattr(diffusers, kind)
-            return dict(cls.load_config(base, subfolder=subfolder or None, **options))
-        cls = getattr(transformers, kind).config_class
-        return cls.from_pretrained(base, subfolder=subfolder or "", **options).to_dict()
+        if folder.is_dir():
+            path = folder / subfolder / "config.json"
+        else:
+            path = Path(
+                hf_hub_download(base, "config.json", subfolder=subfolder or None, revision=revision)
+            )
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("its config.json is no JSON object")
+        return config
     except (OSError, ValueError) as error:
         raise _unreadable(base, subfolder, error) from error
 
 
-def read_unet_config(base: str, **options: Any) -> dict[str, Any]:
-    """The UNet's config of a base model, without its weights."""
-    return read_part_config(base, "UNet2DConditionModel", "unet", **options)
+def read_unet_config(base: str, revision: str | None = None) -> dict[str, Any]:
+    """The UNet's config of a base model; widths left out are as diffusers takes them."""
+    return {"block_out_channels": (320, 640, 1280, 1280)} | read_part_config(base, "unet", revision)
+
+
+def read_vae_config(
+    base: str, other: str | None = None, revision: str | None = None
+) -> dict[str, Any]:
+    """The VAE's config; what old ones leave out is as diffusers' AutoencoderKL takes it."""
+    place, subfolder = vae_place(base, other)
+    config = read_part_config(place, subfolder, revision)
+    return {"block_out_channels": (64,), "latent_channels": 4, "scaling_factor": 0.18215} | config
 
 
 def build_empty(kind: str, config: Mapping[str, Any]) -> torch.nn.Module:
     """A component of the full size with no memory behind its weights, to count and check on."""
     import diffusers
+    import torch
     import transformers
 
     with torch.device("meta"):
@@ -309,6 +329,8 @@ def text_states(
         "pooled_prompt_embeds" (n, pooled width). SD takes the last hidden state after its norm,
         SDXL the last but one of both encoders, joined, and the second's projected pooled state.
     """
+    import torch
+
     if not family.size_conditioned:
         encoder = encoders[family.text_encoders[0]]
         return {"prompt_embeds": encoder(ids[0].to(encoder.device))[0]}
@@ -340,6 +362,8 @@ def denoiser_arguments(
 
 def encode_pictures(vae: Any, pixels: torch.Tensor) -> torch.Tensor:
     """Pictures (n, 3, H, W) in [-1, 1] to the latent distribution's mean and std (n, 2c, h, w)."""
+    import torch
+
     distribution = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
     return torch.cat([distribution.mean, distribution.std], dim=1).float()
 

@@ -6,6 +6,7 @@ Sizes are (height, width) in pixels throughout, as tensors have them; PIL's own 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import random
 import unicodedata
@@ -16,8 +17,18 @@ from pathlib import Path, PurePosixPath
 from .errors import UserError
 from .pictures import PICTURE_SUFFIXES, why_not
 
+log = logging.getLogger(__name__)
+
 CAPTION_SUFFIXES = (".txt", ".jsonl")
 _TEXT_KEYS = ("text", "caption", "prompt")
+
+
+def read_folder(folder: Path, prompt: str | None) -> tuple[list[Path], list[str]]:
+    """The usable pictures of a folder and a caption for each; what is skipped is told."""
+    pictures, skipped = find_pictures(folder)
+    for line in skipped:
+        log.warning("skipped in %s: %s", folder, line)
+    return pictures, read_captions(folder, pictures, prompt)
 
 
 def find_pictures(folder: Path) -> tuple[list[Path], list[str]]:

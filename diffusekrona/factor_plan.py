@@ -149,21 +149,22 @@ def layer_shapes(args: argparse.Namespace) -> tuple[Any, list[Any]]:
         UserError: no such base, or letters that are none.
     """
     from . import backbones
-    from .adapters import TEXT_LETTERS, adapted_layers, lora_config
+    from .adapters import TEXT_LETTERS, adapted_layers, lora_choice
+    from .layer_shapes import linear_layers
 
     base = backbones.resolve_base(args.base)
-    config = backbones.read_unet_config(base, revision=args.revision)
+    config = backbones.read_unet_config(base, args.revision)
     family = backbones.family_of(config)
-    models = {"unet": backbones.build_empty("UNet2DConditionModel", config)}
+    shapes = {"unet": linear_layers("UNet2DConditionModel", config)}
     letters = args.attn_update_unet
-    # A LoRA's config asks nothing of the sizes, so it only finds the layers.
-    configs = {"unet": lora_config(letters, 1, feed_forward=args.train_feed_forward)}
+    # A LoRA asks nothing of the sizes, so it only finds the layers.
+    choices = {"unet": lora_choice(letters, 1, feed_forward=args.train_feed_forward)}
     if args.train_text_encoder:
         for name, kind in backbones.text_encoder_kinds(family).items():
-            part = backbones.read_part_config(base, kind, name, revision=args.revision)
-            models[name] = backbones.build_empty(kind, part)
-            configs[name] = lora_config(letters, 1, names=TEXT_LETTERS)
-    return family, adapted_layers(configs, models)
+            part = backbones.read_part_config(base, name, args.revision)
+            shapes[name] = linear_layers(kind, part)
+            choices[name] = lora_choice(letters, 1, names=TEXT_LETTERS)
+    return family, adapted_layers(choices, shapes)
 
 
 HEAD = ("(a1, a2)", "parameters", "MB", "mult.", "of base", "rank ≤", "as a LoRA")
@@ -188,14 +189,12 @@ def rows_of(costs: Sequence[Cost], shapes: Sequence[Shape], precision: str) -> l
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: count, print, recommend."""
-    from . import backbones
     from .tables import show_table
 
     args = build_parser().parse_args(argv)
     if args.terms < 1:
         raise UserError(f"--terms must be at least 1, not {args.terms}.")
     limit = parse_budget(args.budget, args.save_precision) if args.budget else None
-    backbones.quiet_libraries()
     family, layers = layer_shapes(args)
     shapes = [(layer.out_features, layer.in_features) for layer in layers]
     pairs = fitting_pairs(shapes)

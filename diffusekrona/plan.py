@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from peft import PeftConfig
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from . import backbones
 from .adapters import (
     TEXT_LETTERS,
     AdaptedLayer,
+    Choice,
     adapted_layers,
-    krona_config,
-    lora_config,
+    krona_choice,
+    lora_choice,
     parse_factors,
 )
 from .errors import UserError
+from .layer_shapes import linear_layers
+from .schedules import rate_factor
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 
 @dataclass
@@ -29,18 +33,25 @@ class Plan:
     Attributes:
         base: folder or hub name of the base model.
         family: its family.
-        configs: component to PEFT config.
+        choices: component to what is put on it.
         layers: every layer that is adapted, with its factors and parameter count.
         resolution: pixels a side.
         pixel_step: what picture sides must be multiples of, in pixels.
+        vae_config: of the VAE that makes the latents.
     """
 
     base: str
     family: backbones.Family
-    configs: dict[str, PeftConfig]
+    choices: dict[str, Choice]
     layers: list[AdaptedLayer]
     resolution: int
     pixel_step: int
+    vae_config: Mapping[str, Any]
+
+    @cached_property
+    def configs(self) -> dict[str, PeftConfig]:
+        """Component to PEFT config, made when first asked for: the import is slow."""
+        return {name: choice.config() for name, choice in self.choices.items()}
 
     @property
     def parameters(self) -> int:
@@ -54,19 +65,19 @@ def make_plan(args: argparse.Namespace) -> Plan:
         UserError: a missing base, factors that fit no layer, a resolution the UNet cannot take.
     """
     base = backbones.resolve_base(args.pretrained_model_name_or_path)
-    hub = {"revision": args.revision}
-    unet_config = backbones.read_unet_config(base, **hub)
+    unet_config = backbones.read_unet_config(base, args.revision)
     family = backbones.family_of(unet_config)
-    models = {"unet": backbones.build_empty("UNet2DConditionModel", unet_config)}
-    configs = {"unet": _unet_config(args)}
+    shapes = {"unet": linear_layers("UNet2DConditionModel", unet_config)}
+    choices = {"unet": _unet_choice(args)}
     if args.train_text_encoder:
         for name, kind in backbones.text_encoder_kinds(family).items():
-            config = backbones.read_part_config(base, kind, name, **hub)
-            models[name] = backbones.build_empty(kind, config)
-            configs[name] = _text_config(args)
-    layers = adapted_layers(configs, models)
-    place, subfolder = backbones.vae_place(base, args.pretrained_vae_model_name_or_path)
-    vae_config = backbones.read_part_config(place, "AutoencoderKL", subfolder, **hub)
+            config = backbones.read_part_config(base, name, args.revision)
+            shapes[name] = linear_layers(kind, config)
+            choices[name] = _text_choice(args)
+    layers = adapted_layers(choices, shapes)
+    vae_config = backbones.read_vae_config(
+        base, args.pretrained_vae_model_name_or_path, args.revision
+    )
     scale = 2 ** (len(vae_config["block_out_channels"]) - 1)
     pixel_step = scale * 2 ** (len(unet_config["block_out_channels"]) - 1)
     native = unet_config.get("sample_size") or family.resolution // scale
@@ -75,14 +86,14 @@ def make_plan(args: argparse.Namespace) -> Plan:
         raise UserError(
             f"--resolution {resolution}: this base takes multiples of {scale} from {pixel_step} on."
         )
-    return Plan(base, family, configs, layers, resolution, pixel_step)
+    return Plan(base, family, choices, layers, resolution, pixel_step, vae_config)
 
 
-def _unet_config(args: argparse.Namespace) -> PeftConfig:
+def _unet_choice(args: argparse.Namespace) -> Choice:
     letters, feed_forward = args.attn_update_unet, args.train_feed_forward
     if args.adapter_type == "lora":
-        return lora_config(letters, args.rank, args.lora_alpha, feed_forward=feed_forward)
-    return krona_config(
+        return lora_choice(letters, args.rank, args.lora_alpha, feed_forward=feed_forward)
+    return krona_choice(
         letters,
         args.a1,
         args.a2,
@@ -95,10 +106,10 @@ def _unet_config(args: argparse.Namespace) -> PeftConfig:
     )
 
 
-def _text_config(args: argparse.Namespace) -> PeftConfig:
+def _text_choice(args: argparse.Namespace) -> Choice:
     if args.adapter_type == "lora":
-        return lora_config(args.attn_update_text, args.rank, args.lora_alpha, TEXT_LETTERS)
-    return krona_config(
+        return lora_choice(args.attn_update_text, args.rank, args.lora_alpha, TEXT_LETTERS)
+    return krona_choice(
         args.attn_update_text,
         args.text_encoder_a1 or args.a1,
         args.text_encoder_a2 or args.a2,
@@ -118,24 +129,6 @@ def max_train_steps(args: argparse.Namespace, pictures: int, processes: int = 1)
         return 1000
     batch = args.train_batch_size * processes * args.gradient_accumulation_steps
     return max(1, -(-pictures * args.num_train_epochs // batch))
-
-
-def make_lr_scheduler(args: argparse.Namespace, optimizer: Any, steps: int) -> Any:
-    """diffusers' learning-rate schedule for `steps` optimizer steps."""
-    from diffusers.optimization import get_scheduler
-
-    try:
-        return get_scheduler(
-            args.lr_scheduler,
-            optimizer,
-            step_rules=args.lr_step_rules,
-            num_warmup_steps=args.lr_warmup_steps,
-            num_training_steps=steps,
-            num_cycles=args.lr_num_cycles,
-            power=args.lr_power,
-        )
-    except ValueError as error:
-        raise UserError(f"--lr_scheduler {args.lr_scheduler}: {error}") from error
 
 
 def print_plan(
@@ -192,15 +185,9 @@ def _projection(layer_name: str) -> str:
 
 
 def _schedule_in_words(args: argparse.Namespace, steps: int) -> str:
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
-    schedule = make_lr_scheduler(args, optimizer, steps)
-    marks = {1, max(1, steps // 4), max(1, steps // 2), max(1, 3 * steps // 4), steps}
-    rates = {}
-    for step in range(1, steps + 1):
-        if step in marks:
-            rates[step] = optimizer.param_groups[0]["lr"]
-        optimizer.step()
-        schedule.step()
+    factor = rate_factor(args, steps, args.learning_rate)
+    marks = sorted({1, max(1, steps // 4), max(1, steps // 2), max(1, 3 * steps // 4), steps})
+    rates = {step: args.learning_rate * factor(step - 1) for step in marks}
     points = ", ".join(f"{rate:.3g} at {step}" for step, rate in rates.items())
     return f"{args.lr_scheduler}, warm-up {args.lr_warmup_steps}: {points}"
 

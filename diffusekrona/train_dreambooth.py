@@ -40,19 +40,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """One training run, from checked arguments to adapter.safetensors in `args.output_dir`."""
+    from .data import read_folder
+    from .plan import make_plan, print_plan
+
+    plan = make_plan(args)
+    pictures, captions = read_folder(args.instance_data_dir, args.instance_prompt)
+    if args.dry_run:  # answered before anything slow is imported
+        print_plan(plan, args, pictures, captions)
+        return 0
     import torch
 
     from .backbones import quiet_libraries
 
     quiet_libraries()  # before the imports below, which load what it quiets
-    from .plan import make_plan, print_plan
-    from .train_setup import read_pictures, refuse_to_overwrite
+    from .train_setup import refuse_to_overwrite
 
-    plan = make_plan(args)
-    pictures, captions = read_pictures(args)
-    if args.dry_run:
-        print_plan(plan, args, pictures, captions)
-        return 0
     refuse_to_overwrite(args)
     try:
         return run(args, plan, pictures, captions)
@@ -71,8 +73,9 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
     from .adapters import add_adapters
     from .cache import prepare_data
     from .checkpoint import keep_only_adapters, save_checkpoint
-    from .plan import make_lr_scheduler, max_train_steps
+    from .plan import max_train_steps
     from .run_log import RunLog, agreed, stop_signals
+    from .schedules import make_lr_scheduler
 
     started = time.time()
     accelerator = setup.make_accelerator(args)

@@ -18,20 +18,11 @@ from torch import nn
 from . import backbones
 from .cache import DTYPES, Data
 from .checkpoint import ADAPTER, RUN_RECORD, check_settings, find_checkpoint, read_settings
-from .data import find_pictures, read_captions
 from .errors import UserError, writing
 from .pictures import content_key
 from .plan import Plan
 
 log = logging.getLogger("diffusekrona")
-
-
-def read_pictures(args: argparse.Namespace) -> tuple[list[Path], list[str]]:
-    """The subject's pictures and a caption for each; what is skipped is told."""
-    pictures, skipped = find_pictures(args.instance_data_dir)
-    for line in skipped:
-        log.warning("skipped in %s: %s", args.instance_data_dir, line)
-    return pictures, read_captions(args.instance_data_dir, pictures, args.instance_prompt)
 
 
 def refuse_to_overwrite(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 
 from .config import KronAConfig
 from .functional import add_kron_, kron_linear, kron_weight
+from .fused_linear import fused_kron_linear
 
 
 class KronALinear(nn.Module, BaseTunerLayer):
@@ -102,10 +103,16 @@ class KronALinear(nn.Module, BaseTunerLayer):
                 merges in place and for good, with no copy of the weight.
 
         Raises:
-            ValueError: with `safe_merge`, naming the adapter that holds a NaN or infinity.
+            ValueError: with `safe_merge`, naming the adapter that holds a NaN or infinity; a
+                quantised base, which would round the sum away.
         """
         names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.krona_a]
         base = self.get_base_layer()
+        if names and not is_plain(base.weight):
+            raise ValueError(
+                "The base is quantised: merge into the same base loaded without quantisation, or "
+                "keep the adapter live."
+            )
         for name in names:
             a, b = self.krona_a[name].data, self.krona_b[name].data
             if safe_merge and not (torch.isfinite(a).all() and torch.isfinite(b).all()):
@@ -132,10 +139,16 @@ class KronALinear(nn.Module, BaseTunerLayer):
             if self.merged:
                 self.unmerge()
             return self.base_layer(x, *args, **kwargs)
+        active = [] if self.merged else self._active_here()
+        if len(active) == 1 and self._is_fusible(active[0]):
+            if torch.is_autocast_enabled(x.device.type):
+                x = x.to(torch.get_autocast_dtype(x.device.type))
+            if x.dtype == self.base_layer.weight.dtype:
+                a, b = self.krona_a[active[0]], self.krona_b[active[0]]
+                weight, bias = self.base_layer.weight, self.base_layer.bias
+                return fused_kron_linear(x, weight, bias, a, b, self.scaling[active[0]])
         y = self.base_layer(x, *args, **kwargs)
-        if self.merged:
-            return y
-        for name in self._active_here():
+        for name in active:
             # The scale goes into the smaller tensor: a factor, not the activations.
             a, b = self.krona_a[name], self.krona_b[name]
             if self.scaling[name] != 1.0:
@@ -145,6 +158,17 @@ class KronALinear(nn.Module, BaseTunerLayer):
             y = y + kron_linear(x, a, b, output_order=self.output_order[name])
         return y
 
+    def _is_fusible(self, name: str) -> bool:
+        """Whether base and adapter can be computed as one: an untouched frozen nn.Linear (one that
+        is quantised, or whose forward is hooked to move weights about, is called as it is), and
+        one term in torch.kron's order."""
+        base = self.base_layer
+        plain = type(base) is nn.Linear and "forward" not in vars(base)
+        hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks
+        one_term = self.krona_a[name].dim() == 2 and self.output_order[name] == "kron"
+        frozen = not any(parameter.requires_grad for parameter in base.parameters())
+        return plain and one_term and frozen and not hooked
+
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True
 
@@ -153,3 +177,15 @@ class KronALinear(nn.Module, BaseTunerLayer):
 
     def __repr__(self) -> str:
         return "krona." + super().__repr__()
+
+
+def is_plain(weight: torch.Tensor) -> bool:
+    """Whether a weight holds its numbers as they are: not bitsandbytes' or torchao's codes."""
+    kinds = (torch.Tensor, nn.Parameter, nn.parameter.Buffer)
+    return type(weight) in kinds and weight.is_floating_point()
+
+
+def _autocasts(device_type: str) -> bool:
+    """Whether autocast is on; it never is where torch has none, as on the meta device."""
+    available = torch.amp.is_autocast_available(device_type)
+    return available and torch.is_autocast_enabled(device_type)

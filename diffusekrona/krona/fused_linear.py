@@ -1,0 +1,160 @@
+"""A frozen linear layer with one Kronecker adapter, computed together: W x + b + (A (x) B) x.
+
+The plain form (`functional.kron_linear`, added to the layer's output) is right but reads and writes
+the activations more often than LoRA does, and time goes into that, not into multiplications. Here
+
+- the second product accumulates into the base's output, and into its gradient, in place;
+- backward keeps x alone, which LoRA's backward keeps too, and makes the product of x with the
+  first factor anew: it is cheap, and may be as large as x itself;
+- x, read as X (a2, b2), is not transposed or copied, with few exceptions.
+
+             A first                         B first
+forward      Z = A X (a1, b2), Y += Z B^T    T = X B^T (a2, b1), Y += A T
+backward     U = dY B (a1, b2)               V = A^T dY (a2, b1)
+             dX += A^T U                     dX += V B
+             dA = sum U X^T                  dA = sum dY T^T
+             dB = sum dY^T Z                 dB = sum V^T X
+
+with sums over tokens. `benchmarks/adapter_step.py` measures it; the tests hold it to the plain
+form.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+from .functional import cheaper_order
+
+# Up to this width of the fast dimension, a product from the left is faster as one dense
+# multiplication with A (x) I than as many tiny ones, though it multiplies by zeros.
+NARROW = 8
+
+
+def fused_kron_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale: float = 1.0,
+) -> torch.Tensor:
+    """F.linear(x, weight, bias) + scale * kron_linear(x, a, b), with gradients to x, a and b alone.
+
+    Args:
+        x: (..., a2*b2).
+        weight, bias: (a1*b1, a2*b2) and (a1*b1,), frozen, of x's dtype.
+        a, b: (a1, a2) and (b1, b2), one term, of any floating dtype; x's is computed in.
+
+    Returns:
+        (..., a1*b1), of x's dtype.
+    """
+    return _FusedKronLinear.apply(x, weight, bias, a, b, scale)
+
+
+class _FusedKronLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight, a, b)
+        ctx.scale = scale
+        a, b = _cast(a, b, scale, x.dtype)
+        (a1, a2), (b1, b2) = a.shape, b.shape
+        y = F.linear(x, weight, bias)
+        if cheaper_order(a1, a2, b1, b2) == "a_first":
+            Z = _left(a, x.reshape(-1, a2, b2))
+            y.view(-1, b1).addmm_(Z.reshape(-1, b2), b.t())
+        else:
+            T = torch.mm(x.reshape(-1, b2), b.t()).view(-1, a2, b1)
+            _add_left_(y.view(-1, a1, b1), a, T)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, A, B = ctx.saved_tensors
+        a, b = _cast(A, B, ctx.scale, x.dtype)
+        (a1, a2), (b1, b2) = a.shape, b.shape
+        dy = dy.to(x.dtype)
+        X, Y = x.reshape(-1, a2, b2), dy.reshape(-1, a1, b1)
+        dx = torch.matmul(dy, weight) if ctx.needs_input_grad[0] else None
+        if cheaper_order(a1, a2, b1, b2) == "a_first":
+            U = torch.mm(Y.view(-1, b1), b).view(-1, a1, b2)
+            if dx is not None:
+                _add_left_(dx.view(-1, a2, b2), a.t(), U)
+            da = _contract(U, X)
+            db = torch.mm(Y.view(-1, b1).t(), _left(a, X).reshape(-1, b2))
+        else:
+            V = _left(a.t(), Y)
+            if dx is not None:
+                dx.view(-1, b2).addmm_(V.reshape(-1, b1), b)
+            db = torch.mm(V.reshape(-1, b1).t(), X.reshape(-1, b2))
+            T = torch.mm(X.reshape(-1, b2), b.t()).view(-1, a2, b1)
+            da = _contract(Y, T)
+        da = da.to(A.dtype) * ctx.scale if ctx.scale != 1.0 else da.to(A.dtype)
+        return dx, None, None, da, db.to(B.dtype), None
+
+
+def _cast(
+    a: torch.Tensor, b: torch.Tensor, scale: float, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return (a * scale if scale != 1.0 else a).to(dtype), b.to(dtype)
+
+
+# Products from the left, one matrix for all tokens: (m, k) with (tokens, k, w). As a batch they are
+# many tiny multiplications; torch.matmul would transpose and copy all of x to make them one.
+
+
+def _is_narrow(m: int, k: int, w: int) -> bool:
+    """Whether a dense multiplication with matrix (x) I_w is the faster way, zeros and all."""
+    return w <= NARROW and min(m, k) <= 16
+
+
+def _dense(matrix: torch.Tensor, w: int) -> torch.Tensor:
+    """matrix (x) I_w, (m*w, k*w)."""
+    m, k = matrix.shape
+    dense = matrix.new_zeros(m, w, k, w)
+    dense.diagonal(dim1=1, dim2=3).copy_(matrix.unsqueeze(-1).expand(m, k, w))
+    return dense.view(m * w, k * w)
+
+
+def _left(matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """matrix @ x, (tokens, m, w)."""
+    (m, k), (n, _, w) = matrix.shape, x.shape
+    if _is_narrow(m, k, w):
+        return torch.mm(x.reshape(n, k * w), _dense(matrix, w).t()).view(n, m, w)
+    if w <= NARROW:  # here the copy is the lesser evil
+        return torch.matmul(matrix, x)
+    return torch.bmm(matrix.expand(n, m, k), x)
+
+
+def _add_left_(total: torch.Tensor, matrix: torch.Tensor, x: torch.Tensor) -> None:
+    """total (tokens, m, w) += matrix @ x."""
+    (m, k), (n, _, w) = matrix.shape, x.shape
+    if _is_narrow(m, k, w):
+        total.view(n, m * w).addmm_(x.reshape(n, k * w), _dense(matrix, w).t())
+    elif w <= NARROW:
+        total.add_(torch.matmul(matrix, x))
+    else:
+        total.baddbmm_(matrix.expand(n, m, k), x)
+
+
+def _contract(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """sum over tokens and the last dimension: (tokens, m, w), (tokens, k, w) -> (m, k)."""
+    (n, m, w), k = x.shape, y.shape[1]
+    if _is_narrow(m, k, w):
+        dense = torch.mm(x.reshape(n, m * w).t(), y.reshape(n, k * w)).view(m, w, k, w)
+        return dense.diagonal(dim1=1, dim2=3).sum(-1)
+    if m * k <= (m + k) * w:  # a matrix a token is no larger than the operands
+        return torch.bmm(x, y.transpose(1, 2)).sum(0)
+    return torch.mm(x.transpose(0, 1).reshape(m, n * w), y.transpose(0, 1).reshape(k, n * w).t())

@@ -1,0 +1,172 @@
+"""The layer and its adapter computed as one: equal to the plain form, and no hungrier than LoRA."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+
+from diffusekrona.krona.config import KronAConfig
+from diffusekrona.krona.functional import kron_linear
+from diffusekrona.krona.fused_linear import fused_kron_linear
+from diffusekrona.krona.layer import KronALinear
+
+
+def tensors(a1, a2, b1, b2, tokens, dtype=torch.float64, seed=0):
+    """x, weight, bias, A, B."""
+    chance = torch.Generator().manual_seed(seed)
+    shapes = ((*tokens, a2 * b2), (a1 * b1, a2 * b2), (a1 * b1,), (a1, a2), (b1, b2))
+    return [torch.randn(*s, generator=chance, dtype=dtype) for s in shapes]
+
+
+def both_ways(a1, a2, b1, b2, tokens, scale=1.0, x_grad=True, with_bias=True):
+    """(output, gradients) of the fused form and of the plain one."""
+    x, weight, bias, a, b = tensors(a1, a2, b1, b2, tokens)
+    bias = bias if with_bias else None
+    found = []
+    for fused in (True, False):
+        leaves = [x.clone().requires_grad_(x_grad), *(t.clone().requires_grad_() for t in (a, b))]
+        if fused:
+            y = fused_kron_linear(leaves[0], weight, bias, *leaves[1:], scale)
+        else:
+            y = F.linear(leaves[0], weight, bias) + scale * kron_linear(*leaves)
+        y.sin().sum().backward()
+        found.append([y.detach(), *(leaf.grad for leaf in leaves if leaf.requires_grad)])
+    return found
+
+
+@given(
+    shape=st.tuples(*(st.integers(1, 12) for _ in range(4))),
+    tokens=st.sampled_from([(), (1,), (3,), (2, 5), (2, 1, 3)]),
+    scale=st.sampled_from([1.0, 0.0, -0.3, 2.0]),
+    x_grad=st.booleans(),
+    with_bias=st.booleans(),
+)
+@settings(max_examples=150)
+def test_equals_the_plain_form(shape, tokens, scale, x_grad, with_bias) -> None:
+    fused, plain = both_ways(*shape, tokens, scale, x_grad, with_bias)
+    assert len(fused) == (4 if x_grad else 3)
+    for have, want in zip(fused, plain, strict=True):
+        torch.testing.assert_close(have, want, rtol=1e-9, atol=1e-9)
+
+
+# Narrow and wide, thin and fat: every way that a product from the left or a sum is made.
+PAIRS = [(4, 64), (64, 4), (64, 64), (16, 16), (2, 32), (64, 2), (8, 8), (4, 4)]
+
+
+@pytest.mark.parametrize("pair, size", itertools.product(PAIRS, (64, 320, 1280)))
+def test_equals_the_plain_form_at_real_sizes(pair, size) -> None:
+    a1, a2 = pair
+    fused, plain = both_ways(a1, a2, size // a1, size // a2, (1, 3))
+    for have, want in zip(fused, plain, strict=True):
+        torch.testing.assert_close(have, want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5, 2), (2, 2, 3, 30), (20, 20, 2, 2)])
+def test_gradcheck(shape) -> None:
+    x, weight, bias, a, b = tensors(*shape, (2,))
+    x, a, b = (t.requires_grad_() for t in (x, a, b))
+    assert torch.autograd.gradcheck(
+        lambda x, a, b: fused_kron_linear(x, weight, bias, a, b, 0.5), (x, a, b)
+    )
+
+
+def test_input_that_is_not_contiguous() -> None:
+    x, weight, bias, a, b = tensors(2, 4, 3, 5, (6, 7))
+    turned = x.transpose(0, 1).contiguous().transpose(0, 1)
+    for given_x in (turned, x[:, ::2], x[:1].expand(6, 7, 20)):
+        want = F.linear(given_x, weight, bias) + kron_linear(given_x, a, b)
+        torch.testing.assert_close(fused_kron_linear(given_x, weight, bias, a, b), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_with_fp32_factors(dtype) -> None:
+    x, weight, bias, *factors = tensors(4, 8, 8, 4, (2, 9), torch.float32)
+    x, weight, bias = (t.to(dtype) for t in (x, weight, bias))
+    a, b = (f.requires_grad_() for f in factors)
+    y = fused_kron_linear(x.requires_grad_(), weight, bias, a, b, 0.5)
+    y.sum().backward()
+    assert y.dtype == x.grad.dtype == dtype and a.grad.dtype == b.grad.dtype == torch.float32
+    want = F.linear(x.double(), weight.double(), bias.double())
+    want += 0.5 * kron_linear(x.double(), a.double(), b.double())
+    torch.testing.assert_close(y.double(), want, rtol=2e-2, atol=0.2)
+
+
+def layer(**options) -> KronALinear:
+    torch.manual_seed(0)
+    base = nn.Linear(32, 24).requires_grad_(False)
+    config = KronAConfig(target_modules=["x"], a1=4, a2=8, init_weights="both", **options)
+    return KronALinear(base, "default", config, 4, 8)
+
+
+def is_fused(y: torch.Tensor) -> bool:
+    return "FusedKron" in type(y.grad_fn).__name__
+
+
+def test_the_layer_takes_the_plain_form_where_it_must() -> None:
+    x = torch.randn(5, 32)
+    assert is_fused(layer()(x))
+    hooked, calls = layer(), []
+    hooked.base_layer.register_forward_hook(lambda *_: calls.append(1))
+    trained = layer()
+    trained.base_layer.requires_grad_(True)
+    moved = layer()  # as accelerate's offloading does it
+    moved.base_layer.forward = moved.base_layer.forward
+    special = layer()
+    special.base_layer.__class__ = type("Quantised", (nn.Linear,), {})
+    want = layer()(x)
+    for plain in (hooked, trained, moved, special, layer(terms=1, output_order="interleaved")):
+        y = plain(x)
+        assert not is_fused(y)
+        if plain.output_order["default"] == "kron":
+            torch.testing.assert_close(y, want)
+    assert calls == [1]
+    terms = layer(terms=2)
+    assert not is_fused(terms(x))
+    with pytest.raises(RuntimeError, match="dtype"):
+        layer()(x.bfloat16())  # as a plain layer refuses it
+
+
+def test_under_autocast() -> None:
+    half = layer()
+    half.base_layer.bfloat16()
+    x = torch.randn(5, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, mixed = half(x), layer()(x)
+    assert is_fused(y) and y.dtype == mixed.dtype == torch.bfloat16
+    torch.testing.assert_close(y, mixed, rtol=2e-2, atol=2e-2)
+
+
+def saved_bytes(model: nn.Module, x: torch.Tensor) -> int:
+    """What a forward pass keeps for backward beside parameters, each storage once."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        held.append(tensor)  # so that no address is used twice
+        return tensor
+
+    held: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model(x)
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_keeps_no_more_for_backward_than_lora(pair) -> None:
+    def adapted(config) -> nn.Module:
+        return inject_adapter_in_model(config, nn.Sequential(nn.Linear(128, 128)))
+
+    x = torch.randn(50, 128, requires_grad=True)
+    krona = adapted(KronAConfig(target_modules=["0"], a1=pair[0], a2=pair[1]))
+    lora = adapted(LoraConfig(r=4, target_modules=["0"]))
+    assert saved_bytes(krona, x) == x.untyped_storage().nbytes() <= saved_bytes(lora, x)

@@ -288,27 +288,28 @@ def text_encoder_kinds(family: Family) -> dict[str, str]:
 # --- the steps that depend on the family -------------------------------------------------------
 
 
+def words_lost(tokenizers: Sequence[Any], prompt: str) -> str | None:
+    """One line about the words past the last token that the base reads; None if all are read."""
+    for tokenizer in tokenizers:  # those of one base mostly agree: one line a prompt
+        length = tokenizer.model_max_length
+        tokens = tokenizer(prompt, truncation=False).input_ids
+        if len(tokens) > length:
+            lost = tokenizer.decode(tokens[length - 1 : -1])
+            read = f"prompt of {len(tokens)} tokens, the base reads {length}"
+            return f"{read}; not seen by it: {lost!r}"
+    return None
+
+
 def tokenize(tokenizers: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
     """Token ids (n, tokens) for each tokenizer; tells of words past the model's last token."""
+    for line in filter(None, (words_lost(tokenizers, p) for p in dict.fromkeys(prompts))):
+        log.warning("%s", line)
     ids = []
-    told = set()  # the tokenizers of one base mostly agree: one warning a prompt
     for tokenizer in tokenizers:
-        length = tokenizer.model_max_length
-        for prompt in dict.fromkeys(prompts):
-            tokens = tokenizer(prompt, truncation=False).input_ids
-            if len(tokens) > length and prompt not in told:
-                told.add(prompt)
-                lost = tokenizer.decode(tokens[length - 1 : -1])
-                log.warning(
-                    "prompt of %d tokens, the base reads %d; not seen by it: %r",
-                    len(tokens),
-                    length,
-                    lost,
-                )
         batch = tokenizer(
             list(prompts),
             padding="max_length",
-            max_length=length,
+            max_length=tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
         )

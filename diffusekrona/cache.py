@@ -1,62 +1,33 @@
 """Everything about the data that does not change from step to step, computed once.
 
 Pictures become latent distributions (mean and std, so that each step still samples), captions
-become text states. After that the VAE and the text encoders are not needed any more.
+become text states. After that the VAE and the text encoders are not needed any more. Both are kept
+on the disk, and what is found there needs neither loaded.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
-import random
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm.auto import tqdm
 
 from . import backbones
 from .data import bucket_sizes, nearest_bucket
-from .errors import UserError
-from .losses import seed_for
-from .pictures import fit_picture, load_picture, to_tensor
+from .disk_cache import OFF, DiskCache, default_folder, origin
+from .latents import Cropping, Item, cache_pictures
+from .pictures import picture_size
 
 if TYPE_CHECKING:
     from .plan import Plan
 
-RANDOM_CROPS = 4  # cached random crops of a picture that does not have the target's shape
-
-
-@dataclass
-class Variant:
-    """One crop of one picture, flipped or not.
-
-    Attributes:
-        moments: (2c, h, w) mean and std of the latents, fp32 on the CPU.
-        time_ids: (6,) original height, width, crop top, left, target height, width, in pixels.
-    """
-
-    moments: torch.Tensor
-    time_ids: torch.Tensor
-
-
-@dataclass
-class Item:
-    """A picture with its caption: its variants at each size (height, width) that is trained."""
-
-    caption: str
-    variants: dict[tuple[int, int], list[Variant]]
-
-
-@dataclass(frozen=True)
-class Cropping:
-    """How pictures are cut: `center` or random places, and whether mirrored copies are added."""
-
-    center: bool = False
-    flip: bool = False
-    seed: int = 0
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -66,7 +37,8 @@ class Data:
     Attributes:
         instance: the subject's pictures, each at one size.
         prior: pictures of the class, each at every size of the instance's; empty without.
-        states: text states of every caption and validation prompt, and of "".
+        states: text states of every caption and validation prompt, and of ""; empty when the
+            encoders are trained.
         ids: token ids of every caption, one tensor (1, tokens) an encoder; for trained encoders.
         text_encoders: the encoders that are trained, on the device; empty otherwise.
         vae_config: of the VAE that made the latents.
@@ -108,106 +80,117 @@ def prepare_data(
             args.sample_batch_size,
             dtype,
         )
-    hub = {"revision": args.revision, "variant": args.variant}
     cropping = Cropping(args.center_crop, args.random_flip, args.seed)
     sizes = [(plan.resolution, plan.resolution)] * len(pictures)
     if args.aspect_ratio_buckets:
         buckets = bucket_sizes(plan.resolution, plan.pixel_step)
-        sizes = [nearest_bucket(load_picture(p).size[::-1], buckets) for p in pictures]
-    other_vae, vae_dtype = args.pretrained_vae_model_name_or_path, DTYPES[args.vae_dtype]
-    vae = backbones.load_vae(plan.base, other_vae, torch_dtype=vae_dtype, **hub)
-    vae = vae.to(accelerator.device)
-    each = [[size] for size in sizes]
-    instance = cache_pictures(vae, pictures, captions, each, cropping, show)
-    every = [sorted(set(sizes))] * len(class_pictures)
-    prior_captions = [args.class_prompt] * len(class_pictures)
-    prior = cache_pictures(vae, class_pictures, prior_captions, every, cropping, show)
-    vae_config = dict(vae.config)
-    del vae
+        sizes = [nearest_bucket(picture_size(p), buckets) for p in pictures]
+    each, every = [[size] for size in sizes], [sorted(set(sizes))] * len(class_pictures)
+    class_captions = [args.class_prompt] * len(class_pictures)
+    kept = DiskCache(None if args.no_latents_cache else args.latents_cache_dir or default_folder())
 
-    tokenizers = backbones.load_tokenizers(plan.base, plan.family, revision=args.revision)
-    encoders = backbones.load_text_encoders(plan.base, plan.family, torch_dtype=dtype, **hub)
-    encoders = {name: encoder.to(accelerator.device) for name, encoder in encoders.items()}
-    trained_on = [*captions, *prior_captions]
-    states = cache_texts(
-        plan.family, tokenizers, encoders, [*trained_on, *(args.validation_prompt or []), ""]
+    vae, made_by = _vae_and_origin(args, plan, accelerator, kept)
+    latents = functools.partial(
+        cache_pictures,
+        vae,
+        cropping=cropping,
+        kept=kept if made_by["vae"] else OFF,
+        made_by=made_by,
     )
-    ids = {
-        prompt: backbones.tokenize(tokenizers, [prompt])
-        for prompt in dict.fromkeys(trained_on)
-        if args.train_text_encoder
-    }
-    kept = encoders if args.train_text_encoder else {}
-    del encoders
+    instance = latents(pictures, captions, each, progress=show)
+    prior = latents(class_pictures, class_captions, every, progress=show)
+    del vae, latents
+    states, ids, encoders = _texts(args, plan, accelerator, kept, [*captions, *class_captions])
+    kept.shrink()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return Data(instance, prior, states, ids, kept, vae_config, dtype)
+    return Data(instance, prior, states, ids, encoders, plan.vae_config, dtype)
 
 
-@torch.no_grad()
-def cache_pictures(
-    vae: Any,
-    pictures: Sequence[Path],
-    captions: Sequence[str],
-    sizes: Sequence[Sequence[tuple[int, int]]],
-    cropping: Cropping,
-    progress: bool = True,
-) -> list[Item]:
-    """Encode every picture at each of its sizes.
+def _vae_and_origin(
+    args: argparse.Namespace, plan: Plan, accelerator: Any, kept: DiskCache
+) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """The VAE, loaded when first called for, and what latents depend on beside the picture."""
+    place, subfolder = backbones.vae_place(plan.base, args.pretrained_vae_model_name_or_path)
+    dtype = DTYPES[args.vae_dtype]
 
-    Args:
-        sizes: the (height, width) wanted of each picture, in pixels.
-        cropping: random places are a pure function of its seed and the picture's number.
+    @functools.cache
+    def vae() -> Any:
+        hub = {"revision": args.revision, "variant": args.variant}
+        other = args.pretrained_vae_model_name_or_path
+        loaded = backbones.load_vae(plan.base, other, torch_dtype=dtype, **hub)
+        return loaded.to(accelerator.device)
 
-    Raises:
-        UserError: a picture that cannot be read, or that the VAE turns into NaN.
-    """
-    items = []
-    pairs = list(zip(pictures, captions, sizes, strict=True))
-    bar = tqdm(pairs, desc="latents", unit="picture", disable=not progress or not pairs)
-    for number, (path, caption, wanted) in enumerate(bar):
-        picture = load_picture(path, min_size=max(max(size) for size in wanted))
-        variants = {}
-        for size in wanted:
-            crops = _crop_places(picture.size[::-1], size, cropping, number)
-            variants[size] = _encode(vae, picture, path, size, crops, cropping.flip)
-        items.append(Item(caption, variants))
-    return items
+    weights = kept.fingerprint(place, subfolder, args.revision)
+    if weights is None:  # not downloaded yet, so nothing can have been made with them
+        vae()
+        weights = kept.fingerprint(place, subfolder, args.revision)
+    return vae, {"vae": weights, "variant": args.variant, **origin(accelerator.device, dtype)}
 
 
-def _crop_places(
-    have: tuple[int, int], want: tuple[int, int], cropping: Cropping, number: int
-) -> list[tuple[float, float]]:
-    same_shape = abs(have[0] * want[1] - have[1] * want[0]) < max(have[0], have[1])
-    if cropping.center or same_shape:
-        return [(0.5, 0.5)]
-    chance = random.Random(seed_for(cropping.seed, "crop", number))
-    return [(chance.random(), chance.random()) for _ in range(RANDOM_CROPS)]
+def _texts(
+    args: argparse.Namespace, plan: Plan, accelerator: Any, kept: DiskCache, captions: Sequence[str]
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, list[torch.Tensor]], dict[str, Any]]:
+    """Text states; or, of encoders that are trained, token ids and the encoders themselves."""
+    dtype = DTYPES[accelerator.mixed_precision]
+
+    @functools.cache
+    def load() -> tuple[list[Any], dict[str, Any]]:
+        tokenizers = backbones.load_tokenizers(plan.base, plan.family, revision=args.revision)
+        hub = {"revision": args.revision, "variant": args.variant}
+        encoders = backbones.load_text_encoders(plan.base, plan.family, torch_dtype=dtype, **hub)
+        return tokenizers, {name: part.to(accelerator.device) for name, part in encoders.items()}
+
+    if args.train_text_encoder:
+        tokenizers, encoders = load()
+        prompts = dict.fromkeys(captions)
+        return {}, {p: backbones.tokenize(tokenizers, [p]) for p in prompts}, encoders
+
+    def weights() -> list[str | None]:
+        names = plan.family.text_encoders
+        tokens = [name.replace("text_encoder", "tokenizer") for name in names]
+        return [
+            *(kept.fingerprint(plan.base, name, args.revision) for name in names),
+            *(kept.fingerprint(plan.base, name, args.revision, weights=False) for name in tokens),
+        ]
+
+    made_with = weights()
+    if None in made_with:
+        load()
+        made_with = weights()
+    made_by = {"weights": made_with, "variant": args.variant, "family": plan.family.name}
+    made_by |= origin(accelerator.device, dtype)
+    prompts = [*captions, *(args.validation_prompt or []), ""]
+    kept = OFF if None in made_with else kept
+    return _kept_texts(plan.family, load, prompts, kept, made_by), {}, {}
 
 
-def _encode(
-    vae: Any,
-    picture: Any,
-    path: Path,
-    size: tuple[int, int],
-    crops: Sequence[tuple[float, float]],
-    flip: bool,
-) -> list[Variant]:
-    variants = []
-    for crop in crops:
-        fitted, original, corner = fit_picture(picture, size, crop)
-        pixels = to_tensor(fitted)
-        time_ids = torch.tensor([*original, *corner, *size], dtype=torch.float32)
-        for image in (pixels, pixels.flip(-1)) if flip else (pixels,):
-            moments = backbones.encode_pictures(vae, image.unsqueeze(0))[0].cpu()
-            if not torch.isfinite(moments).all():
-                raise UserError(
-                    f"The VAE gives NaN for {path} in {vae.dtype}: train with --vae_dtype fp32, or "
-                    "give a VAE made for half precision with --pretrained_vae_model_name_or_path."
-                )
-            variants.append(Variant(moments, time_ids))
-    return variants
+def _kept_texts(
+    family: backbones.Family,
+    load: Callable[[], tuple[list[Any], dict[str, Any]]],
+    prompts: Sequence[str],
+    kept: DiskCache,
+    made_by: Mapping[str, Any],
+) -> dict[str, dict[str, torch.Tensor]]:
+    """`cache_texts`, of what is not on the disk only."""
+    shapes: dict[str, tuple] = {"prompt_embeds": (1, None, None)}
+    if family.size_conditioned:
+        shapes["pooled_prompt_embeds"] = (1, None)
+    states = {}
+    for prompt in dict.fromkeys(prompts):
+        key = {"prompt": prompt, **made_by}
+        found = kept.read("texts", key, shapes)
+        if found is None:
+            tokenizers, encoders = load()
+            states |= cache_texts(family, tokenizers, encoders, [prompt])
+            told = backbones.words_lost(tokenizers, prompt) or ""
+            kept.write("texts", key, states[prompt], told=told)
+            continue
+        states[prompt], notes = found
+        if notes.get("told"):
+            log.warning(notes["told"])
+    return states
 
 
 @torch.no_grad()

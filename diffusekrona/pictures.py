@@ -121,6 +121,21 @@ def load_picture(path: Path, min_size: int | None = None) -> Image.Image:
     return image
 
 
+def picture_size(path: Path, min_size: int | None = None) -> tuple[int, int]:
+    """The (height, width) that `load_picture` gives with the same arguments, from the header alone.
+
+    Raises:
+        UserError: the file is missing, broken or not a picture.
+    """
+    try:
+        with Image.open(path) as image:
+            if min_size is not None:
+                image.draft(None, (2 * min_size, 2 * min_size))
+            return _oriented_size(image)
+    except Exception as error:  # as in `_open`
+        raise UserError(f"{path}: broken or not a picture (cannot be decoded)") from error
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _deep_grey_to_8_bit(image).convert("RGB")

@@ -65,6 +65,14 @@ def _base_and_data(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="Keep pictures' shapes: train at sizes of equal area instead of cropping squares.",
     )
+    add(
+        "--latents_cache_dir",
+        type=Path,
+        metavar="FOLDER",
+        help="Latents and text states are kept here for later runs; default: beside the hub's "
+        "downloads, ~/.cache/huggingface/assets/diffusekrona.",
+    )
+    add("--no_latents_cache", action="store_true", help="Neither keep nor use them.")
 
 
 def _adapter(parser: argparse.ArgumentParser) -> None:

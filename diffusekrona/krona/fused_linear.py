@@ -85,7 +85,7 @@ class _FusedKronLinear(torch.autograd.Function):
         x, weight, A, B = ctx.saved_tensors
         a, b = _cast(A, B, ctx.scale, x.dtype)
         (a1, a2), (b1, b2) = a.shape, b.shape
-        dy = dy.to(x.dtype)
+        dy = dy.to(x.dtype).contiguous()  # attention hands back transposed heads
         X, Y = x.reshape(-1, a2, b2), dy.reshape(-1, a1, b1)
         dx = torch.matmul(dy, weight) if ctx.needs_input_grad[0] else None
         if cheaper_order(a1, a2, b1, b2) == "a_first":

@@ -141,7 +141,7 @@ class KronALinear(nn.Module, BaseTunerLayer):
             return self.base_layer(x, *args, **kwargs)
         active = [] if self.merged else self._active_here()
         if len(active) == 1 and self._is_fusible(active[0]):
-            if torch.is_autocast_enabled(x.device.type):
+            if _autocasts(x.device.type):
                 x = x.to(torch.get_autocast_dtype(x.device.type))
             if x.dtype == self.base_layer.weight.dtype:
                 a, b = self.krona_a[active[0]], self.krona_b[active[0]]
@@ -153,7 +153,7 @@ class KronALinear(nn.Module, BaseTunerLayer):
             a, b = self.krona_a[name], self.krona_b[name]
             if self.scaling[name] != 1.0:
                 a = a * self.scaling[name]
-            if not torch.is_autocast_enabled(x.device.type):
+            if not _autocasts(x.device.type):
                 a, b = a.to(x.dtype), b.to(x.dtype)
             y = y + kron_linear(x, a, b, output_order=self.output_order[name])
         return y

@@ -85,6 +85,26 @@ def test_input_that_is_not_contiguous() -> None:
         torch.testing.assert_close(fused_kron_linear(given_x, weight, bias, a, b), want)
 
 
+@pytest.mark.parametrize("pair", [(2, 4), (4, 2)])
+def test_gradient_that_is_not_contiguous(pair) -> None:
+    def heads(y: torch.Tensor) -> torch.Tensor:
+        return y.view(2, 5, 4, 4).transpose(1, 2).square()  # whose gradient comes back transposed
+
+    x, weight, bias, a, b = tensors(*pair, 16 // pair[0], 8 // pair[1], (2, 5))
+    leaves = [t.requires_grad_() for t in (x, a, b)]
+    plain = F.linear(x, weight, bias) + kron_linear(x, a, b)
+    want = torch.autograd.grad(heads(plain).sum(), leaves, retain_graph=True)
+    y = fused_kron_linear(x, weight, bias, a, b)
+    transposed = torch.autograd.grad(plain, leaves, torch.ones(2, 16, 5).double().mT)
+    assert not torch.ones(2, 16, 5).mT.is_contiguous()
+    found = torch.autograd.grad(heads(y).sum(), leaves, retain_graph=True)
+    for have, wanted in zip(found, want, strict=True):
+        torch.testing.assert_close(have, wanted)
+    found = torch.autograd.grad(y, leaves, torch.ones(2, 16, 5).double().mT)
+    for have, wanted in zip(found, transposed, strict=True):
+        torch.testing.assert_close(have, wanted)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_with_fp32_factors(dtype) -> None:
     x, weight, bias, *factors = tensors(4, 8, 8, 4, (2, 9), torch.float32)

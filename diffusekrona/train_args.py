@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError
 
@@ -176,7 +178,44 @@ def _memory(parser: argparse.ArgumentParser) -> None:
         default="fp32",
         help="Precision of the VAE; the published SDXL VAE overflows in fp16.",
     )
-    add("--gradient_checkpointing", action="store_true", help="Less memory, a slower step.")
+    add(
+        "--low_vram",
+        action="store_true",
+        help="The recipe for small cards: gradient checkpointing with its checkpoints on the host, "
+        "bf16, a tiled VAE for validation pictures and, if bitsandbytes is there, a base quantised "
+        "to nf4. What you give yourself counts more.",
+    )
+    on_or_off = argparse.BooleanOptionalAction
+    add(
+        "--gradient_checkpointing",
+        action=on_or_off,
+        default=False,
+        help="Less memory, a slower step.",
+    )
+    add(
+        "--cpu_offload_checkpointing",
+        action=on_or_off,
+        default=False,
+        help="Gradient checkpointing that keeps its checkpoints in the host's memory.",
+    )
+    add(
+        "--quantize_base",
+        choices=("none", "nf4", "int8"),
+        default="none",
+        type=str.lower,
+        help="Keep the frozen base's transformer blocks in 4 or 8 bit; needs bitsandbytes.",
+    )
+    add(
+        "--vae_tiling",
+        action=on_or_off,
+        default=False,
+        help="Decode validation pictures in tiles: less memory, hardly another picture.",
+    )
+    add(
+        "--shard_base",
+        action="store_true",
+        help="With several processes: each holds a share of the frozen UNet (FSDP2).",
+    )
     add("--allow_tf32", action="store_true", help="TF32 matrix products on Ampere and later.")
     add(
         "--enable_xformers_memory_efficient_attention",
@@ -220,6 +259,11 @@ def _output(parser: argparse.ArgumentParser) -> None:
     )
     add("--hub_token", help="Token for it; by default that of your login.")
     add("--dry_run", action="store_true", help="Print the plan and leave.")
+    add(
+        "--estimate_memory",
+        action="store_true",
+        help="The same with the memory that the run is going to need, which takes some seconds.",
+    )
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -229,7 +273,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         UserError: values that cannot work, one line each.
         SystemExit: argparse's own, code 2, for unknown flags and wrong types.
     """
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.low_vram:  # once more, with other defaults: what was given counts more
+        parser.set_defaults(**low_vram_recipe())
+        args = parser.parse_args(argv)
+    args.gradient_checkpointing |= args.cpu_offload_checkpointing
+    args.dry_run |= args.estimate_memory
     positive = (
         "train_batch_size gradient_accumulation_steps checkpointing_steps validation_steps "
         "num_validation_images validation_inference_steps num_class_images sample_batch_size "
@@ -250,3 +300,24 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.lr_scheduler == "piecewise_constant" and not args.lr_step_rules:
         raise UserError('--lr_scheduler piecewise_constant needs --lr_step_rules, as "1:500,0.1".')
     return args
+
+
+def low_vram_recipe() -> dict[str, Any]:
+    """What `--low_vram` stands for on this machine, by flag. The optimizer is not in it: only the
+    factors have a state, a few megabytes."""
+    quantised = {"quantize_base": "nf4"} if find_spec("bitsandbytes") else {}
+    return {
+        "gradient_checkpointing": True,
+        "cpu_offload_checkpointing": True,
+        "mixed_precision": "bf16",
+        "vae_tiling": True,
+        **quantised,
+    }
+
+
+def low_vram_in_words(args: argparse.Namespace) -> str:
+    """What `--low_vram` came to, the user's own flags included."""
+    names = [*low_vram_recipe(), "quantize_base", "train_batch_size", "optimizer"]
+    words = ", ".join(f"{name} {getattr(args, name)}" for name in dict.fromkeys(names))
+    missing = "" if find_spec("bitsandbytes") else "; pip install bitsandbytes for a 4-bit base"
+    return f"{words}{missing}"

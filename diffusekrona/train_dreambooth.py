@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError, exit_on_user_error
-from .train_args import parse_args
+from .train_args import low_vram_in_words, parse_args
 
 if TYPE_CHECKING:
     from .cache import Data, Item
@@ -44,6 +44,8 @@ def train(args: argparse.Namespace) -> int:
     from .plan import make_plan, print_plan
 
     plan = make_plan(args)
+    if args.low_vram:
+        log.info("--low_vram: %s", low_vram_in_words(args))
     pictures, captions = read_folder(args.instance_data_dir, args.instance_prompt)
     if args.dry_run:  # answered before anything slow is imported
         print_plan(plan, args, pictures, captions)
@@ -60,8 +62,8 @@ def train(args: argparse.Namespace) -> int:
         return run(args, plan, pictures, captions)
     except torch.OutOfMemoryError as error:
         raise UserError(
-            "Out of GPU memory: try --gradient_checkpointing, --mixed_precision bf16, "
-            "--train_batch_size 1, or a smaller --resolution."
+            "Out of GPU memory: try --low_vram, --train_batch_size 1, or a smaller --resolution; "
+            "--estimate_memory tells what a run needs."
         ) from error
 
 

@@ -21,6 +21,7 @@ from .checkpoint import ADAPTER, RUN_RECORD, check_settings, find_checkpoint, re
 from .errors import UserError, writing
 from .pictures import content_key
 from .plan import Plan
+from .small_cards import check_quantisation, checkpoints_on_host, quantise, tile_vae
 
 log = logging.getLogger("diffusekrona")
 
@@ -115,7 +116,12 @@ def load_noise_schedule(args: argparse.Namespace, plan: Plan) -> Any:
 
 
 def load_denoiser(args: argparse.Namespace, plan: Plan, accelerator: Any) -> nn.Module:
-    """The UNet, frozen, in the precision that it is to compute in, on the device."""
+    """The UNet, frozen, in the precision that it is to compute in, on the device.
+
+    Raises:
+        UserError: `--quantize_base` without its library.
+    """
+    check_quantisation(args.quantize_base)  # before the weights are read
     torch.backends.cuda.matmul.allow_tf32 = args.allow_tf32
     unet = backbones.load_part(
         plan.base,
@@ -125,14 +131,17 @@ def load_denoiser(args: argparse.Namespace, plan: Plan, accelerator: Any) -> nn.
         revision=args.revision,
         variant=args.variant,
     )
-    return unet.requires_grad_(False).to(accelerator.device)
+    unet = quantise(unet.requires_grad_(False), args.quantize_base)
+    return unet.to(accelerator.device)
 
 
 def save_memory(args: argparse.Namespace, models: Mapping[str, nn.Module]) -> None:
     """Gradient checkpointing and the attention's implementation, as asked for."""
     if args.gradient_checkpointing:
         for name, model in models.items():
-            if name == "unet":
+            if name == "unet" and args.cpu_offload_checkpointing:
+                model.enable_gradient_checkpointing(checkpoints_on_host(model.device))
+            elif name == "unet":
                 model.enable_gradient_checkpointing()
             else:
                 model.gradient_checkpointing_enable()
@@ -219,7 +228,8 @@ def settings_to_keep(
     names = (
         "seed optimizer with_prior_preservation prior_loss_weight class_prompt num_class_images "
         "gradient_accumulation_steps use_ema random_flip center_crop aspect_ratio_buckets "
-        "noise_offset snr_gamma learning_rate text_encoder_lr lr_scheduler lr_warmup_steps"
+        "noise_offset snr_gamma learning_rate text_encoder_lr lr_scheduler lr_warmup_steps "
+        "quantize_base"
     )
     return {
         "base model": args.pretrained_model_name_or_path,
@@ -277,6 +287,8 @@ def validate(
             revision=args.revision,
             variant=args.variant,
         )
+        if args.vae_tiling:
+            tile_vae(vae)
         images = draw_validation(
             plan.family,
             plan.base,

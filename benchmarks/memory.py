@@ -1,0 +1,237 @@
+"""The memory estimate of `--dry_run` against the measured peak, a process a configuration.
+
+    python benchmarks/memory.py                          # all of them; about 9 GiB of memory
+    python benchmarks/memory.py --only pocket            # those whose name holds "pocket"
+
+Each process builds the base at its full size (SD 1.5 and SDXL from their configs, with constant
+weights), puts the adapter on it, and runs two optimizer steps. On a GPU the peak is torch's own
+count of allocated bytes; on a CPU it is the highest sum of the allocations and releases that
+torch's profiler reports. The growth of the process's resident memory stands beside it: it holds
+what kernels take outside of torch as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from random_models import CLIP_L, SD15_UNET, SD15_VAE, SDXL_UNET, random_unet  # noqa: E402
+from record import write_record  # noqa: E402
+
+CLIP_G = {
+    **CLIP_L,
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+    "hidden_act": "gelu",
+}
+SIZES = {
+    "sd15": {"unet": SD15_UNET, "vae": SD15_VAE, "text_encoder": CLIP_L},
+    "sdxl": {"unet": SDXL_UNET, "vae": SD15_VAE, "text_encoder": CLIP_L, "text_encoder_2": CLIP_G},
+}
+BF16, CHECKPOINTING = ["--mixed_precision", "bf16"], ["--gradient_checkpointing"]
+NF4, HOST = ["--quantize_base", "nf4"], ["--cpu_offload_checkpointing"]
+# name: (base, flags, whether a CPU runs it in reasonable time and memory)
+CONFIGURATIONS: dict[str, tuple[str, list[str], bool]] = {
+    "pocket": ("pocket", [], True),
+    "pocket, batch 4": ("pocket", ["--train_batch_size", "4"], True),
+    "pocket, batch 4, checkpointing": (
+        "pocket",
+        ["--train_batch_size", "4", *CHECKPOINTING],
+        True,
+    ),
+    "pocket-sdxl, batch 4": ("pocket-sdxl", ["--train_batch_size", "4"], True),
+    "sd15, 256 px, fp32": ("sd15", ["--resolution", "256"], True),
+    "sd15, 256 px, fp32, checkpointing": ("sd15", ["--resolution", "256", *CHECKPOINTING], True),
+    "sd15, 256 px, bf16": ("sd15", ["--resolution", "256", *BF16], True),
+    "sd15, 256 px, bf16, nf4, checkpointing": (
+        "sd15",
+        ["--resolution", "256", *BF16, *NF4, *CHECKPOINTING],
+        True,
+    ),
+    "sd15, 512 px, bf16": ("sd15", BF16, True),
+    "sd15, 512 px, bf16, checkpointing": ("sd15", [*BF16, *CHECKPOINTING], True),
+    "sd15, 512 px, fp32": ("sd15", [], True),
+    "sdxl, 1024 px, bf16": ("sdxl", BF16, False),
+    "sdxl, 1024 px, bf16, checkpointing": ("sdxl", [*BF16, *CHECKPOINTING], False),
+    "sdxl, 1024 px, bf16, checkpoints on the host": ("sdxl", [*BF16, *HOST], False),
+    "sdxl, 1024 px, bf16, nf4, checkpointing": ("sdxl", [*BF16, *NF4, *CHECKPOINTING], False),
+    "sdxl, 1024 px, low_vram": ("sdxl", ["--low_vram", *NF4], False),
+    "sd15, 512 px, low_vram": ("sd15", ["--low_vram", *NF4], False),
+}
+
+
+def write_configs(folder: Path, name: str) -> Path:
+    """A pipeline folder of a published size, of configs alone: all that an estimate reads."""
+    parts = SIZES[name]
+    for part, config in parts.items():
+        (folder / part).mkdir(parents=True)
+        (folder / part / "config.json").write_text(json.dumps(config))
+    (folder / "model_index.json").write_text("{}")
+    return folder
+
+
+def arguments(base: str, flags: list[str]) -> argparse.Namespace:
+    """The training program's arguments for a configuration."""
+    from diffusekrona.train_args import parse_args
+
+    required = ["--instance_data_dir", ".", "--output_dir", "unused", "--instance_prompt", "sks"]
+    return parse_args(["--pretrained_model_name_or_path", base, *required, *flags])
+
+
+def measure(args: argparse.Namespace, plan: Any) -> dict[str, Any]:
+    """Peak bytes of two training steps, weights included; the resident set's growth beside it."""
+    import torch
+
+    from diffusekrona import backbones, train_setup
+    from diffusekrona.adapters import add_adapters
+    from diffusekrona.cache import DTYPES
+    from diffusekrona.losses import dreambooth_loss
+    from diffusekrona.small_cards import quantise
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = DTYPES[args.mixed_precision or "no"]
+    config = backbones.read_unet_config(plan.base)
+    quantised = args.quantize_base != "none"
+
+    def run() -> None:
+        unet = random_unet(dict(config), dtype, "cpu" if quantised else str(device))
+        unet = quantise(unet, args.quantize_base).to(device)
+        models = {"unet": unet}
+        trained = add_adapters(plan.configs, models, "default")
+        train_setup.save_memory(args, models)
+        optimizer = train_setup.make_optimizer(args, models, 1)
+        batch = args.train_batch_size
+        side = plan.resolution // 2 ** (len(plan.vae_config["block_out_channels"]) - 1)
+
+        def draw(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+            return torch.rand(*shape, device=device).to(dtype)
+
+        for _ in range(2):
+            text = {"prompt_embeds": draw(batch, 77, config["cross_attention_dim"])}
+            if plan.family.size_conditioned:
+                times = 6 * config["addition_time_embed_dim"]
+                pooled = config["projection_class_embeddings_input_dim"] - times
+                text["pooled_prompt_embeds"] = draw(batch, pooled)
+            noisy, target = (draw(batch, 4, side, side, dtype=torch.float32) for _ in range(2))
+            extra = backbones.denoiser_arguments(plan.family, text, draw(batch, 6))
+            timesteps = torch.full((batch,), 500, device=device)
+            prediction = unet.train()(noisy.to(dtype), timesteps, **extra).sample
+            dreambooth_loss(prediction, target).backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    started = time.time()
+    if device.type == "cuda":
+        run()
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = profiled_peak(run)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - resident
+    return {"measured": peak, "resident": grown, "seconds": round(time.time() - started, 1)}
+
+
+def profiled_peak(run: Any) -> int:
+    """The most bytes that were allocated on the CPU at once while `run` ran, by torch's count."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    changes = [(e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]"]
+    live = peak = 0
+    for _, size in sorted(changes, key=lambda change: change[0]):
+        live += size
+        peak = max(peak, live)
+    return peak
+
+
+def one(name: str, run: bool) -> dict[str, Any]:
+    """Estimate and, if asked, measure a configuration in this process."""
+    from diffusekrona.memory import estimate
+    from diffusekrona.plan import make_plan
+
+    base, flags, _ = CONFIGURATIONS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        place = base if base not in SIZES else str(write_configs(Path(folder), base))
+        args = arguments(place, flags)
+        plan = make_plan(args)
+        started = time.time()
+        phases = {phase.name: phase for phase in estimate(args, plan)}
+        row: dict[str, Any] = {
+            "name": name,
+            "flags": flags,
+            "estimated": phases["training"].peak,
+            "parts": phases["training"].parts,
+            "phases": {n: phase.peak for n, phase in phases.items()},
+            "estimate_seconds": round(time.time() - started, 2),
+        }
+        return {**row, **(measure(args, plan) if run else {})}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows in Markdown, sizes in GiB."""
+    lines = [
+        "| configuration | estimated | measured | estimate / measured | resident growth |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [row["name"], f"{row['estimated'] / 2**30:.3f}"]
+        if "measured" in row:
+            cells += [
+                f"{row['measured'] / 2**30:.3f}",
+                f"{row['estimated'] / row['measured']:.3f}",
+                f"{row['resident'] / 2**30:.2f}",
+            ]
+        else:
+            cells += [row.get("error", "not measured"), "", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run every configuration in a process of its own; write the table and a JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="Configurations whose name holds this.")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, help="JSON file to write.")
+    options = parser.parse_args()
+    import torch
+
+    if options.one:
+        run = CONFIGURATIONS[options.one][2] or torch.cuda.is_available()
+        print(json.dumps(one(options.one, run)))
+        return
+    rows = []
+    for name in (name for name in CONFIGURATIONS if options.only in name):
+        command = [sys.executable, __file__, "--one", name]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            last = (result.stderr.strip() or "killed").splitlines()[-1]
+            print(f"{name}: {last}", file=sys.stderr)
+            continue
+        rows.append(json.loads(result.stdout.splitlines()[-1]))
+        print(table(rows[-1:]).splitlines()[-1], flush=True)
+    if options.output:
+        write_record(options.output, "memory", rows)
+
+
+if __name__ == "__main__":
+    main()

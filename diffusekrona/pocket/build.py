@@ -23,6 +23,7 @@ STAGES = {
     "clip": 19,
     "unet": 62,
     "unet_sdxl": 9,
+    "dino": 28,
     "export": 0,
 }
 
@@ -30,7 +31,7 @@ STAGES = {
 def run_stage(stage: str, work_dir: Path, models_dir: Path, minutes: float, processes: int) -> None:
     """Runs one stage. Only the two UNets use several processes; the rest are small."""
     # Imported here: `--help` and a missing optional package should not wait for torch.
-    from . import clip, data, export, training, unet, unet_sdxl, vae
+    from . import clip, data, dino, export, training, unet, unet_sdxl, vae
 
     if stage == "data":
         data.build_data(work_dir, max(2, processes))
@@ -42,12 +43,16 @@ def run_stage(stage: str, work_dir: Path, models_dir: Path, minutes: float, proc
         training.launch(unet.train_unet, processes, work_dir, minutes)
     elif stage == "unet_sdxl":
         training.launch(unet_sdxl.train_unet_sdxl, processes, work_dir, minutes)
+    elif stage == "dino":
+        dino.train_dino(work_dir, minutes)
     elif stage == "export":
         model, tokenizer = clip.load_clip(work_dir)
         parts = {"clip": model, "tokenizer": tokenizer, "vae": unet.load_final_vae(work_dir)}
         parts["unet"] = unet.load_unet(work_dir)
         if (work_dir / "unet_sdxl.pt").exists():
             parts["unet_sdxl"] = unet_sdxl.load_unet_sdxl(work_dir)
+        if (work_dir / "dino.pt").exists():
+            parts["dino"] = dino.load_dino(work_dir)
         export.export_all(models_dir, parts)
 
 

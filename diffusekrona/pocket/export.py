@@ -2,6 +2,7 @@
 
 pocket/        StableDiffusionPipeline (fp16): vae, unet, text_encoder, tokenizer, scheduler
 pocket-clip/   CLIPModel with its tokenizer and image processor: the offline scorer
+pocket-dino/   Dinov2Model with image processor settings: the scorer that has seen no words
 pocket-sdxl/   StableDiffusionXLPipeline: its own unet; the rest are relative links
 """
 
@@ -26,6 +27,7 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Dinov2Model,
 )
 
 #: The noise schedule of training and sampling. Zero terminal SNR and trailing steps: the first
@@ -135,6 +137,15 @@ def export_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESS, indent=2) + "\n")
 
 
+def export_dino(dino: Dinov2Model, folder: Path) -> None:
+    """Writes the image encoder anew: fp16 weights, image processor settings."""
+    shutil.rmtree(folder, ignore_errors=True)
+    copy.deepcopy(dino).half().save_pretrained(folder)
+    declare_float32(folder)
+    settings = {**PREPROCESS, "image_processor_type": "BitImageProcessor"}  # as DINOv2 has it
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
 def export_sd(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     """Writes the SD folder in fp16. The pipeline itself keeps its precision."""
     half = {k: copy.deepcopy(getattr(pipeline, k)).half() for k in ("unet", "vae", "text_encoder")}
@@ -159,9 +170,9 @@ def export_sdxl(pipeline: StableDiffusionXLPipeline, folder: Path) -> None:
 
 
 def export_all(models_dir: Path, parts: dict) -> None:
-    """Writes all three folders anew under `models_dir`.
+    """Writes all folders anew under `models_dir`.
 
-    `parts` holds clip, tokenizer, vae, unet and, if trained, unet_sdxl.
+    `parts` holds clip, tokenizer, vae, unet and, if trained, unet_sdxl and dino.
     """
     common = (parts["vae"], parts["clip"], parts["tokenizer"])
     for name in ("pocket", "pocket-clip", "pocket-sdxl"):
@@ -171,3 +182,5 @@ def export_all(models_dir: Path, parts: dict) -> None:
         export_sd(sd_pipeline(parts["unet"], *common), models_dir / "pocket")
         if "unet_sdxl" in parts:
             export_sdxl(sdxl_pipeline(parts["unet_sdxl"], *common), models_dir / "pocket-sdxl")
+        if "dino" in parts:
+            export_dino(parts["dino"], models_dir / "pocket-dino")

@@ -92,9 +92,10 @@ def save_atomic(state: dict, path: Path) -> None:
 
 def progress_bar(clock: Clock, name: str) -> tqdm:
     """A bar over the time budget in whole seconds."""
+    total = max(1, round(clock.budget))
     return tqdm(
-        total=round(clock.budget),
-        initial=round(clock.spent),
+        total=total,
+        initial=min(total, round(clock.spent)),  # tqdm forgets a total that is passed
         desc=name,
         unit="s",
         disable=rank() != 0,

@@ -78,6 +78,7 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
     from .plan import max_train_steps
     from .run_log import RunLog, agreed, stop_signals
     from .schedules import make_lr_scheduler
+    from .sharded import average_gradients, distribute, shards_base
 
     started = time.time()
     accelerator = setup.make_accelerator(args)
@@ -97,11 +98,14 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
     ema = setup.make_ema(args, trained, accelerator)
     noise_scheduler = setup.load_noise_schedule(args, plan)
     keep_only_adapters(accelerator, {name: models[name] for name in plan.configs}, ADAPTER_NAME)
-    wrapped = {name: accelerator.prepare(model.train()) for name, model in models.items()}
-    optimizer = accelerator.prepare(plain_optimizer)
+    shard = shards_base(args, accelerator)
+    wrapped, optimizer = distribute(accelerator, models, plain_optimizer, trained, shard)
     # The schedule is not prepared: accelerate would step it once a process.
     accelerator.register_for_checkpointing(*filter(None, (lr_scheduler, ema)))
     first = setup.resume(args, accelerator, settings)
+    if shard and args.validation_prompt:
+        log.warning("no validation pictures: the base is sharded over the processes")
+        args.validation_prompt = None
     validate = functools.partial(setup.validate, args, plan, accelerator, unet, data)
     if first == 0:
         validate(0)
@@ -115,6 +119,8 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
                     loss = training_loss(args, plan, data, wrapped, noise_scheduler, batch)
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
+                        if shard:
+                            average_gradients(trained)
                         accelerator.clip_grad_norm_(trained, args.max_grad_norm)
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,25 +162,40 @@ def test_gradient_accumulation_is_a_larger_batch(tiny_sd1, tmp_path: Path) -> No
         torch.testing.assert_close(steps[name], tensor, atol=2e-4, rtol=0)
 
 
-def test_two_processes_are_one_with_twice_the_batch(tiny_sd1, pictures, tmp_path: Path) -> None:
-    one = run(tiny_sd1, pictures, tmp_path / "1", "--train_batch_size", "2")
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
-    more = flags(tiny_sd1, pictures, tmp_path / "2")
+def run_with_two(base: Path, pictures: Path, out: Path, *more: str) -> dict[str, torch.Tensor]:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = flags(base, pictures, out, *more)
     result = subprocess.run(
-        [*launch, "-m", "diffusekrona.train_dreambooth", *more],
+        [sys.executable, *launch, "-m", "diffusekrona.train_dreambooth", *arguments],
         capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]
-    two = load_file(tmp_path / "2" / "adapter.safetensors")
+    return load_file(out / "adapter.safetensors")
+
+
+def test_two_processes_are_one_with_twice_the_batch(tiny_sd1, pictures, tmp_path: Path) -> None:
+    one = run(tiny_sd1, pictures, tmp_path / "1", "--train_batch_size", "2")
+    two = run_with_two(tiny_sd1, pictures, tmp_path / "2")
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, atol=2e-4, rtol=0)
+
+
+def test_two_processes_that_share_the_base_do_the_same_and_resume(
+    tiny_sdxl, pictures, tmp_path: Path
+) -> None:
+    one = run(tiny_sdxl, pictures, tmp_path / "1", "--train_batch_size", "2")
+    out = tmp_path / "2"
+    more = ("--shard_base", "--gradient_checkpointing", "--checkpointing_steps", "2")
+    two = run_with_two(tiny_sdxl, pictures, out, *more)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=2e-4, rtol=0)
+    saved = sum(p.stat().st_size for p in (out / "checkpoint-2").iterdir())
+    assert saved < 1e6  # factors and what belongs to them, not the base
+    shutil.rmtree(out / "checkpoint-4")
+    (out / "adapter.safetensors").unlink()
+    assert same(
+        run_with_two(tiny_sdxl, pictures, out, *more, "--resume_from_checkpoint", "latest"), two
+    )
 
 
 def wait_for(path: Path, process: subprocess.Popen, seconds: float = 180) -> None:

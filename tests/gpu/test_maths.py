@@ -1,0 +1,76 @@
+"""The Kronecker maths on a GPU against torch.kron. Needs torch and nothing else.
+
+Under pytest, or as a program where there is no pytest: `python tests/gpu/test_maths.py`.
+`KRONA_TEST_DEVICE=cpu` runs the same on a CPU, to test the tests.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+DEVICE = os.environ.get("KRONA_TEST_DEVICE", "cuda")
+# Loaded by its path: the package around it imports PEFT.
+PATH = Path(__file__).resolve().parents[2] / "diffusekrona" / "krona" / "functional.py"
+_spec = importlib.util.spec_from_file_location("krona_functional", PATH)
+functional = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(functional)
+
+PAIRS = ((2, 64), (4, 64), (8, 64), (64, 8), (64, 4), (16, 16), (64, 64), (1, 1))
+# Largest error allowed, relative to the largest number of the result.
+ACCURACY = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+CASES = list(itertools.product(PAIRS, ACCURACY))
+
+try:
+    import pytest
+except ImportError:
+    cases = lambda function: function  # noqa: E731
+else:
+    pytestmark = pytest.mark.skipif(
+        DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a GPU"
+    )
+    cases = pytest.mark.parametrize(("pair", "dtype"), CASES)
+
+
+def factors(pair: tuple[int, int], out: int = 1280, into: int = 640) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    a1, a2 = pair
+    a = torch.randn(a1, a2, generator=generator).to(DEVICE) / a2**0.5
+    b = torch.randn(out // a1, into // a2, generator=generator).to(DEVICE)
+    return a, b / b.shape[1] ** 0.5
+
+
+def error(have: torch.Tensor, want: torch.Tensor) -> float:
+    return float((have.double() - want).abs().max() / want.abs().max())
+
+
+@cases
+def test_the_product_without_forming_it(pair, dtype) -> None:
+    a, b = (f.to(dtype) for f in factors(pair))
+    x = torch.randn(77, 640, device=DEVICE, dtype=dtype)
+    want = x.double() @ torch.kron(a.contiguous(), b.contiguous()).double().T
+    for order in ("a_first", "b_first", None):
+        assert error(functional.kron_linear(x, a, b, order), want) < ACCURACY[dtype]
+
+
+@cases
+def test_a_merge_is_the_sum_rounded_once(pair, dtype) -> None:
+    a, b = factors(pair)
+    weight = torch.randn(1280, 640, device=DEVICE).to(dtype)
+    want = (weight.double() + 0.7 * torch.kron(a, b).double()).to(dtype)
+    merged = functional.add_kron_(weight.clone(), a, b, 0.7)
+    # fp32 sums differ from fp64 ones in the last place: now and then half precision rounds up.
+    assert (merged != want).float().mean() < (0.9 if dtype is torch.float32 else 0.01)
+    torch.testing.assert_close(merged, want)
+
+
+if __name__ == "__main__":
+    for pair, dtype in CASES:
+        test_the_product_without_forming_it(pair, dtype)
+        test_a_merge_is_the_sum_rounded_once(pair, dtype)
+    print(f"{2 * len(CASES)} passed on {DEVICE}", file=sys.stderr)

@@ -1,0 +1,236 @@
+"""The memory estimate against what torch really allocates, and the ways to need less."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch.profiler import ProfilerActivity, profile
+
+from diffusekrona import KronAConfig, memory, memory_trace, small_cards
+from diffusekrona.adapters import add_adapters
+from diffusekrona.backbones import FAMILIES
+from diffusekrona.errors import UserError
+from diffusekrona.losses import dreambooth_loss
+from diffusekrona.train_args import parse_args
+from diffusekrona.train_dreambooth import main
+
+CONFIG = KronAConfig(a1=4, a2=16, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for colour in ("red", "green"):
+        Image.new("RGB", (32, 32), colour).save(folder / f"{colour}.png")
+    return folder
+
+
+def flags(base: Path, pictures: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "--pretrained_model_name_or_path", str(base),
+        "--instance_data_dir", str(pictures),
+        "--instance_prompt", "a sks dog",
+        "--output_dir", str(out),
+        "--a2", "16",
+        "--max_train_steps", "2",
+        "--report_to", "none",
+        "--cpu",
+        *more,
+    ]  # fmt: skip
+
+
+def allocated(run: Callable[[], Any], folder: Path) -> int:
+    """The most bytes that torch's CPU allocator had given out at once while `run` ran."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = run()
+    del kept
+    profiler.export_chrome_trace(str(folder / "trace.json"))
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    live = peak = 0
+    for event in sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"]):
+        live += event["args"]["Bytes"]
+        peak = max(peak, live)
+    return peak
+
+
+def deep_unet(family: str) -> Any:
+    """A tiny UNet with three equal transformer blocks in a row, as SDXL has."""
+    config = dict(tiny_models.unet(family).config) | {"transformer_layers_per_block": 3}
+    return tiny_models.UNet2DConditionModel.from_config(config)
+
+
+def test_live_bytes_counts_what_is_held_at_once() -> None:
+    known = torch.empty(100)
+    with memory_trace.LiveBytes([known]) as tracker:
+        a = torch.empty(1000)
+        b = a.view(10, 100)[2:]  # a view takes nothing
+        c = known * 2
+        del a, b
+        d = torch.empty(50)
+    assert tracker.peak == 4 * (1000 + 100)
+    assert tracker.live == c.nbytes + d.nbytes
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("checkpoints", ["none", "device"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_estimate_is_what_a_step_allocates(family, checkpoints, dtype, tmp_path: Path) -> None:
+    unet = deep_unet(family).to(dtype)
+    add_adapters({"unet": CONFIG}, {"unet": unet}, "default")
+    if checkpoints == "device":
+        unet.enable_gradient_checkpointing()
+    unet.train()
+
+    def step() -> None:
+        inputs = tiny_models.unet_inputs(family, batch=8)
+        text = torch.randn(8, 77, inputs["encoder_hidden_states"].shape[-1])
+        inputs["encoder_hidden_states"] = text
+        cast = torch.utils._pytree.tree_map(
+            lambda t: t.to(dtype) if t.is_floating_point() else t, inputs
+        )
+        dreambooth_loss(unet(**cast).sample, torch.randn(8, 4, 16, 16)).backward()
+
+    step()  # gradients are there from the second one on
+    measured = allocated(step, tmp_path)
+    shapes = memory.build_empty("UNet2DConditionModel", deep_unet(family).config, dtype)
+    add_adapters({"unet": CONFIG}, {"unet": shapes}, "default")
+    for parameter in shapes.parameters():
+        parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+    estimated = memory_trace.step_peak(FAMILIES[family], {"unet": shapes}, 8, 16, checkpoints)
+    assert estimated == pytest.approx(measured, rel=0.1)
+
+
+def test_checkpointing_needs_less_and_on_the_host_least(tiny_sdxl) -> None:
+    peaks = []
+    for checkpoints in ("none", "device", "host"):
+        unet = memory.build_empty("UNet2DConditionModel", deep_unet("sdxl").config, torch.float32)
+        add_adapters({"unet": CONFIG}, {"unet": unet}, "default")
+        peaks.append(memory_trace.step_peak(FAMILIES["sdxl"], {"unet": unet}, 1, 16, checkpoints))
+    assert peaks[0] > peaks[1] > peaks[2]
+
+
+@pytest.mark.parametrize("base", ["tiny_sd1", "tiny_sdxl"])
+@pytest.mark.parametrize("more", [[], ["--train_text_encoder", "--low_vram"]])
+def test_estimate_is_told_and_nothing_written(
+    request, base, more, pictures, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "out"
+    arguments = flags(request.getfixturevalue(base), pictures, out, *more)
+    assert main([*arguments, "--estimate_memory", "--validation_prompt", "a dog"]) == 0
+    told = capsys.readouterr().out
+    assert "GiB, in " in told and "validation pictures" in told
+    assert not out.exists()
+
+
+def test_bytes_of_states_are_adams() -> None:
+    parameter = torch.nn.Parameter(torch.randn(5000))
+    optimizer = torch.optim.AdamW([parameter])
+    parameter.grad = torch.randn(5000)
+    optimizer.step()
+    state = [t for t in optimizer.state[parameter].values() if t.numel() > 1]
+    assert memory.state_bytes("adamw", parameter) == sum(t.nbytes for t in state)
+
+
+def test_low_vram_is_a_recipe_that_gives_way() -> None:
+    required = ["--pretrained_model_name_or_path", "b", "--instance_data_dir", ".", "--output_dir"]
+    plain = parse_args([*required, "o"])
+    assert not (plain.gradient_checkpointing or plain.vae_tiling)
+    low = parse_args([*required, "o", "--low_vram"])
+    assert low.gradient_checkpointing and low.cpu_offload_checkpointing and low.vae_tiling
+    assert low.mixed_precision == "bf16"
+    own = ["--mixed_precision", "fp16", "--no-cpu_offload_checkpointing", "--quantize_base", "none"]
+    mine = parse_args([*required, "o", "--low_vram", *own])
+    assert (mine.mixed_precision, mine.cpu_offload_checkpointing) == ("fp16", False)
+    assert mine.quantize_base == "none" and mine.gradient_checkpointing
+
+
+def test_checkpoints_on_the_host_are_needed_and_change_nothing() -> None:
+    packed = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        packed.append(tensor)
+        return tensor
+
+    def hooks() -> Any:
+        return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+
+    gradients = []
+    for how in (None, small_cards.checkpoints_on_host(torch.device("cpu")), hooks):
+        unet = tiny_models.unet("sd1")
+        torch.manual_seed(0)
+        for parameter in unet.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
+        unet.add_adapter(CONFIG)
+        tiny_models.random_factors(unet)
+        if how is not None:
+            run = small_cards.checkpoint_with(how) if how is hooks else how
+            unet.enable_gradient_checkpointing(run)
+        unet.train()(**tiny_models.unet_inputs()).sample.square().mean().backward()
+        gradients.append([p.grad for p in unet.parameters() if p.requires_grad])
+    for plain, host, hooked in zip(*gradients, strict=True):
+        assert torch.equal(plain, host) and torch.equal(plain, hooked)
+    blocks = sum(type(m).__name__ == "BasicTransformerBlock" for m in unet.modules())
+    assert len(packed) >= blocks  # each block's input, and not what is inside of the blocks
+    assert max(t.numel() for t in packed) <= 2 * 128 * 16 * 16 * 2
+
+
+def test_a_missing_library_is_one_line(tiny_sd1, pictures, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(small_cards, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--quantize_base nf4 needs bitsandbytes"):
+        main(flags(tiny_sd1, pictures, tmp_path / "out", "--quantize_base", "nf4"))
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("adapter", ["krona", "lora"])
+def test_training_over_a_quantised_base(kind, adapter, tiny_sdxl, pictures, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    more = ["--quantize_base", kind, "--gradient_checkpointing", "--adapter_type", adapter]
+    assert main(flags(tiny_sdxl, pictures, tmp_path / "out", *more)) == 0
+    tensors = load_file(tmp_path / "out" / "adapter.safetensors")
+    second = "krona_b" if adapter == "krona" else "lora_B"
+    assert all(t.isfinite().all() for t in tensors.values())
+    assert any(t.abs().max() > 0 for name, t in tensors.items() if second in name)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_an_adapter_over_a_quantised_layer(kind) -> None:
+    pytest.importorskip("bitsandbytes")
+    unet = small_cards.quantise(tiny_models.unet("sd1").requires_grad_(False), kind).to("cpu")
+    name = next(iter(small_cards.quantisable(unet)))
+    layer = unet.get_submodule(name)
+    x = torch.randn(3, layer.in_features)
+    before = layer(x)
+    unet.add_adapter(CONFIG)
+    tiny_models.random_factors(unet)
+    wrapped = unet.get_submodule(name)
+    delta = wrapped.get_delta_weight("default")
+    torch.testing.assert_close(wrapped(x), before + x @ delta.T, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="quantised"):
+        wrapped.merge()
+    torch.testing.assert_close(wrapped(x), before + x @ delta.T, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_bytes_of_a_quantised_weight(kind) -> None:
+    pytest.importorskip("bitsandbytes")
+    import bitsandbytes.nn as quantised
+
+    model = torch.nn.ModuleDict({"transformer_blocks": torch.nn.Linear(256, 512, bias=False)})
+    expected = small_cards.quantised_bytes(model["transformer_blocks"], kind)
+    layer = small_cards.quantise(model.requires_grad_(False), kind).to("cpu")["transformer_blocks"]
+    if kind == "nf4":
+        assert isinstance(layer, quantised.Linear4bit)
+        state = layer.weight.quant_state
+        scales = state.absmax.nbytes + state.state2.absmax.nbytes
+    else:
+        assert isinstance(layer, quantised.Linear8bitLt)
+        scales = layer.weight.SCB.nbytes
+    assert layer.weight.nbytes + scales == expected

@@ -1,0 +1,328 @@
+"""What an adapter costs in a training step: KronA at every factor pair beside LoRA and LoKr.
+
+    python benchmarks/adapter_step.py                            # SD 1.5, CPU: half an hour
+    python benchmarks/adapter_step.py --arch sdxl --device cuda --dtype bf16 --checkpointing
+
+Each variant is the same frozen UNet (one copy of its weights serves all; published architecture,
+random weights) with another adapter on Q, K, V and O. A round runs one step of every variant, each
+round beginning with another one; a step's time is divided by the bare UNet's in the same round, so
+that what else the machine does counts for all alike. A step is forward and backward: the bare UNet
+computes gradients down to its input, as far as the lowest adapter needs them.
+
+- time: median over rounds of the ratio to the bare UNet, with its quartiles
+- saved: what forward keeps for backward, over the bare UNet, counted tensor by tensor
+- peak: memory of a process that runs this variant alone (allocated on a GPU, resident on a CPU)
+
+Peers: PEFT comes with the package; LyCORIS is measured if it is installed (pip install
+lycoris-lora).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from random_models import SD15_UNET, SDXL_UNET, random_unet  # noqa: E402
+from record import show, write_record  # noqa: E402
+
+from diffusekrona import KronAConfig  # noqa: E402
+
+ARCHITECTURES = {"sd15": SD15_UNET, "sdxl": SDXL_UNET}
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+PAIRS = ((2, 64), (4, 64), (8, 64), (16, 64), (64, 64), (16, 16), (8, 8), (4, 4))
+PAIRS += tuple((a2, a1) for a1, a2 in PAIRS[:4])
+FACTOR = 16  # of LoKr: (16, 16) blocks, so as many parameters as KronA (4, 64)
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--arch", choices=ARCHITECTURES, default="sd15")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--dtype", choices=DTYPES, default="fp32", help="of base and activations")
+    add("--latents", type=int, help="side of the latents; default: 32 on a CPU, else the base's")
+    add("--batch_size", type=int, default=1)
+    add("--checkpointing", action="store_true", help="gradient checkpointing")
+    add("--compile", action="store_true", help="torch.compile every transformer block")
+    add("--rounds", type=int, default=15)
+    add("--threads", type=int, default=1)
+    add("--only", nargs="+", metavar="NAME", help="of these variants (and the bare UNet) alone")
+    add("--no_peak", action="store_true", help="leave the processes for peak memory out")
+    add("--quick", action="store_true", help="three rounds of few variants, no peaks")
+    add("--output", type=Path, help="JSON file of the results; a plot is drawn beside it")
+    add("--peak_of", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+# --- variants -------------------------------------------------------------------------------------
+
+
+def bare(unet: Any) -> int:
+    return 0
+
+
+def with_peft(config: Any) -> Callable[[Any], int]:
+    def add(unet: Any) -> int:
+        unet.add_adapter(config())
+        return sum(p.numel() for p in unet.parameters() if p.requires_grad)
+
+    return add
+
+
+def with_lycoris(bypass: bool) -> Callable[[Any], int]:
+    def add(unet: Any) -> int:
+        from lycoris import LycorisNetwork, create_lycoris
+
+        LycorisNetwork.apply_preset({"target_module": ["Attention"]})
+        network = create_lycoris(
+            unet, 1.0, linear_dim=10**6, linear_alpha=1.0, algo="lokr", factor=FACTOR,
+            bypass_mode=bypass, full_matrix=True,
+        )  # fmt: skip
+        network.apply_to()
+        network.to(unet.device)
+        unet.lycoris = network  # so that it lives, and is found among the parameters, as long
+        return sum(p.numel() for p in network.parameters())
+
+    return add
+
+
+def variants() -> dict[str, Callable[[Any], int]]:
+    """Name to a function that puts the adapter on a UNet and counts its parameters."""
+    from peft import LoKrConfig, LoraConfig
+
+    made: dict[str, Callable[[Any], int]] = {"bare UNet": bare}
+    made["PEFT LoRA r=4"] = with_peft(lambda: LoraConfig(r=4, lora_alpha=4, target_modules=TARGETS))
+    for a1, a2 in PAIRS:
+        made[f"KronA ({a1}, {a2})"] = with_peft(
+            lambda a1=a1, a2=a2: KronAConfig(a1=a1, a2=a2, target_modules=TARGETS)
+        )
+    made["PEFT LoKr"] = with_peft(
+        lambda: LoKrConfig(r=10**6, alpha=10**6, decompose_factor=FACTOR, target_modules=TARGETS)
+    )
+    if find_spec("lycoris"):
+        made["LyCORIS LoKr"] = with_lycoris(bypass=False)
+        made["LyCORIS LoKr, bypass"] = with_lycoris(bypass=True)
+    return made
+
+
+QUICK = ("PEFT LoRA r=4", "KronA (4, 64)", "KronA (64, 8)", "PEFT LoKr")
+
+
+def chosen(args: argparse.Namespace) -> dict[str, Callable[[Any], int]]:
+    every = variants()
+    wanted = args.only or (QUICK if args.quick else every)
+    if unknown := set(wanted) - set(every):
+        sys.exit(f"no variant {sorted(unknown)}; there are: {', '.join(every)}")
+    return {name: add for name, add in every.items() if name in wanted or name == "bare UNet"}
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def make_base(args: argparse.Namespace) -> Any:
+    return random_unet(ARCHITECTURES[args.arch], DTYPES[args.dtype], args.device)
+
+
+def adapted(args: argparse.Namespace, base: Any, add: Callable[[Any], int]) -> tuple[Any, int]:
+    """A copy of the UNet that shares the base's weights, with an adapter."""
+    unet = copy.deepcopy(base, {id(p): p for p in base.parameters()})
+    count = add(unet)
+    if args.checkpointing:
+        unet.enable_gradient_checkpointing()
+    if args.compile:
+        for module in unet.modules():
+            if type(module).__name__ == "BasicTransformerBlock":
+                module.compile()
+    return unet.train(), count
+
+
+def make_step(args: argparse.Namespace, unet: Any) -> Callable[[], torch.Tensor]:
+    """One forward and backward; returns the loss."""
+    config, dtype, device = unet.config, DTYPES[args.dtype], args.device
+    torch.manual_seed(0)
+    side = args.latents or (32 if device == "cpu" else config.sample_size)
+    batch = args.batch_size
+    latents = torch.randn(batch, 4, side, side, device=device, dtype=dtype)
+    text = torch.randn(batch, 77, config.cross_attention_dim, device=device, dtype=dtype)
+    extra = {}
+    if config.addition_embed_type:
+        pooled = torch.randn(batch, 1280, device=device, dtype=dtype)
+        time_ids = torch.tensor([[8.0 * side, 8.0 * side, 0, 0, 8.0 * side, 8.0 * side]] * batch)
+        extra["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": time_ids.to(device)}
+    timesteps = torch.full((batch,), 500, device=device)
+
+    def step() -> torch.Tensor:
+        # Adapters need gradients from the lowest attention on; the input's stands for them all.
+        noisy = latents.clone().requires_grad_()
+        loss = unet(noisy, timesteps, text, **extra).sample.float().square().mean()
+        loss.backward()
+        for parameter in unet.parameters():
+            parameter.grad = None
+        return loss.detach()
+
+    return step
+
+
+def seconds(step: Callable[[], Any], device: str) -> float:
+    if device != "cpu":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def saved_mib(step: Callable[[], Any], unet: Any) -> float:
+    """MiB that a forward pass keeps for backward beside parameters, each storage once."""
+    own = {p.untyped_storage().data_ptr() for p in unet.parameters()}
+    sizes: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        step()
+    return sum(sizes.values()) / 2**20
+
+
+def peak_alone(args: argparse.Namespace, name: str) -> float | None:
+    """Peak MiB of a fresh process that runs two steps of one variant; None if it fails."""
+    command = [sys.executable, __file__, "--peak_of", name]
+    for flag in ("arch", "device", "dtype", "batch_size", "threads", "latents"):
+        if (value := getattr(args, flag)) is not None:
+            command += [f"--{flag}", str(value)]
+    command += ["--checkpointing"] * args.checkpointing + ["--compile"] * args.compile
+    told = subprocess.run(command, capture_output=True, text=True)
+    if told.returncode:
+        print(told.stderr[-500:], file=sys.stderr)
+        return None
+    return json.loads(told.stdout.splitlines()[-1])
+
+
+def tell_peak(args: argparse.Namespace) -> None:
+    unet, _ = adapted(args, make_base(args), variants()[args.peak_of])
+    step = make_step(args, unet)
+    for _ in range(2):
+        step()
+    if args.device == "cpu":
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    else:
+        print(torch.cuda.max_memory_allocated() / 2**20)
+
+
+def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row a variant."""
+    base = make_base(args)
+    steps, rows = {}, []
+    for name, add in chosen(args).items():
+        unet, count = adapted(args, base, add)
+        step = make_step(args, unet)
+        saved = saved_mib(step, unet)  # the warm-up as well
+        steps[name] = step
+        rows.append({"variant": name, "parameters": count, "saved": saved})
+        print(f"{name}: ready", file=sys.stderr)
+    names, times = list(steps), {name: [] for name in steps}
+    for number in range(args.rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append(seconds(steps[name], args.device))
+        print(f"round {number + 1}/{args.rounds}", file=sys.stderr)
+    floor = times[names[0]]
+    for row in rows:
+        ratios = [t / f for t, f in zip(times[row["variant"]], floor, strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        row |= {"ratio": middle, "low": low, "high": high, "fastest": min(times[row["variant"]])}
+        row["saved_over_bare"] = row.pop("saved")
+        row["peak_mib"] = None
+    bare_saved = rows[0]["saved_over_bare"]
+    for row in rows:
+        row["saved_over_bare"] -= bare_saved
+        if not (args.no_peak or args.quick):
+            row["peak_mib"] = peak_alone(args, row["variant"])
+            print(f"{row['variant']}: peak", file=sys.stderr)
+    return rows
+
+
+# --- telling --------------------------------------------------------------------------------------
+
+
+def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "adapter": row["variant"],
+            "trainable": row["parameters"],
+            "step": f"{row['ratio']:.3f}",
+            "quartiles": f"{row['low']:.3f} – {row['high']:.3f}",
+            "fastest, s": f"{row['fastest']:.3f}",
+            "saved, MiB": f"{row['saved_over_bare']:+.1f}",
+            "peak, MiB": None if row["peak_mib"] is None else f"{row['peak_mib']:.0f}",
+        }
+        for row in rows
+    ]
+
+
+def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Step times as ratios, with quartiles; LoRA's as a line to compare with."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = sorted(rows[1:], key=lambda row: -row["ratio"])
+    figure, axes = plt.subplots(figsize=(8, 0.8 + 0.32 * len(rows)), layout="constrained")
+    for place, row in enumerate(rows):
+        colour = "#2a6f97" if row["variant"].startswith("KronA") else "#bc6c25"
+        axes.plot([row["low"], row["high"]], [place] * 2, color=colour, linewidth=2)
+        axes.plot(row["ratio"], place, "o", color=colour)
+    for row in rows:
+        if row["variant"] == "PEFT LoRA r=4":
+            axes.axvline(row["ratio"], color="#bc6c25", linewidth=0.8, linestyle="--")
+    axes.set_yticks(range(len(rows)), [row["variant"] for row in rows])
+    axes.set_xlabel("time of a training step over that of the bare UNet (median, quartiles)")
+    axes.set_title(title, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    if args.quick:
+        args.rounds = min(args.rounds, 3)
+    if args.peak_of:
+        tell_peak(args)
+        return
+    rows = measure(args)
+    settings = {k: v for k, v in vars(args).items() if k not in ("output", "peak_of")}
+    side = args.latents or (32 if args.device == "cpu" else ARCHITECTURES[args.arch]["sample_size"])
+    title = f"{args.arch}, {side} x {side} latents, batch {args.batch_size}, {args.dtype}"
+    title += ", checkpointing" * args.checkpointing + ", compiled" * args.compile
+    show(title, table(rows))
+    if args.output:
+        write_record(args.output, "adapter_step", {"title": title, "rows": rows}, settings)
+        plot(rows, title, args.output.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -99,18 +99,25 @@ def prepare_data(
     )
     instance = latents(pictures, captions, each, progress=show)
     prior = latents(class_pictures, class_captions, every, progress=show)
+    loaded = vae.cache_info().currsize
     del vae, latents
+    if loaded:
+        _free()
     states, ids, encoders = _texts(args, plan, accelerator, kept, [*captions, *class_captions])
     kept.shrink()
+    return Data(instance, prior, states, ids, encoders, plan.vae_config, dtype)
+
+
+def _free() -> None:
+    """Give back the memory of models that nothing refers to any more."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return Data(instance, prior, states, ids, encoders, plan.vae_config, dtype)
 
 
 def _vae_and_origin(
     args: argparse.Namespace, plan: Plan, accelerator: Any, kept: DiskCache
-) -> tuple[Callable[[], Any], dict[str, Any]]:
+) -> tuple[Any, dict[str, Any]]:
     """The VAE, loaded when first called for, and what latents depend on beside the picture."""
     place, subfolder = backbones.vae_place(plan.base, args.pretrained_vae_model_name_or_path)
     dtype = DTYPES[args.vae_dtype]
@@ -163,7 +170,11 @@ def _texts(
     made_by |= origin(accelerator.device, dtype)
     prompts = [*captions, *(args.validation_prompt or []), ""]
     kept = OFF if None in made_with else kept
-    return _kept_texts(plan.family, load, prompts, kept, made_by), {}, {}
+    states = _kept_texts(plan.family, load, prompts, kept, made_by)
+    if load.cache_info().currsize:
+        load.cache_clear()
+        _free()
+    return states, {}, {}
 
 
 def _kept_texts(
@@ -189,7 +200,7 @@ def _kept_texts(
             continue
         states[prompt], notes = found
         if notes.get("told"):
-            log.warning(notes["told"])
+            log.warning("%s", notes["told"])
     return states
 
 

@@ -15,11 +15,13 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import diffusers
+import PIL
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -167,13 +169,9 @@ def origin(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     else:
         capability = torch.backends.cpu.get_cpu_capability()
         where = f"{device.type} {capability}, {torch.get_num_threads()} threads"
-    libraries = ("torch", "diffusers", "transformers", "pillow")
-    return {
-        "format": FORMAT,
-        "device": where,
-        "dtype": str(dtype),
-        **{name: version(name) for name in libraries},
-    }
+    libraries = (torch, diffusers, transformers, PIL)
+    versions = {library.__name__: library.__version__ for library in libraries}
+    return {"format": FORMAT, "device": where, "dtype": str(dtype), **versions}
 
 
 def _part_folder(base: str, subfolder: str, revision: str | None) -> Path | None:

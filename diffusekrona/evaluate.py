@@ -220,7 +220,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from accelerate import PartialState
 
     from .backbones import quiet_libraries
-    from .evaluation.report import print_results, write_results
+    from .evaluation.page import write_results
+    from .evaluation.report import print_results
 
     quiet_libraries()
     state = PartialState(cpu=args.device == "cpu")

@@ -1,19 +1,27 @@
-"""The page of an evaluation: scores, intervals and the pictures they are of."""
+"""The page of an evaluation: scores, intervals and the pictures they are of; the files beside it."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from .. import html_page as html
+from ..files import write_text
 from ..pictures import fit_picture, load_picture
+from ..tables import markdown_table
 from .charts import plane_chart, score_chart
 from .report import (
     DIFFERENCES,
     Evaluation,
+    as_json,
     caption,
     differences_table,
     kinds_table,
     overall,
     overall_table,
+    pictures_csv,
     prompts_table,
+    summary_csv,
 )
 from .scoring import METRICS
 
@@ -100,3 +108,21 @@ def _pictures(evaluation: Evaluation, shown_seeds: int) -> str:
     return html.section(
         "Pictures", html.paragraph(note, "note"), html.pictures_table("prompt", columns, rows)
     )
+
+
+def write_results(evaluation: Evaluation, folder: Path, shown_seeds: int) -> list[Path]:
+    """Write everything; returns the paths."""
+    markdown = f"{caption(evaluation)}\n\n{markdown_table(*overall_table(evaluation))}"
+    if table := differences_table(evaluation):
+        markdown += f"\n{DIFFERENCES}\n\n{markdown_table(*table)}"
+    markdown += "".join(f"\n{note}\n" for note in evaluation.notes)
+    texts = {
+        "results.json": json.dumps(as_json(evaluation), indent=1),
+        "results.md": markdown,
+        "summary.csv": summary_csv(evaluation),
+        "pictures.csv": pictures_csv(evaluation),
+        "index.html": evaluation_page(evaluation, shown_seeds),
+    }
+    for name, content in texts.items():
+        write_text(folder / name, content)
+    return [folder / name for name in texts]

@@ -1,8 +1,7 @@
-"""The results of an evaluation: JSON, CSV, a Markdown table, and the terminal's."""
+"""The results of an evaluation as tables: for JSON, CSV, Markdown, and the terminal."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..files import write_text
 from ..prompts import Prompt
-from ..tables import csv_table, markdown_table, show_table
+from ..tables import csv_table, show_table
 from .scoring import METRICS, Scores
 from .statistics import Summary, summarise
 
@@ -195,23 +193,3 @@ def print_results(evaluation: Evaluation) -> None:
     show_table(caption(evaluation).partition(" ±")[0], head, shown)
     for note in evaluation.notes:
         print(note)
-
-
-def write_results(evaluation: Evaluation, folder: Path, shown_seeds: int) -> list[Path]:
-    """Write everything; returns the paths."""
-    from .page import evaluation_page
-
-    markdown = f"{caption(evaluation)}\n\n{markdown_table(*overall_table(evaluation))}"
-    if table := differences_table(evaluation):
-        markdown += f"\n{DIFFERENCES}\n\n{markdown_table(*table)}"
-    markdown += "".join(f"\n{note}\n" for note in evaluation.notes)
-    texts = {
-        "results.json": json.dumps(as_json(evaluation), indent=1),
-        "results.md": markdown,
-        "summary.csv": summary_csv(evaluation),
-        "pictures.csv": pictures_csv(evaluation),
-        "index.html": evaluation_page(evaluation, shown_seeds),
-    }
-    for name, content in texts.items():
-        write_text(folder / name, content)
-    return [folder / name for name in texts]

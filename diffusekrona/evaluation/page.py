@@ -1,4 +1,4 @@
-"""The page of an evaluation: scores, intervals and the pictures they are of; the files beside it."""
+"""The page of an evaluation, its scores beside the pictures they are of; and the files with it."""
 
 from __future__ import annotations
 

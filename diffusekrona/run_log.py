@@ -31,11 +31,15 @@ from .plan import Plan
 log = logging.getLogger("diffusekrona")
 
 
+# A step's number, its loss on the host, the event after which it is there, and its learning rate.
+Pending = tuple[int, torch.Tensor, torch.cuda.Event | None, float]
+
+
 class RunLog:
     """The run's voice and memory: progress bar, train_log.jsonl, trackers, run.json.
 
-    A loss is read from the device one step late, when it has long been computed, so that the loop
-    never waits for it.
+    A loss is sent to the host as soon as it is computed and read one step late: the loop waits for
+    the step before at most, and the device always has the next one to go on with.
     """
 
     def __init__(
@@ -53,7 +57,7 @@ class RunLog:
         self.first, self.steps, self.started = first, steps, started
         self.settings = settings
         self.trained = sum(p.numel() for p in trained)
-        self.pending: tuple[int, torch.Tensor, float] | None = None
+        self.pending: Pending | None = None
         self.last_loss = math.nan
         self.path = args.output_dir / "train_log.jsonl"
         self.main = accelerator.is_main_process
@@ -91,7 +95,7 @@ class RunLog:
         Raises:
             UserError: a loss that is no number.
         """
-        before, self.pending = self.pending, (done, loss, lr)
+        before, self.pending = self.pending, (done, *send_to_host(loss), lr)
         self._tell(before)
         self.bar.update()
         if done == self.first + 1 and self.main:
@@ -110,10 +114,13 @@ class RunLog:
         if not all(torch.isfinite(p).all() for p in trained):
             raise self._diverged("a factor", self.bar.n)
 
-    def _tell(self, pending: tuple[int, torch.Tensor, float] | None) -> None:
+    def _tell(self, pending: Pending | None) -> None:
         if pending is None:
             return
-        done, loss, lr = pending[0], pending[1].item(), pending[2]
+        done, arrived, copied, lr = pending
+        if copied is not None:
+            copied.synchronize()
+        loss = arrived.item()
         if not math.isfinite(loss):
             raise self._diverged("the loss", done)
         self.last_loss = loss
@@ -192,6 +199,19 @@ class RunLog:
             "device": device_name(self.accelerator.device),
             "versions": {name: version(name) for name in packages},
         }
+
+
+def send_to_host(loss: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """A copy of `loss` on its way to the host, and the CUDA event that tells of its arrival.
+
+    `loss.item()` would wait for all that the device was given since, the next step included.
+    """
+    copy = loss.detach().to("cpu", non_blocking=True)  # into pinned memory
+    if not loss.is_cuda:
+        return copy, None
+    copied = torch.cuda.Event()
+    copied.record()
+    return copy, copied
 
 
 def _step_of(line: str) -> float:

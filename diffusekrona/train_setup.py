@@ -71,13 +71,16 @@ def already_finished(args: argparse.Namespace, steps: int, settings: Mapping[str
 def make_accelerator(args: argparse.Namespace) -> Any:
     """accelerate's state: device, precision, processes, trackers."""
     from accelerate import Accelerator, DistributedDataParallelKwargs
-    from accelerate.utils import ProjectConfiguration
+    from accelerate.utils import AutocastKwargs, ProjectConfiguration
 
     trackers = None if args.report_to in ("none", "") else args.report_to
     if trackers not in (None, "all") and find_spec(trackers) is None:
         raise _not_installed(f"--report_to {trackers}", trackers)  # accelerate would leave it out
     # SDXL's first text encoder ends one layer early, so its last layer's factors get no gradient.
     ddp = DistributedDataParallelKwargs(find_unused_parameters=args.train_text_encoder)
+    # The base is loaded in half precision and KronA casts its factors itself. Autocast would add
+    # casts, and on a GPU keep what it normalises in fp32. PEFT's LoRA needs it.
+    autocast = AutocastKwargs(enabled=args.adapter_type == "lora")
     logs = args.output_dir / args.logging_dir
     with writing(args.output_dir):
         args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -88,7 +91,7 @@ def make_accelerator(args: argparse.Namespace) -> Any:
             log_with=trackers,
             cpu=args.cpu,
             project_config=ProjectConfiguration(str(args.output_dir), str(logs)),
-            kwargs_handlers=[ddp],
+            kwargs_handlers=[ddp, autocast],
         )
         if trackers:
             accelerator.init_trackers("dreambooth", config=_flat(args))
@@ -194,7 +197,10 @@ def make_optimizer(
         except ImportError as error:
             raise _not_installed("--optimizer prodigy", "prodigyopt") from error
         return Prodigy(groups, **options)
-    return torch.optim.AdamW(groups, **options)
+    # One kernel for all factors instead of a thousand small ones, and fp16's check for overflow
+    # stays on the GPU.
+    fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
+    return torch.optim.AdamW(groups, **options, fused=fused)
 
 
 def _not_installed(flag: str, package: str) -> UserError:

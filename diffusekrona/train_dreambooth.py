@@ -221,8 +221,14 @@ def make_batch(
         "timesteps": timesteps,
         "time_ids": torch.stack([variant.time_ids for variant in variants]),
     }
-    batch = {name: t.to(accelerator.device, non_blocking=True) for name, t in tensors.items()}
+    batch = {name: to_device(tensor, accelerator.device) for name, tensor in tensors.items()}
     return {**batch, "captions": [item.caption for item, _ in samples]}
+
+
+def to_device(tensor: Any, device: Any) -> Any:
+    """A tensor on its way to `device`; only from pinned memory does a GPU's copy not hold us up."""
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+    return pinned.to(device, non_blocking=True)
 
 
 def pick(
@@ -288,7 +294,7 @@ def text_of(
 
     if not args.train_text_encoder:
         states = stack_states([data.states[caption] for caption in captions])
-        return {name: state.to(device, non_blocking=True) for name, state in states.items()}
+        return {name: to_device(state, device) for name, state in states.items()}
     ids = [
         torch.cat([data.ids[c][i] for c in captions]).to(device)
         for i in range(len(plan.family.text_encoders))

@@ -72,6 +72,13 @@ def photos_of(data_dir: Path, subject: str) -> list[Image.Image]:
     return [Image.open(file).convert("RGB") for file in files]
 
 
+def turn_hue(picture: Image.Image, degrees: int) -> Image.Image:
+    """The picture with every hue turned."""
+    hue, saturation, value = picture.convert("HSV").split()
+    hue = hue.point([(h + round(degrees / 360 * 256)) % 256 for h in range(256)])
+    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+
+
 def mean_pairs(vectors: torch.Tensor) -> float:
     """Mean cosine of all pairs among unit-length (n, d), none with itself."""
     return (vectors @ vectors.T)[~torch.eye(len(vectors), dtype=torch.bool)].mean().item()
@@ -115,11 +122,15 @@ def judge(
     """Every line of the table for one encoder: what was measured to its value."""
     tiles, labels = read_sheet(sheets_dir / "individuals.png")
     rows = individuals(encoder.images(tiles), labels)
-    photos = {name: encoder.images(photos_of(data_dir, name)) for name in SUBJECTS}
+    pictures = {name: photos_of(data_dir, name) for name in SUBJECTS}
+    photos = {name: encoder.images(images) for name, images in pictures.items()}
     rng = np.random.default_rng(0)
     noise = [Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)) for _ in range(8)]
     for name, own in photos.items():
         rows[f"{name}: its photos to each other"] = mean_pairs(own)
+        for degrees in (30, 60):
+            turned = encoder.images([turn_hue(image, degrees) for image in pictures[name]])
+            rows[f"{name}: to them with the hue turned {degrees}°"] = (own @ turned.T).mean().item()
         others = torch.cat([vectors for other, vectors in photos.items() if other != name])
         rows[f"{name}: to the other subjects' photos"] = (own @ others.T).mean().item()
         if name in drawn:

@@ -133,10 +133,16 @@ def picture(image: Image.Image, caption: str = "", width: int | None = None) -> 
 
 def chart(figure: Any, caption: str = "") -> str:
     """A matplotlib figure, embedded at twice the resolution it is shown at."""
+    png = chart_png(figure)
+    width = Image.open(io.BytesIO(png)).width // 2
+    return _figure(_uri(png, "png"), caption, width, alt=caption or "chart")
+
+
+def chart_png(figure: Any) -> bytes:
+    """A matplotlib figure as a PNG file, at twice the resolution it is shown at."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=192, bbox_inches="tight", facecolor="white")
-    width = Image.open(io.BytesIO(buffer.getvalue())).width // 2
-    return _figure(_uri(buffer.getvalue(), "png"), caption, width, alt=caption or "chart")
+    return buffer.getvalue()
 
 
 def new_chart(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> Any:

@@ -15,6 +15,20 @@ from .results import Point, Results
 from .spread import Spread, summaries
 
 
+def charts_of(results: Results) -> dict[str, tuple[Any, str]]:
+    """File name to the study's figures and what is said under each."""
+    charts = {}
+    two_axes = [arm for arm in results.study.arms if len(arm.axes) == 2]
+    if two_axes and not results.study.checkpoints:
+        charts = {f"map_{arm.label.lower()}": (map_chart(results, arm), "") for arm in two_axes}
+    else:
+        words = "Means with 95 % intervals over runs, prompts and seeds; dashed: the bare base."
+        charts["scores"] = (along_chart(results), words)
+    words = "Further right is more like the subject, further up more obedient to the prompt."
+    charts["plane"] = (plane_chart(results), words)
+    return charts
+
+
 def along_chart(results: Results) -> Any:
     """A panel a metric: every point of every arm in the order of its axis, with intervals."""
     metrics = results.metrics()

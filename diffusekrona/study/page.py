@@ -11,7 +11,7 @@ from ..grids import save_png
 from ..inference import slug
 from ..tables import csv_table, markdown_table
 from . import spread
-from .charts import along_chart, map_chart, plane_chart, spread_chart
+from .charts import charts_of, spread_chart
 from .picture_grids import grids_of, photos_of
 from .results import Results, as_json, csv_rows, differences_table, table
 from .spread import spread_table, spreads
@@ -71,23 +71,11 @@ def study_page(results: Results, notes: list[str]) -> str:
         first.append(html.table(*apart, DIFFERENCES))
     sections = [html.section("Scores", *first)]
     if results.trained():
-        sections += [_charts(results), *_spread(results), _photos(results), _grids(results)]
+        charts = html.section("Charts", *(html.chart(*c) for c in charts_of(results).values()))
+        sections += [charts, *_spread(results), _photos(results), _grids(results)]
     yaml = html.text(to_yaml(study))
     sections.append(html.section("The study's declaration", f"<pre>{yaml}</pre>"))
     return html.page(study.title, study.question, sections)
-
-
-def _charts(results: Results) -> str:
-    pieces = []
-    two_axes = [arm for arm in results.study.arms if len(arm.axes) == 2]
-    if two_axes and not results.study.checkpoints:
-        pieces += [html.chart(map_chart(results, arm)) for arm in two_axes]
-    else:
-        words = "Means with 95 % intervals over runs, prompts and seeds; dashed: the bare base."
-        pieces.append(html.chart(along_chart(results), words))
-    words = "Further right is more like the subject, further up more obedient to the prompt."
-    pieces.append(html.chart(plane_chart(results), words))
-    return html.section("Charts", *pieces)
 
 
 def _spread(results: Results) -> list[str]:
@@ -129,7 +117,7 @@ def _photos(results: Results) -> str:
 
 
 def write_results(results: Results, folder: Path, notes: list[str]) -> Path:
-    """Write tables, page and grids; returns the page's path."""
+    """Write tables, page, charts and grids; returns the page's path."""
     found = spreads(results) if results.study.spread else []
     contents = {
         "study.yaml": to_yaml(results.study),
@@ -140,6 +128,10 @@ def write_results(results: Results, folder: Path, notes: list[str]) -> Path:
     }
     for name, content in contents.items():
         write_text(folder / name, content)
+    charts = charts_of(results) if results.trained() else {}
+    charts |= {"spread": (spread_chart(found), "")} if found else {}
+    for name, (figure, _) in charts.items():
+        (folder / f"chart_{name}.png").write_bytes(html.chart_png(figure))
     for title, image in grids_of(results).items():
         save_png(image, folder / f"grid_{slug(title, 80)}.png")
     return folder / "index.html"

@@ -196,6 +196,7 @@ def test_one_run_several_checkpoints_and_few_pictures(subject, judging, tmp_path
     page = write_results(results, tmp_path, ["DINO is left out."]).read_text()
     assert "DINO is left out" in page and "http" not in page
     assert len(list(tmp_path.glob("grid_*.png"))) == 1
+    assert {p.name for p in tmp_path.glob("chart_*.png")} == {"chart_scores.png", "chart_plane.png"}
 
 
 def flags_of(judging: Judging, subject: Subject, root: Path, file: Path) -> list[str]:

@@ -85,7 +85,8 @@ def tiny_study(**changes) -> Study:
 @pytest.mark.parametrize("bundled", [True, False])
 def test_declared_studies_are_training_runs(bundled, subject, tmp_path) -> None:
     declared = studies(bundled)
-    names = "iterations factors learning-rate few-shot modules stability initialisation"
+    names = "iterations factors learning-rate few-shot modules stability comparison"
+    names += " initialisation"
     assert list(declared) == names.split()
     judging = Judging("base", "pocket")
     for study in declared.values():

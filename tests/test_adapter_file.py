@@ -86,6 +86,34 @@ def test_weight_and_mixing_of_two(tmp_path: Path) -> None:
     torch.testing.assert_close(run(unet), run(plain_unet()))
 
 
+def test_swapping_on_a_live_model_loads_no_base(tmp_path: Path) -> None:
+    files = [
+        save_adapter(trained_unet(seed=n), tmp_path / f"{n}.safetensors", "default") for n in (1, 2)
+    ]
+    alone = []
+    for file in files:
+        load_adapter(fresh := plain_unet(), file)
+        alone.append(run(fresh))
+    assert not torch.allclose(*alone)
+    unet = plain_unet()
+    base = run(unet)
+    places = {p.data_ptr() for p in unet.parameters()}
+    for name, file in zip("ab", files, strict=True):
+        load_adapter(unet, file, name)
+    for name, expected in (("b", alone[1]), ("a", alone[0]), ("b", alone[1])):
+        unet.set_adapters([name], [1.0])  # both are on the model: no file is read
+        assert torch.equal(run(unet), expected)
+        unet.fuse_lora(adapter_names=[name])
+        torch.testing.assert_close(run(unet), expected, atol=1e-5, rtol=1e-4)
+        unet.unfuse_lora()
+    unet.delete_adapters(["a", "b"])
+    load_adapter(unet, files[0], "a")  # one replaced by another from its file
+    assert torch.equal(run(unet), alone[0])
+    unet.delete_adapters("a")
+    assert torch.equal(run(unet), base)
+    assert places <= {p.data_ptr() for p in unet.parameters()}  # the very same weights
+
+
 def test_pipeline_with_text_encoder(tmp_path: Path, tiny_sdxl: Path) -> None:
     def pipeline():
         return DiffusionPipeline.from_pretrained(tiny_sdxl)

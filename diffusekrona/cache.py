@@ -105,6 +105,8 @@ def prepare_data(
         _free()
     states, ids, encoders = _texts(args, plan, accelerator, kept, [*captions, *class_captions])
     kept.shrink()
+    if kept.found and accelerator.is_main_process:
+        log.info("%d latents and text states found in %s", kept.found, kept.folder)
     return Data(instance, prior, states, ids, encoders, plan.vae_config, dtype)
 
 

@@ -49,10 +49,15 @@ def default_folder() -> Path:
 
 @dataclass
 class DiskCache:
-    """Entries in a folder; with `folder` None nothing is kept or found."""
+    """Entries in a folder; with `folder` None nothing is kept or found.
+
+    Attributes:
+        found: how many entries have been read.
+    """
 
     folder: Path | None
     writable: bool = True
+    found: int = 0
 
     def read(
         self, kind: str, key: Mapping[str, Any], shapes: Mapping[str, Shape]
@@ -77,6 +82,7 @@ class DiskCache:
             return None
         with suppress(OSError):
             os.utime(path)  # used now: `shrink` takes the others first
+        self.found += 1
         return tensors, notes
 
     def write(

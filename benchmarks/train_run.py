@@ -42,7 +42,7 @@ from record import show, write_record
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 REFERENCE = "diffusers LoRA r=4"
-AGAIN = "KronA 4x64, second run"
+ADAPTER = "adapter.safetensors"
 MEASURES = (
     "first_step_s",
     "first_step_cpu_s",
@@ -50,6 +50,7 @@ MEASURES = (
     "adapter_cpu_s",
     "exit_s",
     "step_s",
+    "step_cpu_s",
     "peak_rss_mib",
     "peak_vram_mib",
 )
@@ -73,7 +74,12 @@ def parse_args() -> argparse.Namespace:
     add("--repeats", type=int, default=3)
     add("--threads", type=int, default=1, help="OMP_NUM_THREADS of every program")
     add("--device", choices=("cpu", "cuda"), default="cpu")
-    add("--only", default="", help="run only the programs whose name holds this")
+    add(
+        "--only",
+        default=[""],
+        nargs="+",
+        help="run only programs whose names hold this",
+    )
     add("--quick", action="store_true", help="one turn of few steps: does it run at all?")
     add("--output", type=Path, help="JSON file of the results")
     args = parser.parse_args()
@@ -104,17 +110,17 @@ def programs(args: argparse.Namespace, base: str, pictures: Path) -> dict[str, C
         *(["--gradient_checkpointing"] if args.gradient_checkpointing else []),
     ]  # fmt: skip
 
-    def ours(kind: str, again: bool = False) -> Callable[[Path], tuple[list[str], str]]:
-        # A first run finds no cache and writes one; a second run finds that of an equal run.
-        cache = pictures.parent / "kept_cache"
+    cache = pictures.parent / "cache"
 
+    def ours(kind: str, again: bool = False) -> Callable[[Path], tuple[list[str], str]]:
         def command(out: Path) -> tuple[list[str], str]:
+            if not again:  # a first run finds no cache and leaves one to the second
+                shutil.rmtree(cache, ignore_errors=True)
             start = [sys.executable, "-m", "diffusekrona.train_dreambooth"]
             more = ["--pretrained_model_name_or_path", base, "--output_dir", str(out)]
             more += ["--adapter_type", kind, *(["--cpu"] if args.device == "cpu" else [])]
             more += ["--report_to", "tensorboard" if find_spec("tensorboard") else "none"]
-            more += ["--latents_cache_dir", str(cache if again else out / "cache")]
-            return [*start, *common, *more], "adapter.safetensors"
+            return [*start, *common, *more, "--latents_cache_dir", str(cache)], ADAPTER
 
         return command
 
@@ -128,12 +134,15 @@ def programs(args: argparse.Namespace, base: str, pictures: Path) -> dict[str, C
 
         return command
 
-    found = {"KronA 4x64": ours("krona"), "LoRA r=4": ours("lora")}
-    found[AGAIN] = ours("krona", again=True)
+    found = {
+        "LoRA r=4": ours("lora"),
+        "KronA 4x64": ours("krona"),
+        "KronA 4x64, second run": ours("krona", again=True),
+    }
     if args.diffusers_example:
         found[REFERENCE] = example()
         found[f"{REFERENCE}, text precomputed"] = example("--pre_compute_text_embeddings")
-    return {name: make for name, make in found.items() if args.only in name}
+    return {name: make for name, make in found.items() if any(part in name for part in args.only)}
 
 
 # --- one run, watched ------------------------------------------------------------------------
@@ -146,8 +155,8 @@ def watch(command: list[str], adapter: Path, args: argparse.Namespace) -> dict[s
     if args.device == "cpu":
         env["CUDA_VISIBLE_DEVICES"] = ""
     bar = re.compile(rb"\b(\d+)/%d\b" % args.steps)
-    seen: list[tuple[float, int]] = []
-    first_cpu_s = adapter_s = adapter_cpu_s = 0.0
+    seen: list[tuple[int, float, float]] = []  # steps done, seconds, processor seconds
+    adapter_s = adapter_cpu_s = 0.0
     with gpu_memory(args.device) as vram, tempfile.TemporaryFile() as log:
         started = time.perf_counter()
         child = subprocess.Popen(
@@ -162,9 +171,8 @@ def watch(command: list[str], adapter: Path, args: argparse.Namespace) -> dict[s
                 text = (text + piece)[-4096:]
                 shown = [int(number) for number in bar.findall(text)]
                 done = max(shown, default=0)
-                if done > (seen[-1][1] if seen else 0):
-                    seen.append((time.perf_counter() - started, done))
-                    first_cpu_s = first_cpu_s or cpu_seconds(child.pid)
+                if done > (seen[-1][0] if seen else 0):
+                    seen.append((done, time.perf_counter() - started, cpu_seconds(child.pid)))
             if not adapter_s and adapter.exists():
                 adapter_s, adapter_cpu_s = time.perf_counter() - started, cpu_seconds(child.pid)
         _, status, usage = os.wait4(child.pid, 0)
@@ -174,14 +182,15 @@ def watch(command: list[str], adapter: Path, args: argparse.Namespace) -> dict[s
         if child.returncode or not seen or not adapter.exists():
             words = log.read()[-3000:].decode(errors="replace")
             raise RuntimeError(f"{command[:3]} …: exit {child.returncode}\n{words}")
-    (first, at), (last, end) = seen[0], seen[-1]
+    (first, first_s, first_cpu_s), (last, last_s, last_cpu_s) = seen[0], seen[-1]
     measured = {
-        "first_step_s": first,
+        "first_step_s": first_s,
         "first_step_cpu_s": first_cpu_s,
         "adapter_s": adapter_s or exit_s,
         "adapter_cpu_s": adapter_cpu_s or usage.ru_utime + usage.ru_stime,
         "exit_s": exit_s,
-        "step_s": (last - first) / max(1, end - at),
+        "step_s": (last_s - first_s) / max(1, last - first),
+        "step_cpu_s": (last_cpu_s - first_cpu_s) / max(1, last - first),
         "peak_rss_mib": usage.ru_maxrss / 1024,
     }
     if args.device == "cuda":
@@ -227,7 +236,7 @@ class gpu_memory:
 
 
 def measure(args: argparse.Namespace, base: str, scratch: Path) -> dict[str, list[dict]]:
-    """Every program `repeats` times, in turns whose order rotates."""
+    """Every program `repeats` times, in turns of alternating order."""
     pictures = scratch / "pictures"
     pictures.mkdir()
     for path in sorted(args.pictures.iterdir()):  # the example stumbles over anything else
@@ -235,12 +244,9 @@ def measure(args: argparse.Namespace, base: str, scratch: Path) -> dict[str, lis
             shutil.copy(path, pictures)
     runs = programs(args, base, pictures)
     results: dict[str, list[dict]] = {name: [] for name in runs}
-    if AGAIN in runs:  # the run before it, not counted
-        command, adapter = runs[AGAIN](scratch / "out")
-        watch(command, scratch / "out" / adapter, args)
     for turn in range(args.repeats):
         names = list(runs)
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        for name in names if turn % 2 == 0 else reversed(names):
             out = scratch / "out"
             shutil.rmtree(out, ignore_errors=True)
             command, adapter = runs[name](out)

@@ -40,19 +40,25 @@ def write_record(
     path: Path, name: str, result: Any, settings: dict[str, Any] | None = None
 ) -> None:
     """Write one benchmark's JSON: {"benchmark", "machine", "date", "command", …, "result"}."""
-    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    words = [without_folder(word) for word in sys.argv[1:]]
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
     record = {
         "benchmark": name,
         "machine": machine_facts(),
         "date": date.today().isoformat(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "command": command,
-        "settings": settings or {},
+        "settings": {k: without_folder(str(v)) for k, v in (settings or {}).items()},
         "result": result,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"written: {path}", file=sys.stderr)
+
+
+def without_folder(word: str) -> str:
+    """An absolute path's last part: where something lies on one machine tells nobody anything."""
+    return f"PATH/{Path(word).name}" if word.startswith("/") else word
 
 
 def show(title: str, rows: Sequence[dict[str, Any]]) -> None:

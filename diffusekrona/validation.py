@@ -50,6 +50,8 @@ def draw_validation(
             embeds[f"negative_{name}"] = empty.to(device, unet.dtype)
     was_training = unet.training
     unet.eval()
+    # accelerate lets a model that is trained answer in fp32, and samplers go on in what it answers.
+    cast = unet.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(unet.dtype), *inputs[1:]))
     images = generate(
         pipeline,
         [prompt for prompt, _ in jobs],
@@ -59,6 +61,7 @@ def draw_validation(
         progress=False,
         **embeds,
     )
+    cast.remove()
     unet.train(was_training)
     for number, ((prompt, seed), image) in enumerate(zip(jobs, images, strict=True)):
         recipe = {"prompt": prompt, "seed": seed, "step": step, "base": base}

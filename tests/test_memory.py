@@ -152,6 +152,16 @@ def test_low_vram_is_a_recipe_that_gives_way() -> None:
     assert mine.quantize_base == "none" and mine.gradient_checkpointing
 
 
+@pytest.mark.parametrize("base", ["tiny_sd1", "tiny_sdxl"])
+def test_low_vram_trains_and_draws(request, base, pictures, tmp_path: Path) -> None:
+    folder = request.getfixturevalue(base)
+    more = ["--low_vram", "--validation_prompt", "a dog", "--validation_inference_steps", "2"]
+    assert main(flags(folder, pictures, tmp_path / "out", *more)) == 0
+    tensors = load_file(tmp_path / "out" / "adapter.safetensors")
+    assert any(t.abs().max() > 0 for name, t in tensors.items() if "krona_b" in name)
+    assert (tmp_path / "out" / "validation" / "grid.png").is_file()
+
+
 def test_checkpoints_on_the_host_are_needed_and_change_nothing() -> None:
     packed = []
 

@@ -79,6 +79,8 @@ def quantise(model: nn.Module, kind: str) -> nn.Module:
             new = bitsandbytes.nn.Linear4bit(
                 *shape, compute_dtype=old.weight.dtype, quant_type="nf4", device="meta"
             )
+            # On some CPUs a forward pass in eval mode packs the weight anew, for inference alone.
+            new.support_avx512bf16_for_cpu = False
             new.weight = bitsandbytes.nn.Params4bit(
                 old.weight.data, requires_grad=False, quant_type="nf4", blocksize=NF4_BLOCK
             )

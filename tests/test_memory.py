@@ -202,7 +202,8 @@ def test_a_missing_library_is_one_line(tiny_sd1, pictures, tmp_path: Path, monke
 @pytest.mark.parametrize("adapter", ["krona", "lora"])
 def test_training_over_a_quantised_base(kind, adapter, tiny_sdxl, pictures, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    more = ["--quantize_base", kind, "--gradient_checkpointing", "--adapter_type", adapter]
+    more = ["--quantize_base", kind, "--low_vram", "--adapter_type", adapter]
+    more += ["--validation_prompt", "a dog", "--validation_inference_steps", "2"]
     assert main(flags(tiny_sdxl, pictures, tmp_path / "out", *more)) == 0
     tensors = load_file(tmp_path / "out" / "adapter.safetensors")
     second = "krona_b" if adapter == "krona" else "lora_B"

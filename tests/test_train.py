@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -373,8 +372,8 @@ def test_mistakes_get_one_line_and_exit_code_2(tiny_sd1, pictures, tmp_path: Pat
         (["--lr_scheduler", "piecewise_constant"], "--lr_step_rules"),
     ],
 )
-def test_mistakes(tiny_sd1, pictures, tmp_path: Path, more, says) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps one a process
+def test_mistakes(tiny_sd1, pictures, tmp_path: Path, monkeypatch, more, says) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it was not installed
     with pytest.raises(UserError) as error:
         main(flags(tiny_sd1, pictures, tmp_path / "out", *more))
     assert says in str(error.value) and "\n" not in str(error.value)
@@ -398,7 +397,5 @@ def test_captions_of_single_pictures_are_used(tiny_sd1, tmp_path: Path, capsys) 
 
 
 def test_bf16(tiny_sdxl, pictures, tmp_path: Path) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
     tensors = run(tiny_sdxl, pictures, tmp_path, "--mixed_precision", "bf16")
-    AcceleratorState._reset_state(reset_partial_state=True)
     assert all(t.dtype == torch.float32 and torch.isfinite(t).all() for t in tensors.values())

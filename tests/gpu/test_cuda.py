@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from diffusekrona import KronAConfig
@@ -20,11 +19,6 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ACCURACY = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 DOG = Path(__file__).resolve().parents[2] / "data" / "dog" / "input"
-
-
-@pytest.fixture(autouse=True)
-def no_precision_of_another_test() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def layer(dtype: torch.dtype, a1: int = 4, a2: int = 64) -> KronALinear:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,8 +20,10 @@ from . import backbones
 from .adapters import add_adapters
 from .cache import DTYPES
 from .memory_trace import step_peak, without_gradients
-from .plan import Plan
 from .small_cards import quantisable, quantised_bytes, tile_vae
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 
 @dataclass(frozen=True)

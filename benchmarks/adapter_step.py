@@ -9,7 +9,8 @@ round beginning with another one; a step's time is divided by the bare UNet's in
 that what else the machine does counts for all alike. A step is forward and backward: the bare UNet
 computes gradients down to its input, as far as the lowest adapter needs them.
 
-- time: median over rounds of the ratio to the bare UNet, with its quartiles
+- step: median over rounds of the time over the bare UNet's, with its quartiles; on a CPU it is
+  processor time that counts
 - saved: what forward keeps for backward, over the bare UNet, counted tensor by tensor
 - peak: memory of a process that runs this variant alone (allocated on a GPU, resident on a CPU)
 
@@ -22,7 +23,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -181,12 +181,15 @@ def make_step(args: argparse.Namespace, unet: Any) -> Callable[[], torch.Tensor]
 
 
 def seconds(step: Callable[[], Any], device: str) -> float:
-    if device != "cpu":
-        torch.cuda.synchronize()
+    """Of one step: by the clock on a GPU, of processor time on a CPU that does other work too."""
+    if device == "cpu":
+        start = time.process_time()
+        step()
+        return time.process_time() - start
+    torch.cuda.synchronize()
     start = time.perf_counter()
     step()
-    if device != "cpu":
-        torch.cuda.synchronize()
+    torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
@@ -225,8 +228,9 @@ def tell_peak(args: argparse.Namespace) -> None:
     step = make_step(args, unet)
     for _ in range(2):
         step()
-    if args.device == "cpu":
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    if args.device == "cpu":  # not getrusage's: that is the parent's until it is exceeded
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        print(int(status.partition("VmHWM:")[2].split()[0]) / 1024)
     else:
         print(torch.cuda.max_memory_allocated() / 2**20)
 

@@ -94,8 +94,11 @@ def quiet_libraries() -> None:
 
     What else they would say is told by us, in one line, or no concern of the user's.
     """
+    import logging
     import warnings
 
+    # bitsandbytes, where it is installed, warns on import of kernels that only a CPU would want.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
 

@@ -94,7 +94,6 @@ def quiet_libraries() -> None:
 
     What else they would say is told by us, in one line, or no concern of the user's.
     """
-    import logging
     import warnings
 
     # bitsandbytes, where it is installed, warns on import of kernels that only a CPU would want.

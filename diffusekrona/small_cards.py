@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 
 from .errors import UserError
 
-QUANTISATIONS = ("none", "nf4", "int8")  # the last two are bitsandbytes'
 NF4_BLOCK = 64  # weights that share one scale; the scales are 8 bit, in blocks of 256 themselves
 
 

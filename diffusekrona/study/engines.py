@@ -25,6 +25,7 @@ from typing import Any
 
 from ..errors import UserError
 from .cell import LOG, Cell
+from .cell_run import run_cell
 
 RUNNING = "running"  # a file in a cell's folder while a worker has it: that worker's process id
 TRIES = 3
@@ -45,8 +46,6 @@ Job = Callable[[Cell, Path], str | None]
 
 def work(cell: Cell, root: Path) -> str | None:
     """Run one cell in this process, its output into the cell's log; returns its error, or None."""
-    from .cell_run import run_cell  # here, so that the program itself starts without torch
-
     folder = cell.folder(root)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -23,11 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from ..errors import UserError
 from .cell import LOG, Cell
 from .cell_run import run_cell
 
 RUNNING = "running"  # a file in a cell's folder while a worker has it: that worker's process id
+LOCK = ".lock"  # held meanwhile; the system frees it when the worker dies
 TRIES = 3
 GRACE = 20.0  # seconds that a worker has to save its training when the study is stopped
 
@@ -45,12 +48,14 @@ Job = Callable[[Cell, Path], str | None]
 
 
 def work(cell: Cell, root: Path) -> str | None:
-    """Run one cell in this process, its output into the cell's log; returns its error, or None."""
+    """Run one cell in this process, its output into the cell's log; returns its error, or None.
+
+    A cell that another study has in hand is waited for, and then found finished.
+    """
     folder = cell.folder(root)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / RUNNING).write_text(str(os.getpid()), encoding="utf-8")
-        with _output_to(folder / LOG):
+        with FileLock(folder / LOCK), _output_to(folder / LOG), _marked(folder / RUNNING):
             try:
                 run_cell(cell, root)
             except UserError as error:
@@ -62,8 +67,15 @@ def work(cell: Cell, root: Path) -> str | None:
         return None
     except OSError as error:
         return f"{folder}: {error}"
+
+
+@contextlib.contextmanager
+def _marked(path: Path) -> Iterator[None]:
+    path.write_text(str(os.getpid()), encoding="utf-8")
+    try:
+        yield
     finally:
-        (folder / RUNNING).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def _add_to(path: Path, words: str) -> None:

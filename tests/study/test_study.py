@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import toy_jobs
+from filelock import FileLock
 from PIL import Image
 from tiny_scorers import save_clip, save_dino
 
@@ -24,7 +25,7 @@ from diffusekrona.study import __main__ as program
 from diffusekrona.study.cell import Judging, cells_of, finished
 from diffusekrona.study.cell_run import run_cell, training_arguments
 from diffusekrona.study.declared import studies
-from diffusekrona.study.engines import run_local
+from diffusekrona.study.engines import LOCK, run_local
 from diffusekrona.study.grid import (
     Arm,
     Study,
@@ -261,6 +262,26 @@ def test_other_scorers_score_kept_pictures_and_studies_share_runs(
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
     assert second["points"][0]["scores"]["clip_i"] == first["points"][0]["scores"]["clip_i"]
     assert "dino" in second["points"][0]["scores"] and finished(again, tmp_path) == second
+
+
+def test_a_run_that_another_study_has_in_hand_is_waited_for(subject, judging, tmp_path) -> None:
+    study = with_axis(tiny_study(), "learning rate", ["0.1"])
+    (tmp_path / "study.yaml").write_text(to_yaml(study))
+    base, trained = (
+        cell.folder(tmp_path / "cells") for cell in cells_of(study, [subject], judging, "cpu")
+    )
+    trained.mkdir(parents=True)
+    command = [sys.executable, "-m", "diffusekrona.study"]
+    command += flags_of(judging, subject, tmp_path, tmp_path / "study.yaml")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with FileLock(trained / LOCK):  # as the other study's worker holds it
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        while not (base / "result.json").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        time.sleep(3)
+        assert not (trained / "run").exists() and process.poll() is None
+    assert process.wait(120) == 0 and (trained / "result.json").exists()
 
 
 def test_program_lists_and_prints(capsys) -> None:

@@ -27,7 +27,6 @@ from filelock import FileLock
 
 from ..errors import UserError
 from .cell import LOG, Cell
-from .cell_run import run_cell
 
 RUNNING = "running"  # a file in a cell's folder while a worker has it: that worker's process id
 LOCK = ".lock"  # held meanwhile; the system frees it when the worker dies
@@ -52,6 +51,8 @@ def work(cell: Cell, root: Path) -> str | None:
 
     A cell that another study has in hand is waited for, and then found finished.
     """
+    from .cell_run import run_cell  # brings the libraries, which are quiet by now
+
     folder = cell.folder(root)
     try:
         folder.mkdir(parents=True, exist_ok=True)

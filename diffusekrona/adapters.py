@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
+from .factors import Pair, check_pairs
 from .layer_shapes import Shapes
 
 if TYPE_CHECKING:
@@ -53,11 +54,11 @@ class KronAChoice:
     targets: tuple[str, ...]
     a1: int
     a2: int
-    pairs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    pairs: Mapping[str, Pair] = field(default_factory=dict)
     terms: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def pair(self, name: str) -> tuple[int, int]:
+    def pair(self, name: str) -> Pair:
         """The (a1, a2) of a layer, by its full name."""
         own = (pair for target, pair in self.pairs.items() if _ends_with(name, target))
         return next(own, (self.a1, self.a2))
@@ -75,12 +76,8 @@ class KronAChoice:
         Raises:
             UserError: naming the layer and the nearest pairs that would do.
         """
-        if all(_divides(self.pair(name), shape) for name, shape in shapes.items()):
-            return
-        from .krona import check_factors  # slow to import, and only needed for its words
-
         try:
-            check_factors(self.config(), [(name, *shape) for name, shape in shapes.items()])
+            check_pairs(self.pair, [(name, *shape) for name, shape in shapes.items()])
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -132,17 +129,13 @@ def _ends_with(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")  # as PEFT matches a list of targets
 
 
-def _divides(pair: tuple[int, int], shape: tuple[int, int]) -> bool:
-    return min(pair) > 0 and shape[0] % pair[0] == 0 and shape[1] % pair[1] == 0
-
-
-def parse_factors(text: str | None) -> dict[str, tuple[int, int]]:
+def parse_factors(text: str | None) -> dict[str, Pair]:
     """ "k=8x64,o=2x64" to {"k": (8, 64), "o": (2, 64)}.
 
     Raises:
         UserError: anything else, naming the piece.
     """
-    pairs: dict[str, tuple[int, int]] = {}
+    pairs: dict[str, Pair] = {}
     for piece in filter(None, re.split(r"[,;\s]+", text or "")):
         match = re.fullmatch(r"([kqvo])[=:](\d+)[x×](\d+)", piece)
         if not match or int(match[2]) < 1 or int(match[3]) < 1:
@@ -158,7 +151,7 @@ def krona_choice(
     letters: str,
     a1: int,
     a2: int,
-    factors: Mapping[str, tuple[int, int]] | None = None,
+    factors: Mapping[str, Pair] | None = None,
     names: Mapping[str, str] = UNET_LETTERS,
     feed_forward: bool = False,
     terms: int = 1,

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import UserError, exit_on_user_error
+from .factors import Pair, multiplications
 
 # (4, 64) is the paper's best on SDXL, and 64 with a1 of 2 to 8 its good region; with both factors
 # at most 8 prompts were no longer followed (arXiv 2402.17412, section 4).
 BEST = (4, 64)
 TOO_SMALL = 8
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-Pair = tuple[int, int]
 Shape = tuple[int, int]
 
 
@@ -58,8 +58,6 @@ def _divisors(n: int) -> list[int]:
 
 def cost_of(pair: Pair, shapes: Sequence[Shape], terms: int = 1) -> Cost:
     """Counts over the layers of sizes (out, in)."""
-    from .krona.functional import multiplications
-
     a1, a2 = pair
     sizes = [(a1, a2, out // a1, inside // a2) for out, inside in shapes]
     own = sum(out * inside for out, inside in shapes)

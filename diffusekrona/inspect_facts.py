@@ -19,10 +19,10 @@ import torch
 from peft import PeftConfig
 
 from .adapter_file import Adapter
+from .factors import Pair
 from .krona import KronAConfig
 from .krona.functional import kron_weight
 
-Pair = tuple[int, int]
 ATTENTION = {"attn1": "self", "attn2": "cross", "self_attn": "text", "ff": "feed-forward"}
 
 

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 
 import torch
 
-from .inspect_facts import Facts, LayerFacts, Pair
-from .krona.functional import divides, kron_weight
+from .factors import Pair, divides
+from .inspect_facts import Facts, LayerFacts
+from .krona.functional import kron_weight
 
 
 def missed(layer: LayerFacts, pair: Pair) -> float | None:

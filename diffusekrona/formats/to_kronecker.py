@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from ..errors import UserError
-from ..krona.functional import divides, nearest_pairs
+from ..factors import divides, nearest_pairs
 from .delta_set import DeltaSet
 from .deltas import Delta, KronDelta
 from .families import FAMILY_NAMES

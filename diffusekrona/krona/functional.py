@@ -17,26 +17,11 @@ Source: DiffuseKronA, arXiv 2402.17412, section 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 
+from ..factors import cheaper_order
+
 OUTPUT_ORDERS = ("kron", "interleaved")
-
-
-def multiplications(
-    a1: int, a2: int, b1: int, b2: int, terms: int = 1, order: str | None = None
-) -> int:
-    """Multiplications a token costs; `order` is "a_first", "b_first" or None for the cheaper."""
-    a_first = terms * (a1 * a2 * b2 + a1 * b2 * b1)
-    b_first = terms * (a2 * b2 * b1 + a1 * a2 * b1)
-    return {"a_first": a_first, "b_first": b_first, None: min(a_first, b_first)}[order]
-
-
-def cheaper_order(a1: int, a2: int, b1: int, b2: int) -> str:
-    """Which factor to apply first: "a_first" or "b_first"."""
-    a_first = multiplications(a1, a2, b1, b2, order="a_first")
-    return "a_first" if a_first <= multiplications(a1, a2, b1, b2, order="b_first") else "b_first"
 
 
 def kron_linear(
@@ -122,32 +107,6 @@ def add_kron_(
     if total is not weight:
         weight.copy_(total)
     return weight
-
-
-def divides(a1: int, a2: int, out_features: int, in_features: int) -> bool:
-    """Whether (a1, a2) gives whole b1 = out/a1 and b2 = in/a2."""
-    return a1 > 0 and a2 > 0 and out_features % a1 == 0 and in_features % a2 == 0
-
-
-def nearest_pairs(
-    a1: int, a2: int, shapes: Iterable[tuple[int, int]], count: int = 4
-) -> list[tuple[int, int]]:
-    """The (a1, a2) nearest to a wanted pair, by ratio, that divide every (out, in) in `shapes`."""
-    shapes = set(shapes)
-
-    def common(features: set[int]) -> list[int]:
-        smallest = min(features)
-        return [n for n in range(1, smallest + 1) if all(f % n == 0 for f in features)]
-
-    def distance(have: int, wanted: int) -> float:
-        return max(have, wanted) / max(1, min(have, wanted))
-
-    pairs = [
-        (m, n)
-        for m in common({out for out, _ in shapes})
-        for n in common({features for _, features in shapes})
-    ]
-    return sorted(pairs, key=lambda p: (distance(p[0], a1) * distance(p[1], a2), p))[:count]
 
 
 def _as_terms(factor: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from .functional import cheaper_order
+from ..factors import cheaper_order
 
 # Up to this width of the fast dimension, a product from the left is faster as one dense
 # multiplication with A (x) I than as many tiny ones, though it multiplies by zeros.

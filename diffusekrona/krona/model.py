@@ -9,8 +9,8 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_mod
 from peft.utils.other import get_pattern_key
 from torch import nn
 
+from ..factors import check_pairs
 from .config import PEFT_TYPE, KronAConfig
-from .functional import divides, nearest_pairs
 from .layer import KronALinear
 
 PREFIX = "krona_"
@@ -32,27 +32,8 @@ def target_layers(config: KronAConfig, model: nn.Module) -> dict[str, nn.Module]
 
 
 def check_factors(config: KronAConfig, shapes: Iterable[tuple[str, int, int]]) -> None:
-    """Refuse factors that do not divide a layer.
-
-    Args:
-        shapes: (layer name, out_features, in_features) of every layer to adapt.
-
-    Raises:
-        ValueError: naming the first layer that does not fit, its features, the pair, and the
-            nearest pairs that fit all layers which share the pair.
-    """
-    shapes = list(shapes)
-    for name, out_features, in_features in shapes:
-        a1, a2 = factors_of(config, name)
-        if divides(a1, a2, out_features, in_features):
-            continue
-        sharing = {(o, i) for n, o, i in shapes if factors_of(config, n) == (a1, a2)}
-        near = ", ".join(f"({m}, {n})" for m, n in nearest_pairs(a1, a2, sharing))
-        raise ValueError(
-            f"Kronecker factors (a1={a1}, a2={a2}) do not fit layer {name!r} of {out_features} out "
-            f"and {in_features} in features: a1 must divide out, a2 must divide in. "
-            f"Nearest pairs that fit all layers: {near}."
-        )
+    """Refuse factors that do not divide a layer: `factors.check_pairs` for a config."""
+    check_pairs(lambda name: factors_of(config, name), shapes)
 
 
 class KronAModel(BaseTuner):

@@ -78,7 +78,7 @@ def save_checkpoint(
     try:
         with writing(partial):
             partial.mkdir(parents=True, exist_ok=True)
-            accelerator.save_state(str(partial))
+            accelerator.save_state(str(partial), **_of_adapters_alone(accelerator, "save"))
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 _seal(partial, final, step, settings)
@@ -93,11 +93,27 @@ def save_checkpoint(
     return final
 
 
+def load_checkpoint(accelerator: Any, checkpoint: Path) -> None:
+    """Put the state of a checkpoint back; every process calls it."""
+    accelerator.load_state(str(checkpoint), **_of_adapters_alone(accelerator, "load"))
+
+
+def _of_adapters_alone(accelerator: Any, doing: str) -> dict[str, bool]:
+    """What tells DeepSpeed, which goes past `keep_only_adapters`, to leave the frozen base out."""
+    if accelerator.distributed_type != "DEEPSPEED":
+        return {}
+    return {"save": {"exclude_frozen_parameters": True}, "load": {"load_module_strict": False}}[
+        doing
+    ]
+
+
 def _seal(partial: Path, final: Path, step: int, settings: Mapping[str, Any]) -> None:
-    files = {p.name: _fingerprint(p) for p in sorted(partial.iterdir()) if p.is_file()}
-    state = {"step": step, "settings": dict(settings), "files": files}
+    # DeepSpeed's state lies in a folder of its own.
+    files = sorted(path for path in partial.rglob("*") if path.is_file())
+    prints = {path.relative_to(partial).as_posix(): _fingerprint(path) for path in files}
+    state = {"step": step, "settings": dict(settings), "files": prints}
     (partial / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-    for path in partial.iterdir():
+    for path in (*files, partial / STATE):
         with open(path, "rb") as written:
             os.fsync(written.fileno())
     shutil.rmtree(final, ignore_errors=True)

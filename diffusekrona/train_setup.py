@@ -17,7 +17,14 @@ from torch import nn
 
 from . import backbones
 from .cache import DTYPES, Data
-from .checkpoint import ADAPTER, RUN_RECORD, check_settings, find_checkpoint, read_settings
+from .checkpoint import (
+    ADAPTER,
+    RUN_RECORD,
+    check_settings,
+    find_checkpoint,
+    load_checkpoint,
+    read_settings,
+)
 from .errors import UserError, writing
 from .pictures import content_key
 from .plan import Plan
@@ -262,7 +269,7 @@ def resume(args: argparse.Namespace, accelerator: Any, settings: Mapping[str, An
         return 0
     step, saved = read_settings(checkpoint)
     check_settings(checkpoint, saved, settings)
-    accelerator.load_state(str(checkpoint))
+    load_checkpoint(accelerator, checkpoint)
     log.info("going on from %s", checkpoint)
     return step
 

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from diffusekrona.adapter_file import read_adapter
+from diffusekrona.checkpoint import what_is_wrong
 from diffusekrona.errors import UserError
 from diffusekrona.train_dreambooth import main
 
@@ -195,6 +196,36 @@ def test_two_processes_that_share_the_base_do_the_same_and_resume(
     assert same(
         run_with_two(tiny_sdxl, pictures, out, *more, "--resume_from_checkpoint", "latest"), two
     )
+
+
+def test_deepspeed_does_the_same_and_resumes(tiny_sd1, pictures, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    plain = run(tiny_sd1, pictures, tmp_path / "plain")
+    out = tmp_path / "deepspeed"
+    config = Path(__file__).parents[1] / "configs" / "accelerate" / "deepspeed_zero2.yaml"
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(config)]
+    launch += ["--num_processes", "1", "--mixed_precision", "no", "-m"]
+    more = ["--checkpointing_steps", "2", "--resume_from_checkpoint", "latest"]
+    arguments = [flag for flag in flags(tiny_sd1, pictures, out, *more) if flag != "--cpu"]
+    cpu = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+    def trained() -> dict[str, torch.Tensor]:
+        result = subprocess.run(
+            [sys.executable, *launch, "diffusekrona.train_dreambooth", *arguments],
+            capture_output=True, text=True, timeout=240, env={**os.environ, **cpu},
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr[-2000:]
+        return load_file(out / "adapter.safetensors")
+
+    assert same(trained(), plain)
+    state = out / "checkpoint-2" / "pytorch_model"
+    assert 0 < sum(path.stat().st_size for path in state.iterdir()) < 1e6  # without the base
+    shutil.rmtree(out / "checkpoint-4")
+    (out / "adapter.safetensors").unlink()
+    assert same(trained(), plain)
+    shutil.rmtree(out / "checkpoint-4")
+    next(state.iterdir()).write_bytes(b"damaged")
+    assert what_is_wrong(out / "checkpoint-2") is not None
 
 
 def wait_for(path: Path, process: subprocess.Popen, seconds: float = 180) -> None:

@@ -11,6 +11,7 @@ computes gradients down to its input, as far as the lowest adapter needs them.
 
 - step: median over rounds of the time over the bare UNet's, with its quartiles; on a CPU it is
   processor time that counts
+- over LoRA: the same over LoRA's of the same round, with a 95 % bootstrap interval over rounds
 - saved: what forward keeps for backward, over the bare UNet, counted tensor by tensor
 - peak: memory of a process that runs this variant alone (allocated on a GPU, resident on a CPU)
 
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -36,15 +38,18 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from random_models import SD15_UNET, SDXL_UNET, random_unet  # noqa: E402
+from random_models import random_unet  # noqa: E402
 from record import show, write_record  # noqa: E402
 
 from diffusekrona import KronAConfig  # noqa: E402
+from diffusekrona.published_bases import SD15_UNET, SDXL_UNET  # noqa: E402
 
 ARCHITECTURES = {"sd15": SD15_UNET, "sdxl": SDXL_UNET}
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 PAIRS = ((2, 64), (4, 64), (8, 64), (16, 64), (64, 64), (16, 16), (8, 8), (4, 4))
 PAIRS += tuple((a2, a1) for a1, a2 in PAIRS[:4])
+LORA = "PEFT LoRA r=4"
+RESAMPLINGS = 2000
 FACTOR = 16  # of LoKr: (16, 16) blocks, so as many parameters as KronA (4, 64)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -108,7 +113,7 @@ def variants() -> dict[str, Callable[[Any], int]]:
     from peft import LoKrConfig, LoraConfig
 
     made: dict[str, Callable[[Any], int]] = {"bare UNet": bare}
-    made["PEFT LoRA r=4"] = with_peft(lambda: LoraConfig(r=4, lora_alpha=4, target_modules=TARGETS))
+    made[LORA] = with_peft(lambda: LoraConfig(r=4, lora_alpha=4, target_modules=TARGETS))
     for a1, a2 in PAIRS:
         made[f"KronA ({a1}, {a2})"] = with_peft(
             lambda a1=a1, a2=a2: KronAConfig(a1=a1, a2=a2, target_modules=TARGETS)
@@ -122,7 +127,7 @@ def variants() -> dict[str, Callable[[Any], int]]:
     return made
 
 
-QUICK = ("PEFT LoRA r=4", "KronA (4, 64)", "KronA (64, 8)", "PEFT LoKr")
+QUICK = (LORA, "KronA (4, 64)", "KronA (64, 8)", "PEFT LoKr")
 
 
 def chosen(args: argparse.Namespace) -> dict[str, Callable[[Any], int]]:
@@ -134,6 +139,17 @@ def chosen(args: argparse.Namespace) -> dict[str, Callable[[Any], int]]:
 
 
 # --- measuring ------------------------------------------------------------------------------------
+
+
+def ratio_with_interval(times: list[float], others: list[float]) -> list[float]:
+    """Median of the paired ratios, and the 95 % interval of that median over resampled rounds."""
+    ratios = [t / o for t, o in zip(times, others, strict=True)]
+    draw = random.Random(0)
+    medians = sorted(
+        statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(RESAMPLINGS)
+    )
+    ends = medians[round(0.025 * RESAMPLINGS)], medians[round(0.975 * RESAMPLINGS) - 1]
+    return [statistics.median(ratios), *ends]
 
 
 def make_base(args: argparse.Namespace) -> Any:
@@ -259,6 +275,9 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         row |= {"ratio": middle, "low": low, "high": high, "fastest": min(times[row["variant"]])}
         row["saved_over_bare"] = row.pop("saved")
         row["peak_mib"] = None
+    if LORA in times:
+        for row in rows[1:]:
+            row["over_lora"] = ratio_with_interval(times[row["variant"]], times[LORA])
     bare_saved = rows[0]["saved_over_bare"]
     for row in rows:
         row["saved_over_bare"] -= bare_saved
@@ -278,12 +297,20 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "trainable": row["parameters"],
             "step": f"{row['ratio']:.3f}",
             "quartiles": f"{row['low']:.3f} – {row['high']:.3f}",
+            "over LoRA": over_lora(row),
             "fastest, s": f"{row['fastest']:.3f}",
             "saved, MiB": f"{row['saved_over_bare']:+.1f}",
             "peak, MiB": None if row["peak_mib"] is None else f"{row['peak_mib']:.0f}",
         }
         for row in rows
     ]
+
+
+def over_lora(row: dict[str, Any]) -> str | None:
+    if "over_lora" not in row:
+        return None
+    middle, low, high = row["over_lora"]
+    return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
@@ -300,7 +327,7 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         axes.plot([row["low"], row["high"]], [place] * 2, color=colour, linewidth=2)
         axes.plot(row["ratio"], place, "o", color=colour)
     for row in rows:
-        if row["variant"] == "PEFT LoRA r=4":
+        if row["variant"] == LORA:
             axes.axvline(row["ratio"], color="#bc6c25", linewidth=0.8, linestyle="--")
     axes.set_yticks(range(len(rows)), [row["variant"] for row in rows])
     axes.set_xlabel("time of a training step over that of the bare UNet (median, quartiles)")

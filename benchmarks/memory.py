@@ -25,22 +25,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from random_models import CLIP_L, SD15_UNET, SD15_VAE, SDXL_UNET, random_unet  # noqa: E402
+from random_models import random_unet  # noqa: E402
 from record import write_record  # noqa: E402
 
-CLIP_G = {
-    **CLIP_L,
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 20,
-    "projection_dim": 1280,
-    "hidden_act": "gelu",
-}
-SIZES = {
-    "sd15": {"unet": SD15_UNET, "vae": SD15_VAE, "text_encoder": CLIP_L},
-    "sdxl": {"unet": SDXL_UNET, "vae": SD15_VAE, "text_encoder": CLIP_L, "text_encoder_2": CLIP_G},
-}
+from diffusekrona.published_bases import BASES  # noqa: E402
+
 BF16, CHECKPOINTING = ["--mixed_precision", "bf16"], ["--gradient_checkpointing"]
 DRAW = ["--validation_prompt", "a dog"]
 NF4, HOST = ["--quantize_base", "nf4"], ["--cpu_offload_checkpointing"]
@@ -82,7 +71,7 @@ CONFIGURATIONS: dict[str, tuple[str, list[str], bool]] = {
 
 def write_configs(folder: Path, name: str) -> Path:
     """A pipeline folder of a published size, of configs alone: all that an estimate reads."""
-    parts = SIZES[name]
+    parts = BASES[name]
     for part, config in parts.items():
         (folder / part).mkdir(parents=True)
         (folder / part / "config.json").write_text(json.dumps(config))
@@ -185,7 +174,7 @@ def one(name: str, run: bool) -> dict[str, Any]:
 
     base, flags, _ = CONFIGURATIONS[name]
     with tempfile.TemporaryDirectory() as folder:
-        place = base if base not in SIZES else str(write_configs(Path(folder), base))
+        place = base if base not in BASES else str(write_configs(Path(folder), base))
         args = arguments(place, flags)
         plan = make_plan(args)
         started = time.time()

@@ -11,36 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-SD15_UNET = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
-SDXL_UNET = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-SD15_VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "latent_channels": 4,
-    "sample_size": 512,
-}
-CLIP_L = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "projection_dim": 768,
-    "vocab_size": 49408,
-}
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from diffusekrona.published_bases import CLIP_L, SD15_UNET, VAE
+
 SCHEDULE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -84,7 +58,7 @@ def save_sd15(folder: Path) -> Path:
     tokenizer = CLIPTokenizer.from_pretrained(BUNDLED / "pocket" / "tokenizer")
     ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
     pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL(**SD15_VAE),
+        vae=AutoencoderKL(**VAE),
         unet=UNet2DConditionModel(**SD15_UNET),
         scheduler=PNDMScheduler(**SCHEDULE, skip_prk_steps=True),
         text_encoder=CLIPTextModel(
@@ -100,5 +74,4 @@ def save_sd15(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     print(save_sd15(Path(sys.argv[1])))

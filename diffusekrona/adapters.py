@@ -31,14 +31,19 @@ FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 
 @dataclass(frozen=True)
 class AdaptedLayer:
-    """One layer of the plan: where it is, its size, its factors or rank, what is trained in it."""
+    """One layer of the plan: where it is, its size, its factors or rank in words, and how many
+    values each of its trained tensors has."""
 
     component: str
     name: str
     out_features: int
     in_features: int
     factors: str
-    parameters: int
+    tensors: tuple[int, ...]
+
+    @property
+    def parameters(self) -> int:
+        return sum(self.tensors)
 
 
 @dataclass(frozen=True)
@@ -63,12 +68,12 @@ class KronAChoice:
         own = (pair for target, pair in self.pairs.items() if _ends_with(name, target))
         return next(own, (self.a1, self.a2))
 
-    def size(self, name: str, out: int, inside: int) -> tuple[str, int]:
-        """A layer's factors in words, and its trained parameters."""
+    def size(self, name: str, out: int, inside: int) -> tuple[str, tuple[int, int]]:
+        """A layer's factors in words, and how many values A and B have."""
         a1, a2 = self.pair(name)
         b1, b2 = out // a1, inside // a2
         terms = f" x{self.terms}" if self.terms > 1 else ""
-        return f"{a1}x{a2} (x) {b1}x{b2}{terms}", self.terms * (a1 * a2 + b1 * b2)
+        return f"{a1}x{a2} (x) {b1}x{b2}{terms}", (self.terms * a1 * a2, self.terms * b1 * b2)
 
     def check(self, shapes: Shapes) -> None:
         """Refuse factors that do not divide a layer.
@@ -103,9 +108,9 @@ class LoRAChoice:
     rank: int
     alpha: float | None = None
 
-    def size(self, name: str, out: int, inside: int) -> tuple[str, int]:
-        """A layer's rank in words, and its trained parameters."""
-        return f"rank {self.rank}", self.rank * (out + inside)
+    def size(self, name: str, out: int, inside: int) -> tuple[str, tuple[int, int]]:
+        """A layer's rank in words, and how many values A and B have."""
+        return f"rank {self.rank}", (self.rank * inside, self.rank * out)
 
     def check(self, shapes: Shapes) -> None:
         """Any rank fits any layer."""

@@ -13,7 +13,7 @@ from typing import Any
 Shapes = dict[str, tuple[int, int]]  # module name to (out_features, in_features), in model order
 
 # What diffusers' UNet2DConditionModel takes for a key that a config leaves out.
-_UNET_DEFAULTS: dict[str, Any] = {
+UNET_DEFAULTS: dict[str, Any] = {
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
@@ -61,7 +61,7 @@ def linear_layers(kind: str, config: Mapping[str, Any]) -> Shapes:
     """
     known = _clip_layers(kind, config)
     if kind == "UNet2DConditionModel":
-        known = _unet_layers(config)
+        known = unet_layers(config)
     return _layers_of_model(kind, config) if known is None else known
 
 
@@ -80,14 +80,14 @@ def _layers_of_model(kind: str, config: Mapping[str, Any]) -> Shapes:
     }
 
 
-def _unet_layers(config: Mapping[str, Any]) -> Shapes | None:
+def unet_layers(config: Mapping[str, Any]) -> Shapes | None:
     """Attention and feed-forward of a UNet of SD's or SDXL's kind; None for any other."""
-    known = {*_UNET_DEFAULTS, *_UNET_MUST_BE, *_UNET_ELSEWHERE.split()}
+    known = {*UNET_DEFAULTS, *_UNET_MUST_BE, *_UNET_ELSEWHERE.split()}
     if any(key not in known and not key.startswith("_") for key in config):
         return None
     if any(config.get(key, allowed[0]) not in allowed for key, allowed in _UNET_MUST_BE.items()):
         return None
-    config = {**_UNET_DEFAULTS, **config}
+    config = {**UNET_DEFAULTS, **config}
     down, up = config["down_block_types"], config["up_block_types"]
     if config["mid_block_type"] != "UNetMidBlock2DCrossAttn" or len(down) != len(up):
         return None

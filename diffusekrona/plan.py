@@ -20,6 +20,7 @@ from .adapters import (
 )
 from .errors import UserError
 from .layer_shapes import linear_layers
+from .memory import estimate, in_words
 from .schedules import rate_factor
 
 if TYPE_CHECKING:
@@ -167,19 +168,11 @@ def print_plan(
         "adapter file": f"{plan.parameters * width / 1e6:.2f} MB in {args.save_precision}",
         "steps": f"{steps} of batch {args.train_batch_size} x {args.gradient_accumulation_steps}",
         "learning rate": _schedule_in_words(args, steps),
-        "memory": _memory_in_words(args, plan),
+        "memory": in_words(estimate(args, plan)),
         "will write": "\n    ".join(_files(args, steps)),
     }
     for name, value in lines.items():
         console.print(f"  {name:14}{value}", highlight=False, markup=False)
-
-
-def _memory_in_words(args: argparse.Namespace, plan: Plan) -> str:
-    if not args.estimate_memory:  # seconds of imports and counting
-        return "--estimate_memory counts it, in some seconds"
-    from .memory import estimate, in_words
-
-    return in_words(estimate(args, plan))
 
 
 _BLOCKS = ("attn1", "attn2", "self_attn", "ff")

@@ -258,11 +258,10 @@ def _output(parser: argparse.ArgumentParser) -> None:
         help="Repository on the hub; default: --output_dir's name.",
     )
     add("--hub_token", help="Token for it; by default that of your login.")
-    add("--dry_run", action="store_true", help="Print the plan and leave.")
     add(
-        "--estimate_memory",
+        "--dry_run",
         action="store_true",
-        help="The same with the memory that the run is going to need, which takes some seconds.",
+        help="Print the plan, with its memory, and leave.",
     )
 
 
@@ -279,7 +278,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.set_defaults(**low_vram_recipe())
         args = parser.parse_args(argv)
     args.gradient_checkpointing |= args.cpu_offload_checkpointing
-    args.dry_run |= args.estimate_memory
     positive = (
         "train_batch_size gradient_accumulation_steps checkpointing_steps validation_steps "
         "num_validation_images validation_inference_steps num_class_images sample_batch_size "

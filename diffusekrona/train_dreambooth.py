@@ -62,7 +62,7 @@ def train(args: argparse.Namespace) -> int:
     except torch.OutOfMemoryError as error:
         raise UserError(
             "Out of GPU memory: try --low_vram, --train_batch_size 1, or a smaller --resolution; "
-            "--estimate_memory tells what a run needs."
+            "--dry_run tells what a run needs."
         ) from error
 
 

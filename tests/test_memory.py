@@ -14,11 +14,20 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.profiler import ProfilerActivity, profile
 
-from diffusekrona import KronAConfig, memory, memory_trace, small_cards
+from diffusekrona import (
+    KronAConfig,
+    memory,
+    memory_count,
+    memory_table,
+    memory_trace,
+    small_cards,
+)
 from diffusekrona.adapters import add_adapters
 from diffusekrona.backbones import FAMILIES
 from diffusekrona.errors import UserError
 from diffusekrona.losses import dreambooth_loss
+from diffusekrona.plan import make_plan
+from diffusekrona.published_bases import BASES
 from diffusekrona.train_args import parse_args
 from diffusekrona.train_dreambooth import main
 
@@ -100,7 +109,7 @@ def test_estimate_is_what_a_step_allocates(family, checkpoints, dtype, tmp_path:
 
     step()  # gradients are there from the second one on
     measured = allocated(step, tmp_path)
-    shapes = memory.build_empty("UNet2DConditionModel", deep_unet(family).config, dtype)
+    shapes = memory_count.build_empty("UNet2DConditionModel", deep_unet(family).config, dtype)
     add_adapters({"unet": CONFIG}, {"unet": shapes}, "default")
     for parameter in shapes.parameters():
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
@@ -111,7 +120,9 @@ def test_estimate_is_what_a_step_allocates(family, checkpoints, dtype, tmp_path:
 def test_checkpointing_needs_less_and_on_the_host_least(tiny_sdxl) -> None:
     peaks = []
     for checkpoints in ("none", "device", "host"):
-        unet = memory.build_empty("UNet2DConditionModel", deep_unet("sdxl").config, torch.float32)
+        unet = memory_count.build_empty(
+            "UNet2DConditionModel", deep_unet("sdxl").config, torch.float32
+        )
         add_adapters({"unet": CONFIG}, {"unet": unet}, "default")
         peaks.append(memory_trace.step_peak(FAMILIES["sdxl"], {"unet": unet}, 1, 16, checkpoints))
     assert peaks[0] > peaks[1] > peaks[2]
@@ -124,10 +135,64 @@ def test_estimate_is_told_and_nothing_written(
 ) -> None:
     out = tmp_path / "out"
     arguments = flags(request.getfixturevalue(base), pictures, out, *more)
-    assert main([*arguments, "--estimate_memory", "--validation_prompt", "a dog"]) == 0
+    assert main([*arguments, "--dry_run", "--validation_prompt", "a dog"]) == 0
     told = capsys.readouterr().out
     assert "GiB, in " in told and "validation pictures" in told
     assert not out.exists()
+
+
+def write_configs(folder: Path, parts: dict[str, dict[str, Any]]) -> Path:
+    """A pipeline folder of configs alone: all that a plan reads."""
+    for part, config in parts.items():
+        (folder / part).mkdir(parents=True)
+        (folder / part / "config.json").write_text(json.dumps(config))
+    (folder / "model_index.json").write_text("{}")
+    return folder
+
+
+def planned(base: str, *more: str) -> tuple[Any, Any]:
+    required = ["--instance_data_dir", ".", "--output_dir", "unused", "--instance_prompt", "a dog"]
+    args = parse_args(["--pretrained_model_name_or_path", base, *required, *more])
+    return args, make_plan(args)
+
+
+BF16, DRAW = ["--mixed_precision", "bf16"], ["--validation_prompt", "a dog"]
+LORA = ["--adapter_type", "lora"]
+
+
+@pytest.mark.parametrize(
+    ("base", "more"),
+    [
+        ("pocket", ["--train_batch_size", "4", *DRAW]),
+        ("pocket", [*LORA, "--rank", "16", "--train_feed_forward", "--vae_tiling", *DRAW]),
+        ("pocket-sdxl", ["--gradient_checkpointing", "--use_ema", "--a1", "2", "--a2", "8"]),
+        ("sd15", ["--train_batch_size", "2", "--resolution", "640"]),
+        ("sd15", ["--optimizer", "adamw8bit", "--quantize_base", "int8", *BF16, *DRAW]),
+        ("sd21", [*LORA, *BF16, "--gradient_checkpointing", "--train_feed_forward"]),
+        ("sdxl", ["--low_vram", "--quantize_base", "nf4", "--a1", "64", "--a2", "64", *DRAW]),
+    ],
+)
+def test_the_table_holds_what_is_counted(base, more, tmp_path: Path) -> None:
+    if base in BASES:
+        base = str(write_configs(tmp_path / base, BASES[base]))
+    args, plan = planned(base, *more)
+    known = memory_table.look_up(args, plan)
+    assert known is not None
+    told = memory.phases(args, plan, known)
+    counted = memory.phases(args, plan, memory_count.count(args, plan))
+    assert len(told) == len(counted)
+    for ours, exact in zip(told, counted, strict=True):
+        assert ours.parts == pytest.approx(exact.parts, rel=0.05), ours.name
+        assert ours.peak == pytest.approx(exact.peak, rel=0.03)
+
+
+def test_what_the_table_cannot_hold_is_counted(tiny_sd1) -> None:
+    for more in (["--terms", "2"], ["--attn_update_unet", "o"], ["--train_text_encoder"]):
+        assert memory_table.look_up(*planned("pocket", *more)) is None
+    assert memory_table.look_up(*planned("pocket", *LORA, "--rank", "64")) is None
+    args, plan = planned(str(tiny_sd1), "--a2", "16")
+    assert memory_table.look_up(args, plan) is None
+    assert memory.estimate(args, plan)[-1].parts["factors"] == 4 * plan.parameters
 
 
 def test_bytes_of_states_are_adams() -> None:
@@ -136,7 +201,7 @@ def test_bytes_of_states_are_adams() -> None:
     parameter.grad = torch.randn(5000)
     optimizer.step()
     state = [t for t in optimizer.state[parameter].values() if t.numel() > 1]
-    assert memory.state_bytes("adamw", parameter) == sum(t.nbytes for t in state)
+    assert memory.state_bytes("adamw", parameter.numel()) == sum(t.nbytes for t in state)
 
 
 def test_low_vram_is_a_recipe_that_gives_way() -> None:

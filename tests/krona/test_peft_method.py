@@ -12,27 +12,9 @@ from torch import nn
 from diffusekrona import KronAConfig
 from diffusekrona.krona import KronALinear, merge_and_unload
 from diffusekrona.krona.functional import kron_weight
+from diffusekrona.published_bases import SD15_UNET, SD21_UNET, SDXL_UNET
 
 FAMILIES = ("sd1", "sd2", "sdxl")
-SDXL = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8}
-SD21 = {
-    "cross_attention_dim": 1024,
-    "attention_head_dim": (5, 10, 20, 20),
-    "use_linear_projection": True,
-}
 
 
 def trainable(model: nn.Module) -> int:
@@ -279,9 +261,9 @@ PAIRS = ((2, 64), (4, 64), (8, 64), (16, 64), (16, 16), (64, 64))
 @pytest.mark.parametrize(
     ("config", "layers", "lora", "millions"),
     [
-        (SDXL, 560, 5_806_080, (7.534, 3.875, 2.152, 1.506, 3.875, 2.527)),
-        (SD15, 128, 797_184, (0.747, 0.398, 0.248, 0.222, 0.398, 0.547)),
-        (SD21, 128, 829_952, (0.797, 0.423, 0.261, 0.229, 0.423, 0.549)),
+        (SDXL_UNET, 560, 5_806_080, (7.534, 3.875, 2.152, 1.506, 3.875, 2.527)),
+        (SD15_UNET, 128, 797_184, (0.747, 0.398, 0.248, 0.222, 0.398, 0.547)),
+        (SD21_UNET, 128, 829_952, (0.797, 0.423, 0.261, 0.229, 0.423, 0.549)),
     ],
     ids=["sdxl", "sd15", "sd21"],
 )
@@ -299,10 +281,10 @@ def test_counts_on_the_real_architectures(config, layers, lora, millions) -> Non
         unet.delete_adapters("default")
         unet.unload_lora()
     assert tuple(round(counts[pair] / 1e6, 3) for pair in PAIRS) == millions
-    if config is SDXL:
+    if config is SDXL_UNET:
         assert counts[4, 64] == 3_874_560
         assert counts[8, 64] == counts[64, 8] == 2_152_320
-    if config is SD15:
+    if config is SD15_UNET:
         assert counts[4, 64] == 398_048
         assert counts[8, 64] == 248_176
 

@@ -13,30 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .memory_sizes import Sizes
+from .memory_table import look_up
+
 if TYPE_CHECKING:
     from .plan import Plan
-
-WIDTHS = {"no": 4, "fp32": 4, "fp16": 2, "bf16": 2}  # bytes of a value, by precision
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What a base takes in a run, in bytes.
-
-    Attributes:
-        vae, text_encoders, base: weights, as they are kept; base is the UNet.
-        encoding, drawing: activations while the VAE encodes a picture and decodes one.
-        dequantised: the largest single weight of a quantised UNet, whole; 0 if it is not quantised.
-        step: activations of a forward and backward pass.
-    """
-
-    vae: int
-    text_encoders: int
-    base: int
-    encoding: int
-    drawing: int
-    dequantised: int
-    step: int
 
 
 @dataclass(frozen=True)
@@ -60,8 +41,6 @@ def estimate(args: argparse.Namespace, plan: Plan) -> list[Phase]:
     Raises:
         UserError: a component's config cannot be read.
     """
-    from .memory_table import look_up
-
     sizes = look_up(args, plan)
     if sizes is None:
         from .memory_count import count  # brings torch
@@ -93,18 +72,6 @@ def phases(args: argparse.Namespace, plan: Plan, sizes: Sizes) -> list[Phase]:
         parts = {**kept, "VAE": sizes.vae, "activations": sizes.drawing}
         told.append(Phase("validation pictures", parts))
     return told
-
-
-def samples(args: argparse.Namespace) -> int:
-    """In a forward pass, those of prior preservation included."""
-    return args.train_batch_size * (2 if args.with_prior_preservation else 1)
-
-
-def checkpoints(args: argparse.Namespace) -> str:
-    """Where gradient checkpointing keeps the blocks' inputs: "device", "host", or "none"."""
-    if not args.gradient_checkpointing:
-        return "none"
-    return "host" if args.cpu_offload_checkpointing else "device"
 
 
 def state_bytes(optimizer: str, values: int) -> int:

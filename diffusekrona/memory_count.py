@@ -17,7 +17,7 @@ from torch import nn
 from . import backbones
 from .adapters import add_adapters
 from .cache import DTYPES
-from .memory import Sizes, checkpoints, samples
+from .memory_sizes import Sizes, checkpoints, samples
 from .memory_trace import step_peak, without_gradients
 from .small_cards import quantisable, quantised_bytes, tile_vae
 

@@ -20,7 +20,7 @@ from . import backbones
 from .adapters import KronAChoice, LoRAChoice, krona_choice, lora_choice
 from .files import write_text
 from .layer_shapes import UNET_DEFAULTS, unet_layers
-from .memory import WIDTHS, Sizes, checkpoints, samples
+from .memory_sizes import WIDTHS, Sizes, checkpoints, samples
 
 if TYPE_CHECKING:
     from .plan import Plan

@@ -1,0 +1,40 @@
+"""What a base takes in a run, in bytes; and the settings that decide it."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+WIDTHS = {"no": 4, "fp32": 4, "fp16": 2, "bf16": 2}  # bytes of a value, by precision
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a base takes in a run, in bytes.
+
+    Attributes:
+        vae, text_encoders, base: weights, as they are kept; base is the UNet.
+        encoding, drawing: activations while the VAE encodes a picture and decodes one.
+        dequantised: the largest single weight of a quantised UNet, whole; 0 if it is not quantised.
+        step: activations of a forward and backward pass.
+    """
+
+    vae: int
+    text_encoders: int
+    base: int
+    encoding: int
+    drawing: int
+    dequantised: int
+    step: int
+
+
+def samples(args: argparse.Namespace) -> int:
+    """In a forward pass, those of prior preservation included."""
+    return args.train_batch_size * (2 if args.with_prior_preservation else 1)
+
+
+def checkpoints(args: argparse.Namespace) -> str:
+    """Where gradient checkpointing keeps the blocks' inputs: "device", "host", or "none"."""
+    if not args.gradient_checkpointing:
+        return "none"
+    return "host" if args.cpu_offload_checkpointing else "device"

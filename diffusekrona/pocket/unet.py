@@ -1,14 +1,12 @@
 """Trains the SD UNet on cached latents: v-prediction, 10 % dropped captions, averaged weights.
 
-Two processes with one thread each beat one with two threads on a shared machine; gradients are
-averaged over gloo. bf16 autocast with plain (not fused) attention was fastest where the CPU has
+bf16 autocast with plain (not fused) attention was fastest where the CPU has
 matrix instructions; see docs/pocket.md.
 """
 
 from __future__ import annotations
 
-import copy
-import math
+import functools
 import random
 from pathlib import Path
 
@@ -21,19 +19,11 @@ from diffusers.models.attention_processor import AttnProcessor
 from .clip import load_clip
 from .concepts import BACKGROUNDS, CONCEPTS, FIXED_PROMPTS, random_caption
 from .data import load_data
+from .denoiser import train_denoiser
 from .export import SCHEDULER, sd_pipeline, text_encoder_of
 from .grid import draw_prompts, labelled_grid
 from .tokens import tokenize
-from .training import (
-    Clock,
-    agree,
-    average_gradients,
-    ema_update,
-    progress_bar,
-    rank,
-    save_atomic,
-    show,
-)
+from .training import agree, rank, save_atomic
 from .vae import encode_means, load_vae
 
 CONFIG = {
@@ -114,6 +104,11 @@ class CaptionStates:
         return torch.stack([self.known[c] for c in captions]).float()
 
 
+def new_schedule() -> DDPMScheduler:
+    """The noise schedule of training."""
+    return DDPMScheduler(**{k: v for k, v in SCHEDULER.items() if k != "set_alpha_to_one"})
+
+
 def v_loss(unet, latents, timesteps, states, schedule: DDPMScheduler, **kwargs) -> torch.Tensor:
     """Mean squared error of the velocity, (N, 4, 16, 16) latents, (N,) timesteps."""
     noise = torch.randn_like(latents)
@@ -140,28 +135,12 @@ def train_unet(work_dir: Path, minutes: float, save_every: float = 300) -> None:
     agree(0)
     cache = torch.load(work_dir / "latents.pt", weights_only=False, mmap=True)
     latents, labels = cache["latents"], cache["labels"]
-    states_of, schedule = (
-        CaptionStates(work_dir),
-        DDPMScheduler(**{k: v for k, v in SCHEDULER.items() if k != "set_alpha_to_one"}),
-    )
-    torch.manual_seed(0)
-    unet, path, clock = new_unet(), work_dir / "unet.pt", Clock(minutes * 60)
-    ema = copy.deepcopy(unet).requires_grad_(False)
-    parameters = list(unet.parameters())
-    optimizer = torch.optim.AdamW(parameters, PEAK_LR, (0.9, 0.99), weight_decay=0.01, fused=True)
-    if path.exists():
-        state = torch.load(path, weights_only=False)
-        unet.load_state_dict(state["model"])
-        ema.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-        clock.spent, clock.step = state["spent"], state["step"]
-    seed = clock.step * 2 + rank()
-    rng = random.Random(seed)
-    torch.manual_seed(seed)
+    states_of, schedule = CaptionStates(work_dir), new_schedule()
     concepts, places = list(CONCEPTS), list(BACKGROUNDS)
-    bar, mean_loss, last_save = progress_bar(clock, "unet"), math.nan, clock.spent
-    clock.tick()
-    while clock.done < 1:
+    torch.manual_seed(0)
+    unet = new_unet()
+
+    def batch_loss(rng: random.Random) -> torch.Tensor:
         rows = torch.from_numpy(np.array(rng.sample(range(len(latents)), BATCH)))
         captions = [
             "" if rng.random() < CAPTION_DROPOUT else random_caption(concepts[c], places[b], rng)
@@ -169,29 +148,19 @@ def train_unet(work_dir: Path, minutes: float, save_every: float = 300) -> None:
         ]
         # One timestep from each of BATCH equal parts of the range: less noise in the loss.
         timesteps = ((torch.arange(BATCH) + torch.rand(BATCH)) * (1000 / BATCH)).long()
-        loss = v_loss(unet, latents[rows].float(), timesteps, states_of(captions), schedule)
-        loss.backward()
-        average_gradients(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = clock.lr(PEAK_LR, 500)
-        optimizer.step()
-        optimizer.zero_grad()
-        clock.tick()
-        clock.spent = agree(clock.spent)
-        if rank() != 0:
-            continue
-        ema_update(ema, unet, EMA_DECAY, clock.step)
-        mean_loss = loss.item() if math.isnan(mean_loss) else mean_loss * 0.99 + loss.item() * 0.01
-        show(bar, clock, loss=f"{mean_loss:.4f}")
-        if clock.spent - last_save > save_every or clock.done >= 1:
-            last_save = clock.spent
-            state = {"model": unet.state_dict(), "ema": ema.state_dict()}
-            state |= {"optimizer": optimizer.state_dict(), "loss": mean_loss}
-            save_atomic(state | {"spent": clock.spent, "step": clock.step}, path)
-            bar.write(f"unet step {clock.step}: loss {mean_loss:.4f}")
-            save_preview(work_dir, ema, clock.step)
-    bar.close()
+        return v_loss(unet, latents[rows].float(), timesteps, states_of(captions), schedule)
+
+    train_denoiser(
+        work_dir / "unet.pt",
+        unet,
+        batch_loss,
+        functools.partial(save_preview, work_dir),
+        minutes,
+        save_every,
+        peak_lr=PEAK_LR,
+        warmup_steps=500,
+        ema_decay=EMA_DECAY,
+    )
 
 
 def load_unet(work_dir: Path) -> UNet2DConditionModel:

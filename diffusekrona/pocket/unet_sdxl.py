@@ -8,14 +8,13 @@ hour then does what would take an hour from scratch.
 
 from __future__ import annotations
 
-import copy
-import math
+import functools
 import random
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
@@ -23,20 +22,20 @@ from transformers import CLIPModel, CLIPTokenizer
 from .clip import load_clip
 from .concepts import BACKGROUNDS, CONCEPTS, FIXED_PROMPTS, random_caption
 from .data import load_data
-from .export import SCHEDULER, projected_encoder_of, sdxl_pipeline
+from .denoiser import train_denoiser
+from .export import projected_encoder_of, sdxl_pipeline
 from .grid import draw_prompts, labelled_grid
 from .tokens import tokenize
-from .training import (
-    Clock,
-    agree,
-    average_gradients,
-    ema_update,
-    progress_bar,
-    rank,
-    save_atomic,
-    show,
+from .training import agree, rank, save_atomic
+from .unet import (
+    BATCH,
+    CAPTION_DROPOUT,
+    CONFIG,
+    load_final_vae,
+    load_unet,
+    new_schedule,
+    v_loss,
 )
-from .unet import BATCH, CAPTION_DROPOUT, CONFIG, load_final_vae, load_unet, v_loss
 from .vae import encode_means
 
 CONFIG_SDXL = CONFIG | {
@@ -139,26 +138,13 @@ def train_unet_sdxl(work_dir: Path, minutes: float, save_every: float = 240) -> 
     cropped = torch.load(work_dir / "latents_cropped.pt", weights_only=False, mmap=True)
     plain_ids = torch.tensor([64, 64, 0, 0, 64, 64])
     states_of = CaptionStatesXL(*load_clip(work_dir))
-    schedule = DDPMScheduler(**{k: v for k, v in SCHEDULER.items() if k != "set_alpha_to_one"})
-    unet, path, clock = new_unet_sdxl(), work_dir / "unet_sdxl.pt", Clock(minutes * 60)
+    schedule = new_schedule()
+    concepts, places = list(CONCEPTS), list(BACKGROUNDS)
+    unet = new_unet_sdxl()
     torch.manual_seed(0)
     warm_start(unet, load_unet(work_dir), states_of)
-    ema = copy.deepcopy(unet).requires_grad_(False)
-    parameters = list(unet.parameters())
-    optimizer = torch.optim.AdamW(parameters, PEAK_LR, (0.9, 0.99), weight_decay=0.01, fused=True)
-    if path.exists():
-        state = torch.load(path, weights_only=False)
-        unet.load_state_dict(state["model"])
-        ema.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-        clock.spent, clock.step = state["spent"], state["step"]
-    seed = clock.step * 2 + rank()
-    rng = random.Random(seed)
-    torch.manual_seed(seed)
-    concepts, places = list(CONCEPTS), list(BACKGROUNDS)
-    bar, mean_loss, last_save = progress_bar(clock, "unet_sdxl"), math.nan, clock.spent
-    clock.tick()
-    while clock.done < 1:
+
+    def batch_loss(rng: random.Random) -> torch.Tensor:
         quarter = BATCH // 4
         a = torch.tensor(rng.sample(range(len(whole["latents"])), BATCH - quarter))
         b = torch.tensor(rng.sample(range(len(cropped["latents"])), quarter))
@@ -173,29 +159,19 @@ def train_unet_sdxl(work_dir: Path, minutes: float, save_every: float = 240) -> 
         shuffle = torch.randperm(BATCH)  # so that crops meet every part of the schedule
         timesteps = ((shuffle + torch.rand(BATCH)) * (1000 / BATCH)).long()
         added = {"text_embeds": pooled, "time_ids": time_ids.float()}
-        loss = v_loss(unet, latents, timesteps, states, schedule, added_cond_kwargs=added)
-        loss.backward()
-        average_gradients(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = clock.lr(PEAK_LR, 200)
-        optimizer.step()
-        optimizer.zero_grad()
-        clock.tick()
-        clock.spent = agree(clock.spent)
-        if rank() != 0:
-            continue
-        ema_update(ema, unet, EMA_DECAY, clock.step)
-        mean_loss = loss.item() if math.isnan(mean_loss) else mean_loss * 0.99 + loss.item() * 0.01
-        show(bar, clock, loss=f"{mean_loss:.4f}")
-        if clock.spent - last_save > save_every or clock.done >= 1:
-            last_save = clock.spent
-            state = {"model": unet.state_dict(), "ema": ema.state_dict()}
-            state |= {"optimizer": optimizer.state_dict(), "loss": mean_loss}
-            save_atomic(state | {"spent": clock.spent, "step": clock.step}, path)
-            bar.write(f"unet_sdxl step {clock.step}: loss {mean_loss:.4f}")
-            save_preview(work_dir, ema, clock.step)
-    bar.close()
+        return v_loss(unet, latents, timesteps, states, schedule, added_cond_kwargs=added)
+
+    train_denoiser(
+        work_dir / "unet_sdxl.pt",
+        unet,
+        batch_loss,
+        functools.partial(save_preview, work_dir),
+        minutes,
+        save_every,
+        peak_lr=PEAK_LR,
+        warmup_steps=200,
+        ema_decay=EMA_DECAY,
+    )
 
 
 def load_unet_sdxl(work_dir: Path) -> UNet2DConditionModel:

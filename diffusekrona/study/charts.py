@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -138,13 +138,12 @@ def plane_chart(results: Results) -> Any:
     """Fidelity against obedience: CLIP-I to the right, CLIP-T upwards, a mark a point."""
     figure, axes = new_chart(5.4, 4.0)
     axis = axes[0, 0]
+    names: dict[tuple[float, float], str] = {}
     for number, arm in enumerate(results.study.arms):
         for point in results.of_arm(arm.label):
             x, y = point.summary("clip_i").mean, point.summary("clip_t").mean
             axis.plot(x, y, MARKERS[number % 8], color=colour(number), ms=6)
-            axis.annotate(
-                _short(point), (x, y), xytext=(4, 3), textcoords="offset points", fontsize=6.5
-            )
+            names[x, y] = _short(point)
         axis.plot([], [], MARKERS[number % 8], color=colour(number), label=arm.label)
     for point in results.of_arm("base"):
         x, y = point.summary("clip_i").mean, point.summary("clip_t").mean
@@ -154,4 +153,33 @@ def plane_chart(results: Results) -> Any:
     axis.grid(alpha=0.3)
     axis.margins(0.12)
     axis.legend(fontsize=7, frameon=False)
+    _write_names(axis, names)
     return figure
+
+
+# Where a name may stand beside its mark: offset in points, and which side of it is there.
+_PLACES = (
+    ((4, 3), "left", "bottom"),
+    ((4, -3), "left", "top"),
+    ((-4, 3), "right", "bottom"),
+    ((-4, -3), "right", "top"),
+)
+
+
+def _write_names(axis: Any, names: Mapping[tuple[float, float], str]) -> None:
+    """Write each mark's name beside it where there is room; in a crowd, none is better than two."""
+    axis.figure.draw_without_rendering()  # so that places are known
+    marks = [axis.transData.transform(point) for point in names]
+    taken: list[Any] = []
+    for point, name in names.items():
+        for offset, right, top in _PLACES:
+            text = axis.annotate(
+                name, point, offset, textcoords="offset points", fontsize=6.5, ha=right, va=top
+            )
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken) and not any(
+                box.contains(*mark) for mark in marks
+            ):
+                taken.append(box)
+                break
+            text.remove()

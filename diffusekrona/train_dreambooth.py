@@ -54,16 +54,20 @@ def train(args: argparse.Namespace) -> int:
     import_libraries()
     import torch
 
-    from .train_setup import refuse_to_overwrite
+    from .train_setup import claim_output, refuse_to_overwrite
 
-    refuse_to_overwrite(args)
+    lock = claim_output(args)
     try:
+        refuse_to_overwrite(args)
         return run(args, plan, pictures, captions)
     except torch.OutOfMemoryError as error:
         raise UserError(
             "Out of GPU memory: try --low_vram, --train_batch_size 1, or a smaller --resolution; "
             "--dry_run tells what a run needs."
         ) from error
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def import_libraries() -> None:

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 
 from . import backbones
@@ -33,6 +35,33 @@ from .small_cards import check_quantisation, checkpoints_on_host, quantise, tile
 log = logging.getLogger("diffusekrona")
 
 
+def claim_output(args: argparse.Namespace) -> FileLock | None:
+    """Keep other runs out of `output_dir` for as long as the returned lock lives, or this process.
+
+    Of several processes only the first, by the launcher's account, takes the lock.
+
+    Raises:
+        UserError: another run is writing there, or nothing can be written there.
+    """
+    if int(os.environ.get("RANK", 0)):
+        return None
+    out: Path = args.output_dir
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--output_dir {out} is a file: give a folder.")
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"another run is writing to {out}: take another --output_dir, or wait for its end."
+            ) from None
+        except NotImplementedError:  # a file system without locks
+            return None
+    return lock
+
+
 def refuse_to_overwrite(args: argparse.Namespace) -> None:
     """Keep an earlier run's result from being lost, unless its user says so.
 
@@ -40,8 +69,6 @@ def refuse_to_overwrite(args: argparse.Namespace) -> None:
         UserError: `output_dir` holds a result or an unfinished run, and no flag says what to do.
     """
     out: Path = args.output_dir
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--output_dir {out} is a file: give a folder.")
     checkpoints = sorted(out.glob("checkpoint-*"))
     if args.overwrite_output_dir:
         args.resume_from_checkpoint = None

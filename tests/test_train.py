@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -97,7 +98,7 @@ def test_push_to_hub_comes_after_the_result(
     pushed = []
 
     def push(folder: Path, name: str, **options) -> str:
-        pushed.append((name, sorted(p.name for p in folder.iterdir() if p.is_file())))
+        pushed.append((name, sorted(p.name for p in folder.glob("[!.]*") if p.is_file())))
         return "https://example.org"
 
     monkeypatch.setattr("diffusekrona.sharing.push_to_hub", push)
@@ -408,6 +409,15 @@ def test_mistakes(tiny_sd1, pictures, tmp_path: Path, monkeypatch, more, says) -
     with pytest.raises(UserError) as error:
         main(flags(tiny_sd1, pictures, tmp_path / "out", *more))
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_two_runs_do_not_write_to_one_folder(tiny_sd1, pictures, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-2").mkdir()
+    with FileLock(tmp_path / ".lock"):  # as another run holds it
+        with pytest.raises(UserError, match="another run is writing to"):
+            main(flags(tiny_sd1, pictures, tmp_path, "--overwrite_output_dir"))
+        assert (tmp_path / "checkpoint-2").exists()
+    assert main(flags(tiny_sd1, pictures, tmp_path, "--overwrite_output_dir")) == 0
 
 
 def test_dry_run_tells_and_writes_nothing(tiny_sdxl, pictures, tmp_path: Path, capsys) -> None:

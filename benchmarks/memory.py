@@ -169,7 +169,7 @@ def profiled_peak(run: Any) -> int:
 
 def one(name: str, run: bool) -> dict[str, Any]:
     """Estimate and, if asked, measure a configuration in this process."""
-    from diffusekrona.memory import estimate
+    from diffusekrona.memory.estimate import estimate
     from diffusekrona.plan import make_plan
 
     base, flags, _ = CONFIGURATIONS[name]

@@ -20,7 +20,7 @@ from .adapters import (
 )
 from .errors import UserError
 from .layer_shapes import linear_layers
-from .memory import estimate, in_words
+from .memory.estimate import estimate, in_words
 from .schedules import rate_factor
 
 if TYPE_CHECKING:

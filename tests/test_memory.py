@@ -14,18 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.profiler import ProfilerActivity, profile
 
-from diffusekrona import (
-    KronAConfig,
-    memory,
-    memory_count,
-    memory_table,
-    memory_trace,
-    small_cards,
-)
+from diffusekrona import KronAConfig, small_cards
 from diffusekrona.adapters import add_adapters
 from diffusekrona.backbones import FAMILIES
 from diffusekrona.errors import UserError
 from diffusekrona.losses import dreambooth_loss
+from diffusekrona.memory import count, estimate, table, trace
 from diffusekrona.plan import make_plan
 from diffusekrona.published_bases import BASES
 from diffusekrona.train_args import parse_args
@@ -78,7 +72,7 @@ def deep_unet(family: str) -> Any:
 
 def test_live_bytes_counts_what_is_held_at_once() -> None:
     known = torch.empty(100)
-    with memory_trace.LiveBytes([known]) as tracker:
+    with trace.LiveBytes([known]) as tracker:
         a = torch.empty(1000)
         b = a.view(10, 100)[2:]  # a view takes nothing
         c = known * 2
@@ -109,22 +103,20 @@ def test_estimate_is_what_a_step_allocates(family, checkpoints, dtype, tmp_path:
 
     step()  # gradients are there from the second one on
     measured = allocated(step, tmp_path)
-    shapes = memory_count.build_empty("UNet2DConditionModel", deep_unet(family).config, dtype)
+    shapes = count.build_empty("UNet2DConditionModel", deep_unet(family).config, dtype)
     add_adapters({"unet": CONFIG}, {"unet": shapes}, "default")
     for parameter in shapes.parameters():
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-    estimated = memory_trace.step_peak(FAMILIES[family], {"unet": shapes}, 8, 16, checkpoints)
+    estimated = trace.step_peak(FAMILIES[family], {"unet": shapes}, 8, 16, checkpoints)
     assert estimated == pytest.approx(measured, rel=0.1)
 
 
 def test_checkpointing_needs_less_and_on_the_host_least(tiny_sdxl) -> None:
     peaks = []
     for checkpoints in ("none", "device", "host"):
-        unet = memory_count.build_empty(
-            "UNet2DConditionModel", deep_unet("sdxl").config, torch.float32
-        )
+        unet = count.build_empty("UNet2DConditionModel", deep_unet("sdxl").config, torch.float32)
         add_adapters({"unet": CONFIG}, {"unet": unet}, "default")
-        peaks.append(memory_trace.step_peak(FAMILIES["sdxl"], {"unet": unet}, 1, 16, checkpoints))
+        peaks.append(trace.step_peak(FAMILIES["sdxl"], {"unet": unet}, 1, 16, checkpoints))
     assert peaks[0] > peaks[1] > peaks[2]
 
 
@@ -176,10 +168,10 @@ def test_the_table_holds_what_is_counted(base, more, tmp_path: Path) -> None:
     if base in BASES:
         base = str(write_configs(tmp_path / base, BASES[base]))
     args, plan = planned(base, *more)
-    known = memory_table.look_up(args, plan)
+    known = table.look_up(args, plan)
     assert known is not None
-    told = memory.phases(args, plan, known)
-    counted = memory.phases(args, plan, memory_count.count(args, plan))
+    told = estimate.phases(args, plan, known)
+    counted = estimate.phases(args, plan, count.count(args, plan))
     assert len(told) == len(counted)
     for ours, exact in zip(told, counted, strict=True):
         assert ours.parts == pytest.approx(exact.parts, rel=0.05), ours.name
@@ -188,11 +180,11 @@ def test_the_table_holds_what_is_counted(base, more, tmp_path: Path) -> None:
 
 def test_what_the_table_cannot_hold_is_counted(tiny_sd1) -> None:
     for more in (["--terms", "2"], ["--attn_update_unet", "o"], ["--train_text_encoder"]):
-        assert memory_table.look_up(*planned("pocket", *more)) is None
-    assert memory_table.look_up(*planned("pocket", *LORA, "--rank", "64")) is None
+        assert table.look_up(*planned("pocket", *more)) is None
+    assert table.look_up(*planned("pocket", *LORA, "--rank", "64")) is None
     args, plan = planned(str(tiny_sd1), "--a2", "16")
-    assert memory_table.look_up(args, plan) is None
-    assert memory.estimate(args, plan)[-1].parts["factors"] == 4 * plan.parameters
+    assert table.look_up(args, plan) is None
+    assert estimate.estimate(args, plan)[-1].parts["factors"] == 4 * plan.parameters
 
 
 def test_bytes_of_states_are_adams() -> None:
@@ -201,7 +193,7 @@ def test_bytes_of_states_are_adams() -> None:
     parameter.grad = torch.randn(5000)
     optimizer.step()
     state = [t for t in optimizer.state[parameter].values() if t.numel() > 1]
-    assert memory.state_bytes("adamw", parameter.numel()) == sum(t.nbytes for t in state)
+    assert estimate.state_bytes("adamw", parameter.numel()) == sum(t.nbytes for t in state)
 
 
 def test_low_vram_is_a_recipe_that_gives_way() -> None:

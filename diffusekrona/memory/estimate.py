@@ -1,8 +1,8 @@
 """How much memory a run is going to need, told before anything loads.
 
 What torch allocates follows from shapes alone. For the published bases it was counted beforehand
-(`memory_table`), so that the answer needs no torch; for any other it is counted now, in some
-seconds (`memory_count`). Left out is what shapes do not tell: the CUDA context and the scratch
+(`table`), so that the answer needs no torch; for any other it is counted now, in some
+seconds (`count`). Left out is what shapes do not tell: the CUDA context and the scratch
 space that kernels take inside.
 """
 
@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .memory_sizes import Sizes
-from .memory_table import look_up
+from .sizes import Sizes
+from .table import look_up
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from ..plan import Plan
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def estimate(args: argparse.Namespace, plan: Plan) -> list[Phase]:
     """
     sizes = look_up(args, plan)
     if sizes is None:
-        from .memory_count import count  # brings torch
+        from .count import count  # brings torch
 
         sizes = count(args, plan)
     return phases(args, plan, sizes)

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from . import backbones
-from .adapters import add_adapters
-from .cache import DTYPES
-from .memory_sizes import Sizes, checkpoints, samples
-from .memory_trace import step_peak, without_gradients
-from .small_cards import quantisable, quantised_bytes, tile_vae
+from .. import backbones
+from ..adapters import add_adapters
+from ..cache import DTYPES
+from ..small_cards import quantisable, quantised_bytes, tile_vae
+from .sizes import Sizes, checkpoints, samples
+from .trace import step_peak, without_gradients
 
 if TYPE_CHECKING:
-    from .plan import Plan
+    from ..plan import Plan
 
 
 def count(args: argparse.Namespace, plan: Plan) -> Sizes:

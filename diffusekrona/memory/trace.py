@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from . import backbones
-from .losses import dreambooth_loss
-from .small_cards import checkpoint_with
+from .. import backbones
+from ..losses import dreambooth_loss
+from ..small_cards import checkpoint_with
 
 TOKENS = 77  # that CLIP reads
 

@@ -11,6 +11,7 @@ computes gradients down to its input, as far as the lowest adapter needs them.
 
 - step: median over rounds of the time over the bare UNet's, with its quartiles; on a CPU it is
   processor time that counts
+- factors are fp32 in every precision, as in training; PEFT's own methods run under autocast then
 - over LoRA: the same over LoRA's of the same round, with a 95 % bootstrap interval over rounds
 - saved: what forward keeps for backward, over the bare UNet, counted tensor by tensor
 - peak: memory of a process that runs this variant alone (allocated on a GPU, resident on a CPU)
@@ -49,6 +50,7 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 PAIRS = ((2, 64), (4, 64), (8, 64), (16, 64), (64, 64), (16, 16), (8, 8), (4, 4))
 PAIRS += tuple((a2, a1) for a1, a2 in PAIRS[:4])
 LORA = "PEFT LoRA r=4"
+HALF_LORA = "PEFT LoRA r=4, half-precision factors"
 RESAMPLINGS = 2000
 FACTOR = 16  # of LoKr: (16, 16) blocks, so as many parameters as KronA (4, 64)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -83,9 +85,23 @@ def bare(unet: Any) -> int:
     return 0
 
 
-def with_peft(config: Any) -> Callable[[Any], int]:
+def with_peft(
+    config: Any, autocast: bool = False, half_factors: bool = False
+) -> Callable[[Any], int]:
+    """Trained factors are fp32 over a half-precision base too, as every training program has them.
+
+    Args:
+        autocast: run the model under autocast where the base is in half precision; PEFT's own
+            methods need that for fp32 factors, KronA casts by itself.
+        half_factors: in the base's precision after all; no training program's way.
+    """
+
     def add(unet: Any) -> int:
         unet.add_adapter(config())
+        for parameter in unet.parameters():
+            if parameter.requires_grad and not half_factors:
+                parameter.data = parameter.data.float()
+        unet.autocast = autocast and unet.dtype != torch.float32
         return sum(p.numel() for p in unet.parameters() if p.requires_grad)
 
     return add
@@ -112,14 +128,19 @@ def variants() -> dict[str, Callable[[Any], int]]:
     """Name to a function that puts the adapter on a UNet and counts its parameters."""
     from peft import LoKrConfig, LoraConfig
 
+    def lora_config() -> Any:
+        return LoraConfig(r=4, lora_alpha=4, target_modules=TARGETS)
+
     made: dict[str, Callable[[Any], int]] = {"bare UNet": bare}
-    made[LORA] = with_peft(lambda: LoraConfig(r=4, lora_alpha=4, target_modules=TARGETS))
+    made[LORA] = with_peft(lora_config, autocast=True)
+    made[HALF_LORA] = with_peft(lora_config, half_factors=True)
     for a1, a2 in PAIRS:
         made[f"KronA ({a1}, {a2})"] = with_peft(
             lambda a1=a1, a2=a2: KronAConfig(a1=a1, a2=a2, target_modules=TARGETS)
         )
     made["PEFT LoKr"] = with_peft(
-        lambda: LoKrConfig(r=10**6, alpha=10**6, decompose_factor=FACTOR, target_modules=TARGETS)
+        lambda: LoKrConfig(r=10**6, alpha=10**6, decompose_factor=FACTOR, target_modules=TARGETS),
+        autocast=True,
     )
     if find_spec("lycoris"):
         made["LyCORIS LoKr"] = with_lycoris(bypass=False)
@@ -132,6 +153,8 @@ QUICK = (LORA, "KronA (4, 64)", "KronA (64, 8)", "PEFT LoKr")
 
 def chosen(args: argparse.Namespace) -> dict[str, Callable[[Any], int]]:
     every = variants()
+    if args.dtype == "fp32":
+        del every[HALF_LORA]  # the same as LoRA
     wanted = args.only or (QUICK if args.quick else every)
     if unknown := set(wanted) - set(every):
         sys.exit(f"no variant {sorted(unknown)}; there are: {', '.join(every)}")
@@ -163,6 +186,8 @@ def adapted(args: argparse.Namespace, base: Any, add: Callable[[Any], int]) -> t
     if args.checkpointing:
         unet.enable_gradient_checkpointing()
     if args.compile:
+        # One forward serves the blocks of all sizes and variants; past 8 it would not be compiled.
+        torch._dynamo.config.recompile_limit = 256
         for module in unet.modules():
             if type(module).__name__ == "BasicTransformerBlock":
                 module.compile()
@@ -187,7 +212,9 @@ def make_step(args: argparse.Namespace, unet: Any) -> Callable[[], torch.Tensor]
     def step() -> torch.Tensor:
         # Adapters need gradients from the lowest attention on; the input's stands for them all.
         noisy = latents.clone().requires_grad_()
-        loss = unet(noisy, timesteps, text, **extra).sample.float().square().mean()
+        with torch.autocast(device, dtype, enabled=getattr(unet, "autocast", False)):
+            output = unet(noisy, timesteps, text, **extra).sample
+        loss = output.float().square().mean()
         loss.backward()
         for parameter in unet.parameters():
             parameter.grad = None

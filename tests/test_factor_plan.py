@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from krona.test_peft_method import SD15, SDXL
 
 from diffusekrona import KronAConfig
 from diffusekrona.errors import UserError
@@ -22,13 +21,14 @@ from diffusekrona.factor_plan import (
     recommend,
 )
 from diffusekrona.krona.functional import kron_linear
+from diffusekrona.published_bases import SD15_UNET, SDXL_UNET
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders that hold the published architectures' configs and nothing else."""
     folders = {}
-    for name, config in (("sd15", SD15), ("sdxl", SDXL)):
+    for name, config in (("sd15", SD15_UNET), ("sdxl", SDXL_UNET)):
         folder = tmp_path_factory.mktemp(name)
         (folder / "unet").mkdir()
         (folder / "model_index.json").write_text("{}")
@@ -60,7 +60,7 @@ def test_counts_of_the_published_architectures(bases, name, pair, parameters) ->
 
 def test_counts_are_those_of_a_real_adapter(bases) -> None:
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**SD15)
+        unet = UNet2DConditionModel(**SD15_UNET)
         unet.add_adapter(KronAConfig(a1=8, a2=16, terms=2, target_modules=["to_q", "to_v"]))
     trained = sum(p.numel() for p in unet.parameters() if p.requires_grad)
     assert cost_of((8, 16), shapes_of(bases["sd15"], "qv"), terms=2).parameters == trained

@@ -111,7 +111,7 @@ def measure(args: argparse.Namespace, plan: Any) -> dict[str, Any]:
         train_setup.save_memory(args, models)
         optimizer = train_setup.make_optimizer(args, models, 1)
         batch = args.train_batch_size
-        side = plan.resolution // 2 ** (len(plan.vae_config["block_out_channels"]) - 1)
+        side = plan.resolution // backbones.vae_scale(plan.vae_config)
 
         def draw(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
             return torch.rand(*shape, device=device).to(dtype)

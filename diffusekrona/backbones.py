@@ -206,6 +206,11 @@ def read_vae_config(
     return {"block_out_channels": (64,), "latent_channels": 4, "scaling_factor": 0.18215} | config
 
 
+def vae_scale(config: Mapping[str, Any]) -> int:
+    """Pixels a side of a picture to one of its latents, by a VAE's config."""
+    return 2 ** (len(config["block_out_channels"]) - 1)
+
+
 def build_empty(kind: str, config: Mapping[str, Any]) -> torch.nn.Module:
     """A component of the full size with no memory behind its weights, to count and check on."""
     import diffusers

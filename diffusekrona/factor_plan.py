@@ -15,12 +15,12 @@ from typing import Any
 
 from .errors import UserError, exit_on_user_error
 from .factors import Pair, multiplications
+from .memory.sizes import BYTES
 
 # (4, 64) is the paper's best on SDXL, and 64 with a1 of 2 to 8 its good region; with both factors
 # at most 8 prompts were no longer followed (arXiv 2402.17412, section 4).
 BEST = (4, 64)
 TOO_SMALL = 8
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 Shape = tuple[int, int]
 
 

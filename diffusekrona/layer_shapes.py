@@ -49,7 +49,7 @@ _UNET_ELSEWHERE = (
     "conv_out_kernel projection_class_embeddings_input_dim class_embeddings_concat "
     "addition_embed_type_num_heads"
 )
-_CLIP_DEFAULTS = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12}
+CLIP_DEFAULTS = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12}
 
 
 def linear_layers(kind: str, config: Mapping[str, Any]) -> Shapes:
@@ -145,7 +145,7 @@ def _clip_layers(kind: str, config: Mapping[str, Any]) -> Shapes | None:
     inside = {"CLIPTextModel": "", "CLIPTextModelWithProjection": "text_model."}
     if kind not in inside or config.get("model_type") != "clip_text_model":
         return None
-    width, hidden, depth = (config.get(key, value) for key, value in _CLIP_DEFAULTS.items())
+    width, hidden, depth = (config.get(key, value) for key, value in CLIP_DEFAULTS.items())
     layers = {}
     for i in range(depth):
         here = f"{inside[kind]}encoder.layers.{i}"

@@ -21,6 +21,7 @@ from .adapters import (
 from .errors import UserError
 from .layer_shapes import linear_layers
 from .memory.estimate import estimate, in_words
+from .memory.sizes import BYTES
 from .schedules import rate_factor
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     vae_config = backbones.read_vae_config(
         base, args.pretrained_vae_model_name_or_path, args.revision
     )
-    scale = 2 ** (len(vae_config["block_out_channels"]) - 1)
+    scale = backbones.vae_scale(vae_config)
     pixel_step = scale * 2 ** (len(unet_config["block_out_channels"]) - 1)
     native = unet_config.get("sample_size") or family.resolution // scale
     resolution = args.resolution or scale * native
@@ -157,7 +158,7 @@ def print_plan(
         table.add_row(*row)
     console.print(table)
     steps = max_train_steps(args, len(pictures))
-    width = {"fp32": 4, "fp16": 2, "bf16": 2}[args.save_precision]
+    width = BYTES[args.save_precision]
     lines = {
         "base": f"{args.pretrained_model_name_or_path} ({plan.family.title})",
         "pictures": f"{len(pictures)} in {args.instance_data_dir}",

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .backbones import vae_scale
 from .errors import UserError
 
 NF4_BLOCK = 64  # weights that share one scale; the scales are 8 bit, in blocks of 256 themselves
@@ -114,7 +115,7 @@ def checkpoints_on_host(device: torch.device) -> Callable[..., Any]:
 
 def tile_vae(vae: Any, pixels: int = 512) -> None:
     """Let an AutoencoderKL encode and decode in overlapping tiles of `pixels` a side at most."""
-    scale = 2 ** (len(vae.config.block_out_channels) - 1)
+    scale = vae_scale(vae.config)
     vae.enable_tiling()
     vae.tile_sample_min_size = min(pixels, vae.tile_sample_min_size)
     vae.tile_latent_min_size = vae.tile_sample_min_size // scale

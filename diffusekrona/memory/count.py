@@ -48,7 +48,7 @@ def count(args: argparse.Namespace, plan: Plan) -> Sizes:
     for parameter in add_adapters(plan.configs, models, "default"):
         # As in every later step of an accumulation; the gradients' own bytes are no activations.
         parameter.grad = torch.empty_like(parameter)
-    side = plan.resolution // vae_scale(plan.vae_config)
+    side = plan.resolution // backbones.vae_scale(plan.vae_config)
     step = step_peak(plan.family, models, samples(args), side, checkpoints(args))
     return Sizes(weight_bytes(vae), text, base, encoding, drawing, largest, step)
 
@@ -62,17 +62,12 @@ def build_empty(kind: str, config: Mapping[str, Any], dtype: torch.dtype) -> Any
 def pictures_peaks(vae: Any, resolution: int, tiling: bool) -> tuple[int, int]:
     """The most bytes held while the VAE encodes a square picture, and while it decodes one."""
     picture = torch.empty(1, 3, resolution, resolution, device="meta", dtype=vae.dtype)
-    side = resolution // vae_scale(vae.config)
+    side = resolution // backbones.vae_scale(vae.config)
     latent = picture.new_empty(1, vae.config["latent_channels"], side, side)
     encoding = without_gradients(vae.encode, picture)
     if tiling:
         tile_vae(vae)
     return encoding, without_gradients(vae.decode, latent)
-
-
-def vae_scale(config: Mapping[str, Any]) -> int:
-    """Pixels a side of a picture to one of its latents."""
-    return 2 ** (len(config["block_out_channels"]) - 1)
 
 
 def weight_bytes(model: nn.Module, quantisation: str = "none") -> int:

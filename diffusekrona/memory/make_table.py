@@ -17,7 +17,7 @@ from ..adapters import add_adapters
 from ..files import write_text
 from ..published_bases import BASES
 from ..small_cards import quantisable, quantised_bytes, tile_vae
-from .count import build_empty, pictures_peaks, vae_scale, weight_bytes
+from .count import build_empty, pictures_peaks, weight_bytes
 from .table import DECIDING, TABLE, Line, deciding, kinds, on
 from .trace import step_peak
 
@@ -98,7 +98,7 @@ def _vae(config: Mapping[str, Any]) -> dict[str, Any]:
     tiled = empty(4)
     tile_vae(tiled)
     tile = tiled.tile_latent_min_size
-    pixels = tile * vae_scale(config)
+    pixels = tile * backbones.vae_scale(config)
     whole = (False, pixels // 2, pixels)
     # Tiling begins above one tile, and goes by steps; the line through them is good enough.
     tiling = (True, 2 * pixels, 4 * pixels, 0.05)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-WIDTHS = {"no": 4, "fp32": 4, "fp16": 2, "bf16": 2}  # bytes of a value, by precision
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}  # of a value, by precision
+WIDTHS = {"no": 4, **BYTES}  # by what --mixed_precision may say
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import backbones
 from ..adapters import KronAChoice, LoRAChoice, krona_choice, lora_choice
-from ..layer_shapes import UNET_DEFAULTS, unet_layers
+from ..layer_shapes import CLIP_DEFAULTS, UNET_DEFAULTS, unet_layers
 from .sizes import WIDTHS, Sizes, checkpoints, samples
 
 if TYPE_CHECKING:
@@ -50,9 +50,7 @@ DECIDING: dict[str, dict[str, Any]] = {
     },
 }
 DECIDING["text_encoder"] = DECIDING["text_encoder_2"] = {
-    "hidden_size": 512,
-    "intermediate_size": 2048,
-    "num_hidden_layers": 12,
+    **CLIP_DEFAULTS,
     "vocab_size": 49408,
     "max_position_embeddings": 77,
     "projection_dim": 512,
@@ -75,7 +73,7 @@ def look_up(args: argparse.Namespace, plan: Plan) -> Sizes | None:
     if kind is None or unet is None or vae is None or None in encoders:
         return None
     width, vae_width = WIDTHS[args.mixed_precision or "no"], WIDTHS[args.vae_dtype]
-    side = plan.resolution // 2 ** (len(plan.vae_config["block_out_channels"]) - 1)
+    side = plan.resolution // backbones.vae_scale(plan.vae_config)
     drawing = "tiled" if args.vae_tiling and side > vae["tile"] else "drawing"
     quantised = args.quantize_base != "none"
     base = unet["values"] * width

@@ -34,6 +34,8 @@ from .small_cards import check_quantisation, checkpoints_on_host, quantise, tile
 
 log = logging.getLogger("diffusekrona")
 
+PATIENCE = 10.0  # seconds that a run which was killed may take to leave the system
+
 
 def claim_output(args: argparse.Namespace) -> FileLock | None:
     """Keep other runs out of `output_dir` for as long as the returned lock lives, or this process.
@@ -52,7 +54,7 @@ def claim_output(args: argparse.Namespace) -> FileLock | None:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / ".lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=PATIENCE)
         except Timeout:
             raise UserError(
                 f"another run is writing to {out}: take another --output_dir, or wait for its end."

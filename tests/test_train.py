@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from diffusekrona import train_setup
 from diffusekrona.adapter_file import read_adapter
 from diffusekrona.checkpoint import what_is_wrong
 from diffusekrona.errors import UserError
@@ -411,13 +414,26 @@ def test_mistakes(tiny_sd1, pictures, tmp_path: Path, monkeypatch, more, says) -
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
-def test_two_runs_do_not_write_to_one_folder(tiny_sd1, pictures, tmp_path: Path) -> None:
+def test_two_runs_do_not_write_to_one_folder(
+    tiny_sd1, pictures, tmp_path: Path, monkeypatch
+) -> None:
     (tmp_path / "checkpoint-2").mkdir()
+    monkeypatch.setattr(train_setup, "PATIENCE", 0.2)
     with FileLock(tmp_path / ".lock"):  # as another run holds it
         with pytest.raises(UserError, match="another run is writing to"):
             main(flags(tiny_sd1, pictures, tmp_path, "--overwrite_output_dir"))
         assert (tmp_path / "checkpoint-2").exists()
     assert main(flags(tiny_sd1, pictures, tmp_path, "--overwrite_output_dir")) == 0
+
+
+def test_a_killed_run_may_take_a_moment_to_leave(tmp_path: Path) -> None:
+    other = FileLock(tmp_path / ".lock", thread_local=False)
+    other.acquire()
+    leaving = threading.Timer(0.3, other.release)
+    leaving.start()
+    lock = train_setup.claim_output(argparse.Namespace(output_dir=tmp_path))
+    leaving.join()
+    assert lock is not None and lock.is_locked
 
 
 def test_dry_run_tells_and_writes_nothing(tiny_sdxl, pictures, tmp_path: Path, capsys) -> None:

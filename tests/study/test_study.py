@@ -25,7 +25,7 @@ from diffusekrona.study import __main__ as program
 from diffusekrona.study.cell import Judging, cells_of, finished
 from diffusekrona.study.cell_run import run_cell, training_arguments
 from diffusekrona.study.declared import studies
-from diffusekrona.study.engines import LOCK, run_local
+from diffusekrona.study.engines import LOCK, run_local, work
 from diffusekrona.study.grid import (
     Arm,
     Study,
@@ -236,7 +236,7 @@ def test_killed_and_restarted_gives_the_same_table(subject, judging, tmp_path, c
     process.stderr.close()
     before = (whole[0].folder(root / "cells") / "result.json").stat().st_mtime_ns
     for cell in whole:  # in this process, to save the time of another start
-        run_cell(cell, root / "cells")
+        assert work(cell, root / "cells") is None
     assert (whole[0].folder(root / "cells") / "result.json").stat().st_mtime_ns == before
     assert csv_rows(gather(study, whole, root / "cells")) == wanted
     # Everything is finished: the program itself runs nothing and only tells.
@@ -401,8 +401,6 @@ def test_spread_of_known_pictures(tmp_path) -> None:
 
 
 def test_a_failed_cell_is_told_and_missing(subject, judging, tmp_path) -> None:
-    from diffusekrona.study.engines import work
-
     study = with_flags(tiny_study(), {"a1": 7})  # divides no layer
     cells = cells_of(study, [subject], judging, "cpu")[1:2]
     error = work(cells[0], tmp_path)

@@ -30,8 +30,9 @@ from torch.autograd.function import once_differentiable
 from ..factors import cheaper_order
 
 # Up to this width of the fast dimension, a product from the left is faster as one dense
-# multiplication with A (x) I than as many tiny ones, though it multiplies by zeros.
-NARROW = 8
+# multiplication with A (x) I than as many tiny ones, though it multiplies by zeros: always in half
+# precision, whose multiplications are cheap, and in single precision while A is small.
+NARROW_HALF, NARROW_SINGLE, SMALL = 16, 8, 16
 
 
 def fused_kron_linear(
@@ -111,13 +112,15 @@ def _cast(
     return (a * scale if scale != 1.0 else a).to(dtype), b.to(dtype)
 
 
-# Products from the left, one matrix for all tokens: (m, k) with (tokens, k, w). As a batch they are
-# many tiny multiplications; torch.matmul would transpose and copy all of x to make them one.
+# Products from the left, one matrix for all tokens: (m, k) with (tokens, k, w). Its rows must lie
+# together in memory, or a batched product in half precision copies it for every token.
 
 
-def _is_narrow(m: int, k: int, w: int) -> bool:
+def _is_narrow(m: int, k: int, w: int, dtype: torch.dtype) -> bool:
     """Whether a dense multiplication with matrix (x) I_w is the faster way, zeros and all."""
-    return w <= NARROW and min(m, k) <= 16
+    if dtype.itemsize == 2:
+        return w <= NARROW_HALF
+    return w <= NARROW_SINGLE and min(m, k) <= SMALL
 
 
 def _dense(matrix: torch.Tensor, w: int) -> torch.Tensor:
@@ -131,30 +134,28 @@ def _dense(matrix: torch.Tensor, w: int) -> torch.Tensor:
 def _left(matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """matrix @ x, (tokens, m, w)."""
     (m, k), (n, _, w) = matrix.shape, x.shape
-    if _is_narrow(m, k, w):
+    if _is_narrow(m, k, w, x.dtype):
         return torch.mm(x.reshape(n, k * w), _dense(matrix, w).t()).view(n, m, w)
-    if w <= NARROW:  # here the copy is the lesser evil
-        return torch.matmul(matrix, x)
-    return torch.bmm(matrix.expand(n, m, k), x)
+    return torch.bmm(matrix.contiguous().expand(n, m, k), x)
 
 
 def _add_left_(total: torch.Tensor, matrix: torch.Tensor, x: torch.Tensor) -> None:
     """total (tokens, m, w) += matrix @ x."""
     (m, k), (n, _, w) = matrix.shape, x.shape
-    if _is_narrow(m, k, w):
+    if _is_narrow(m, k, w, x.dtype):
         total.view(n, m * w).addmm_(x.reshape(n, k * w), _dense(matrix, w).t())
-    elif w <= NARROW:
-        total.add_(torch.matmul(matrix, x))
+    elif w <= NARROW_HALF:  # sums of short rows are slow within a batched product
+        total.add_(_left(matrix, x))
     else:
-        total.baddbmm_(matrix.expand(n, m, k), x)
+        total.baddbmm_(matrix.contiguous().expand(n, m, k), x)
 
 
 def _contract(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """sum over tokens and the last dimension: (tokens, m, w), (tokens, k, w) -> (m, k)."""
     (n, m, w), k = x.shape, y.shape[1]
-    if _is_narrow(m, k, w):
+    if _is_narrow(m, k, w, x.dtype):
         dense = torch.mm(x.reshape(n, m * w).t(), y.reshape(n, k * w)).view(m, w, k, w)
         return dense.diagonal(dim1=1, dim2=3).sum(-1)
-    if m * k <= (m + k) * w:  # a matrix a token is no larger than the operands
+    if m * k <= 2 * (m + k) * w:  # the matrices, one a token, are not much larger than x and y
         return torch.bmm(x, y.transpose(1, 2)).sum(0)
     return torch.mm(x.transpose(0, 1).reshape(m, n * w), y.transpose(0, 1).reshape(k, n * w).t())

@@ -22,6 +22,7 @@ for name, folder in (("bare", PACKAGE), ("bare.krona", PACKAGE / "krona")):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [str(folder)]
 functional = importlib.import_module("bare.krona.functional")
+fused_linear = importlib.import_module("bare.krona.fused_linear")
 
 PAIRS = ((2, 64), (4, 64), (8, 64), (64, 8), (64, 4), (16, 16), (64, 64), (1, 1))
 # Largest error allowed, relative to the largest number of the result.
@@ -61,6 +62,27 @@ def test_the_product_without_forming_it(pair, dtype) -> None:
 
 
 @cases
+def test_layer_and_adapter_in_one_step_and_its_gradients(pair, dtype) -> None:
+    chance = torch.Generator().manual_seed(1)
+    x, weight, dy = (
+        torch.randn(*s, generator=chance) for s in ((77, 640), (1280, 640), (77, 1280))
+    )
+    found = []
+    for kind in (dtype, torch.float64):
+        leaves = [t.to(DEVICE, dtype).to(kind, copy=True) for t in (x, *factors(pair))]
+        leaves = [leaf.requires_grad_() for leaf in leaves]
+        frozen = (weight / 640**0.5).to(DEVICE, dtype).to(kind)
+        if kind is torch.float64:
+            y = leaves[0] @ (frozen + 0.7 * torch.kron(*leaves[1:])).T
+        else:
+            y = fused_linear.fused_kron_linear(leaves[0], frozen, None, *leaves[1:], 0.7)
+        y.backward(dy.to(DEVICE, dtype).to(kind))
+        found.append([y.detach(), *(leaf.grad for leaf in leaves)])
+    for have, want in zip(*found, strict=True):
+        assert error(have, want) < ACCURACY[dtype]
+
+
+@cases
 def test_a_merge_is_the_sum_rounded_once(pair, dtype) -> None:
     a, b = factors(pair)
     weight = torch.randn(1280, 640, device=DEVICE).to(dtype)
@@ -74,5 +96,6 @@ def test_a_merge_is_the_sum_rounded_once(pair, dtype) -> None:
 if __name__ == "__main__":
     for pair, dtype in CASES:
         test_the_product_without_forming_it(pair, dtype)
+        test_layer_and_adapter_in_one_step_and_its_gradients(pair, dtype)
         test_a_merge_is_the_sum_rounded_once(pair, dtype)
-    print(f"{2 * len(CASES)} passed on {DEVICE}", file=sys.stderr)
+    print(f"{3 * len(CASES)} passed on {DEVICE}", file=sys.stderr)

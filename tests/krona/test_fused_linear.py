@@ -68,6 +68,26 @@ def test_equals_the_plain_form_at_real_sizes(pair, size) -> None:
         torch.testing.assert_close(have, want, rtol=1e-9, atol=1e-9)
 
 
+# Half precision has ways of its own.
+@pytest.mark.parametrize("pair, size", itertools.product(PAIRS, (64, 320, 640, 1280)))
+def test_half_precision_is_near_the_plain_form(pair, size) -> None:
+    a1, a2 = pair
+    x, weight, bias, a, b = tensors(a1, a2, size // a1, size // a2, (1, 3))
+    a, b = a / a2**0.5, b / (size // a2) ** 0.5
+    found = []
+    for dtype in (torch.bfloat16, torch.float64):
+        leaves = [t.to(dtype).requires_grad_() for t in (x, a, b)]
+        frozen = weight.to(dtype), bias.to(dtype)
+        if dtype is torch.bfloat16:
+            y = fused_kron_linear(leaves[0], *frozen, *leaves[1:], 0.5)
+        else:
+            y = F.linear(leaves[0], *frozen) + 0.5 * kron_linear(*leaves)
+        y.sum().backward()
+        found.append([y.detach(), *(leaf.grad for leaf in leaves)])
+    for have, want in zip(*found, strict=True):
+        assert (have.double() - want).abs().max() / want.abs().max() < 0.03
+
+
 @pytest.mark.parametrize("shape", [(3, 4, 5, 2), (2, 2, 3, 30), (20, 20, 2, 2)])
 def test_gradcheck(shape) -> None:
     x, weight, bias, a, b = tensors(*shape, (2,))

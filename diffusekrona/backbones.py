@@ -202,7 +202,7 @@ def read_vae_config(
 ) -> dict[str, Any]:
     """The VAE's config; what old ones leave out is as diffusers' AutoencoderKL takes it."""
     place, subfolder = vae_place(base, other)
-    config = read_part_config(place, subfolder, revision)
+    config = read_part_config(place, subfolder, revision if other is None else None)
     return {"block_out_channels": (64,), "latent_channels": 4, "scaling_factor": 0.18215} | config
 
 
@@ -232,9 +232,21 @@ def vae_place(base: str, other: str | None = None) -> tuple[str, str]:
     return str(folder) if folder.is_dir() else other, "vae" if (folder / "vae").is_dir() else ""
 
 
-def load_vae(base: str, other: str | None = None, **options: Any) -> Any:
-    """The frozen VAE. Its published files are fp32 or fp16; it is returned as they are."""
+def load_vae(
+    base: str,
+    other: str | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    **options: Any,
+) -> Any:
+    """The frozen VAE. Its published files are fp32 or fp16; it is returned as they are.
+
+    Args:
+        revision, variant: of the base; another VAE's repository has its own.
+    """
     place, subfolder = vae_place(base, other)
+    if other is None:
+        options |= {"revision": revision, "variant": variant}
     return load_part(place, "AutoencoderKL", subfolder, **options).requires_grad_(False).eval()
 
 
@@ -242,7 +254,10 @@ def load_sampler(base: str, **options: Any) -> Any:
     """The scheduler that the base's pipeline draws with."""
     from diffusers import DiffusionPipeline
 
-    kind = DiffusionPipeline.load_config(base)["scheduler"][1]
+    try:
+        kind = DiffusionPipeline.load_config(base, **options)["scheduler"][1]
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(base, "scheduler", error) from error
     return load_part(base, kind, "scheduler", **options)
 
 

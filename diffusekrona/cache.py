@@ -78,7 +78,11 @@ def prepare_data(
             args.class_data_dir,
             args.num_class_images,
             args.sample_batch_size,
-            dtype,
+            low_vram=args.low_vram,
+            dtype=dtype,
+            vae=args.pretrained_vae_model_name_or_path,
+            revision=args.revision,
+            variant=args.variant,
         )
     cropping = Cropping(args.center_crop, args.random_flip, args.seed)
     sizes = [(plan.resolution, plan.resolution)] * len(pictures)
@@ -121,20 +125,21 @@ def _vae_and_origin(
     args: argparse.Namespace, plan: Plan, accelerator: Any, kept: DiskCache
 ) -> tuple[Any, dict[str, Any]]:
     """The VAE, loaded when first called for, and what latents depend on beside the picture."""
-    place, subfolder = backbones.vae_place(plan.base, args.pretrained_vae_model_name_or_path)
+    other = args.pretrained_vae_model_name_or_path
+    place, subfolder = backbones.vae_place(plan.base, other)
+    revision = args.revision if other is None else None
     dtype = DTYPES[args.vae_dtype]
 
     @functools.cache
     def vae() -> Any:
         hub = {"revision": args.revision, "variant": args.variant}
-        other = args.pretrained_vae_model_name_or_path
         loaded = backbones.load_vae(plan.base, other, torch_dtype=dtype, **hub)
         return loaded.to(accelerator.device)
 
-    weights = kept.fingerprint(place, subfolder, args.revision)
+    weights = kept.fingerprint(place, subfolder, revision)
     if weights is None:  # not downloaded yet, so nothing can have been made with them
         vae()
-        weights = kept.fingerprint(place, subfolder, args.revision)
+        weights = kept.fingerprint(place, subfolder, revision)
     return vae, {"vae": weights, "variant": args.variant, **origin(accelerator.device, dtype)}
 
 

@@ -32,18 +32,22 @@ RUN_RECORD = "run.json"
 
 
 def keep_only_adapters(
-    accelerator: Any, models: Mapping[str, nn.Module], adapter_name: str = "default"
+    accelerator: Any,
+    models: Mapping[str, nn.Module],
+    origin: Mapping[str, Any],
+    adapter_name: str = "default",
 ) -> None:
     """Have accelerate's state hold the adapters, not the frozen base.
 
     Args:
         models: component name to unwrapped model, those that carry the adapter.
+        origin: metadata of the adapter's file, so that inference knows its base and prompt.
     """
 
     def save(_models: list[Any], weights: list[Any], folder: str) -> None:
         weights.clear()
         if accelerator.is_main_process:
-            save_adapter(models, Path(folder) / ADAPTER, adapter_name)
+            save_adapter(models, Path(folder) / ADAPTER, adapter_name, metadata=origin)
 
     def load(wrapped: list[Any], folder: str) -> None:
         wrapped.clear()

@@ -28,12 +28,17 @@ def draw_class_pictures(
     folder: Path,
     wanted: int,
     batch_size: int,
-    dtype: Any,
+    low_vram: bool = False,
+    **options: Any,
 ) -> list[Path]:
     """See that `folder` holds `wanted` pictures; the processes share what there is to draw.
 
     Each is saved as soon as it is drawn, so a run that is stopped goes on where it was. Its seed
     is its number.
+
+    Args:
+        low_vram: one picture at once, and on a GPU no more than the model that is at work.
+        options: dtype, VAE, revision and variant, as `load_pipeline` takes them.
 
     Returns:
         `wanted` pictures' paths, sorted.
@@ -41,7 +46,14 @@ def draw_class_pictures(
     numbers = missing_class_pictures(folder, wanted)
     accelerator.wait_for_everyone()  # all have counted before one adds to the folder
     if numbers:
-        pipeline = load_pipeline(base, dtype=dtype, device=accelerator.device)
+        pipeline = load_pipeline(base, **options)
+        if low_vram:
+            batch_size = 1
+            pipeline.vae.enable_tiling()
+        if low_vram and accelerator.device.type == "cuda":
+            pipeline.enable_model_cpu_offload(device=accelerator.device)
+        else:
+            pipeline.to(accelerator.device, silence_dtype_warnings=True)
         mine = numbers[accelerator.process_index :: accelerator.num_processes]
         from tqdm.auto import tqdm
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError, exit_on_user_error
-from .inference_args import DTYPES, SCHEDULERS, parse_adapter
+from .inference_args import DTYPES, SCHEDULERS, check_drawing, parse_adapter
 
 if TYPE_CHECKING:
     from .evaluation.pictures import Drawing, Variant
@@ -98,13 +98,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raises UserError for a value out of range, naming the flag."""
-    for flag in ("num_inference_steps", "batch_size", "shown_seeds"):
-        if getattr(args, flag) < 1:
-            raise UserError(f"--{flag} must be at least 1, not {getattr(args, flag)}.")
-    if (args.height is None) != (args.width is None):
-        raise UserError("Give --height and --width together.")
-    if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
-        raise UserError("--seeds must be different whole numbers from 0 on.")
+    check_drawing(args)
+    if args.shown_seeds < 1:
+        raise UserError(f"--shown_seeds must be at least 1, not {args.shown_seeds}.")
+    if len(set(args.seeds)) < len(args.seeds):
+        raise UserError("--seeds must be different numbers.")
     if not args.adapter:
         raise UserError("Nothing to compare: give --adapter PATH, or --adapter none for the base.")
 
@@ -168,10 +166,10 @@ def evaluate(args: argparse.Namespace, state: Any) -> Evaluation | None:
     from .backbones import bundled_models
     from .data import find_pictures
     from .evaluation.encoders import choose_names, load_clip_encoder, load_dino_encoder
-    from .evaluation.pictures import draw_missing, jobs_of, load_rows
+    from .evaluation.pictures import draw_missing, jobs_of, load_rows, refuse_others
     from .evaluation.report import Evaluation, Row
     from .evaluation.scoring import read_reference, score, scored_texts
-    from .inference import choose_base
+    from .inference import choose_base, choose_device
     from .prompts import get_prompts
 
     variants = read_variants(args)
@@ -186,14 +184,17 @@ def evaluate(args: argparse.Namespace, state: Any) -> Evaluation | None:
     )
     clip_name, dino_name, missing = choose_names(args.clip, args.dino, bundled)
     # Before anything is drawn: a scorer that cannot be had should not show after hours.
-    clip = load_clip_encoder(clip_name, args.clip_backend, state.device)
-    dino = load_dino_encoder(dino_name, state.device) if dino_name else None
-    drawing = drawing_of(args, base, state.device)
+    device = choose_device(args.device, state.device)
+    clip = load_clip_encoder(clip_name, args.clip_backend, device)
+    dino = load_dino_encoder(dino_name, device) if dino_name else None
+    drawing = drawing_of(args, base, device)
     folder = args.output_dir / "pictures"
     jobs = [jobs_of(v, drawing, prompts, args.seeds, folder) for v in variants]
-    if not args.score_only:
+    if args.score_only:
+        refuse_others(job for its_jobs in jobs for job in its_jobs)
+    else:
         for variant, its_jobs in zip(variants, jobs, strict=True):
-            drawn = draw_missing(variant, drawing, its_jobs, state)
+            drawn = draw_missing(variant, drawing, its_jobs, state, device)
             log.info("%s: %d pictures drawn, %d kept", variant.name, drawn, len(its_jobs) - drawn)
     if not state.is_main_process:
         return None

@@ -87,14 +87,20 @@ def choose_base(name: str | None, adapters: Sequence[Mixed], revision: str | Non
     """The base asked for, or the one that the adapters were trained on.
 
     Raises:
-        UserError: none is known; or the base is not of an adapter's family, which is told from
-            the base's config alone, before its weights are fetched.
+        UserError: none is known, or several are; or the base is not of an adapter's family, which
+            is told from the base's config alone, before its weights are fetched.
     """
     from .adapter_file import check_family
     from .backbones import read_unet_config, resolve_base
 
-    named = (mixed.adapter.metadata.get("base_model") for mixed in adapters)
-    base = name or next(filter(None, named), None)
+    named = [mixed.adapter.metadata.get("base_model") for mixed in adapters]
+    named = list(dict.fromkeys(filter(None, named)))
+    if name is None and len(named) > 1:
+        raise UserError(
+            f"The adapters were trained on different bases, {' and '.join(named)}: choose one with "
+            "--pretrained_model_name_or_path."
+        )
+    base = name or next(iter(named), None)
     if base is None:
         where = "the adapter does not name its base" if adapters else "there is no --adapter either"
         raise UserError(f"No base model: give --pretrained_model_name_or_path ({where}).")
@@ -164,9 +170,9 @@ def build(args: argparse.Namespace, base: str, adapters: Sequence[Mixed], state:
     options = {"revision": args.revision, "variant": args.variant}
     pipeline = load_pipeline(base, dtype, "cpu", args.vae, **options)
     apply_adapters(pipeline, adapters, merge=not args.no_merge)
-    refiner = load_refiner(pipeline, args.refiner, dtype) if args.refiner else None
     if args.scheduler:
         set_scheduler(pipeline, args.scheduler)
+    refiner = load_refiner(pipeline, args.refiner, dtype) if args.refiner else None
     for part in filter(None, (pipeline, refiner)):
         if args.low_vram and device.type == "cuda":
             part.enable_model_cpu_offload(device=device)

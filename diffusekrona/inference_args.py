@@ -98,6 +98,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raises UserError for a value out of range, naming the flag."""
+    check_drawing(args)
+    if args.refiner and not 0 < args.refiner_start < 1:
+        raise UserError(f"--refiner_start must lie between 0 and 1, not {args.refiner_start}.")
+
+
+def check_drawing(args: argparse.Namespace) -> None:
+    """The same for the flags that every program has that draws pictures."""
     for flag in ("num_inference_steps", "batch_size", "height", "width"):
         value = getattr(args, flag)
         if value is not None and value < 1:
@@ -111,8 +118,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--seeds must be whole numbers from 0 on, not {bad[0]}.")
     if not math.isfinite(args.guidance_scale):
         raise UserError(f"--guidance_scale must be a number, not {args.guidance_scale}.")
-    if args.refiner and not 0 < args.refiner_start < 1:
-        raise UserError(f"--refiner_start must lie between 0 and 1, not {args.refiner_start}.")
 
 
 def parse_adapter(text: str) -> tuple[Path, float]:

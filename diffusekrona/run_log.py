@@ -148,7 +148,12 @@ class RunLog:
         )
         return 128 + (caught[0] if caught else signal.SIGTERM)
 
-    def save_result(self, models: Mapping[str, torch.nn.Module], adapter_name: str) -> None:
+    def save_result(
+        self,
+        models: Mapping[str, torch.nn.Module],
+        origin: Mapping[str, Any],
+        adapter_name: str,
+    ) -> None:
         """Write adapter.safetensors and run.json. A trained adapter is not lost to a full disk.
 
         Raises:
@@ -158,14 +163,7 @@ class RunLog:
             return
         self.bar.close()
         args, path = self.args, self.args.output_dir / ADAPTER
-        metadata = {
-            "base_model": args.pretrained_model_name_or_path,
-            "instance_prompt": args.instance_prompt or "",
-            "steps": self.steps,
-            "learning_rate": args.learning_rate,
-            "seed": args.seed,
-            "resolution": self.plan.resolution,
-        }
+        metadata = {**origin, "steps": self.steps}
         dtype = DTYPES[args.save_precision]
         adapter = collect_adapter(models, adapter_name, self.plan.family.name, metadata, dtype)
         try:
@@ -201,13 +199,24 @@ class RunLog:
         }
 
 
-def send_to_host(loss: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    """A copy of `loss` on its way to the host, and the CUDA event that tells of its arrival.
+def origin_of(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
+    """What every adapter file of a run tells of where it comes from, a checkpoint's too."""
+    return {
+        "base_model": args.pretrained_model_name_or_path,
+        "instance_prompt": args.instance_prompt or "",
+        "learning_rate": args.learning_rate,
+        "seed": args.seed,
+        "resolution": plan.resolution,
+    }
 
-    `loss.item()` would wait for all that the device was given since, the next step included.
+
+def send_to_host(number: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """A copy of `number` on its way to the host, and the CUDA event that tells of its arrival.
+
+    `number.item()` would wait for all that the device was given since, the next step included.
     """
-    copy = loss.detach().to("cpu", non_blocking=True)  # into pinned memory
-    if not loss.is_cuda:
+    copy = number.detach().to("cpu", non_blocking=True)  # into pinned memory
+    if not number.is_cuda:
         return copy, None
     copied = torch.cuda.Event()
     copied.record()
@@ -256,9 +265,25 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def agreed(accelerator: Any, stop: bool) -> bool:
-    """Whether any process wants to stop: they must all save at the same step."""
-    if accelerator.num_processes == 1:
-        return stop
-    flag = torch.tensor(float(stop), device=accelerator.device)
-    return bool(accelerator.reduce(flag, reduction="sum") > 0)
+class StopVote:
+    """Whether any process wants to stop: they must all save at the same step.
+
+    With several processes the answer is that of the step before, so that none waits for this one.
+    """
+
+    def __init__(self, accelerator: Any) -> None:
+        self.accelerator = accelerator
+        self.pending: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
+
+    def __call__(self, stop: bool) -> bool:
+        if self.accelerator.num_processes == 1:
+            return stop
+        flag = torch.tensor(float(stop), device=self.accelerator.device)
+        before = self.pending
+        self.pending = send_to_host(self.accelerator.reduce(flag, reduction="sum"))
+        if before is None:
+            return False
+        votes, copied = before
+        if copied is not None:
+            copied.synchronize()
+        return votes.item() > 0

@@ -78,6 +78,9 @@ def load_pipeline(
 def load_refiner(pipeline: Any, name: str, dtype: torch.dtype, **options: Any) -> Any:
     """An image-to-image pipeline that finishes what `pipeline` begins, sharing its VAE.
 
+    It takes over latents half-way, so it goes on with the same sampler: others scale them
+    otherwise.
+
     Raises:
         UserError: it cannot be had, or one of the two cannot hand over half-way.
     """
@@ -92,6 +95,7 @@ def load_refiner(pipeline: Any, name: str, dtype: torch.dtype, **options: Any) -
     )
     if "denoising_start" not in inspect.signature(refiner.__call__).parameters:
         raise UserError(f"{name} is no refiner: it cannot take over half-way.")
+    refiner.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
     return refiner
 
 

@@ -149,7 +149,7 @@ def _optimisation(parser: argparse.ArgumentParser) -> None:
         choices=("adamw", "adamw8bit", "prodigy"),
         default="adamw",
         type=str.lower,
-        help="adamw8bit needs bitsandbytes, prodigy needs prodigyopt.",
+        help="adamw8bit needs bitsandbytes, prodigy needs prodigyopt and a learning rate of 1.",
     )
     add("--use_8bit_adam", action="store_true", help="The same as --optimizer adamw8bit.")
     add("--adam_beta1", type=float, default=0.9, help=" ")

@@ -62,8 +62,8 @@ def train(args: argparse.Namespace) -> int:
         return run(args, plan, pictures, captions)
     except torch.OutOfMemoryError as error:
         raise UserError(
-            "Out of GPU memory: try --low_vram, --train_batch_size 1, or a smaller --resolution; "
-            "--dry_run tells what a run needs."
+            "Out of GPU memory: try --low_vram, --train_batch_size 1, --sample_batch_size 1 (class "
+            "pictures), or a smaller --resolution; --dry_run tells what training needs."
         ) from error
     finally:
         if lock is not None:
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
     from .cache import prepare_data
     from .checkpoint import keep_only_adapters, save_checkpoint
     from .plan import max_train_steps
-    from .run_log import RunLog, agreed, stop_signals
+    from .run_log import RunLog, StopVote, origin_of, stop_signals
     from .schedules import make_lr_scheduler
     from .sharded import average_gradients, distribute, shards_base
 
@@ -106,6 +106,8 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
     steps = max_train_steps(args, len(pictures), accelerator.num_processes)
     settings = setup.settings_to_keep(args, plan, accelerator, pictures, captions)
     if setup.already_finished(args, steps, settings):
+        if args.push_to_hub:  # it may be what failed the last time
+            setup.share(args, accelerator)
         return 0
     data = prepare_data(args, plan, accelerator, pictures, captions)
     unet = setup.load_denoiser(args, plan, accelerator)
@@ -118,12 +120,16 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
     lr_scheduler = make_lr_scheduler(args, plain_optimizer, steps)
     ema = setup.make_ema(args, trained, accelerator)
     noise_scheduler = setup.load_noise_schedule(args, plan)
-    keep_only_adapters(accelerator, {name: models[name] for name in plan.configs}, ADAPTER_NAME)
+    adapted = {name: models[name] for name in plan.configs}
+    origin = origin_of(args, plan)
+    keep_only_adapters(accelerator, adapted, origin, ADAPTER_NAME)
     shard = shards_base(args, accelerator)
     wrapped, optimizer = distribute(accelerator, models, plain_optimizer, trained, shard)
     # The schedule is not prepared: accelerate would step it once a process.
     accelerator.register_for_checkpointing(*filter(None, (lr_scheduler, ema)))
     first = setup.resume(args, accelerator, settings)
+    if ema is not None:
+        ema.to(accelerator.device)  # a checkpoint's comes on the CPU
     if shard and args.validation_prompt:
         log.warning("no validation pictures: the base is sharded over the processes")
         args.validation_prompt = None
@@ -131,6 +137,7 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
     if first == 0:
         validate(0)
     run_log = RunLog(args, plan, accelerator, trained, first, steps, settings, started)
+    stop_vote = StopVote(accelerator)
     with run_log, stop_signals() as caught:
         for step in range(first, steps):
             for micro in range(args.gradient_accumulation_steps):
@@ -152,7 +159,7 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
 
             done = step + 1
             run_log.step(done, loss.detach(), lr_scheduler.get_last_lr()[0])
-            stop = agreed(accelerator, bool(caught))
+            stop = stop_vote(bool(caught))
             if done % args.checkpointing_steps == 0 or stop:
                 run_log.settle(trained)
                 folder = save_checkpoint(
@@ -167,7 +174,7 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
         run_log.settle(trained)
         if ema is not None:
             ema.copy_to(trained)
-        run_log.save_result({name: models[name] for name in plan.configs}, ADAPTER_NAME)
+        run_log.save_result(adapted, origin, ADAPTER_NAME)
     validate(steps)
     setup.share(args, accelerator)
     accelerator.end_training()
@@ -300,7 +307,7 @@ def text_of(
         states = stack_states([data.states[caption] for caption in captions])
         return {name: to_device(state, device) for name, state in states.items()}
     ids = [
-        torch.cat([data.ids[c][i] for c in captions]).to(device)
+        to_device(torch.cat([data.ids[c][i] for c in captions]), device)
         for i in range(len(plan.family.text_encoders))
     ]
     return text_states(plan.family, models, ids)

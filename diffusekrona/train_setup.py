@@ -74,6 +74,7 @@ def refuse_to_overwrite(args: argparse.Namespace) -> None:
     checkpoints = sorted(out.glob("checkpoint-*"))
     if args.overwrite_output_dir:
         args.resume_from_checkpoint = None
+        (out / RUN_RECORD).unlink(missing_ok=True)  # or the new run's checkpoints would be refused
         for old in (*checkpoints, out / "validation"):
             shutil.rmtree(old, ignore_errors=True)
     elif not args.resume_from_checkpoint:
@@ -205,12 +206,20 @@ def make_optimizer(
     factor = 1.0
     if args.scale_lr:
         factor = args.gradient_accumulation_steps * args.train_batch_size * processes
-    rates = {
-        name: (
-            args.learning_rate if name == "unet" else args.text_encoder_lr or args.learning_rate / 2
-        )
-        for name in models
-    }
+    text_rate = args.text_encoder_lr or args.learning_rate / 2
+    if args.optimizer == "prodigy":  # it finds the rate by itself, one for all
+        if args.text_encoder_lr not in (None, args.learning_rate):
+            raise UserError(
+                "--optimizer prodigy has one rate for all: leave out --text_encoder_lr."
+            )
+        text_rate = args.learning_rate
+        if args.learning_rate < 0.1:
+            log.warning(
+                "prodigy multiplies the rate that it finds by --learning_rate %g, usually 1: next "
+                "to nothing will be learned",
+                args.learning_rate,
+            )
+    rates = {name: args.learning_rate if name == "unet" else text_rate for name in models}
     groups = [
         {"params": [p for p in model.parameters() if p.requires_grad], "lr": rates[name] * factor}
         for name, model in models.items()
@@ -311,41 +320,59 @@ def validate(
     data: Data,
     step: int,
 ) -> None:
-    """Draw the validation prompts, on the main process; a failure here costs no training."""
+    """Draw the validation prompts, on the main process.
+
+    A failure costs no training, and is told. Only before the first step is it raised: what cannot
+    be drawn then, nobody would see arrive.
+    """
     if args.validation_prompt and accelerator.is_main_process:
-        from .validation import draw_validation
-
-        states = data.states
-        if data.text_encoders:
-            from .cache import cache_texts
-
-            tokenizers = backbones.load_tokenizers(plan.base, plan.family)
-            prompts = [*args.validation_prompt, ""]
-            states = cache_texts(plan.family, tokenizers, data.text_encoders, prompts)
-        vae = backbones.load_vae(
-            plan.base,
-            args.pretrained_vae_model_name_or_path,
-            torch_dtype=DTYPES[args.vae_dtype],
-            revision=args.revision,
-            variant=args.variant,
-        )
-        if args.vae_tiling:
-            tile_vae(vae)
-        images = draw_validation(
-            plan.family,
-            plan.base,
-            unet,
-            states,
-            args.validation_prompt,
-            args.output_dir / "validation",
-            step,
-            num_images=args.num_validation_images,
-            steps=args.validation_inference_steps,
-            guidance=args.validation_guidance_scale,
-            vae=vae,
-        )
-        show_in_trackers(accelerator, images, step)
+        try:
+            images = _draw_validation(args, plan, unet, data, step)
+            show_in_trackers(accelerator, images, step)
+        except Exception as error:
+            if step == 0:
+                raise
+            log.warning("no validation pictures at step %d: %s", step, _one_line(error))
     accelerator.wait_for_everyone()
+
+
+def _draw_validation(
+    args: argparse.Namespace, plan: Plan, unet: nn.Module, data: Data, step: int
+) -> list[Any]:
+    from .validation import draw_validation
+
+    revision = {"revision": args.revision}
+    states = data.states
+    if data.text_encoders:
+        from .cache import cache_texts
+
+        tokenizers = backbones.load_tokenizers(plan.base, plan.family, **revision)
+        prompts = [*args.validation_prompt, ""]
+        states = cache_texts(plan.family, tokenizers, data.text_encoders, prompts)
+    vae = backbones.load_vae(
+        plan.base,
+        args.pretrained_vae_model_name_or_path,
+        torch_dtype=DTYPES[args.vae_dtype],
+        variant=args.variant,
+        **revision,
+    )
+    if args.vae_tiling:
+        tile_vae(vae)
+    return draw_validation(
+        plan.family,
+        plan.base,
+        unet,
+        states,
+        args.validation_prompt,
+        args.output_dir / "validation",
+        step,
+        num_images=args.num_validation_images,
+        steps=args.validation_inference_steps,
+        guidance=args.validation_guidance_scale,
+        size=(plan.resolution, plan.resolution),
+        vae=vae,
+        sampler=backbones.load_sampler(plan.base, **revision),
+    )
 
 
 def share(args: argparse.Namespace, accelerator: Any) -> None:

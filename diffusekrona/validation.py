@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .backbones import Family, build_pipeline, load_sampler
+from .backbones import Family, build_pipeline
 from .grids import labelled_grid, save_png
 from .sampling import generate
 
@@ -28,17 +28,20 @@ def draw_validation(
     num_images: int,
     steps: int,
     guidance: float,
+    size: tuple[int, int],
     vae: Any,
+    sampler: Any,
 ) -> list[Image.Image]:
     """Draw every prompt with seeds 0, 1 … and renew `folder/grid.png`, a row of pictures a step.
 
     Args:
         unet: the denoiser with its adapter live, of any dtype.
         states: cached text states of the prompts and of "" (for guidance), as `cache_texts` gives.
+        size: (height, width) in pixels.
         vae: loaded for this and dropped by the caller, so that it does not stay during training.
     """
     device = next(unet.parameters()).device
-    pipeline = build_pipeline(family, unet=unet, vae=vae.to(device), scheduler=load_sampler(base))
+    pipeline = build_pipeline(family, unet=unet, vae=vae.to(device), scheduler=sampler)
     jobs = [(prompt, seed) for prompt in prompts for seed in range(num_images)]
     embeds = {}
     for name in states[""]:
@@ -52,17 +55,20 @@ def draw_validation(
     unet.eval()
     # accelerate lets a model that is trained answer in fp32, and samplers go on in what it answers.
     cast = unet.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(unet.dtype), *inputs[1:]))
-    images = generate(
-        pipeline,
-        [prompt for prompt, _ in jobs],
-        [seed for _, seed in jobs],
-        steps=steps,
-        guidance=guidance,
-        progress=False,
-        **embeds,
-    )
-    cast.remove()
-    unet.train(was_training)
+    try:
+        images = generate(
+            pipeline,
+            [prompt for prompt, _ in jobs],
+            [seed for _, seed in jobs],
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            progress=False,
+            **embeds,
+        )
+    finally:
+        cast.remove()
+        unet.train(was_training)
     for number, ((prompt, seed), image) in enumerate(zip(jobs, images, strict=True)):
         recipe = {"prompt": prompt, "seed": seed, "step": step, "base": base}
         save_png(image, folder / f"step-{step:06d}-{number:02d}.png", recipe)

@@ -19,15 +19,15 @@ CLIP_BACKEND="${CLIP_BACKEND:-transformers}"  # or openai, if its package is ins
 DINO="${DINO:-auto}"               # auto: DINO ViT-S/16; facebook/dinov2-small; none
 OUTPUT_DIR="${OUTPUT_DIR:-$ROOT/outputs/$SUBJECT/evaluation}"
 
+ARGUMENTS=()
 if [ -z "$ADAPTERS" ]; then
   NEWEST="$(ls -t "$ROOT/outputs/$SUBJECT"/*/adapter.safetensors 2>/dev/null | head -n 1 || true)"
   if [ -z "$NEWEST" ]; then
     echo "error: no adapter in $ROOT/outputs/$SUBJECT: run a finetune script, or set ADAPTERS" >&2
     exit 2
   fi
-  ADAPTERS="none $NEWEST"
+  ARGUMENTS=(--adapter none --adapter "$NEWEST")
 fi
-ARGUMENTS=()
 for adapter in $ADAPTERS; do ARGUMENTS+=(--adapter "$adapter"); done
 # The Python of an active environment, or else of the quick start's .venv.
 [ -n "${VIRTUAL_ENV:-}" ] || PATH="$ROOT/.venv/bin:$PATH"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import types
 from itertools import combinations
@@ -250,9 +251,23 @@ def test_pictures_are_kept_and_only_missing_ones_drawn(setting, tmp_path, caplog
             np.testing.assert_array_equal(one.scores.levels(metric), two.scores.levels(metric))
     run(setting, tmp_path, "--guidance_scale", "3")  # other settings: all are drawn anew
     assert [name.read_bytes() for name in names] != content
+    with pytest.raises(UserError, match=r"drawn with guidance 3.0, not 7.0: give the flags"):
+        run(setting, tmp_path, "--score_only")
+    assert run(setting, tmp_path, "--guidance_scale", "3", "--score_only").rows
     names[2].unlink()
-    with pytest.raises(UserError, match="run without --score_only"):
+    with pytest.raises(UserError, match=r"is missing.* without --score_only"):
         run(setting, tmp_path, "--guidance_scale", "3", "--score_only")
+
+
+def test_an_adapter_that_was_moved_is_still_the_same(setting, tmp_path, caplog) -> None:
+    caplog.set_level("INFO", "diffusekrona")
+    run(setting, tmp_path / "out")
+    old = setting[setting.index("--adapter", 4) + 1].removeprefix("KronA=")
+    shutil.copytree(old, tmp_path / "moved")
+    moved = [part.replace(f"KronA={old}", f"KronA={tmp_path / 'moved'}") for part in setting]
+    caplog.clear()
+    run(moved, tmp_path / "out")
+    assert "KronA: 0 pictures drawn, 4 kept" in caplog.text
 
 
 def test_processes_share_the_drawing(setting, tmp_path) -> None:
@@ -265,10 +280,10 @@ def test_processes_share_the_drawing(setting, tmp_path) -> None:
     drawing = drawing_of(args, args.pretrained_model_name_or_path, torch.device("cpu"))
     jobs = jobs_of(variant, drawing, get_prompts(args.prompts), args.seeds, tmp_path)
     state = types.SimpleNamespace(
-        device="cpu", process_index=1, num_processes=2, is_main_process=False,
+        process_index=1, num_processes=2, is_main_process=False,
         wait_for_everyone=lambda: None,
     )  # fmt: skip
-    draw_missing(variant, drawing, jobs, state)
+    draw_missing(variant, drawing, jobs, state, "cpu")
     assert [is_there(job) for job in jobs] == [False, True, False, True]
 
 
@@ -294,6 +309,8 @@ def test_arguments_that_cannot_be(setting, tmp_path) -> None:
         (["--height", "64"], "together"),
         (["--batch_size", "0"], "at least 1"),
         (["--adapter", "none"], "called 'base'"),
+        (["--device", "nonsense:9"], "--device nonsense:9 cannot be used"),
+        (["--height", "100", "--width", "100"], "multiple of 8"),
     ):
         with pytest.raises(UserError, match=words):
             main([*setting, *out, *more])

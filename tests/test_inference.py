@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -264,6 +265,12 @@ def test_a_refiner_takes_the_last_steps(run: Run, tiny_sdxl: Path, tiny_sd1: Pat
     refined = run(*flags, "--refiner", tiny_sdxl, "--refiner_start", 0.6, out="refined")
     assert read_recipe(refined[0])["refiner"] == str(tiny_sdxl)
     assert len(refined) == 2 and apart(whole, refined) < 255
+    # Both halves by one sampler: a base that is its own refiner draws what it draws alone.
+    for name in (None, "ddim", "dpm++"):
+        more = ["--scheduler", name] if name else []
+        whole = run(*flags, *more, out=f"whole-{name}")
+        more += ["--refiner", tiny_sdxl, "--refiner_start", 0.6]
+        assert apart(whole, run(*flags, *more, out=f"refined-{name}")) <= 1
     with pytest.raises(UserError, match="refiner"):
         run("--pretrained_model_name_or_path", tiny_sd1, "--prompt", "a", "--refiner", tiny_sdxl)
 
@@ -319,6 +326,16 @@ def test_a_base_that_has_moved_is_explained(run: Run, tiny_sd1: Path, tmp_path: 
     adapter.metadata["base_model"] = "/gone/base"
     with pytest.raises(UserError, match=r"/gone/base.*--pretrained_model_name_or_path"):
         inference.choose_base(None, [inference.Mixed(file, 1.0, adapter)])
+
+
+def test_adapters_of_different_bases_need_a_base_named(tmp_path: Path, tiny_sd1: Path) -> None:
+    one = make_adapter(tiny_sd1, tmp_path / "one.safetensors", 1)
+    other = shutil.copytree(tiny_sd1, tmp_path / "other")
+    two = make_adapter(other, tmp_path / "two.safetensors", 2)
+    both = inference.read_adapters([str(one), str(two)])
+    with pytest.raises(UserError, match="different bases"):
+        inference.choose_base(None, both)
+    assert inference.choose_base(str(other), both) == str(other)
 
 
 def test_the_wrong_family_is_one_line(adapters: tuple[Path, Path], tiny_sdxl: Path) -> None:

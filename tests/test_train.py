@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from diffusekrona import train_setup
 from diffusekrona.adapter_file import read_adapter
 from diffusekrona.checkpoint import what_is_wrong
 from diffusekrona.errors import UserError
+from diffusekrona.train_args import parse_args
 from diffusekrona.train_dreambooth import main
 
 COLOURS = ("red", "green", "blue", "yellow")
@@ -107,6 +109,10 @@ def test_push_to_hub_comes_after_the_result(
     monkeypatch.setattr("diffusekrona.sharing.push_to_hub", push)
     run(tiny_sd1, pictures, tmp_path / "dog", "--push_to_hub", "--max_train_steps", "1")
     assert pushed == [("dog", ["README.md", "adapter.safetensors", "run.json", "train_log.jsonl"])]
+    # The same command again, because the upload failed: nothing is trained, but it is sent.
+    again = ("--push_to_hub", "--max_train_steps", "1", "--resume_from_checkpoint", "latest")
+    run(tiny_sd1, pictures, tmp_path / "dog", *again)
+    assert len(pushed) == 2
 
 
 def test_training_lowers_the_loss(tiny_sd1, pictures, tmp_path: Path) -> None:
@@ -155,6 +161,82 @@ def test_validation_does_not_change_the_run(tiny_sd1, pictures, tmp_path: Path) 
         "--validation_steps", "2", "--validation_inference_steps", "2",
     )  # fmt: skip
     assert same(plain, drawn)
+
+
+def test_validation_pictures_have_the_runs_resolution(tiny_sd1, pictures, tmp_path: Path) -> None:
+    more = ("--validation_prompt", "a sks dog", "--validation_inference_steps", "1")
+    run(tiny_sd1, pictures, tmp_path, *more, "--resolution", "24", "--max_train_steps", "1")
+    drawn = sorted((tmp_path / "validation").glob("step-*.png"))
+    assert drawn and {Image.open(path).size for path in drawn} == {(24, 24)}
+
+
+def test_a_validation_that_fails_costs_no_training(
+    tiny_sd1, pictures, tmp_path: Path, monkeypatch, caplog
+) -> None:
+    def fail(*_args, step: int = 0, **_options):
+        if _args[-1]:
+            raise UserError("No space left on device")
+        return []
+
+    plain = run(tiny_sd1, pictures, tmp_path / "1")
+    monkeypatch.setattr(train_setup, "_draw_validation", fail)
+    more = ("--validation_prompt", "a sks dog", "--validation_steps", "2")
+    assert same(plain, run(tiny_sd1, pictures, tmp_path / "2", *more))
+    assert "no validation pictures at step 2: No space left" in caplog.text
+
+
+def test_a_checkpoint_tells_its_base_and_prompt(tiny_sd1, pictures, tmp_path: Path) -> None:
+    run(tiny_sd1, pictures, tmp_path, "--checkpointing_steps", "2")
+    told = read_adapter(tmp_path / "checkpoint-2").metadata
+    assert (told["base_model"], told["instance_prompt"]) == (str(tiny_sd1), "a sks dog")
+
+
+def test_an_overwritten_run_that_is_killed_goes_on(tiny_sd1, pictures, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(tiny_sd1, pictures, out)
+    (out / "adapter.safetensors").rename(tmp_path / "old")
+    more = ("--seed", "1", "--checkpointing_steps", "2")
+    whole = run(tiny_sd1, pictures, out, *more, "--overwrite_output_dir")
+    # As a kill after the first checkpoint leaves it: the old adapter, no record of a whole run.
+    (tmp_path / "old").replace(out / "adapter.safetensors")
+    (out / "run.json").unlink()
+    shutil.rmtree(out / "checkpoint-4")
+    assert same(run(tiny_sd1, pictures, out, *more, "--resume_from_checkpoint", "latest"), whole)
+
+
+def test_overwriting_forgets_the_record_of_the_old_run(tmp_path: Path) -> None:
+    for name in ("run.json", "adapter.safetensors"):
+        (tmp_path / name).write_text("{}")
+    args = argparse.Namespace(output_dir=tmp_path, overwrite_output_dir=True)
+    train_setup.refuse_to_overwrite(args)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter.safetensors"]
+
+
+def test_another_vae_has_its_own_revision(tiny_sd1, pictures, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_sd1, tmp_path / "base")
+    shutil.copytree(base / "vae", tmp_path / "vae")
+    for path in base.glob("*/*.safetensors"):  # a base of which there is fp16 alone
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    other = ("--pretrained_vae_model_name_or_path", str(tmp_path / "vae"), "--variant", "fp16")
+    more = ("--with_prior_preservation", "--class_data_dir", str(tmp_path / "class"))
+    more += ("--class_prompt", "a dog", "--num_class_images", "1", "--max_train_steps", "1")
+    assert run(base, pictures, tmp_path / "out", *other, *more)
+
+
+def test_prodigy_has_one_rate_for_all(caplog, monkeypatch) -> None:
+    class Prodigy(torch.optim.SGD):
+        def __init__(self, groups, lr, **_options):
+            super().__init__(groups, lr=lr)
+
+    monkeypatch.setitem(sys.modules, "prodigyopt", types.SimpleNamespace(Prodigy=Prodigy))
+    models = {name: torch.nn.Linear(2, 2) for name in ("unet", "text_encoder")}
+    args = parse_args(flags(Path("base"), Path("pictures"), Path("out"), "--optimizer", "prodigy"))
+    optimizer = train_setup.make_optimizer(args, models, 1)
+    assert {group["lr"] for group in optimizer.param_groups} == {6e-4}
+    assert "usually 1" in caplog.text
+    args.text_encoder_lr = 1e-5
+    with pytest.raises(UserError, match="one rate for all"):
+        train_setup.make_optimizer(args, models, 1)
 
 
 def test_gradient_accumulation_is_a_larger_batch(tiny_sd1, tmp_path: Path) -> None:

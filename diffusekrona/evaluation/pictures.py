@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -16,6 +16,9 @@ from ..grids import read_recipe, save_png
 from ..inference import Mixed, apply_adapters, set_scheduler, slug
 from ..prompts import Prompt
 from .fingerprint import fingerprint_of
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +49,9 @@ class Drawing:
         shared = {name: getattr(self, name) for name in names.split()}
         adapters = [mixed.recipe() for mixed in variant.adapters]
         shared |= {name: value for name, value in self.options.items() if value}
-        files = fingerprint_of(self.base)
+        files = {"base_files": fingerprint_of(self.base), "vae_files": fingerprint_of(self.vae)}
         size = list(self.size) if self.size else None
-        return {**shared, "size": size, "base_files": files, "adapters": adapters}
+        return {**shared, "size": size, **files, "adapters": adapters}
 
 
 @dataclass(frozen=True)
@@ -98,20 +101,52 @@ def jobs_of(
 
 def is_there(job: Job) -> bool:
     """Whether the picture was drawn already, whole and by this very recipe."""
+    return what_is_wrong(job) is None
+
+
+def what_is_wrong(job: Job) -> str | None:
+    """Why the picture on disk is not this one; None if it is."""
     if not job.path.is_file():
-        return False
+        return "is missing"
     try:
-        have = read_recipe(job.path)
+        have = read_recipe(job.path) or {}
         with Image.open(job.path) as image:
             image.load()
     except (UserError, OSError, SyntaxError):
-        return False  # cut short; pictures of ours are written whole, but disks fail
+        return "is broken"  # pictures of ours are written whole, but disks fail
     want = json.loads(json.dumps(job.recipe))
-    return have is not None and all(have.get(key) == value for key, value in want.items())
+    for key, value in want.items():
+        # An adapter is its content and weight; its file may have been moved.
+        if key == "adapters" and _without_files(have.get(key)) == _without_files(value):
+            continue
+        if have.get(key) != value:
+            return f"was drawn with {key} {have.get(key)}, not {value}"
+    return None
+
+
+def _without_files(adapters: Any) -> Any:
+    if not isinstance(adapters, list):
+        return None
+    return [{k: v for k, v in adapter.items() if k != "file"} for adapter in adapters]
+
+
+def refuse_others(jobs: Iterable[Job]) -> None:
+    """Raises UserError for the first picture that is not there as its recipe says."""
+    for job in jobs:
+        if wrong := what_is_wrong(job):
+            raise UserError(
+                f"{job.path} {wrong}: give the flags that it was drawn with, or draw it anew "
+                "without --score_only."
+            )
 
 
 def draw_missing(
-    variant: Variant, drawing: Drawing, jobs: Sequence[Job], state: Any, progress: bool = True
+    variant: Variant,
+    drawing: Drawing,
+    jobs: Sequence[Job],
+    state: Any,
+    device: torch.device | str,
+    progress: bool = True,
 ) -> int:
     """Draw this process's share of what is not there yet; returns how many all draw.
 
@@ -120,8 +155,9 @@ def draw_missing(
     two, would else not be quite the run that was not. At most a batch is drawn twice for it.
 
     Args:
-        state: accelerate's PartialState, or anything with its `device`, `process_index`,
-            `num_processes`, `is_main_process` and `wait_for_everyone`.
+        state: accelerate's PartialState, or anything with its `process_index`, `num_processes`,
+            `is_main_process` and `wait_for_everyone`.
+        device: to draw on.
 
     Raises:
         UserError: an adapter does not fit the base, or the disk is full.
@@ -135,7 +171,9 @@ def draw_missing(
     if mine:
         words = list(dict.fromkeys(job.recipe["prompt"] for job in jobs))
         for job, image in zip(
-            mine, _draw(variant, drawing, words, mine, state, progress), strict=True
+            mine,
+            _draw(variant, drawing, words, mine, device, progress and state.is_main_process),
+            strict=True,
         ):
             if job.path in missing:
                 save_png(image, job.path, job.recipe)
@@ -148,7 +186,7 @@ def _draw(
     drawing: Drawing,
     words: Sequence[str],
     jobs: Sequence[Job],
-    state: Any,
+    device: torch.device | str,
     progress: bool,
 ) -> Iterator[Image.Image]:
     """The pictures of `jobs`, one by one; `words` are all prompts, encoded together."""
@@ -161,7 +199,7 @@ def _draw(
     apply_adapters(pipeline, variant.adapters)
     if drawing.scheduler:
         set_scheduler(pipeline, drawing.scheduler)
-    pipeline.to(state.device, silence_dtype_warnings=True)
+    pipeline.to(device, silence_dtype_warnings=True)
     yield from iter_pictures(
         pipeline,
         encode(pipeline, words, drawing.negative_prompt),
@@ -170,7 +208,7 @@ def _draw(
         guidance=drawing.guidance,
         size=drawing.size,
         batch_size=drawing.batch_size,
-        progress=progress and state.is_main_process,
+        progress=progress,
     )
 
 

@@ -7,7 +7,7 @@ plain names inside its own folder.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -187,13 +187,30 @@ def _open_single(path: Path, family: str | None) -> FullModel:
     return FullModel(path, {"file": _refs(path)}, found, {}, per_block)
 
 
+def needed_files(files: Iterable[str]) -> list[str]:
+    """Of a repository's files, those that a model in diffusers' layout consists of.
+
+    Not the single-file checkpoints beside the components' folders, other frameworks' weights, and
+    variants (`model.fp16.safetensors`) of weights that are there plainly.
+    """
+    files = list(files)
+    weights = [f for f in files if "/" in f and ".safetensors" in f]
+    plain = [f for f in weights if re.search(r"/[^./]+\.safetensors(\.index\.json)?$", f)]
+    have = {f.rpartition("/")[0] for f in plain}
+    variants = [f for f in weights if f.rpartition("/")[0] not in have]
+    texts = [f for f in files if f.endswith((".json", ".txt", ".model")) and f not in weights]
+    return sorted({*plain, *variants, *texts})
+
+
 def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import list_repo_files, snapshot_download
 
     try:
-        return Path(
-            snapshot_download(name, ignore_patterns=["*.bin", "*.ckpt", "*.msgpack", "*.onnx*"])
-        )
-    except Exception as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"Cannot get base model {name!r}: {line}") from error
+        files = needed_files(list_repo_files(name))
+        return Path(snapshot_download(name, allow_patterns=files))
+    except Exception as error:  # offline, above all: then what was downloaded before must do
+        try:
+            return Path(snapshot_download(name, local_files_only=True))
+        except Exception:
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"Cannot get base model {name!r}: {line}") from error

@@ -100,7 +100,8 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
     Works on any PEFT adapter that diffusers or transformers hold (KronA and LoRA alike), layer by
     layer; KronA merges in place, with no copy of a weight. Returns the same model, without PEFT.
     """
-    for name, module in list(model.named_modules()):
+    # Where two methods adapt one layer, one wraps the other: the inner one first.
+    for name, module in reversed(list(model.named_modules())):
         if not isinstance(module, BaseTunerLayer):
             continue
         if isinstance(module, KronALinear):

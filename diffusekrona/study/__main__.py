@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError, exit_on_user_error
+from ..inference_args import DTYPES
 
 if TYPE_CHECKING:
     from .cell import Cell, Judging
@@ -50,6 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--image_seeds", type=int, nargs="+", default=[0, 1], metavar="N", help="Of every prompt.")
     add("--num_inference_steps", type=int, default=25, help="Denoising steps (25).")
     add("--guidance_scale", type=float, default=7.0, help="Classifier-free guidance (7).")
+    add("--image_precision", choices=tuple(DTYPES), help="Default: fp16 on a GPU, no on a CPU.")
+    add("--image_batch_size", type=int, default=4, help="Pictures at once (4).")
     add("--clip", default="auto", metavar="NAME_OR_PATH", help="As in diffusekrona.evaluate.")
     add("--clip_backend", choices=("transformers", "openai"), default="transformers", help="…")
     add("--dino", default="auto", metavar="NAME_OR_PATH", help="As in diffusekrona.evaluate.")
@@ -80,7 +83,7 @@ def choose_study(args: argparse.Namespace, bundled: bool) -> Study:
     from dataclasses import replace
 
     from .declared import studies
-    from .grid import with_axis, with_flags, yaml_value
+    from .grid import check_names, with_axis, with_flags, yaml_value
     from .yaml_files import read_study
 
     declared = studies(bundled)
@@ -104,6 +107,7 @@ def choose_study(args: argparse.Namespace, bundled: bool) -> Study:
         study = replace(study, seeds=tuple(args.seeds))
     if args.checkpoints:
         study = replace(study, checkpoints=tuple(sorted(args.checkpoints)))
+    check_names(study)
     return study
 
 
@@ -125,14 +129,17 @@ def choose_subjects(args: argparse.Namespace) -> list[Subject]:
         path = Path(folder if colon else text).expanduser()
         path = path / "input" if (path / "input").is_dir() else path
         name = path.parent.name if path.name == "input" else path.name
-        subjects.append(Subject(name, str(path), word if colon else name, args.identifier))
+        folder = str(path.absolute())  # a cluster's workers are elsewhere
+        subjects.append(Subject(name, folder, word if colon else name, args.identifier))
     if len({s.name for s in subjects}) < len(subjects):
         raise UserError("Two subjects have the same folder name: rename one.")
     return subjects
 
 
-def choose_judging(args: argparse.Namespace, bundled: bool) -> tuple[Judging, list[str]]:
-    """How cells are scored, and notes on what is left out."""
+def choose_judging(
+    args: argparse.Namespace, study: Study, bundled: bool
+) -> tuple[Judging, list[str]]:
+    """How cells are drawn and scored, and notes on what is left out."""
     from ..evaluation.encoders import choose_names
     from .cell import Judging
 
@@ -140,7 +147,9 @@ def choose_judging(args: argparse.Namespace, bundled: bool) -> tuple[Judging, li
     prompts = args.prompts if args.prompts != "auto" else "pocket" if bundled else "object"
     judging = Judging(
         args.base, prompts, tuple(args.image_seeds), args.num_inference_steps, args.guidance_scale,
-        clip, args.clip_backend, dino,
+        clip, args.clip_backend, dino, args.image_precision, args.image_batch_size,
+        study.flags.get("revision"), study.flags.get("variant"),
+        study.flags.get("pretrained_vae_model_name_or_path"),
     )  # fmt: skip
     return judging, [note] if note else []
 
@@ -186,6 +195,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, study in studies(bundled).items():
             print(f"{name:16}{study.title}: {study.question}")
         return 0
+    for flag in ("num_inference_steps", "image_batch_size"):
+        if getattr(args, flag) < 1:
+            raise UserError(f"--{flag} must be at least 1, not {getattr(args, flag)}.")
+    if len(set(args.image_seeds)) < len(args.image_seeds) or min(args.image_seeds) < 0:
+        raise UserError("--image_seeds must be different whole numbers from 0 on.")
     study = choose_study(args, bundled)
     if args.print:
         from .yaml_files import to_yaml
@@ -195,14 +209,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_libraries()
     from ..tables import show_table
     from .cell import cells_of
+    from .cell_run import check_flags
     from .page import caption, write_results
     from .results import gather, table
 
     resolve_base(args.base)
-    judging, notes = choose_judging(args, bundled)
+    judging, notes = choose_judging(args, study, bundled)
     cells = cells_of(study, choose_subjects(args), judging, args.device)
+    check_flags(cells)
     root = args.output_dir or Path("outputs/studies") / study.name
-    kept = args.cells_dir or root / "cells"
+    kept = (args.cells_dir or root / "cells").absolute()
     failed = [] if args.report_only else run(args, cells, kept)
     results = gather(study, cells, kept)
     if not results.points:

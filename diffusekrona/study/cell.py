@@ -1,10 +1,11 @@
 """One cell of a study: what decides its outcome, and where it lies.
 
-A cell's folder is named after a hash of everything that decides its pictures, and `result.json` is
-written last. So a finished cell is never run again, one that was killed goes on from its last
-checkpoint and its pictures, and a changed setting is another cell. Neither the study nor the place
-in its grid is in the name: studies that keep their cells in one folder share them. Scoring models
-are not in it either: with others, a cell is scored again from its pictures.
+A cell's folder is named after a hash of everything that decides its training run. A folder in it,
+named after what decides its pictures, holds them and `result.json`, which is written last. So a
+finished cell is never run again, one that was killed goes on from its last checkpoint and its
+pictures, other prompts or seeds draw from the run that is there, and other scoring models score the
+pictures that are there. Neither the study nor the place in its grid is in the names: studies that
+keep their cells in one folder share them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ class Judging:
     Attributes:
         prompts: list name or file; seeds: of the pictures, the same for all cells.
         clip, dino: of scoring models, resolved; dino may be None.
+        precision: that pictures are drawn in: "no", "fp16" or "bf16"; None: fp16 on a GPU, else no.
+        batch_size: pictures at once, which changes their last bit at most.
+        revision, variant, vae: of the base, as for training.
     """
 
     base: str
@@ -39,6 +43,11 @@ class Judging:
     clip: str = "pocket-clip"
     clip_backend: str = "transformers"
     dino: str | None = None
+    precision: str | None = None
+    batch_size: int = 4
+    revision: str | None = None
+    variant: str | None = None
+    vae: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class Cell:
 
     Attributes:
         arm, labels: its place in the study's grid.
-        texts: the prompts' templates, so that editing their file makes other cells.
+        texts: the prompts' templates, so that editing their file makes other pictures.
         photos: content hashes of the subject's pictures and caption files.
         base_files, scorers: fingerprints of the base and of the scoring models, where they are
             local folders.
@@ -68,19 +77,23 @@ class Cell:
     device: str | None = None
 
     def key(self) -> str:
-        """A hash of what decides the pictures; a flag at its default is as good as none."""
+        """A hash of what decides the training run; a flag at its default is as good as none."""
         from ..train_args import build_parser
 
-        content = asdict(self)
-        for name in ("study", "arm", "labels", "device", "scorers"):
-            del content[name]
-        for name in ("clip", "clip_backend", "dino", "prompts"):
-            del content["judging"][name]
-        del content["subject"]["folder"]
-        if self.flags is not None:
+        flags = self.flags
+        if flags is not None:
             default = build_parser().get_default
-            content["flags"] = {k: v for k, v in self.flags.items() if v != default(k)}
-        return _hash(content)
+            flags = {k: v for k, v in flags.items() if v != default(k)}
+        base = self.base_files or self.judging.base  # a folder may be moved
+        words = [self.subject.class_word, self.subject.identifier]
+        return _hash([base, flags, self.seed, self.checkpoints, words, self.photos])
+
+    def drawn_by(self) -> str:
+        """A hash of what decides the pictures of a run."""
+        j = self.judging
+        return _hash(
+            [self.texts, j.seeds, j.steps, j.guidance, j.precision, j.revision, j.variant, j.vae]
+        )
 
     def scored_by(self) -> str:
         """A hash of what scores the pictures."""
@@ -99,6 +112,10 @@ class Cell:
 
         kind = "base" if self.flags is None else self.flags.get("adapter_type", "krona")
         return root / f"{slug(f'{kind} {self.subject.name} seed {self.seed}', 60)}-{self.key()}"
+
+    def judged(self, root: Path) -> Path:
+        """Folder of this cell's pictures and result."""
+        return self.folder(root) / f"judged-{self.drawn_by()}"
 
 
 def _hash(content: Any) -> str:
@@ -155,7 +172,7 @@ def _content_of(folder: Path) -> tuple[int, tuple[str, ...]]:
 def finished(cell: Cell, root: Path) -> dict[str, Any] | None:
     """The cell's result, if it has run to its end and is scored as it should be."""
     try:
-        result = json.loads((cell.folder(root) / RESULT).read_text(encoding="utf-8"))
+        result = json.loads((cell.judged(root) / RESULT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     wanted = {"key": cell.key(), "scored_by": cell.scored_by()}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from ..files import write_text
+from ..train_args import build_parser
 from .cell import RESULT, Cell, finished
+from .grid import Flags
 from .judging import judge
 
 
@@ -26,12 +30,13 @@ def run_cell(cell: Cell, root: Path) -> dict[str, Any]:
     """
     if (done := finished(cell, root)) is not None:
         return done
-    folder = cell.folder(root)
-    run = train(cell, folder) if cell.flags is not None else None
+    judged = cell.judged(root)
+    run = train(cell, cell.folder(root)) if cell.flags is not None else None
+    judged.mkdir(parents=True, exist_ok=True)
     points = []
     for step in cell.checkpoints or (None,):
         adapter = run and (run / f"checkpoint-{step}" if step else run)
-        points.append(judge(cell, folder, adapter, step))
+        points.append(judge(cell, judged, adapter, step))
     result = {
         "key": cell.key(),
         "scored_by": cell.scored_by(),
@@ -39,7 +44,7 @@ def run_cell(cell: Cell, root: Path) -> dict[str, Any]:
         "points": points,
         "cost": _cost(run),
     }
-    write_text(folder / RESULT, json.dumps(result, indent=1))
+    write_text(judged / RESULT, json.dumps(result, indent=1))
     return result
 
 
@@ -62,12 +67,36 @@ def train(cell: Cell, folder: Path) -> Path:
 
 def training_arguments(cell: Cell, folder: Path, out: Path) -> list[str]:
     """The command line of the cell's run; users can give the same to train_dreambooth."""
-    flags = dict(cell.flags or {})
     pictures = Path(cell.subject.folder)
-    if (count := flags.pop("pictures", None)) is not None:
+    if (count := (cell.flags or {}).get("pictures")) is not None:
         pictures = first_pictures(pictures, count, folder / "pictures_trained_on")
+    return _command_line(cell, pictures, out)
+
+
+def check_flags(cells: Iterable[Cell]) -> None:
+    """Refuse training flags that do not exist or cannot have their values, before anything runs.
+
+    Raises:
+        UserError: naming the cell and the flag.
+    """
+    parser = build_parser()
+    parser.exit_on_error = False
+    for cell in cells:
+        if cell.flags is None:
+            continue
+        arguments = _command_line(cell, Path(cell.subject.folder), Path("run"))
+        try:
+            _, unknown = parser.parse_known_args(arguments)
+        except argparse.ArgumentError as error:
+            raise UserError(f"{cell.title()}: {error}.") from error
+        if unknown:
+            raise UserError(f"{cell.title()}: training has no flag {unknown[0]}.")
+
+
+def _command_line(cell: Cell, pictures: Path, out: Path) -> list[str]:
     from ..prompts import article
 
+    flags = {k: v for k, v in (cell.flags or {}).items() if k != "pictures"}
     name = f"{cell.subject.identifier} {cell.subject.class_word}"
     flags |= {
         "pretrained_model_name_or_path": cell.judging.base,
@@ -85,11 +114,19 @@ def training_arguments(cell: Cell, folder: Path, out: Path) -> list[str]:
         flags.setdefault("checkpoints_total_limit", 1)
     if cell.device == "cpu":
         flags["cpu"] = True
-    arguments = ["--resume_from_checkpoint", "latest"]
+    return ["--resume_from_checkpoint", "latest", *_written(flags)]
+
+
+def _written(flags: Flags) -> list[str]:
+    """Flags as a command line. None leaves a flag out, and so does False a switch."""
+    default = build_parser().get_default
+    arguments = []
     for flag, value in flags.items():
         if value is True:
             arguments.append(f"--{flag}")
-        elif value not in (None, False):
+        elif value is False and not isinstance(default(flag), bool):
+            arguments += [f"--{flag}", "no"]  # YAML takes the word for it
+        elif value is not None and value is not False:
             arguments += [f"--{flag}", str(value)]
     return arguments
 

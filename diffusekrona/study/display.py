@@ -65,19 +65,18 @@ class Display:
     def _render(self) -> Group:
         lines = []
         for cell in self.left.values():
-            folder = cell.folder(self.root)
-            if len(lines) < _MOST_SHOWN and (folder / RUNNING).exists():
-                lines.append(f"  {cell.title()}: {_what(folder)}")
+            if len(lines) < _MOST_SHOWN and (cell.folder(self.root) / RUNNING).exists():
+                lines.append(f"  {cell.title()}: {_what(cell, self.root)}")
         return Group(self.progress.get_renderable(), Text("\n".join(lines)))
 
 
-def _what(folder: Path) -> str:
+def _what(cell: Cell, root: Path) -> str:
     """What a running cell is at, from the files that it leaves."""
-    pictures = len(list(folder.glob("pictures/*/*.png")))
+    pictures = len(list(cell.judged(root).glob("pictures/*/*.png")))
     if pictures:
         return f"{pictures} pictures"
     try:
-        with open(folder / "run" / "train_log.jsonl", "rb") as file:
+        with open(cell.folder(root) / "run" / "train_log.jsonl", "rb") as file:
             file.seek(max(0, file.seek(0, 2) - _TAIL))
             last = json.loads(file.read().splitlines()[-1])
         return f"training, step {last['step']}"

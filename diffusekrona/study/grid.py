@@ -126,6 +126,21 @@ def factor_values(pairs: Sequence[tuple[int, int]]) -> tuple[Value, ...]:
     return tuple(Value(f"({a1}, {a2})", {"a1": a1, "a2": a2}) for a1, a2 in pairs)
 
 
+def check_names(study: Study) -> None:
+    """Raises UserError where two points would have one name, and so become one in the tables."""
+    named = [("arms", [arm.label for arm in study.arms]), ("seeds", study.seeds)]
+    named += [
+        (f"values of {axis.name}", [value.label for value in axis.values])
+        for arm in study.arms
+        for axis in arm.axes
+    ]
+    for what, names in named:
+        if twice := [name for name in names if list(names).count(name) > 1]:
+            raise UserError(f"{study.name} has two {what} called {twice[0]}: give each its own.")
+    if any(arm.label == "base" for arm in study.arms):
+        raise UserError(f'{study.name}: call no arm "base", which is the bare base.')
+
+
 # --- changes from the command line ----------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from ..evaluation.pictures import Drawing, Variant, draw_missing, jobs_of, load_
 from ..evaluation.scoring import read_reference, score, scored_texts
 from ..files import replace_whole
 from ..inference import Mixed
+from ..inference_args import DTYPES
 from ..prompts import parse_prompts
 from .cell import Cell
 
@@ -27,19 +28,31 @@ def _encoders(clip: str, backend: str, dino: str | None, device: str) -> tuple[A
 
 
 def judge(cell: Cell, folder: Path, adapter: Path | None, step: int | None) -> dict[str, Any]:
-    """Draw and score one point; CLIP's features of its pictures are kept beside the result."""
+    """Draw and score one point into `folder`; CLIP's features of its pictures are kept there."""
     judging = cell.judging
     device = cell.device or ("cuda" if torch.cuda.is_available() else "cpu")
     prompts = parse_prompts(cell.texts, "the study")
-    drawing = Drawing(judging.base, judging.steps, judging.guidance)
+    precision = judging.precision or ("no" if device == "cpu" else "fp16")
+    trained_with = cell.flags or {}
+    drawing = Drawing(
+        judging.base,
+        judging.steps,
+        judging.guidance,
+        dtype=DTYPES[precision],
+        vae=trained_with.get("pretrained_vae_model_name_or_path", judging.vae),
+        batch_size=judging.batch_size,
+        options={
+            name: trained_with.get(name, getattr(judging, name)) for name in ("revision", "variant")
+        },
+    )
     state = SimpleNamespace(
-        device=device, process_index=0, num_processes=1, is_main_process=True,
+        process_index=0, num_processes=1, is_main_process=True,
         wait_for_everyone=lambda: None,
     )  # fmt: skip
     point = f"step {step}" if step else "end"
     variant = _variant(cell, adapter, point)
     jobs = jobs_of(variant, drawing, prompts, judging.seeds, folder / "pictures")
-    draw_missing(variant, drawing, jobs, state, progress=False)
+    draw_missing(variant, drawing, jobs, state, device, progress=False)
     clip, dino = _encoders(judging.clip, judging.clip_backend, judging.dino, device)
     photos, _ = find_pictures(Path(cell.subject.folder))
     scores = score(

@@ -89,7 +89,7 @@ def gather(study: Study, cells: Sequence[Cell], root: Path) -> Results:
             continue
         for content in result["points"]:
             point = points[cell.arm, cell.labels, content["step"]]
-            _add(point, cell, content, result["cost"], cell.folder(root))
+            _add(point, cell, content, result["cost"], cell.judged(root))
     texts = [text.partition(":")[2] for text in cells[0].texts]
     live = [point for point in points.values() if point.runs]
     subjects = {cell.subject.name: cell.subject.folder for cell in cells}

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from diffusekrona import KronAConfig, load_adapter, save_adapter
 from diffusekrona.errors import UserError
 from diffusekrona.formats.conversion import Options, convert
+from diffusekrona.formats.full_model import needed_files
 
 FAMILIES = ["sd1", "sd2", "sdxl"]
 
@@ -308,3 +309,29 @@ def test_memory_stays_far_below_the_model(tmp_path: Path) -> None:
     unit = 1 if sys.platform == "darwin" else 1024
     assert int(run.stdout.splitlines()[-1]) * unit < 200e6, run.stdout
     assert resource.RUSAGE_SELF == 0
+
+
+def test_of_a_repository_only_what_the_model_consists_of_is_fetched() -> None:
+    needed = [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "text_encoder/model.fp16.safetensors",  # there is no other
+        "tokenizer/merges.txt",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+        "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
+        "unet/diffusion_pytorch_model.safetensors.index.json",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]
+    more = [
+        "README.md",
+        "sd_xl_base_1.0.safetensors",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.bin",
+        "unet/model.onnx",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+        "text_encoder/flax_model.msgpack",
+    ]
+    assert needed_files([*more, *needed]) == needed

@@ -103,6 +103,7 @@ def test_training_moves_every_factor_and_stays_finite(tmp_path: Path, precision)
 
 def test_a_resumed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     more = ("--mixed_precision", "bf16", "--checkpointing_steps", "3", "--gradient_checkpointing")
+    more += ("--use_ema",)
     whole = train(tmp_path, *more)
     (tmp_path / "adapter.safetensors").unlink()
     shutil.rmtree(tmp_path / "checkpoint-6")

@@ -153,6 +153,20 @@ def test_lora_merges_for_good_by_the_same_call() -> None:
     torch.testing.assert_close(run(unet, "sd1"), live, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("first", ["krona", "lora"])
+def test_krona_and_lora_on_the_same_layers_merge_for_good(first) -> None:
+    unet = tiny_models.unet().eval()
+    configs = {"krona": KronAConfig(a1=4, a2=16), "lora": LoraConfig(r=2, target_modules=["to_q"])}
+    for name in (first, *(configs.keys() - {first})):
+        unet.add_adapter(configs[name], name)
+    unet.set_adapters(["krona", "lora"], [1.0, 0.5])
+    tiny_models.random_factors(unet)
+    live = run(unet, "sd1")
+    merge_and_unload(unet)
+    assert {type(m) for n, m in unet.named_modules() if n.endswith("to_q")} == {nn.Linear}
+    torch.testing.assert_close(run(unet.to("cpu"), "sd1"), live, atol=1e-5, rtol=1e-5)
+
+
 def test_factors_per_projection() -> None:
     unet = tiny_models.unet()
     pattern = {"to_k": (8, 64), "to_out.0": (2, 64)}

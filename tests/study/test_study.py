@@ -23,14 +23,17 @@ from diffusekrona.errors import UserError
 from diffusekrona.evaluation.fingerprint import fingerprint_of
 from diffusekrona.study import __main__ as program
 from diffusekrona.study.cell import Judging, cells_of, finished
-from diffusekrona.study.cell_run import run_cell, training_arguments
+from diffusekrona.study.cell_run import check_flags, run_cell, training_arguments
 from diffusekrona.study.declared import studies
 from diffusekrona.study.engines import LOCK, run_local, work
 from diffusekrona.study.grid import (
     Arm,
+    Axis,
     Study,
     Subject,
+    Value,
     axis,
+    check_names,
     label_of,
     with_axis,
     with_flags,
@@ -48,7 +51,7 @@ from diffusekrona.study.results import (
 )
 from diffusekrona.study.spread import spreads
 from diffusekrona.study.yaml_files import read_study, to_yaml
-from diffusekrona.train_args import build_parser
+from diffusekrona.train_args import build_parser, parse_args
 
 COLOURS = ("red", "green", "blue")
 FLAGS = {"max_train_steps": 2, "a2": 16, "cpu": True}
@@ -164,10 +167,16 @@ def test_a_cell_is_its_settings(subject, judging, tmp_path) -> None:
     assert len({c.key() for c in first}) == 3
     changed = [
         cells_of(with_flags(tiny_study(), {"a1": 2}), [subject], judging)[1],
-        cells_of(tiny_study(), [subject], dataclasses.replace(judging, steps=3))[1],
+        cells_of(tiny_study(), [dataclasses.replace(subject, identifier="zwx")], judging)[1],
         cells_of(dataclasses.replace(tiny_study(), seeds=(1,)), [subject], judging)[1],
     ]
     assert len({first[1].key(), *(c.key() for c in changed)}) == 4
+    drawn = [first[1].drawn_by()]
+    for change in ({"steps": 3}, {"seeds": (0,)}, {"guidance": 3.0}, {"vae": "other"}):
+        (other,) = cells_of(tiny_study(), [subject], dataclasses.replace(judging, **change))[1:2]
+        assert other.key() == first[1].key()  # the run that is there will do
+        drawn.append(other.drawn_by())
+    assert len(set(drawn)) == 5
     same = with_flags(tiny_study(), {"terms": 1, "init_weights": "normal"})  # the defaults
     assert [c.key() for c in cells_of(same, [subject], judging)] == [c.key() for c in first]
     model = tmp_path / "model"
@@ -234,10 +243,10 @@ def test_killed_and_restarted_gives_the_same_table(subject, judging, tmp_path, c
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stderr.close()
-    before = (whole[0].folder(root / "cells") / "result.json").stat().st_mtime_ns
+    before = (whole[0].judged(root / "cells") / "result.json").stat().st_mtime_ns
     for cell in whole:  # in this process, to save the time of another start
         assert work(cell, root / "cells") is None
-    assert (whole[0].folder(root / "cells") / "result.json").stat().st_mtime_ns == before
+    assert (whole[0].judged(root / "cells") / "result.json").stat().st_mtime_ns == before
     assert csv_rows(gather(study, whole, root / "cells")) == wanted
     # Everything is finished: the program itself runs nothing and only tells.
     assert program.main(flags_of(judging, subject, root, tmp_path / "study.yaml")) == 0
@@ -267,21 +276,21 @@ def test_other_scorers_score_kept_pictures_and_studies_share_runs(
 def test_a_run_that_another_study_has_in_hand_is_waited_for(subject, judging, tmp_path) -> None:
     study = with_axis(tiny_study(), "learning rate", ["0.1"])
     (tmp_path / "study.yaml").write_text(to_yaml(study))
-    base, trained = (
-        cell.folder(tmp_path / "cells") for cell in cells_of(study, [subject], judging, "cpu")
-    )
+    cells = cells_of(study, [subject], judging, "cpu")
+    trained = cells[1].folder(tmp_path / "cells")
+    results = [cell.judged(tmp_path / "cells") / "result.json" for cell in cells]
     trained.mkdir(parents=True)
     command = [sys.executable, "-m", "diffusekrona.study"]
     command += flags_of(judging, subject, tmp_path, tmp_path / "study.yaml")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with FileLock(trained / LOCK):  # as the other study's worker holds it
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-        while not (base / "result.json").exists():
+        while not results[0].exists():
             assert process.poll() is None
             time.sleep(0.02)
         time.sleep(3)
         assert not (trained / "run").exists() and process.poll() is None
-    assert process.wait(120) == 0 and (trained / "result.json").exists()
+    assert process.wait(120) == 0 and results[1].exists()
 
 
 def test_program_lists_and_prints(capsys) -> None:
@@ -398,6 +407,60 @@ def test_spread_of_known_pictures(tmp_path) -> None:
     assert [row[0] for row in table(results)[1]][:2] == ["KronA: 0", "KronA: 1"]
     head, rows = differences_table(results)
     assert head[0] == "less 0" and rows[0] == ["KronA: 1", *["+0.100 [+0.100, +0.100]"] * 2]
+
+
+def test_other_pictures_are_drawn_from_the_run_that_is_there(subject, judging, tmp_path) -> None:
+    study = with_axis(tiny_study(), "learning rate", ["0.1"])
+    (cell,) = cells_of(study, [subject], judging, "cpu")[1:]
+    first = run_cell(cell, tmp_path)
+    trained = (cell.folder(tmp_path) / "run" / "adapter.safetensors").stat().st_mtime_ns
+    (again,) = cells_of(study, [subject], dataclasses.replace(judging, steps=3), "cpu")[1:]
+    assert finished(again, tmp_path) is None
+    second = run_cell(again, tmp_path)
+    assert (again.folder(tmp_path) / "run" / "adapter.safetensors").stat().st_mtime_ns == trained
+    assert second["points"][0]["scores"] != first["points"][0]["scores"]
+    assert finished(cell, tmp_path) == first and finished(again, tmp_path) == second
+
+
+def test_every_flag_reaches_training(subject, judging, tmp_path) -> None:
+    flags = {"adam_weight_decay": 0, "max_grad_norm": 0.0, "mixed_precision": False}
+    flags |= {"random_flip": True, "center_crop": False, "snr_gamma": None}
+    cells = cells_of(with_flags(tiny_study(), flags), [subject], judging)
+    check_flags(cells)
+    args = parse_args(training_arguments(cells[1], tmp_path, tmp_path / "run"))
+    assert (args.adam_weight_decay, args.max_grad_norm, args.mixed_precision) == (0, 0, "no")
+    assert args.random_flip and not args.center_crop and args.snr_gamma is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"learning_rte": 1e-3}, "no flag --learning_rte"),
+        ({"lr_scheduler": "cosin"}, "lr_scheduler"),
+        ({"rank": 4.5}, "rank"),
+    ],
+)
+def test_a_mistyped_flag_is_refused_before_anything_runs(subject, judging, flags, words) -> None:
+    with pytest.raises(UserError, match=words):
+        check_flags(cells_of(with_flags(tiny_study(), flags), [subject], judging))
+
+
+def test_flags_that_training_refuses_do_not_end_the_study(subject, judging, tmp_path) -> None:
+    cell = cells_of(with_flags(tiny_study(), {"rank": 4.5}), [subject], judging, "cpu")[1]
+    assert "refused its flags" in work(cell, tmp_path)
+
+
+def test_two_points_of_one_name_are_refused() -> None:
+    value = Value("(4, 64)", {"a1": 4})
+    twice = Arm("KronA", {}, (Axis("factors", (value, dataclasses.replace(value, flags={}))),))
+    for study, words in (
+        (dataclasses.replace(tiny_study(), arms=(twice,)), "values of factors called"),
+        (dataclasses.replace(tiny_study(), seeds=(1, 1)), "seeds called 1"),
+        (dataclasses.replace(tiny_study(), arms=(Arm("A"), Arm("A"))), "arms called A"),
+        (dataclasses.replace(tiny_study(), arms=(Arm("base"),)), "bare base"),
+    ):
+        with pytest.raises(UserError, match=words):
+            check_names(study)
 
 
 def test_a_failed_cell_is_told_and_missing(subject, judging, tmp_path) -> None:

@@ -150,12 +150,13 @@ def planned(base: str, *more: str) -> tuple[Any, Any]:
 
 BF16, DRAW = ["--mixed_precision", "bf16"], ["--validation_prompt", "a dog"]
 LORA = ["--adapter_type", "lora"]
+PRIOR = ["--with_prior_preservation", "--class_data_dir", "class", "--class_prompt", "a dog"]
 
 
 @pytest.mark.parametrize(
     ("base", "more"),
     [
-        ("pocket", ["--train_batch_size", "4", *DRAW]),
+        ("pocket", ["--train_batch_size", "4", *DRAW, *PRIOR]),
         ("pocket", [*LORA, "--rank", "16", "--train_feed_forward", "--vae_tiling", *DRAW]),
         ("pocket-sdxl", ["--gradient_checkpointing", "--use_ema", "--a1", "2", "--a2", "8"]),
         ("sd15", ["--train_batch_size", "2", "--resolution", "640"]),
@@ -176,6 +177,17 @@ def test_the_table_holds_what_is_counted(base, more, tmp_path: Path) -> None:
     for ours, exact in zip(told, counted, strict=True):
         assert ours.parts == pytest.approx(exact.parts, rel=0.05), ours.name
         assert ours.peak == pytest.approx(exact.peak, rel=0.03)
+
+
+def test_class_pictures_are_drawn_by_the_whole_base(tmp_path: Path) -> None:
+    sdxl = str(write_configs(tmp_path / "sdxl", BASES["sdxl"]))
+    prior = ["--with_prior_preservation", "--class_data_dir", str(tmp_path), "--class_prompt", "a"]
+    for more, least, most in (
+        (["--mixed_precision", "bf16"], 9.5, 10.5),  # UNet 4.8, text 1.5, VAE 0.3, decoding 3.0
+        (["--low_vram", "--quantize_base", "nf4"], 4.8, 6.5),  # the UNet, and decoding in tiles
+    ):
+        first, *_ = estimate.estimate(*planned(sdxl, *prior, *more))
+        assert first.name == "class pictures" and least < first.peak / 2**30 < most
 
 
 def test_what_the_table_cannot_hold_is_counted(tiny_sd1) -> None:

@@ -41,7 +41,7 @@ def count(args: argparse.Namespace, plan: Plan) -> Sizes:
     config = backbones.read_unet_config(plan.base, args.revision)
     unet = build_empty("UNet2DConditionModel", config, dtype)
     quantised = args.quantize_base != "none"
-    base = weight_bytes(unet, args.quantize_base)
+    base, whole = weight_bytes(unet, args.quantize_base), weight_bytes(unet)
     largest = max(layer.weight.nbytes for layer in quantisable(unet).values()) if quantised else 0
     encoding, drawing = pictures_peaks(vae, plan.resolution, args.vae_tiling)
     models = {"unet": unet, **(encoders if args.train_text_encoder else {})}
@@ -50,7 +50,7 @@ def count(args: argparse.Namespace, plan: Plan) -> Sizes:
         parameter.grad = torch.empty_like(parameter)
     side = plan.resolution // backbones.vae_scale(plan.vae_config)
     step = step_peak(plan.family, models, samples(args), side, checkpoints(args))
-    return Sizes(weight_bytes(vae), text, base, encoding, drawing, largest, step)
+    return Sizes(weight_bytes(vae), text, base, encoding, drawing, largest, step, whole)
 
 
 def build_empty(kind: str, config: Mapping[str, Any], dtype: torch.dtype) -> Any:

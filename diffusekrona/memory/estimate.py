@@ -68,6 +68,11 @@ def phases(args: argparse.Namespace, plan: Plan, sizes: Sizes) -> list[Phase]:
         Phase("captions to text states", {"text encoders": sizes.text_encoders}),
         Phase("training", {**kept, "activations": sizes.step}),
     ]
+    if args.with_prior_preservation:  # drawn by the base as it is, if they are not there yet
+        parts = {"UNet": sizes.whole_unet, "activations": sizes.drawing}
+        if not args.low_vram:  # which has only the model on the card that is at work
+            parts |= {"text encoders": sizes.text_encoders, "VAE": sizes.vae}
+        told.insert(0, Phase("class pictures", parts))
     if args.validation_prompt:
         parts = {**kept, "VAE": sizes.vae, "activations": sizes.drawing}
         told.append(Phase("validation pictures", parts))

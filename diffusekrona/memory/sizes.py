@@ -18,6 +18,7 @@ class Sizes:
         encoding, drawing: activations while the VAE encodes a picture and decodes one.
         dequantised: the largest single weight of a quantised UNet, whole; 0 if it is not quantised.
         step: activations of a forward and backward pass.
+        whole_unet: the UNet's weights before they are quantised.
     """
 
     vae: int
@@ -27,6 +28,7 @@ class Sizes:
     drawing: int
     dequantised: int
     step: int
+    whole_unet: int
 
 
 def samples(args: argparse.Namespace) -> int:

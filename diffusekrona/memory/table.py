@@ -87,6 +87,7 @@ def look_up(args: argparse.Namespace, plan: Plan) -> Sizes | None:
         drawing=on(vae[drawing][str(vae_width)], plan.resolution**2),
         dequantised=unet["largest"] * width if quantised else 0,
         step=samples(args) * on(unet["step"][kind][checkpoints(args)][str(width)], side**2),
+        whole_unet=unet["values"] * width,
     )
 
 

@@ -20,7 +20,7 @@ from .yaml_files import to_yaml
 _MOST_PHOTOS = 8
 DIFFERENCES = (
     "Differences between runs of the same subject and training seed, picture by picture of the "
-    "same prompt and picture seed; an interval without 0 tells two apart"
+    "same prompt and picture seed; an interval without 0 tells two apart on these subjects"
 )
 SPREAD = (
     "How far an arm's points lie apart: 1 − cosine of each picture to the centre of its sweep in "

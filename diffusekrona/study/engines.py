@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -155,6 +155,7 @@ def _until_broken(
         (cell.folder(root) / RUNNING).unlink(missing_ok=True)
     start = (numbers, workers, tuple(gpus), os.getpid())
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=start)
+    processes = pool._processes  # by their ids; the pool itself forgets them when it breaks
     futures: dict[Future, Cell] = {}
     try:
         futures |= {pool.submit(job, cell, root): cell for cell in cells}
@@ -163,7 +164,7 @@ def _until_broken(
         while waiting:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
-                _note(futures[future], future, root, tries, again, told)
+                _note(futures[future], future, root, processes, tries, again, told)
         return again
     except BaseException:  # Ctrl-C above all
         _stop(pool, list(futures), workers)
@@ -188,19 +189,37 @@ def _stop(pool: ProcessPoolExecutor, futures: Sequence[Future], workers: int) ->
 
 
 def _note(
-    cell: Cell, future: Future, root: Path, tries: dict[str, int], again: list[Cell], told: Told
+    cell: Cell,
+    future: Future,
+    root: Path,
+    processes: Mapping[int, Any],
+    tries: dict[str, int],
+    again: list[Cell],
+    told: Told,
 ) -> None:
     try:
         told(Outcome(cell, future.result()))
     except BrokenProcessPool:
         marker = cell.folder(root) / RUNNING
-        if marker.exists():  # it was at work when the pool broke
+        if marker.exists() and _died(marker.read_text(encoding="utf-8"), processes):
             tries[cell.key()] = tries.get(cell.key(), 0) + 1
         if tries.get(cell.key(), 0) < TRIES:
             again.append(cell)
         else:
             marker.unlink(missing_ok=True)
             told(Outcome(cell, f"its process was killed {TRIES} times (out of memory?)"))
+
+
+def _died(pid: str, processes: Mapping[int, Any]) -> bool:
+    """Whether the worker of that id died by itself; the pool ends the others by SIGTERM then."""
+    deadline = time.monotonic() + GRACE
+    while any(process.exitcode is None for process in list(processes.values())):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    codes = {str(number): process.exitcode for number, process in list(processes.items())}
+    dead = {number for number, code in codes.items() if code not in (None, 0, -signal.SIGTERM)}
+    return pid in dead or not dead
 
 
 def _start_worker(numbers: Any, workers: int, gpus: Sequence[str], parent: int) -> None:

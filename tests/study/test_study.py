@@ -336,6 +336,16 @@ def test_a_killed_worker_costs_a_try_and_no_other_cell(subject, tmp_path) -> Non
     assert "killed 3 times" in outcomes[cells[4].key()]
 
 
+def test_a_killed_worker_is_not_laid_to_its_neighbour(subject, tmp_path) -> None:
+    cells, outcomes = toy_cells(subject, ("always killed", "slow")), {}
+
+    def told(outcome) -> None:
+        outcomes[outcome.cell.labels[0]] = outcome.error
+
+    run_local(cells, tmp_path, 2, [], told, toy_jobs.work)
+    assert "killed 3 times" in outcomes["always killed"] and outcomes["slow"] is None
+
+
 @pytest.fixture
 def two_workers():
     ray = pytest.importorskip("ray")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 from diffusekrona.study.cell import Cell
@@ -20,5 +21,7 @@ def work(cell: Cell, root: Path) -> str | None:
     tries.write_text("x" * count)
     if ("killed once" in cell.labels and count == 1) or "always killed" in cell.labels:
         os.kill(os.getpid(), signal.SIGKILL)
+    if "slow" in cell.labels:
+        time.sleep(1.5)
     (folder / RUNNING).unlink()
     return "it was meant to" if "fails" in cell.labels else None

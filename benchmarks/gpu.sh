@@ -67,6 +67,8 @@ if "$PYTHON" -c "$needed" 2> /dev/null; then
     step=(--arch sd15) memory=(--only "pocket, batch 4")
   fi
   [ -z "$QUICK" ] || memory=(--only "pocket, batch 4, checkpointing")
+  part adapter_layer 40 "$PYTHON" benchmarks/adapter_layer.py --device "$DEVICE" "${quick[@]}" \
+    --output "$parts/adapter_layer.json"
   part adapter_step 170 "$PYTHON" benchmarks/adapter_step.py --device "$DEVICE" "${step[@]}" \
     "${quick[@]}" --output "$parts/adapter_step.json"
   part merge 60 "$PYTHON" benchmarks/merge.py --device "$DEVICE" "${quick[@]}" --output "$parts/merge.json"

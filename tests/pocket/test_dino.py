@@ -91,7 +91,8 @@ def test_individuals_are_counted_by_hand() -> None:
 def test_is_the_default_beside_a_bundled_base(monkeypatch, tmp_path) -> None:
     assert choose_names("auto", "auto", True) == ("pocket-clip", "pocket-dino", "")
     arguments = study.build_parser().parse_args(["stability", "--base", "pocket"])
-    judging, notes = study.choose_judging(arguments, True)
+    chosen = study.choose_study(arguments, True)
+    judging, notes = study.choose_judging(arguments, chosen, True)
     assert judging.dino == "pocket-dino" and not notes
     monkeypatch.setattr(encoders, "BUNDLED", tmp_path)  # an install without it
     _, name, note = choose_names("auto", "auto", True)

@@ -177,6 +177,10 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
         run_log.save_result(adapted, origin, ADAPTER_NAME)
     validate(steps)
     setup.share(args, accelerator)
+    # DDP's wrappers go before the process group: if theirs is the last hold on it, torch may wait
+    # for ever, the group's thread for Python and Python for the thread.
+    wrapped.clear()
+    accelerator.free_memory()
     accelerator.end_training()
     return 0
 

@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from adapter_step import DTYPES, LORA, PAIRS, ratio_with_interval, seconds
+from adapter_step import DTYPES, LORA, PAIRS, in_turns, interval_in_words, ratio_with_interval
 from peft import LoraConfig, inject_adapter_in_model
 from record import show, write_record
 from torch import nn
@@ -87,22 +87,17 @@ def measure(args: argparse.Namespace, size: tuple[int, int, int]) -> list[dict[s
     for a1, a2 in PAIRS:
         configs[f"KronA ({a1}, {a2})"] = KronAConfig(a1=a1, a2=a2, target_modules=["layer"])
     steps = {name: make_step(args, linear, config, tokens) for name, config in configs.items()}
-    names, times = list(steps), {name: [] for name in steps}
-    for number in range(args.rounds + 1):  # the first round warms up
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            times[name].append(seconds(steps[name], args.device))
-    times = {name: values[1:] for name, values in times.items()}
+    in_turns(steps, 1, args.device)  # to warm up
+    times = in_turns(steps, args.rounds, args.device)
     rows = []
-    for name in names[1:]:
-        over, low, high = ratio_with_interval(times[name], times[LORA])
+    for name in list(times)[1:]:
         pairs = zip(times[name], times[FROZEN], strict=True)
         rows.append(
             {
                 "layer": f"{into} to {out}, {tokens} tokens",
                 "adapter": name,
                 "step": round(median(t / f for t, f in pairs), 3),
-                "over LoRA": f"{over:.3f} [{low:.3f}, {high:.3f}]",
+                "over LoRA": interval_in_words(ratio_with_interval(times[name], times[LORA])),
             }
         )
     return rows

@@ -236,6 +236,19 @@ def seconds(step: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - start
 
 
+def in_turns(
+    steps: dict[str, Callable[[], Any]], rounds: int, device: str
+) -> dict[str, list[float]]:
+    """Seconds of every step in every round, each round beginning with another one."""
+    names, times = list(steps), {name: [] for name in steps}
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append(seconds(steps[name], device))
+        print(f"round {number + 1}/{rounds}", file=sys.stderr)
+    return times
+
+
 def saved_mib(step: Callable[[], Any], unet: Any) -> float:
     """MiB that a forward pass keeps for backward beside parameters, each storage once."""
     own = {p.untyped_storage().data_ptr() for p in unet.parameters()}
@@ -289,13 +302,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         steps[name] = step
         rows.append({"variant": name, "parameters": count, "saved": saved})
         print(f"{name}: ready", file=sys.stderr)
-    names, times = list(steps), {name: [] for name in steps}
-    for number in range(args.rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            times[name].append(seconds(steps[name], args.device))
-        print(f"round {number + 1}/{args.rounds}", file=sys.stderr)
-    floor = times[names[0]]
+    times = in_turns(steps, args.rounds, args.device)
+    floor = times["bare UNet"]
     for row in rows:
         ratios = [t / f for t, f in zip(times[row["variant"]], floor, strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
@@ -324,7 +332,7 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "trainable": row["parameters"],
             "step": f"{row['ratio']:.3f}",
             "quartiles": f"{row['low']:.3f} – {row['high']:.3f}",
-            "over LoRA": over_lora(row),
+            "over LoRA": interval_in_words(row["over_lora"]) if "over_lora" in row else None,
             "fastest, s": f"{row['fastest']:.3f}",
             "saved, MiB": f"{row['saved_over_bare']:+.1f}",
             "peak, MiB": None if row["peak_mib"] is None else f"{row['peak_mib']:.0f}",
@@ -333,10 +341,8 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def over_lora(row: dict[str, Any]) -> str | None:
-    if "over_lora" not in row:
-        return None
-    middle, low, high = row["over_lora"]
+def interval_in_words(numbers: list[float]) -> str:
+    middle, low, high = numbers
     return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
 
 

@@ -10,6 +10,7 @@ keep their cells in one folder share them.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -78,12 +79,9 @@ class Cell:
 
     def key(self) -> str:
         """A hash of what decides the training run; a flag at its default is as good as none."""
-        from ..train_args import build_parser
-
         flags = self.flags
         if flags is not None:
-            default = build_parser().get_default
-            flags = {k: v for k, v in flags.items() if v != default(k)}
+            flags = {k: v for k, v in flags.items() if v != default_of(k)}
         base = self.base_files or self.judging.base  # a folder may be moved
         words = [self.subject.class_word, self.subject.identifier]
         return _hash([base, flags, self.seed, self.checkpoints, words, self.photos])
@@ -116,6 +114,14 @@ class Cell:
     def judged(self, root: Path) -> Path:
         """Folder of this cell's pictures and result."""
         return self.folder(root) / f"judged-{self.drawn_by()}"
+
+
+@functools.cache
+def default_of(flag: str) -> Any:
+    """Of a training flag; remembered, as cells are asked for their names again and again."""
+    from ..train_args import build_parser
+
+    return build_parser().get_default(flag)
 
 
 def _hash(content: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import UserError
 from ..files import write_text
 from ..train_args import build_parser
-from .cell import RESULT, Cell, finished
+from .cell import RESULT, Cell, default_of, finished
 from .grid import Flags
 from .judging import judge
 
@@ -119,12 +119,11 @@ def _command_line(cell: Cell, pictures: Path, out: Path) -> list[str]:
 
 def _written(flags: Flags) -> list[str]:
     """Flags as a command line. None leaves a flag out, and so does False a switch."""
-    default = build_parser().get_default
     arguments = []
     for flag, value in flags.items():
         if value is True:
             arguments.append(f"--{flag}")
-        elif value is False and not isinstance(default(flag), bool):
+        elif value is False and not isinstance(default_of(flag), bool):
             arguments += [f"--{flag}", "no"]  # YAML takes the word for it
         elif value is not None and value is not False:
             arguments += [f"--{flag}", str(value)]

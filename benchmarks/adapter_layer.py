@@ -28,6 +28,7 @@ from record import show, write_record
 from torch import nn
 
 from diffusekrona import KronAConfig
+from diffusekrona.allocator import keep_freed_memory
 
 # (in, out, tokens) of SDXL's projections at 1024 px; of text, 77 tokens.
 LAYERS = ((640, 640, 4096), (1280, 1280, 1024), (2048, 1280, 77))
@@ -106,6 +107,8 @@ def measure(args: argparse.Namespace, size: tuple[int, int, int]) -> list[dict[s
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
+    if args.device == "cpu":
+        keep_freed_memory()  # as training does
     rows = []
     for size in LAYERS:
         rows += measure(args, size)

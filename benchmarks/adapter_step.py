@@ -43,6 +43,7 @@ from random_models import random_unet  # noqa: E402
 from record import show, write_record  # noqa: E402
 
 from diffusekrona import KronAConfig  # noqa: E402
+from diffusekrona.allocator import keep_freed_memory  # noqa: E402
 from diffusekrona.published_bases import SD15_UNET, SDXL_UNET  # noqa: E402
 
 ARCHITECTURES = {"sd15": SD15_UNET, "sdxl": SDXL_UNET}
@@ -372,6 +373,8 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
+    if args.device == "cpu":
+        keep_freed_memory()  # as training does
     if args.quick:
         args.rounds = min(args.rounds, 3)
     if args.peak_of:

@@ -16,6 +16,10 @@ watched from outside in the same way:
     peak         most resident memory, of the operating system's own account (wait4);
                  on a GPU also the most memory in use on the device, less what was in use before
 
+"imports alone" is what no program on these libraries can be quicker than: torch, diffusers' UNet
+class and PEFT imported, nothing done. The VAE works in the run's precision in all of them, as it
+does in the example; by default ours takes fp32.
+
 Ratios are to diffusers' run of the same turn; the median over the turns is shown.
 """
 
@@ -42,6 +46,7 @@ from record import show, write_record
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 REFERENCE = "diffusers LoRA r=4"
+IMPORTS = "imports alone"
 ADAPTER = "adapter.safetensors"
 MEASURES = (
     "first_step_s",
@@ -120,6 +125,7 @@ def programs(args: argparse.Namespace, base: str, pictures: Path) -> dict[str, C
             more = ["--pretrained_model_name_or_path", base, "--output_dir", str(out)]
             more += ["--adapter_type", kind, *(["--cpu"] if args.device == "cpu" else [])]
             more += ["--report_to", "tensorboard" if find_spec("tensorboard") else "none"]
+            more += ["--vae_dtype", args.precision.replace("no", "fp32")]
             return [*start, *common, *more, "--latents_cache_dir", str(cache)], ADAPTER
 
         return command
@@ -150,10 +156,7 @@ def programs(args: argparse.Namespace, base: str, pictures: Path) -> dict[str, C
 
 def watch(command: list[str], adapter: Path, args: argparse.Namespace) -> dict[str, float]:
     """Run `command` and measure it from outside. Raises RuntimeError with its last words."""
-    env = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    env |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    if args.device == "cpu":
-        env["CUDA_VISIBLE_DEVICES"] = ""
+    env = environment(args)
     bar = re.compile(rb"\b(\d+)/%d\b" % args.steps)
     seen: list[tuple[int, float, float]] = []  # steps done, seconds, processor seconds
     adapter_s = adapter_cpu_s = 0.0
@@ -196,6 +199,29 @@ def watch(command: list[str], adapter: Path, args: argparse.Namespace) -> dict[s
     if args.device == "cuda":
         measured["peak_vram_mib"] = vram["peak"] - vram["before"]
     return {name: round(value, 3) for name, value in measured.items()}
+
+
+def environment(args: argparse.Namespace) -> dict[str, str]:
+    """That of every program."""
+    env = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    env |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    return env | ({"CUDA_VISIBLE_DEVICES": ""} if args.device == "cpu" else {})
+
+
+def watch_imports(args: argparse.Namespace) -> dict[str, float]:
+    """The libraries imported in a process of its own; its end stands for the first step."""
+    command = [sys.executable, "-c", "from diffusers import UNet2DConditionModel; import peft"]
+    started = time.perf_counter()
+    child = subprocess.Popen(command, env=environment(args), stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise RuntimeError(f"{command}: exit {child.returncode}")
+    return {
+        "first_step_s": round(time.perf_counter() - started, 3),
+        "first_step_cpu_s": round(usage.ru_utime + usage.ru_stime, 3),
+        "peak_rss_mib": round(usage.ru_maxrss / 1024, 3),
+    }
 
 
 def cpu_seconds(process: int) -> float:
@@ -243,8 +269,10 @@ def measure(args: argparse.Namespace, base: str, scratch: Path) -> dict[str, lis
         if path.suffix.lower() in PICTURES:
             shutil.copy(path, pictures)
     runs = programs(args, base, pictures)
-    results: dict[str, list[dict]] = {name: [] for name in runs}
+    results: dict[str, list[dict]] = {name: [] for name in (IMPORTS, *runs)}
+    watch_imports(args)  # so that the files of all programs' libraries have been read once
     for turn in range(args.repeats):
+        results[IMPORTS].append(watch_imports(args))
         names = list(runs)
         for name in names if turn % 2 == 0 else reversed(names):
             out = scratch / "out"

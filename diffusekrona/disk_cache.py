@@ -31,7 +31,7 @@ from .pictures import content_key
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the entries; raised when the same key would be given other numbers
+FORMAT = 2  # of the entries; raised when the same key would be given other numbers
 MOST_BYTES = 4 * 2**30  # of the whole folder; the entries longest not used go first
 _WEIGHTS = (".safetensors", ".bin")
 _READ_ERRORS = (OSError, SafetensorError, ValueError, KeyError, RuntimeError)

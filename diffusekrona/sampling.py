@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from .backbones import (
+    channels_last,
     family_of,
     load_vae,
     read_unet_config,
@@ -72,6 +73,7 @@ def load_pipeline(
     )
     if not pipeline.vae.config.get("force_upcast", True):
         pipeline.vae.to(dtype)
+    channels_last(pipeline.vae)
     return pipeline.to(device, silence_dtype_warnings=True)
 
 

@@ -29,10 +29,10 @@ from torch.autograd.function import once_differentiable
 
 from ..factors import cheaper_order
 
-# Up to this width of the fast dimension, a product from the left is faster as one dense
-# multiplication with A (x) I than as many tiny ones, though it multiplies by zeros: always in half
-# precision, whose multiplications are cheap, and in single precision while A is small.
-NARROW_HALF, NARROW_SINGLE, SMALL = 16, 8, 16
+# How products from the left are made, see `_way`: numbers in a row, and multiplications a token.
+NARROW, NARROW_ON_TENSOR_CORES = 12, 16
+DENSE_HALF, DENSE_SINGLE = 2**15, 2**13
+LARGE_HALF, LARGE_SINGLE = 32, 8
 
 
 def fused_kron_linear(
@@ -116,11 +116,20 @@ def _cast(
 # together in memory, or a batched product in half precision copies it for every token.
 
 
-def _is_narrow(m: int, k: int, w: int, dtype: torch.dtype) -> bool:
-    """Whether a dense multiplication with matrix (x) I_w is the faster way, zeros and all."""
-    if dtype.itemsize == 2:
-        return w <= NARROW_HALF
-    return w <= NARROW_SINGLE and min(m, k) <= SMALL
+def _way(m: int, k: int, x: torch.Tensor) -> str:
+    """How to multiply x (tokens, k, w) by a matrix (m, k) from the left, by what was fastest.
+
+    "batched" is a product a token, slow where its rows are short. "dense" is one product with
+    matrix (x) I_w, which multiplies by zeros and yet wins while that costs little; "turned" lays x
+    on its side, so that one product serves all tokens, for a matrix too large for that.
+    """
+    w, half = x.shape[-1], x.dtype.itemsize == 2
+    if x.is_cuda and half:
+        return "dense" if w <= NARROW_ON_TENSOR_CORES else "batched"
+    if m * k * w * w <= (DENSE_HALF if half else DENSE_SINGLE):
+        return "dense"
+    large = min(m, k) >= (LARGE_HALF if half else LARGE_SINGLE)
+    return "turned" if large and w <= NARROW else "batched"
 
 
 def _dense(matrix: torch.Tensor, w: int) -> torch.Tensor:
@@ -131,20 +140,28 @@ def _dense(matrix: torch.Tensor, w: int) -> torch.Tensor:
     return dense.view(m * w, k * w)
 
 
+def _turned(x: torch.Tensor) -> torch.Tensor:
+    """x (tokens, k, w) as (tokens*w, k)."""
+    return x.transpose(1, 2).reshape(-1, x.shape[1])
+
+
 def _left(matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """matrix @ x, (tokens, m, w)."""
     (m, k), (n, _, w) = matrix.shape, x.shape
-    if _is_narrow(m, k, w, x.dtype):
-        return torch.mm(x.reshape(n, k * w), _dense(matrix, w).t()).view(n, m, w)
+    match _way(m, k, x):
+        case "dense":
+            return torch.mm(x.reshape(n, k * w), _dense(matrix, w).t()).view(n, m, w)
+        case "turned":
+            return torch.mm(_turned(x), matrix.t()).view(n, w, m).transpose(1, 2).contiguous()
     return torch.bmm(matrix.contiguous().expand(n, m, k), x)
 
 
 def _add_left_(total: torch.Tensor, matrix: torch.Tensor, x: torch.Tensor) -> None:
     """total (tokens, m, w) += matrix @ x."""
     (m, k), (n, _, w) = matrix.shape, x.shape
-    if _is_narrow(m, k, w, x.dtype):
+    if _way(m, k, x) == "dense":
         total.view(n, m * w).addmm_(x.reshape(n, k * w), _dense(matrix, w).t())
-    elif w <= NARROW_HALF:  # sums of short rows are slow within a batched product
+    elif w <= NARROW_ON_TENSOR_CORES:  # sums of short rows are slow within a batched product
         total.add_(_left(matrix, x))
     else:
         total.baddbmm_(matrix.contiguous().expand(n, m, k), x)
@@ -153,9 +170,12 @@ def _add_left_(total: torch.Tensor, matrix: torch.Tensor, x: torch.Tensor) -> No
 def _contract(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """sum over tokens and the last dimension: (tokens, m, w), (tokens, k, w) -> (m, k)."""
     (n, m, w), k = x.shape, y.shape[1]
-    if _is_narrow(m, k, w, x.dtype):
-        dense = torch.mm(x.reshape(n, m * w).t(), y.reshape(n, k * w)).view(m, w, k, w)
-        return dense.diagonal(dim1=1, dim2=3).sum(-1)
+    match _way(m, k, x):
+        case "dense":
+            dense = torch.mm(x.reshape(n, m * w).t(), y.reshape(n, k * w)).view(m, w, k, w)
+            return dense.diagonal(dim1=1, dim2=3).sum(-1)
+        case "turned":
+            return torch.mm(_turned(x).t(), _turned(y))
     if m * k <= 2 * (m + k) * w:  # the matrices, one a token, are not much larger than x and y
         return torch.bmm(x, y.transpose(1, 2)).sum(0)
     return torch.mm(x.transpose(0, 1).reshape(m, n * w), y.transpose(0, 1).reshape(k, n * w).t())

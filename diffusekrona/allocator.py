@@ -13,11 +13,12 @@ LARGEST = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Let the process keep freed memory for its next tensors; returns whether that can be had.
 
-    glibc hands large blocks back to the system at once, and the system gives them out again page by
-    page, zeroed. A training step on a CPU makes and frees the same gigabytes every time: on a virtual
-    machine, whose pages are dear, a fifth of its time went there (docs/performance.md). The peak
-    stays where it was, since steps are alike; only between steps the process looks larger. Not for
-    a GPU, whose tensors torch keeps by itself, and whose host had better have the memory back.
+    glibc hands large blocks back to the system at once, and the system gives them out again page
+    by page, zeroed. A training step on a CPU makes and frees the same gigabytes every time: on a
+    virtual machine, whose pages are dear, a fifth of its time went there (docs/performance.md).
+    The peak stays where it was, since steps are alike; only between steps the process looks larger.
+    Not for a GPU, whose tensors torch keeps by itself: there the host had better have its memory
+    back.
     """
     if not sys.platform.startswith("linux"):
         return False

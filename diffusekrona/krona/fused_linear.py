@@ -30,9 +30,9 @@ from torch.autograd.function import once_differentiable
 from ..factors import cheaper_order
 
 # How products from the left are made, see `_way`: numbers in a row, and multiplications a token.
-NARROW, NARROW_ON_TENSOR_CORES = 12, 16
-DENSE_HALF, DENSE_SINGLE = 2**15, 2**13
-LARGE_HALF, LARGE_SINGLE = 32, 8
+NARROW_HALF, NARROW = 16, 12
+DENSE_HALF, DENSE_SINGLE = 2**16, 2**13
+LARGE_HALF, LARGE_SINGLE = 16, 8
 
 
 def fused_kron_linear(
@@ -124,9 +124,10 @@ def _way(m: int, k: int, x: torch.Tensor) -> str:
     on its side, so that one product serves all tokens, for a matrix too large for that.
     """
     w, half = x.shape[-1], x.dtype.itemsize == 2
-    if x.is_cuda and half:
-        return "dense" if w <= NARROW_ON_TENSOR_CORES else "batched"
-    if m * k * w * w <= (DENSE_HALF if half else DENSE_SINGLE):
+    cost = m * k * w * w
+    if half and w <= NARROW_HALF and (x.is_cuda or cost <= DENSE_HALF):
+        return "dense"  # zeros cost tensor cores next to nothing
+    if not half and cost <= DENSE_SINGLE:
         return "dense"
     large = min(m, k) >= (LARGE_HALF if half else LARGE_SINGLE)
     return "turned" if large and w <= NARROW else "batched"
@@ -161,7 +162,7 @@ def _add_left_(total: torch.Tensor, matrix: torch.Tensor, x: torch.Tensor) -> No
     (m, k), (n, _, w) = matrix.shape, x.shape
     if _way(m, k, x) == "dense":
         total.view(n, m * w).addmm_(x.reshape(n, k * w), _dense(matrix, w).t())
-    elif w <= NARROW_ON_TENSOR_CORES:  # sums of short rows are slow within a batched product
+    elif w <= NARROW_HALF:  # sums of short rows are slow within a batched product
         total.add_(_left(matrix, x))
     else:
         total.baddbmm_(matrix.contiguous().expand(n, m, k), x)

@@ -14,6 +14,8 @@ computes gradients down to its input, as far as the lowest adapter needs them.
 - factors are fp32 in every precision, as in training; PEFT's own methods run under autocast then
 - over LoRA: the same over LoRA's of the same round, with a 95 % bootstrap interval over rounds
 - saved: what forward keeps for backward, over the bare UNet, counted tensor by tensor
+- kernels: operations that a GPU would launch for an adapted layer, forward and backward, over the
+  bare UNet's; moved: all that they read and write. Both are counted, the same on every machine
 - peak: memory of a process that runs this variant alone (allocated on a GPU, resident on a CPU)
 
 Peers: PEFT comes with the package; LyCORIS is measured if it is installed (pip install
@@ -41,6 +43,8 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from random_models import random_unet  # noqa: E402
 from record import show, write_record  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils._pytree import tree_leaves  # noqa: E402
 
 from diffusekrona import KronAConfig  # noqa: E402
 from diffusekrona.allocator import keep_freed_memory  # noqa: E402
@@ -53,6 +57,7 @@ PAIRS += tuple((a2, a1) for a1, a2 in PAIRS[:4])
 LORA = "PEFT LoRA r=4"
 HALF_LORA = "PEFT LoRA r=4, half-precision factors"
 RESAMPLINGS = 2000
+NO_KERNELS = ("_unsafe_view", "detach", "empty.memory_format", "empty_strided", "empty_like")
 FACTOR = 16  # of LoKr: (16, 16) blocks, so as many parameters as KronA (4, 64)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -180,6 +185,12 @@ def make_base(args: argparse.Namespace) -> Any:
     return random_unet(ARCHITECTURES[args.arch], DTYPES[args.dtype], args.device)
 
 
+def adapted_layers(unet: Any) -> list[str]:
+    """Names of the layers that every variant adapts."""
+    linear = (name for name, part in unet.named_modules() if isinstance(part, torch.nn.Linear))
+    return [name for name in linear if any(name.endswith(f".{end}") for end in TARGETS)]
+
+
 def adapted(args: argparse.Namespace, base: Any, add: Callable[[Any], int]) -> tuple[Any, int]:
     """A copy of the UNet that shares the base's weights, with an adapter."""
     unet = copy.deepcopy(base, {id(p): p for p in base.parameters()})
@@ -266,6 +277,25 @@ def saved_mib(step: Callable[[], Any], unet: Any) -> float:
     return sum(sizes.values()) / 2**20
 
 
+class Kernels(TorchDispatchMode):
+    """Counts the operations that compute something, and the bytes that they read and write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count, self.bytes = 0, 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None):
+        result = operation(*args, **(kwargs or {}))
+        name = operation.name()
+        if not operation.is_view and name.removeprefix("aten::") not in NO_KERNELS:
+            self.count += 1
+            for tensor in tree_leaves((args, kwargs, result)):
+                if isinstance(tensor, torch.Tensor):  # one that is expanded is read once
+                    size = tensor.numel() * tensor.element_size()
+                    self.bytes += min(size, tensor.untyped_storage().nbytes())
+        return result
+
+
 def peak_alone(args: argparse.Namespace, name: str) -> float | None:
     """Peak MiB of a fresh process that runs two steps of one variant; None if it fails."""
     command = [sys.executable, __file__, "--peak_of", name]
@@ -302,6 +332,10 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         saved = saved_mib(step, unet)  # the warm-up as well
         steps[name] = step
         rows.append({"variant": name, "parameters": count, "saved": saved})
+        if not args.compile:  # a compiled block is one kernel or many, and does not tell
+            with Kernels() as kernels:
+                step()
+            rows[-1] |= {"kernels": kernels.count, "moved_mib": kernels.bytes / 2**20}
         print(f"{name}: ready", file=sys.stderr)
     times = in_turns(steps, args.rounds, args.device)
     floor = times["bare UNet"]
@@ -314,9 +348,12 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     if LORA in times:
         for row in rows[1:]:
             row["over_lora"] = ratio_with_interval(times[row["variant"]], times[LORA])
-    bare_saved = rows[0]["saved_over_bare"]
+    bare, layers = dict(rows[0]), len(adapted_layers(base))
     for row in rows:
-        row["saved_over_bare"] -= bare_saved
+        row["saved_over_bare"] -= bare["saved_over_bare"]
+        if "kernels" in row:
+            row["kernels_a_layer"] = (row.pop("kernels") - bare["kernels"]) / layers
+            row["moved_over_bare"] = row.pop("moved_mib") - bare["moved_mib"]
         if not (args.no_peak or args.quick):
             row["peak_mib"] = peak_alone(args, row["variant"])
             print(f"{row['variant']}: peak", file=sys.stderr)
@@ -336,6 +373,8 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "over LoRA": interval_in_words(row["over_lora"]) if "over_lora" in row else None,
             "fastest, s": f"{row['fastest']:.3f}",
             "saved, MiB": f"{row['saved_over_bare']:+.1f}",
+            "kernels": f"{row['kernels_a_layer']:+.1f}" if "kernels_a_layer" in row else None,
+            "moved, MiB": f"{row['moved_over_bare']:+.0f}" if "moved_over_bare" in row else None,
             "peak, MiB": None if row["peak_mib"] is None else f"{row['peak_mib']:.0f}",
         }
         for row in rows

@@ -4,8 +4,8 @@ The plain form (`functional.kron_linear`, added to the layer's output) is right 
 the activations more often than LoRA does, and time goes into that, not into multiplications. Here
 
 - the second product accumulates into the base's output, and into its gradient, in place;
-- backward keeps x alone, which LoRA's backward keeps too, and makes the product of x with the
-  first factor anew: it is cheap, and may be as large as x itself;
+- backward keeps x, which LoRA's backward keeps too, and the factors as they were cast; it makes the
+  product of x with the first factor anew, which is cheap, and may be as large as x itself;
 - x, read as X (a2, b2), is not transposed or copied, with few exceptions.
 
              A first                         B first
@@ -67,53 +67,52 @@ class _FusedKronLinear(torch.autograd.Function):
         b: torch.Tensor,
         scale: float,
     ) -> torch.Tensor:
+        ctx.scale, ctx.dtypes = scale, (a.dtype, b.dtype)
+        a, b = (a * scale if scale != 1.0 else a).to(x.dtype), b.to(x.dtype)
         ctx.save_for_backward(x, weight, a, b)
-        ctx.scale = scale
-        a, b = _cast(a, b, scale, x.dtype)
         (a1, a2), (b1, b2) = a.shape, b.shape
         y = F.linear(x, weight, bias)
         if cheaper_order(a1, a2, b1, b2) == "a_first":
-            Z = _left(a, x.reshape(-1, a2, b2))
+            X = x.reshape(-1, a2, b2)
+            way = _way(a1, a2, X)
+            Z = _left(way, _matrix(way, a, b2), X)
             y.view(-1, b1).addmm_(Z.reshape(-1, b2), b.t())
         else:
             T = torch.mm(x.reshape(-1, b2), b.t()).view(-1, a2, b1)
-            _add_left_(y.view(-1, a1, b1), a, T)
+            way = _way(a1, a2, T)
+            _add_left_(way, y.view(-1, a1, b1), _matrix(way, a, b1), T)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight, A, B = ctx.saved_tensors
-        a, b = _cast(A, B, ctx.scale, x.dtype)
+        x, weight, a, b = ctx.saved_tensors
         (a1, a2), (b1, b2) = a.shape, b.shape
         dy = dy.to(x.dtype).contiguous()  # attention hands back transposed heads
         X, Y = x.reshape(-1, a2, b2), dy.reshape(-1, a1, b1)
         dx = torch.matmul(dy, weight) if ctx.needs_input_grad[0] else None
         if cheaper_order(a1, a2, b1, b2) == "a_first":
+            way = _way(a1, a2, X)
+            matrix = _matrix(way, a, b2)
             U = torch.mm(Y.view(-1, b1), b).view(-1, a1, b2)
             if dx is not None:
-                _add_left_(dx.view(-1, a2, b2), a.t(), U)
-            da = _contract(U, X)
-            db = torch.mm(Y.view(-1, b1).t(), _left(a, X).reshape(-1, b2))
+                _add_left_(way, dx.view(-1, a2, b2), matrix.t(), U)
+            da = _contract(way, U, X)
+            db = torch.mm(Y.view(-1, b1).t(), _left(way, matrix, X).reshape(-1, b2))
         else:
-            V = _left(a.t(), Y)
+            way = _way(a1, a2, Y)
+            V = _left(way, _matrix(way, a, b1).t(), Y)
             if dx is not None:
                 dx.view(-1, b2).addmm_(V.reshape(-1, b1), b)
             db = torch.mm(V.reshape(-1, b1).t(), X.reshape(-1, b2))
             T = torch.mm(X.reshape(-1, b2), b.t()).view(-1, a2, b1)
-            da = _contract(Y, T)
-        da = da.to(A.dtype) * ctx.scale if ctx.scale != 1.0 else da.to(A.dtype)
-        return dx, None, None, da, db.to(B.dtype), None
+            da = _contract(way, Y, T)
+        da, db = da.to(ctx.dtypes[0]), db.to(ctx.dtypes[1])
+        return dx, None, None, da * ctx.scale if ctx.scale != 1.0 else da, db, None
 
 
-def _cast(
-    a: torch.Tensor, b: torch.Tensor, scale: float, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return (a * scale if scale != 1.0 else a).to(dtype), b.to(dtype)
-
-
-# Products from the left, one matrix for all tokens: (m, k) with (tokens, k, w). Its rows must lie
-# together in memory, or a batched product in half precision copies it for every token.
+# Products from the left, one matrix for all tokens, (m, k) with (tokens, k, w), made in one of
+# three ways. Where the way is "dense", the matrix handed about is matrix (x) I_w, (m*w, k*w).
 
 
 def _way(m: int, k: int, x: torch.Tensor) -> str:
@@ -133,8 +132,10 @@ def _way(m: int, k: int, x: torch.Tensor) -> str:
     return "turned" if large and w <= NARROW else "batched"
 
 
-def _dense(matrix: torch.Tensor, w: int) -> torch.Tensor:
-    """matrix (x) I_w, (m*w, k*w)."""
+def _matrix(way: str, matrix: torch.Tensor, w: int) -> torch.Tensor:
+    """The matrix (m, k) as `way` wants it; it may be transposed then."""
+    if way != "dense":
+        return matrix
     m, k = matrix.shape
     dense = matrix.new_zeros(m, w, k, w)
     dense.diagonal(dim1=1, dim2=3).copy_(matrix.unsqueeze(-1).expand(m, k, w))
@@ -143,35 +144,43 @@ def _dense(matrix: torch.Tensor, w: int) -> torch.Tensor:
 
 def _turned(x: torch.Tensor) -> torch.Tensor:
     """x (tokens, k, w) as (tokens*w, k)."""
-    return x.transpose(1, 2).reshape(-1, x.shape[1])
+    n, k, w = x.shape
+    return x.transpose(1, 2).reshape(n * w, k)
 
 
-def _left(matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def _batched(matrix: torch.Tensor, tokens: int) -> torch.Tensor:
+    """The matrix once a token, in no memory. Its rows must lie together, or a product in half
+    precision copies it for every token."""
+    return matrix.contiguous().expand(tokens, *matrix.shape)
+
+
+def _left(way: str, matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """matrix @ x, (tokens, m, w)."""
-    (m, k), (n, _, w) = matrix.shape, x.shape
-    match _way(m, k, x):
+    n, k, w = x.shape
+    match way:
         case "dense":
-            return torch.mm(x.reshape(n, k * w), _dense(matrix, w).t()).view(n, m, w)
+            return torch.mm(x.reshape(n, k * w), matrix.t()).view(n, len(matrix) // w, w)
         case "turned":
-            return torch.mm(_turned(x), matrix.t()).view(n, w, m).transpose(1, 2).contiguous()
-    return torch.bmm(matrix.contiguous().expand(n, m, k), x)
+            turned = torch.mm(_turned(x), matrix.t()).view(n, w, len(matrix))
+            return turned.transpose(1, 2).contiguous()
+    return torch.bmm(_batched(matrix, n), x)
 
 
-def _add_left_(total: torch.Tensor, matrix: torch.Tensor, x: torch.Tensor) -> None:
+def _add_left_(way: str, total: torch.Tensor, matrix: torch.Tensor, x: torch.Tensor) -> None:
     """total (tokens, m, w) += matrix @ x."""
-    (m, k), (n, _, w) = matrix.shape, x.shape
-    if _way(m, k, x) == "dense":
-        total.view(n, m * w).addmm_(x.reshape(n, k * w), _dense(matrix, w).t())
+    n, k, w = x.shape
+    if way == "dense":
+        total.view(n, len(matrix)).addmm_(x.reshape(n, k * w), matrix.t())
     elif w <= NARROW_HALF:  # sums of short rows are slow within a batched product
-        total.add_(_left(matrix, x))
+        total.add_(_left(way, matrix, x))
     else:
-        total.baddbmm_(matrix.contiguous().expand(n, m, k), x)
+        total.baddbmm_(_batched(matrix, n), x)
 
 
-def _contract(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def _contract(way: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """sum over tokens and the last dimension: (tokens, m, w), (tokens, k, w) -> (m, k)."""
     (n, m, w), k = x.shape, y.shape[1]
-    match _way(m, k, x):
+    match way:
         case "dense":
             dense = torch.mm(x.reshape(n, m * w).t(), y.reshape(n, k * w)).view(m, w, k, w)
             return dense.diagonal(dim1=1, dim2=3).sum(-1)

@@ -88,6 +88,17 @@ def test_half_precision_is_near_the_plain_form(pair, size) -> None:
         assert (have.double() - want).abs().max() / want.abs().max() < 0.03
 
 
+@pytest.mark.parametrize("pair, size", itertools.product(PAIRS, (320, 640, 1280)))
+def test_no_tokens_at_all(pair, size) -> None:
+    a1, a2 = pair
+    x, weight, bias, a, b = tensors(a1, a2, size // a1, size // a2, (0, 5), torch.bfloat16)
+    leaves = [t.requires_grad_() for t in (x, a, b)]
+    y = fused_kron_linear(x, weight, bias, a, b)
+    y.sum().backward()
+    assert y.shape == (0, 5, size) and x.grad.shape == x.shape
+    assert all(not leaf.grad.any() for leaf in leaves[1:])
+
+
 @pytest.mark.parametrize("shape", [(3, 4, 5, 2), (2, 2, 3, 30), (20, 20, 2, 2)])
 def test_gradcheck(shape) -> None:
     x, weight, bias, a, b = tensors(*shape, (2,))
@@ -210,3 +221,15 @@ def test_keeps_no_more_for_backward_than_lora(pair) -> None:
     krona = adapted(KronAConfig(target_modules=["0"], a1=pair[0], a2=pair[1]))
     lora = adapted(LoraConfig(r=4, target_modules=["0"]))
     assert saved_bytes(krona, x) == x.untyped_storage().nbytes() <= saved_bytes(lora, x)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_half_precision_keeps_its_factors_as_they_were_cast(pair) -> None:
+    config = KronAConfig(target_modules=["0"], a1=pair[0], a2=pair[1])
+    krona = nn.Sequential(nn.Linear(128, 128, dtype=torch.bfloat16))
+    krona = inject_adapter_in_model(config, krona)
+    factors = [p for p in krona.parameters() if p.requires_grad]
+    assert {factor.dtype for factor in factors} == {torch.float32}
+    x = torch.randn(50, 128, dtype=torch.bfloat16, requires_grad=True)
+    cast = 2 * sum(factor.numel() for factor in factors)
+    assert saved_bytes(krona, x) == x.untyped_storage().nbytes() + cast

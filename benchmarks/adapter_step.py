@@ -41,10 +41,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+from counted import Kernels, saved_mib  # noqa: E402
 from random_models import random_unet  # noqa: E402
 from record import show, write_record  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils._pytree import tree_leaves  # noqa: E402
 
 from diffusekrona import KronAConfig  # noqa: E402
 from diffusekrona.allocator import keep_freed_memory  # noqa: E402
@@ -57,7 +56,6 @@ PAIRS += tuple((a2, a1) for a1, a2 in PAIRS[:4])
 LORA = "PEFT LoRA r=4"
 HALF_LORA = "PEFT LoRA r=4, half-precision factors"
 RESAMPLINGS = 2000
-NO_KERNELS = ("_unsafe_view", "detach", "empty.memory_format", "empty_strided", "empty_like")
 FACTOR = 16  # of LoKr: (16, 16) blocks, so as many parameters as KronA (4, 64)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -259,41 +257,6 @@ def in_turns(
             times[name].append(seconds(steps[name], device))
         print(f"round {number + 1}/{rounds}", file=sys.stderr)
     return times
-
-
-def saved_mib(step: Callable[[], Any], unet: Any) -> float:
-    """MiB that a forward pass keeps for backward beside parameters, each storage once."""
-    own = {p.untyped_storage().data_ptr() for p in unet.parameters()}
-    sizes: dict[int, int] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        step()
-    return sum(sizes.values()) / 2**20
-
-
-class Kernels(TorchDispatchMode):
-    """Counts the operations that compute something, and the bytes that they read and write."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count, self.bytes = 0, 0
-
-    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None):
-        result = operation(*args, **(kwargs or {}))
-        name = operation.name()
-        if not operation.is_view and name.removeprefix("aten::") not in NO_KERNELS:
-            self.count += 1
-            for tensor in tree_leaves((args, kwargs, result)):
-                if isinstance(tensor, torch.Tensor):  # one that is expanded is read once
-                    size = tensor.numel() * tensor.element_size()
-                    self.bytes += min(size, tensor.untyped_storage().nbytes())
-        return result
 
 
 def peak_alone(args: argparse.Namespace, name: str) -> float | None:

@@ -42,13 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(args: argparse.Namespace) -> int:
     """One training run, from checked arguments to adapter.safetensors in `args.output_dir`."""
     from .data import read_folder
-    from .plan import make_plan, print_plan
+    from .plan import make_plan
 
     plan = make_plan(args)
     if args.low_vram:
         log.info("--low_vram: %s", low_vram_in_words(args))
     pictures, captions = read_folder(args.instance_data_dir, args.instance_prompt)
     if args.dry_run:  # answered before anything slow is imported
+        from .dry_run import print_plan
+
         print_plan(plan, args, pictures, captions)
         return 0
     import_libraries()

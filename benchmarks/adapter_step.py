@@ -73,6 +73,7 @@ def parse_args() -> argparse.Namespace:
     add("--checkpointing", action="store_true", help="gradient checkpointing")
     add("--compile", action="store_true", help="torch.compile every transformer block")
     add("--rounds", type=int, default=15)
+    add("--limit", type=float, help="seconds after which no further round begins (three are run)")
     add("--threads", type=int, default=1)
     add("--only", nargs="+", metavar="NAME", help="of these variants (and the bare UNet) alone")
     add("--no_peak", action="store_true", help="leave the processes for peak memory out")
@@ -247,11 +248,17 @@ def seconds(step: Callable[[], Any], device: str) -> float:
 
 
 def in_turns(
-    steps: dict[str, Callable[[], Any]], rounds: int, device: str
+    steps: dict[str, Callable[[], Any]], rounds: int, device: str, until: float = float("inf")
 ) -> dict[str, list[float]]:
-    """Seconds of every step in every round, each round beginning with another one."""
+    """Seconds of every step in every round, each round beginning with another one.
+
+    Args:
+        until: on time.monotonic's clock; no round but the first three begins later.
+    """
     names, times = list(steps), {name: [] for name in steps}
     for number in range(rounds):
+        if number >= 3 and time.monotonic() > until:
+            break
         first = number % len(names)
         for name in names[first:] + names[:first]:
             times[name].append(seconds(steps[name], device))
@@ -287,6 +294,7 @@ def tell_peak(args: argparse.Namespace) -> None:
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row a variant."""
+    until = time.monotonic() + (args.limit or float("inf"))
     base = make_base(args)
     steps, rows = {}, []
     for name, add in chosen(args).items():
@@ -300,12 +308,13 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
                 step()
             rows[-1] |= {"kernels": kernels.count, "moved_mib": kernels.bytes / 2**20}
         print(f"{name}: ready", file=sys.stderr)
-    times = in_turns(steps, args.rounds, args.device)
+    times = in_turns(steps, args.rounds, args.device, until)
     floor = times["bare UNet"]
     for row in rows:
         ratios = [t / f for t, f in zip(times[row["variant"]], floor, strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
         row |= {"ratio": middle, "low": low, "high": high, "fastest": min(times[row["variant"]])}
+        row["rounds"] = len(ratios)
         row["saved_over_bare"] = row.pop("saved")
         row["peak_mib"] = None
     if LORA in times:

@@ -70,7 +70,7 @@ if "$PYTHON" -c "$needed" 2> /dev/null; then
   part adapter_layer 40 "$PYTHON" benchmarks/adapter_layer.py --device "$DEVICE" "${quick[@]}" \
     --output "$parts/adapter_layer.json"
   part adapter_step 170 "$PYTHON" benchmarks/adapter_step.py --device "$DEVICE" "${step[@]}" \
-    "${quick[@]}" --output "$parts/adapter_step.json"
+    "${quick[@]}" --limit 120 --output "$parts/adapter_step.json"
   part merge 60 "$PYTHON" benchmarks/merge.py --device "$DEVICE" "${quick[@]}" --output "$parts/merge.json"
   part memory 120 "$PYTHON" benchmarks/memory.py "${memory[@]}" --output "$parts/memory.json"
   precision=bf16; [ "$DEVICE" = cpu ] && precision=no

@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from counted import Kernels, saved_mib  # noqa: E402
+from counted import Kernels, saved_bytes  # noqa: E402
 from random_models import random_unet  # noqa: E402
 from record import show, write_record  # noqa: E402
 
@@ -300,7 +300,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     for name, add in chosen(args).items():
         unet, count = adapted(args, base, add)
         step = make_step(args, unet)
-        saved = saved_mib(step, unet)  # the warm-up as well
+        saved = saved_bytes(step, unet) / 2**20  # the warm-up as well
         steps[name] = step
         rows.append({"variant": name, "parameters": count, "saved": saved})
         if not args.compile:  # a compiled block is one kernel or many, and does not tell

@@ -12,9 +12,13 @@ from torch.utils._pytree import tree_leaves
 NO_KERNELS = ("_unsafe_view", "detach", "empty.memory_format", "empty_strided", "empty_like")
 
 
-def saved_mib(step: Callable[[], Any], unet: Any) -> float:
-    """MiB that a forward pass keeps for backward beside parameters, each storage once."""
-    own = {p.untyped_storage().data_ptr() for p in unet.parameters()}
+def saved_bytes(run: Callable[[], Any], model: torch.nn.Module) -> int:
+    """Bytes that a forward pass keeps for backward beside parameters, each storage once.
+
+    Args:
+        run: runs the forward pass, and may run the backward pass.
+    """
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     sizes: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -24,8 +28,8 @@ def saved_mib(step: Callable[[], Any], unet: Any) -> float:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        step()
-    return sum(sizes.values()) / 2**20
+        run()
+    return sum(sizes.values())
 
 
 class Kernels(TorchDispatchMode):

@@ -241,8 +241,7 @@ def load_vae(
 ) -> Any:
     """The frozen VAE. Its published files are fp32 or fp16; it is returned as they are.
 
-    Its convolutions run on channels-last tensors, which is faster: encoding takes .82 to .93 of the
-    time on a CPU, decoding .76 to .92.
+    Its convolutions run on channels-last tensors, which is faster (benchmarks/vae_layout.py).
 
     Args:
         revision, variant: of the base; another VAE's repository has its own.

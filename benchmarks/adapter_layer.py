@@ -107,8 +107,7 @@ def measure(args: argparse.Namespace, size: tuple[int, int, int]) -> list[dict[s
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
-    if args.device == "cpu":
-        keep_freed_memory()  # as training does
+    keep_freed_memory(args.device)  # as training does
     rows = []
     for size in LAYERS:
         rows += measure(args, size)

@@ -384,8 +384,7 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
-    if args.device == "cpu":
-        keep_freed_memory()  # as training does
+    keep_freed_memory(args.device)  # as training does
     if args.quick:
         args.rounds = min(args.rounds, 3)
     if args.peak_of:

@@ -42,7 +42,7 @@ def one(way: str, steps: int) -> dict[str, float]:
     from diffusekrona.allocator import keep_freed_memory
 
     torch.set_num_threads(1)
-    if way == KEPT and not keep_freed_memory():
+    if way == KEPT and not keep_freed_memory("cpu"):
         sys.exit("This machine's C library cannot be told to keep memory.")
     settings = argparse.Namespace(
         device="cpu", dtype="fp32", latents=32, batch_size=1, checkpointing=False, compile=False

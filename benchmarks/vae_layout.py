@@ -63,8 +63,7 @@ def measure(args: argparse.Namespace, name: str, vae: Any, pixels: int) -> list[
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(args.threads)
-    if args.device == "cpu":
-        keep_freed_memory()  # as training does
+    keep_freed_memory(args.device)  # as training does
     torch.manual_seed(0)
     pocket = AutoencoderKL.from_pretrained(BUNDLED / "pocket" / "vae").eval()
     rows = measure(args, "pocket", pocket, 64)

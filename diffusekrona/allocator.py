@@ -1,26 +1,32 @@
-"""The C library's allocator, told to keep what is freed while a CPU trains."""
+"""The C library's allocator, told to keep what is freed while a CPU trains or draws."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 # Parameters of mallopt(3), from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 LARGEST = 2**31 - 1
 
 
-def keep_freed_memory() -> bool:
-    """Let the process keep freed memory for its next tensors; returns whether that can be had.
+def keep_freed_memory(device: torch.device | str) -> bool:
+    """Where `device` is the CPU, let the process keep freed memory for its next tensors.
 
     glibc hands large blocks back to the system at once, and the system gives them out again page
-    by page, zeroed. A training step on a CPU makes and frees the same gigabytes every time: on a
-    virtual machine, whose pages are dear, a fifth of its time went there (docs/performance.md).
-    The peak stays where it was, since steps are alike; only between steps the process looks larger.
-    Not for a GPU, whose tensors torch keeps by itself: there the host had better have its memory
-    back.
+    by page, zeroed. A step on a CPU makes and frees the same gigabytes every time: on a virtual
+    machine, whose pages are dear, a fifth of its time went there (docs/performance.md). The peak
+    stays where it was, since steps are alike; only between steps the process looks larger. A GPU's
+    tensors torch keeps by itself, and its host had better have the memory back.
+
+    Returns:
+        Whether it is done: not for another device, nor with another C library than glibc.
     """
-    if not sys.platform.startswith("linux"):
+    if str(device).partition(":")[0] != "cpu" or not sys.platform.startswith("linux"):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

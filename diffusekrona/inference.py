@@ -162,9 +162,11 @@ def build(args: argparse.Namespace, base: str, adapters: Sequence[Mixed], state:
     """The pipeline and, if asked for, its refiner, ready to draw on this process's device."""
     import torch
 
+    from .allocator import keep_freed_memory
     from .sampling import load_pipeline, load_refiner
 
     device = choose_device(args.device, state.device)
+    keep_freed_memory(device)
     precision = args.mixed_precision or ("no" if device.type == "cpu" else "fp16")
     dtype = getattr(torch, DTYPES[precision])
     options = {"revision": args.revision, "variant": args.variant}

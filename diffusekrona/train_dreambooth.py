@@ -109,8 +109,7 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
 
     started = time.time()
     accelerator = setup.make_accelerator(args)
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(accelerator.device)
     steps = max_train_steps(args, len(pictures), accelerator.num_processes)
     settings = setup.settings_to_keep(args, plan, accelerator, pictures, captions)
     if setup.already_finished(args, steps, settings):

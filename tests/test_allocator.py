@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from diffusekrona import allocator
 
@@ -14,7 +15,7 @@ import resource
 from diffusekrona.allocator import keep_freed_memory
 import torch
 if {kept}:
-    assert keep_freed_memory()
+    assert keep_freed_memory("cpu")
 def step():
     big, small = torch.zeros(2**24), [torch.zeros(2**18) for _ in range(32)]  # 64 MiB, 32 of 1
     return big.sum() + sum(part.sum() for part in small)
@@ -44,6 +45,11 @@ def test_another_c_library_is_left_alone(monkeypatch) -> None:
             raise AttributeError(name)
 
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: Other())
-    assert allocator.keep_freed_memory() is False
+    assert allocator.keep_freed_memory("cpu") is False
     monkeypatch.setattr(allocator.sys, "platform", "darwin")
-    assert allocator.keep_freed_memory() is False
+    assert allocator.keep_freed_memory("cpu") is False
+
+
+def test_a_gpu_s_host_gets_its_memory_back(monkeypatch) -> None:
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: pytest.fail("asked the C library"))
+    assert allocator.keep_freed_memory(torch.device("cuda", 0)) is False

@@ -192,8 +192,10 @@ def _draw(
     """The pictures of `jobs`, one by one; `words` are all prompts, encoded together."""
     import torch
 
+    from ..allocator import keep_freed_memory
     from ..sampling import encode, iter_pictures, load_pipeline
 
+    keep_freed_memory(device)
     dtype = getattr(torch, drawing.dtype)
     pipeline = load_pipeline(drawing.base, dtype, "cpu", drawing.vae, **drawing.options)
     apply_adapters(pipeline, variant.adapters)

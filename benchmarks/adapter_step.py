@@ -80,7 +80,10 @@ def parse_args() -> argparse.Namespace:
     add("--quick", action="store_true", help="three rounds of few variants, no peaks")
     add("--output", type=Path, help="JSON file of the results; a plot is drawn beside it")
     add("--peak_of", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.rounds < 2:
+        parser.error("--rounds: quartiles want two at least")
+    return args
 
 
 # --- variants -------------------------------------------------------------------------------------

@@ -94,21 +94,32 @@ class _FusedKronLinear(torch.autograd.Function):
         if cheaper_order(a1, a2, b1, b2) == "a_first":
             way = _way(a1, a2, X)
             matrix = _matrix(way, a, b2)
-            U = torch.mm(Y.view(-1, b1), b).view(-1, a1, b2)
+            U = _few_columns(Y.view(-1, b1), b).view(-1, a1, b2)
             if dx is not None:
                 _add_left_(way, dx.view(-1, a2, b2), matrix.t(), U)
             da = _contract(way, U, X)
-            db = torch.mm(Y.view(-1, b1).t(), _left(way, matrix, X).reshape(-1, b2))
+            db = _sum_of_products(Y.view(-1, b1), _left(way, matrix, X).reshape(-1, b2))
         else:
             way = _way(a1, a2, Y)
             V = _left(way, _matrix(way, a, b1).t(), Y)
             if dx is not None:
                 dx.view(-1, b2).addmm_(V.reshape(-1, b1), b)
-            db = torch.mm(V.reshape(-1, b1).t(), X.reshape(-1, b2))
+            db = _sum_of_products(V.reshape(-1, b1), X.reshape(-1, b2))
             T = torch.mm(X.reshape(-1, b2), b.t()).view(-1, a2, b1)
             da = _contract(way, Y, T)
         da, db = da.to(ctx.dtypes[0]), db.to(ctx.dtypes[1])
         return dx, None, None, da * ctx.scale if ctx.scale != 1.0 else da, db, None
+
+
+def _few_columns(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """x @ matrix; in single precision up to three times faster with the columns laid as rows."""
+    half = x.dtype.itemsize == 2
+    return torch.mm(x, matrix) if half else F.linear(x, matrix.t().contiguous())
+
+
+def _sum_of_products(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """x^T y, sums over rows; up to five times faster with the narrower one from the left."""
+    return torch.mm(y.t(), x).t() if y.shape[1] < x.shape[1] else torch.mm(x.t(), y)
 
 
 # Products from the left, one matrix for all tokens, (m, k) with (tokens, k, w), made in one of
@@ -182,10 +193,10 @@ def _contract(way: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     (n, m, w), k = x.shape, y.shape[1]
     match way:
         case "dense":
-            dense = torch.mm(x.reshape(n, m * w).t(), y.reshape(n, k * w)).view(m, w, k, w)
-            return dense.diagonal(dim1=1, dim2=3).sum(-1)
+            dense = _sum_of_products(x.reshape(n, m * w), y.reshape(n, k * w))
+            return dense.reshape(m, w, k, w).diagonal(dim1=1, dim2=3).sum(-1)
         case "turned":
-            return torch.mm(_turned(x).t(), _turned(y))
+            return _sum_of_products(_turned(x), _turned(y))
     if m * k <= 2 * (m + k) * w:  # the matrices, one a token, are not much larger than x and y
         return torch.bmm(x, y.transpose(1, 2)).sum(0)
     return torch.mm(x.transpose(0, 1).reshape(m, n * w), y.transpose(0, 1).reshape(k, n * w).t())

@@ -163,11 +163,13 @@ class KronALinear(nn.Module, BaseTunerLayer):
         is quantised, or whose forward is hooked to move weights about, is called as it is), and
         one term in torch.kron's order."""
         base = self.base_layer
-        plain = type(base) is nn.Linear and "forward" not in vars(base)
-        hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks
-        one_term = self.krona_a[name].dim() == 2 and self.output_order[name] == "kron"
-        frozen = not any(parameter.requires_grad for parameter in base.parameters())
-        return plain and one_term and frozen and not hooked
+        if type(base) is not nn.Linear or "forward" in vars(base):
+            return False
+        if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks:
+            return False
+        if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
+            return False
+        return self.krona_a[name].dim() == 2 and self.output_order[name] == "kron"
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True

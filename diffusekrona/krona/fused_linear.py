@@ -170,9 +170,9 @@ def _left(way: str, matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     n, k, w = x.shape
     match way:
         case "dense":
-            return torch.mm(x.reshape(n, k * w), matrix.t()).view(n, len(matrix) // w, w)
+            return _few_columns(x.reshape(n, k * w), matrix.t()).view(n, len(matrix) // w, w)
         case "turned":
-            turned = torch.mm(_turned(x), matrix.t()).view(n, w, len(matrix))
+            turned = _few_columns(_turned(x), matrix.t()).view(n, w, len(matrix))
             return turned.transpose(1, 2).contiguous()
     return torch.bmm(_batched(matrix, n), x)
 

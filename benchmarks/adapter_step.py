@@ -47,6 +47,7 @@ from record import show, write_record  # noqa: E402
 
 from diffusekrona import KronAConfig  # noqa: E402
 from diffusekrona.allocator import keep_freed_memory  # noqa: E402
+from diffusekrona.krona import target_layers  # noqa: E402
 from diffusekrona.published_bases import SD15_UNET, SDXL_UNET  # noqa: E402
 
 ARCHITECTURES = {"sd15": SD15_UNET, "sdxl": SDXL_UNET}
@@ -187,12 +188,6 @@ def make_base(args: argparse.Namespace) -> Any:
     return random_unet(ARCHITECTURES[args.arch], DTYPES[args.dtype], args.device)
 
 
-def adapted_layers(unet: Any) -> list[str]:
-    """Names of the layers that every variant adapts."""
-    linear = (name for name, part in unet.named_modules() if isinstance(part, torch.nn.Linear))
-    return [name for name in linear if any(name.endswith(f".{end}") for end in TARGETS)]
-
-
 def adapted(args: argparse.Namespace, base: Any, add: Callable[[Any], int]) -> tuple[Any, int]:
     """A copy of the UNet that shares the base's weights, with an adapter."""
     unet = copy.deepcopy(base, {id(p): p for p in base.parameters()})
@@ -283,14 +278,19 @@ def peak_alone(args: argparse.Namespace, name: str) -> float | None:
     return json.loads(told.stdout.splitlines()[-1])
 
 
+def peak_resident_mib() -> float:
+    """Of this process alone: getrusage's is the parent's until it is exceeded."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
 def tell_peak(args: argparse.Namespace) -> None:
     unet, _ = adapted(args, make_base(args), variants()[args.peak_of])
     step = make_step(args, unet)
     for _ in range(2):
         step()
-    if args.device == "cpu":  # not getrusage's: that is the parent's until it is exceeded
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        print(int(status.partition("VmHWM:")[2].split()[0]) / 1024)
+    if args.device == "cpu":
+        print(peak_resident_mib())
     else:
         print(torch.cuda.max_memory_allocated() / 2**20)
 
@@ -323,7 +323,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     if LORA in times:
         for row in rows[1:]:
             row["over_lora"] = ratio_with_interval(times[row["variant"]], times[LORA])
-    bare, layers = dict(rows[0]), len(adapted_layers(base))
+    bare, layers = dict(rows[0]), len(target_layers(KronAConfig(target_modules=TARGETS), base))
     for row in rows:
         row["saved_over_bare"] -= bare["saved_over_bare"]
         if "kernels" in row:

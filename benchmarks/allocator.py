@@ -37,9 +37,11 @@ def parse_args() -> argparse.Namespace:
 def one(way: str, steps: int) -> dict[str, float]:
     """Steps in this process: median processor seconds and pages of one, and the peak."""
     import torch
-    from adapter_step import SD15_UNET, adapted, make_step, random_unet, seconds, variants
+    from adapter_step import adapted, make_step, peak_resident_mib, seconds, variants
+    from random_models import random_unet
 
     from diffusekrona.allocator import keep_freed_memory
+    from diffusekrona.published_bases import SD15_UNET
 
     torch.set_num_threads(1)
     if way == KEPT and not keep_freed_memory("cpu"):
@@ -54,9 +56,11 @@ def one(way: str, steps: int) -> dict[str, float]:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         times.append(seconds(step, "cpu"))
         pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
-    return {"seconds": median(times[1:]), "pages": median(pages[1:]), "peak_mib": peak}
+    return {
+        "seconds": median(times[1:]),
+        "pages": median(pages[1:]),
+        "peak_mib": peak_resident_mib(),
+    }
 
 
 def measure(args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:

@@ -28,7 +28,7 @@ from record import show, write_record
 from torch import nn
 
 from diffusekrona import KronAConfig
-from diffusekrona.allocator import keep_freed_memory
+from diffusekrona.common.cpu_memory import keep_freed_memory
 
 # (in, out, tokens) of SDXL's projections at 1024 px; of text, 77 tokens.
 LAYERS = ((640, 640, 4096), (1280, 1280, 1024), (2048, 1280, 77))

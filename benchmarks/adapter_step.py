@@ -46,9 +46,9 @@ from random_models import random_unet  # noqa: E402
 from record import show, write_record  # noqa: E402
 
 from diffusekrona import KronAConfig  # noqa: E402
-from diffusekrona.allocator import keep_freed_memory  # noqa: E402
+from diffusekrona.bases.published import SD15_UNET, SDXL_UNET  # noqa: E402
+from diffusekrona.common.cpu_memory import keep_freed_memory  # noqa: E402
 from diffusekrona.krona import target_layers  # noqa: E402
-from diffusekrona.published_bases import SD15_UNET, SDXL_UNET  # noqa: E402
 
 ARCHITECTURES = {"sd15": SD15_UNET, "sdxl": SDXL_UNET}
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]

@@ -40,8 +40,8 @@ def one(way: str, steps: int) -> dict[str, float]:
     from adapter_step import adapted, make_step, peak_resident_mib, seconds, variants
     from random_models import random_unet
 
-    from diffusekrona.allocator import keep_freed_memory
-    from diffusekrona.published_bases import SD15_UNET
+    from diffusekrona.bases.published import SD15_UNET
+    from diffusekrona.common.cpu_memory import keep_freed_memory
 
     torch.set_num_threads(1)
     if way == KEPT and not keep_freed_memory("cpu"):

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from random_models import random_unet  # noqa: E402
 from record import write_record  # noqa: E402
 
-from diffusekrona.published_bases import BASES  # noqa: E402
+from diffusekrona.bases.published import BASES  # noqa: E402
 
 BF16, CHECKPOINTING = ["--mixed_precision", "bf16"], ["--gradient_checkpointing"]
 DRAW = ["--validation_prompt", "a dog"]
@@ -81,7 +81,7 @@ def write_configs(folder: Path, name: str) -> Path:
 
 def arguments(base: str, flags: list[str]) -> argparse.Namespace:
     """The training program's arguments for a configuration."""
-    from diffusekrona.train_args import parse_args
+    from diffusekrona.training.flags import parse_args
 
     required = ["--instance_data_dir", ".", "--output_dir", "unused", "--instance_prompt", "sks"]
     return parse_args(["--pretrained_model_name_or_path", base, *required, *flags])
@@ -92,11 +92,12 @@ def measure(args: argparse.Namespace, plan: Any) -> dict[str, Any]:
     import torch
     from torch.profiler import record_function
 
-    from diffusekrona import backbones, train_setup
-    from diffusekrona.adapters import add_adapters
-    from diffusekrona.cache import DTYPES
-    from diffusekrona.losses import dreambooth_loss
-    from diffusekrona.small_cards import quantise
+    from diffusekrona.adapters.methods import add_adapters
+    from diffusekrona.bases import backbones
+    from diffusekrona.bases.small_cards import quantise
+    from diffusekrona.data.cache import DTYPES
+    from diffusekrona.training import setup as train_setup
+    from diffusekrona.training.losses import dreambooth_loss
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = DTYPES[args.mixed_precision or "no"]
@@ -169,8 +170,8 @@ def profiled_peak(run: Any) -> int:
 
 def one(name: str, run: bool) -> dict[str, Any]:
     """Estimate and, if asked, measure a configuration in this process."""
-    from diffusekrona.memory.estimate import estimate
-    from diffusekrona.plan import make_plan
+    from diffusekrona.training.memory.estimate import estimate
+    from diffusekrona.training.plan import make_plan
 
     base, flags, _ = CONFIGURATIONS[name]
     with tempfile.TemporaryDirectory() as folder:

@@ -34,8 +34,8 @@ from random_models import random_unet  # noqa: E402
 from record import show, write_record  # noqa: E402
 
 from diffusekrona import KronAConfig, load_adapter, merge_and_unload, save_adapter  # noqa: E402
+from diffusekrona.bases.published import SD15_UNET, SDXL_UNET  # noqa: E402
 from diffusekrona.krona import KronALinear  # noqa: E402
-from diffusekrona.published_bases import SD15_UNET, SDXL_UNET  # noqa: E402
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from diffusekrona.published_bases import CLIP_L, SD15_UNET, VAE
+from diffusekrona.bases.published import CLIP_L, SD15_UNET, VAE
 
 SCHEDULE = {
     "beta_start": 0.00085,
@@ -52,7 +52,7 @@ def save_sd15(folder: Path) -> Path:
     )
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    from diffusekrona.backbones import BUNDLED
+    from diffusekrona.bases.backbones import BUNDLED
 
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(BUNDLED / "pocket" / "tokenizer")

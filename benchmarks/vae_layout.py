@@ -18,9 +18,9 @@ from adapter_step import DTYPES, in_turns, interval_in_words, ratio_with_interva
 from diffusers import AutoencoderKL
 from record import show, write_record
 
-from diffusekrona.allocator import keep_freed_memory
-from diffusekrona.backbones import BUNDLED, channels_last
-from diffusekrona.published_bases import VAE
+from diffusekrona.bases.backbones import BUNDLED, channels_last
+from diffusekrona.bases.published import VAE
+from diffusekrona.common.cpu_memory import keep_freed_memory
 
 
 def parse_args() -> argparse.Namespace:

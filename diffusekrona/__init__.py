@@ -10,8 +10,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "KronAConfig": "diffusekrona.krona",
     "merge_and_unload": "diffusekrona.krona",
-    "save_adapter": "diffusekrona.adapter_file",
-    "load_adapter": "diffusekrona.adapter_file",
+    "save_adapter": "diffusekrona.adapters.file",
+    "load_adapter": "diffusekrona.adapters.file",
 }
 __all__ = list(_HOMES)
 

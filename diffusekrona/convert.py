@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError, exit_on_user_error
+from .common.errors import UserError, exit_on_user_error
 
 TARGETS = {
     "krona": "our adapter file",
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print("\n".join(report.lines()))
     if args.push_to_hub:
-        from .sharing import push_conversion
+        from .hub.upload import push_conversion
 
         print("shared ", push_conversion(report, args.push_to_hub, private=args.private))
     return 0

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import UserError, exit_on_user_error
-from .inference_args import DTYPES, SCHEDULERS, check_drawing, parse_adapter
+from .common.errors import UserError, exit_on_user_error
+from .sampling.inference_args import DTYPES, SCHEDULERS, check_drawing, parse_adapter
 
 if TYPE_CHECKING:
     from .evaluation.pictures import Drawing, Variant
@@ -113,7 +113,7 @@ def read_variants(args: argparse.Namespace) -> list[Variant]:
     Raises:
         UserError: one that is missing or damaged, or two of the same name.
     """
-    from .adapter_file import read_adapter
+    from .adapters.file import read_adapter
     from .evaluation.pictures import Variant
     from .inference import Mixed
 
@@ -163,14 +163,14 @@ def drawing_of(args: argparse.Namespace, base: str, device: Any) -> Drawing:
 
 def evaluate(args: argparse.Namespace, state: Any) -> Evaluation | None:
     """Draw what is missing and score it all; None on other than the main process."""
-    from .backbones import bundled_models
-    from .data import find_pictures
+    from .bases.backbones import bundled_models
+    from .data.folder import find_pictures
     from .evaluation.encoders import choose_names, load_clip_encoder, load_dino_encoder
     from .evaluation.pictures import draw_missing, jobs_of, load_rows, refuse_others
+    from .evaluation.prompts import get_prompts
     from .evaluation.report import Evaluation, Row
     from .evaluation.scoring import read_reference, score, scored_texts
     from .inference import choose_base, choose_device
-    from .prompts import get_prompts
 
     variants = read_variants(args)
     photos, skipped = find_pictures(args.subject_dir)
@@ -220,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_arguments(args)
     from accelerate import PartialState
 
-    from .backbones import quiet_libraries
+    from .bases.backbones import quiet_libraries
     from .evaluation.page import write_results
     from .evaluation.report import print_results
 

@@ -18,9 +18,9 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diffusekrona.data import CAPTION_SUFFIXES, find_pictures
-from diffusekrona.errors import UserError, exit_on_user_error, writing
-from diffusekrona.pictures import PICTURE_SUFFIXES, content_key
+from diffusekrona.common.errors import UserError, exit_on_user_error, writing
+from diffusekrona.common.pictures import PICTURE_SUFFIXES, content_key
+from diffusekrona.data.folder import CAPTION_SUFFIXES, find_pictures
 
 _NO_SUBJECTS = ("generated", "__MACOSX")
 _REMOVED_FOLDERS = (*_NO_SUBJECTS, ".ipynb_checkpoints")

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import UserError, exit_on_user_error, writing
-from .inference_args import (
+from .common.errors import UserError, exit_on_user_error, writing
+from .sampling.inference_args import (
     ADAPTER_FILE,
     DTYPES,
     SCHEDULERS,
@@ -31,7 +31,7 @@ from .inference_args import (
 if TYPE_CHECKING:
     import torch
 
-    from .adapter_file import Adapter
+    from .adapters.file import Adapter
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ _SCHEDULER_NEEDS = {"clip_sample": False, "skip_prk_steps": True}
 def __getattr__(name: str) -> Any:
     # The library half, under this module's name too. It imports torch, which `--help` need not.
     if name in ("load_pipeline", "generate"):
-        from . import sampling
+        from .sampling import pipeline as sampling
 
         return getattr(sampling, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -69,7 +69,7 @@ class Mixed:
 
     def recipe(self) -> dict[str, Any]:
         """What a picture's recipe tells of it; no more of the path than tells which it is."""
-        from .pictures import content_key
+        from .common.pictures import content_key
 
         name = "/".join(self.path.absolute().parts[-2:])
         return {"file": name, "weight": self.weight, "sha256": content_key(self.path)}
@@ -77,7 +77,7 @@ class Mixed:
 
 def read_adapters(texts: Sequence[str]) -> list[Mixed]:
     """Every `--adapter`, read and checked. Raises UserError for one that is missing or damaged."""
-    from .adapter_file import read_adapter
+    from .adapters.file import read_adapter
 
     pairs = [parse_adapter(text) for text in texts]
     return [Mixed(path, weight, read_adapter(path)) for path, weight in pairs]
@@ -90,8 +90,8 @@ def choose_base(name: str | None, adapters: Sequence[Mixed], revision: str | Non
         UserError: none is known, or several are; or the base is not of an adapter's family, which
             is told from the base's config alone, before its weights are fetched.
     """
-    from .adapter_file import check_family
-    from .backbones import read_unet_config, resolve_base
+    from .adapters.file import check_family
+    from .bases.backbones import read_unet_config, resolve_base
 
     named = [mixed.adapter.metadata.get("base_model") for mixed in adapters]
     named = list(dict.fromkeys(filter(None, named)))
@@ -135,7 +135,7 @@ def apply_adapters(pipeline: Any, adapters: Sequence[Mixed], merge: bool = True)
     Raises:
         UserError: one does not fit the base.
     """
-    from .adapter_file import components_of, put_adapter
+    from .adapters.file import components_of, put_adapter
     from .krona import merge_and_unload
 
     for number, mixed in enumerate(adapters):
@@ -162,8 +162,8 @@ def build(args: argparse.Namespace, base: str, adapters: Sequence[Mixed], state:
     """The pipeline and, if asked for, its refiner, ready to draw on this process's device."""
     import torch
 
-    from .allocator import keep_freed_memory
-    from .sampling import load_pipeline, load_refiner
+    from .common.cpu_memory import keep_freed_memory
+    from .sampling.pipeline import load_pipeline, load_refiner
 
     device = choose_device(args.device, state.device)
     keep_freed_memory(device)
@@ -253,8 +253,8 @@ def draw(
     Returns:
         The paths of all pictures of the run, those of other processes too: prompt by prompt.
     """
-    from .grids import save_png
-    from .sampling import encode, iter_pictures, refine_with
+    from .sampling.grids import save_png
+    from .sampling.pipeline import encode, iter_pictures, refine_with
 
     with writing(args.output_dir):
         args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -297,7 +297,7 @@ def save_grid(
     """`grid.png` of a run: a row a prompt, a column a seed. Replaces that of the run before."""
     from PIL import Image
 
-    from .grids import labelled_grid, save_png
+    from .sampling.grids import labelled_grid, save_png
 
     images = []
     for path in paths:
@@ -322,7 +322,7 @@ def main() -> None:
     check_arguments(args)
     from accelerate import PartialState
 
-    from .backbones import quiet_libraries
+    from .bases.backbones import quiet_libraries
 
     quiet_libraries()
     state = PartialState(cpu=args.device == "cpu")

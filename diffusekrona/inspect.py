@@ -14,10 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import UserError, exit_on_user_error
+from .common.errors import UserError, exit_on_user_error
 
 if TYPE_CHECKING:
-    from .inspect_facts import Facts
+    from .inspection.facts import Facts
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,8 +48,8 @@ def read(texts: Sequence[str]) -> list[Facts]:
     Raises:
         UserError: an adapter that is missing or damaged.
     """
-    from .adapter_file import read_adapter
-    from .inspect_facts import facts_of
+    from .adapters.file import read_adapter
+    from .inspection.facts import facts_of
 
     named = [_split_name(text) for text in texts]
     labels = _distinct(named)
@@ -84,7 +84,7 @@ def add_base_norms(facts: Sequence[Facts], base: str) -> None:
     """
     import torch
 
-    from . import backbones
+    from .bases import backbones
 
     place = backbones.resolve_base(base)
     family = backbones.family_of(backbones.read_unet_config(place))
@@ -108,8 +108,8 @@ def add_base_norms(facts: Sequence[Facts], base: str) -> None:
 
 def as_json(facts: Sequence[Facts], results: Sequence[Sequence[Any]]) -> dict[str, Any]:
     """Every number of every layer."""
-    from .inspect_facts import effective_rank, shares
-    from .inspect_tables import GROUPS
+    from .inspection.facts import effective_rank, shares
+    from .inspection.tables import GROUPS
 
     def layer(x: Any) -> dict[str, Any]:
         names = "component name block attention projection shape factors parameters norm base_norm"
@@ -136,11 +136,11 @@ def as_json(facts: Sequence[Facts], results: Sequence[Sequence[Any]]) -> dict[st
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: read, print, write the page."""
     args = build_parser().parse_args(argv)
-    from .backbones import quiet_libraries
-    from .files import write_text
-    from .inspect_lowered import lowered
-    from .inspect_page import inspection_page
-    from .inspect_tables import print_tables
+    from .bases.backbones import quiet_libraries
+    from .common.files import write_text
+    from .inspection.lowered import lowered
+    from .inspection.page import inspection_page
+    from .inspection.tables import print_tables
 
     quiet_libraries()
     facts = read(args.adapter)

@@ -1,137 +1,227 @@
-"""What a run is going to do, resolved and counted before anything is loaded."""
+"""Which Kronecker factors to take: `python -m diffusekrona.plan --base sdxl-folder --budget 2M`.
+
+Every pair (a1, a2) that divides all layers, with what it costs, and the one to take within a
+budget. Only the base's configs are read; no weights are loaded.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from . import backbones
-from .adapters import (
-    TEXT_LETTERS,
-    AdaptedLayer,
-    Choice,
-    adapted_layers,
-    krona_choice,
-    lora_choice,
-    parse_factors,
-)
-from .errors import UserError
-from .layer_shapes import linear_layers
+from .common.errors import UserError, exit_on_user_error
+from .krona.factors import Pair, multiplications
+from .training.memory.sizes import BYTES
 
-if TYPE_CHECKING:
-    from peft import PeftConfig
+# (4, 64) is the paper's best on SDXL, and 64 with a1 of 2 to 8 its good region; with both factors
+# at most 8 prompts were no longer followed (arXiv 2402.17412, section 4).
+BEST = (4, 64)
+TOO_SMALL = 8
+Shape = tuple[int, int]
 
 
-@dataclass
-class Plan:
-    """A resolved run.
+@dataclass(frozen=True)
+class Cost:
+    """What one pair costs over all layers.
 
     Attributes:
-        base: folder or hub name of the base model.
-        family: its family.
-        choices: component to what is put on it.
-        layers: every layer that is adapted, with its factors and parameter count.
-        resolution: pixels a side.
-        pixel_step: what picture sides must be multiples of, in pixels.
-        vae_config: of the VAE that makes the latents.
+        multiplications: of one token through every layer once, in the cheaper order.
+        slowdown: those by the frozen layers' own.
+        rank: the highest that delta W of the largest layer can have.
     """
 
-    base: str
-    family: backbones.Family
-    choices: dict[str, Choice]
-    layers: list[AdaptedLayer]
-    resolution: int
-    pixel_step: int
-    vae_config: Mapping[str, Any]
+    pair: Pair
+    parameters: int
+    multiplications: int
+    slowdown: float
+    rank: int
 
-    @cached_property
-    def configs(self) -> dict[str, PeftConfig]:
-        """Component to PEFT config, made when first asked for: the import is slow."""
-        return {name: choice.config() for name, choice in self.choices.items()}
-
-    @property
-    def parameters(self) -> int:
-        return sum(layer.parameters for layer in self.layers)
+    def megabytes(self, precision: str = "fp32") -> float:
+        """Of the adapter file's tensors, in millions of bytes."""
+        return self.parameters * BYTES[precision] / 1e6
 
 
-def make_plan(args: argparse.Namespace) -> Plan:
-    """Read the base's configs, and check that the adapter fits them. No weights are loaded.
+def fitting_pairs(shapes: Sequence[Shape]) -> list[Pair]:
+    """Every (a1, a2) that divides all (out, in)."""
+    out = math.gcd(*(shape[0] for shape in shapes))
+    inside = math.gcd(*(shape[1] for shape in shapes))
+    return [(a1, a2) for a1 in _divisors(out) for a2 in _divisors(inside)]
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def cost_of(pair: Pair, shapes: Sequence[Shape], terms: int = 1) -> Cost:
+    """Counts over the layers of sizes (out, in)."""
+    a1, a2 = pair
+    sizes = [(a1, a2, out // a1, inside // a2) for out, inside in shapes]
+    own = sum(out * inside for out, inside in shapes)
+    products = sum(multiplications(*size, terms=terms) for size in sizes)
+    return Cost(
+        pair,
+        terms * sum(a1 * a2 + b1 * b2 for _, _, b1, b2 in sizes),
+        products,
+        products / own,
+        max(min(terms * min(a1, a2) * min(b1, b2), a1 * b1, a2 * b2) for _, _, b1, b2 in sizes),
+    )
+
+
+def nearness(pair: Pair) -> tuple[float, Pair]:
+    """How far from the paper's best, in doublings, those of a2 counting twice: its good region is
+    a2 = 64 with several a1. Sorts a list of pairs best first."""
+    far = abs(math.log2(pair[0] / BEST[0])) + 2 * abs(math.log2(pair[1] / BEST[1]))
+    return (far + 100 * (max(pair) <= TOO_SMALL), pair)
+
+
+def recommend(costs: Sequence[Cost], limit: float | None) -> Cost:
+    """The pair nearest to the paper's best within `limit` parameters.
 
     Raises:
-        UserError: a missing base, factors that fit no layer, a resolution the UNet cannot take.
+        UserError: none is within it.
     """
-    base = backbones.resolve_base(args.pretrained_model_name_or_path)
-    unet_config = backbones.read_unet_config(base, args.revision)
-    family = backbones.family_of(unet_config)
-    shapes = {"unet": linear_layers("UNet2DConditionModel", unet_config)}
-    choices = {"unet": _unet_choice(args)}
+    affordable = [c for c in costs if limit is None or c.parameters <= limit]
+    if not affordable:
+        least = min(costs, key=lambda c: c.parameters)
+        raise UserError(
+            f"No pair of factors fits a budget of {limit:,.0f} parameters: the smallest, "
+            f"{least.pair}, has {least.parameters:,}. Raise --budget or adapt fewer projections."
+        )
+    return min(affordable, key=lambda c: nearness(c.pair))
+
+
+def parse_budget(text: str, precision: str = "fp32") -> int:
+    """ "2M", "500k" or "2000000" parameters, or a file size "4MB", to parameters.
+
+    Raises:
+        UserError: anything else, or nothing.
+    """
+    match = re.fullmatch(r"\s*([\d.,_]+)\s*([kKmMgG]?)(i?[bB])?\s*", text)
+    try:
+        number = float(match[1].replace("_", "").replace(",", "")) if match else 0.0
+    except ValueError:
+        number = 0.0
+    if number <= 0:
+        raise UserError(f"--budget {text!r}: write parameters as 2M or 500k, or a size as 8MB.")
+    number *= {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[match[2].lower()]
+    return int(number / BYTES[precision] if match[3] else number)
+
+
+# --- the program ----------------------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every flag with its default and what it is for."""
+    parser = argparse.ArgumentParser(
+        prog="diffusekrona.training.plan",
+        description="Which Kronecker factors fit a base model, what each costs, which to take.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "--base",
+        "--pretrained_model_name_or_path",
+        required=True,
+        metavar="NAME_OR_PATH",
+        help="Base model: hub name, diffusers folder, or a bundled one. Only configs are read.",
+    )
+    add("--budget", metavar="2M|8MB", help="Most parameters, or the largest adapter file.")
+    add("--attn_update_unet", default="kqvo", metavar="LETTERS", help="Projections to adapt.")
+    add("--train_feed_forward", action="store_true", help="Feed-forward layers as well.")
+    add("--train_text_encoder", action="store_true", help="Text encoders as well.")
+    add("--terms", type=int, default=1, help="Kronecker products summed in each layer.")
+    add("--save_precision", choices=tuple(BYTES), default="fp32", help="Of the adapter file.")
+    add("--revision", help="Revision of the base on the hub.")
+    add("--all", action="store_true", help="Print every pair, not only the dozen best ones.")
+    return parser
+
+
+def layer_shapes(args: argparse.Namespace) -> tuple[Any, list[Any]]:
+    """The base's family and every layer that would be adapted.
+
+    Raises:
+        UserError: no such base, or letters that are none.
+    """
+    from .adapters.methods import TEXT_LETTERS, adapted_layers, lora_choice
+    from .bases import backbones
+    from .bases.layer_shapes import linear_layers
+
+    base = backbones.resolve_base(args.base)
+    config = backbones.read_unet_config(base, args.revision)
+    family = backbones.family_of(config)
+    shapes = {"unet": linear_layers("UNet2DConditionModel", config)}
+    letters = args.attn_update_unet
+    # A LoRA asks nothing of the sizes, so it only finds the layers.
+    choices = {"unet": lora_choice(letters, 1, feed_forward=args.train_feed_forward)}
     if args.train_text_encoder:
         for name, kind in backbones.text_encoder_kinds(family).items():
-            config = backbones.read_part_config(base, name, args.revision)
-            shapes[name] = linear_layers(kind, config)
-            choices[name] = _text_choice(args)
-    layers = adapted_layers(choices, shapes)
-    vae_config = backbones.read_vae_config(
-        base, args.pretrained_vae_model_name_or_path, args.revision
+            part = backbones.read_part_config(base, name, args.revision)
+            shapes[name] = linear_layers(kind, part)
+            choices[name] = lora_choice(letters, 1, names=TEXT_LETTERS)
+    return family, adapted_layers(choices, shapes)
+
+
+HEAD = ("(a1, a2)", "parameters", "MB", "mult.", "of base", "rank ≤", "as a LoRA")
+
+
+def rows_of(costs: Sequence[Cost], shapes: Sequence[Shape], precision: str) -> list[list[str]]:
+    """A row a pair, under HEAD; the last is the rank of a LoRA with as many parameters."""
+    one_rank = sum(out + inside for out, inside in shapes)
+    return [
+        [
+            f"({c.pair[0]}, {c.pair[1]})",
+            f"{c.parameters:,}",
+            f"{c.megabytes(precision):.2f}",
+            f"{c.multiplications:,}",
+            f"{c.slowdown:.1%}",
+            str(c.rank),
+            f"r = {c.parameters / one_rank:.1f}",
+        ]
+        for c in costs
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point: count, print, recommend."""
+    from .common.tables import show_table
+
+    args = build_parser().parse_args(argv)
+    if args.terms < 1:
+        raise UserError(f"--terms must be at least 1, not {args.terms}.")
+    limit = parse_budget(args.budget, args.save_precision) if args.budget else None
+    family, layers = layer_shapes(args)
+    shapes = [(layer.out_features, layer.in_features) for layer in layers]
+    pairs = fitting_pairs(shapes)
+    costs = sorted((cost_of(p, shapes, args.terms) for p in pairs), key=lambda c: nearness(c.pair))
+    chosen = recommend(costs, limit)
+    fitting = [c for c in costs if limit is None or c.parameters <= limit]
+    shown = costs if args.all else fitting[:12]
+    frozen = sum(out * inside for out, inside in shapes)
+    print(
+        f"{args.base} ({family.title}): {len(layers)} layers of {frozen:,} weights; "
+        f"{len(pairs)} pairs divide them all"
+        + (f", {len(fitting)} within {limit:,} parameters." if limit else ".")
     )
-    scale = backbones.vae_scale(vae_config)
-    pixel_step = scale * 2 ** (len(unet_config["block_out_channels"]) - 1)
-    native = unet_config.get("sample_size") or family.resolution // scale
-    resolution = args.resolution or scale * native
-    if resolution % scale or resolution < pixel_step:
-        raise UserError(
-            f"--resolution {resolution}: this base takes multiples of {scale} from {pixel_step} on."
-        )
-    return Plan(base, family, choices, layers, resolution, pixel_step, vae_config)
-
-
-def _unet_choice(args: argparse.Namespace) -> Choice:
-    letters, feed_forward = args.attn_update_unet, args.train_feed_forward
-    if args.adapter_type == "lora":
-        return lora_choice(letters, args.rank, args.lora_alpha, feed_forward=feed_forward)
-    return krona_choice(
-        letters,
-        args.a1,
-        args.a2,
-        parse_factors(args.factors),
-        feed_forward=feed_forward,
-        scale=args.krona_scale,
-        terms=args.terms,
-        init_weights=args.init_weights,
-        output_order=args.output_order,
+    title = "Nearest to the paper's (4, 64) first"
+    show_table(title, HEAD, rows_of(shown, shapes, args.save_precision), [shown.index(chosen)])
+    print(
+        "mult./token: multiplications of one token through all of these layers, the adapter's own"
     )
+    print(f"Take --a1 {chosen.pair[0]} --a2 {chosen.pair[1]}: {_reason(chosen, limit)}")
 
 
-def _text_choice(args: argparse.Namespace) -> Choice:
-    if args.adapter_type == "lora":
-        return lora_choice(args.attn_update_text, args.rank, args.lora_alpha, TEXT_LETTERS)
-    return krona_choice(
-        args.attn_update_text,
-        args.text_encoder_a1 or args.a1,
-        args.text_encoder_a2 or args.a2,
-        names=TEXT_LETTERS,
-        scale=args.krona_scale,
-        terms=args.terms,
-        init_weights=args.init_weights,
-        output_order=args.output_order,
-    )
+def _reason(chosen: Cost, limit: int | None) -> str:
+    if chosen.pair == BEST:
+        return "the paper's best on SDXL" + (", within the budget." if limit else ".")
+    if max(chosen.pair) <= TOO_SMALL:
+        return "but expect prompts to be ignored: both factors at most 8 did so in the paper."
+    within = "within the budget" if limit else "that divides these layers"
+    return f"the pair nearest to the paper's best, (4, 64), {within}."
 
 
-def max_train_steps(args: argparse.Namespace, pictures: int, processes: int = 1) -> int:
-    """Optimizer steps of the run."""
-    if args.max_train_steps is not None:
-        return args.max_train_steps
-    if args.num_train_epochs is None:
-        return 1000
-    batch = args.train_batch_size * processes * args.gradient_accumulation_steps
-    return max(1, -(-pictures * args.num_train_epochs // batch))
-
-
-if __name__ == "__main__":  # `python -m diffusekrona.plan`: which factors to take
-    from .errors import exit_on_user_error
-    from .factor_plan import main
-
+if __name__ == "__main__":
     exit_on_user_error(main)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError, exit_on_user_error
+from .common.errors import UserError, exit_on_user_error
 
 PLACES = ("in the forest", "on the beach", "in the snow", "in front of mountains")
 
@@ -67,7 +67,7 @@ def compare(
 ) -> tuple[dict[tuple[str, int], Any], dict[tuple[str, int], Any]]:
     """Pictures before and after the adapters are merged, by (place, seed): the same seeds."""
     from .inference import apply_adapters
-    from .sampling import generate
+    from .sampling.pipeline import generate
 
     jobs = [(place, seed) for place in args.places for seed in args.seeds]
     pictures = []
@@ -90,7 +90,7 @@ def score(
     clip: Any, pictures: dict[tuple[str, int], Any], photos: Sequence[Any], class_word: str
 ) -> Scores:
     """CLIP-T too is measured against the plain class: a scorer does not know the identifier."""
-    from .scores import clip_i, clip_t, image_features, text_features
+    from .evaluation.scores import clip_i, clip_t, image_features, text_features
 
     made = image_features(clip, list(pictures.values()))
     prompts = prompts_for(class_word, [place for place, _ in pictures])
@@ -108,7 +108,7 @@ def make_grid(
     title: str,
 ) -> Any:
     """A row a place: a photo, then base and fine-tuned base for each of the first two seeds."""
-    from .grids import labelled_grid
+    from .sampling.grids import labelled_grid
 
     columns = ["the subject's photos"]
     for seed in args.seeds[:2]:
@@ -151,13 +151,13 @@ def main() -> None:
         raise UserError(
             f"--num_inference_steps must be at least 1, not {args.num_inference_steps}."
         )
-    from .backbones import quiet_libraries
-    from .data import find_pictures
-    from .grids import save_png
+    from .bases.backbones import quiet_libraries
+    from .common.pictures import fit_picture, load_picture
+    from .data.folder import find_pictures
+    from .evaluation.scores import load_clip
     from .inference import choose_base, read_adapters
-    from .pictures import fit_picture, load_picture
-    from .sampling import load_pipeline
-    from .scores import load_clip
+    from .sampling.grids import save_png
+    from .sampling.pipeline import load_pipeline
 
     quiet_libraries()
     adapters = read_adapters([args.adapter])

@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import UserError, exit_on_user_error
-from .train_args import low_vram_in_words, parse_args
+from .common.errors import UserError, exit_on_user_error
+from .training.flags import low_vram_in_words, parse_args
 
 if TYPE_CHECKING:
-    from .cache import Data, Item
-    from .plan import Plan
+    from .data.cache import Data, Item
+    from .training.plan import Plan
 
 log = logging.getLogger("diffusekrona")
 ADAPTER_NAME = "default"
@@ -41,22 +41,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """One training run, from checked arguments to adapter.safetensors in `args.output_dir`."""
-    from .data import read_folder
-    from .plan import make_plan
+    from .data.folder import read_folder
+    from .training.plan import make_plan
 
     plan = make_plan(args)
     if args.low_vram:
         log.info("--low_vram: %s", low_vram_in_words(args))
     pictures, captions = read_folder(args.instance_data_dir, args.instance_prompt)
     if args.dry_run:  # answered before anything slow is imported
-        from .dry_run import print_plan
+        from .training.dry_run import print_plan
 
         print_plan(plan, args, pictures, captions)
         return 0
     import_libraries()
     import torch
 
-    from .train_setup import claim_output, refuse_to_overwrite
+    from .training.setup import claim_output, refuse_to_overwrite
 
     lock = claim_output(args)
     try:
@@ -80,14 +80,14 @@ def import_libraries() -> None:
     all of them again and again: about an eighth of the time that the imports take. They stay for as
     long as the process, so it need not look at them later either (a third of a second each time).
     """
-    from .backbones import quiet_libraries
+    from .bases.backbones import quiet_libraries
 
     gc.disable()
     try:
         quiet_libraries()  # before the imports below, which load what it quiets
         from diffusers import UNet2DConditionModel  # noqa: F401
 
-        from . import run_log, train_setup  # noqa: F401
+        from .training import log as run_log  # noqa: F401
     finally:
         gc.freeze()
         gc.enable()
@@ -97,15 +97,15 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
     """Build everything, train, save; returns the exit code."""
     import torch
 
-    from . import train_setup as setup
-    from .adapters import add_adapters
-    from .allocator import keep_freed_memory
-    from .cache import prepare_data
-    from .checkpoint import keep_only_adapters, save_checkpoint
-    from .plan import max_train_steps
-    from .run_log import RunLog, StopVote, origin_of, stop_signals
-    from .schedules import make_lr_scheduler
-    from .sharded import average_gradients, distribute, shards_base
+    from .adapters.methods import add_adapters
+    from .common.cpu_memory import keep_freed_memory
+    from .data.cache import prepare_data
+    from .training import setup
+    from .training.checkpoint import keep_only_adapters, save_checkpoint
+    from .training.log import RunLog, StopVote, origin_of, stop_signals
+    from .training.lr_schedule import make_lr_scheduler
+    from .training.plan import max_train_steps
+    from .training.sharded import average_gradients, distribute, shards_base
 
     started = time.time()
     accelerator = setup.make_accelerator(args)
@@ -203,7 +203,7 @@ def make_batch(
     """
     import torch
 
-    from .losses import draw, seed_for
+    from .training.losses import draw, seed_for
 
     per_device, processes = args.train_batch_size, accelerator.num_processes
     everyone = per_device * processes
@@ -266,7 +266,7 @@ def pick(
 @functools.lru_cache(maxsize=4)
 def epoch_batches(sizes: tuple, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """`data.batches`, remembered for the epoch at hand."""
-    from .data import batches
+    from .data.folder import batches
 
     return batches(sizes, batch_size, seed, epoch)
 
@@ -280,8 +280,8 @@ def training_loss(
     batch: dict[str, Any],
 ) -> Any:
     """The loss of one batch, a scalar with gradients to the factors."""
-    from .backbones import denoiser_arguments, sample_latents
-    from .losses import denoising_target, dreambooth_loss, snr_weight
+    from .bases.backbones import denoiser_arguments, sample_latents
+    from .training.losses import denoising_target, dreambooth_loss, snr_weight
 
     latents = sample_latents(batch["moments"], batch["posterior"], data.vae_config)
     noise, timesteps = batch["noise"], batch["timesteps"]
@@ -311,8 +311,8 @@ def text_of(
     """The batch's text states: from the cache, or through the encoders that are trained."""
     import torch
 
-    from .backbones import text_states
-    from .cache import stack_states
+    from .bases.backbones import text_states
+    from .data.cache import stack_states
 
     if not args.train_text_encoder:
         states = stack_states([data.states[caption] for caption in captions])

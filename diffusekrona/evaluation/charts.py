@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..html_page import new_chart
+from ..common.html_page import new_chart
 from .scoring import METRICS
 from .statistics import Summary
 

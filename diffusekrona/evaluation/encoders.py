@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..backbones import BUNDLED
-from ..errors import UserError
+from ..bases.backbones import BUNDLED
+from ..common.errors import UserError
 from .pixels import read_pixels
 
 PAPER_CLIP, PAPER_DINO = "openai/clip-vit-base-patch32", "facebook/dino-vits16"
@@ -75,7 +75,7 @@ def load_clip_encoder(
     """
     if backend == "openai":
         return _openai_clip(name, device)
-    from ..scores import image_features, load_clip, text_features
+    from .scores import image_features, load_clip, text_features
 
     clip = load_clip(name, device)
     return Encoder(

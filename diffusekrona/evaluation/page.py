@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .. import html_page as html
-from ..files import write_text
-from ..pictures import fit_picture, load_picture
-from ..tables import markdown_table
+from ..common import html_page as html
+from ..common.files import write_text
+from ..common.pictures import fit_picture, load_picture
+from ..common.tables import markdown_table
 from .charts import plane_chart, score_chart
 from .report import (
     DIFFERENCES,

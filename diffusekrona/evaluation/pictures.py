@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..errors import UserError
-from ..grids import read_recipe, save_png
+from ..common.errors import UserError
 from ..inference import Mixed, apply_adapters, set_scheduler, slug
-from ..prompts import Prompt
+from ..sampling.grids import read_recipe, save_png
 from .fingerprint import fingerprint_of
+from .prompts import Prompt
 
 if TYPE_CHECKING:
     import torch
@@ -192,8 +192,8 @@ def _draw(
     """The pictures of `jobs`, one by one; `words` are all prompts, encoded together."""
     import torch
 
-    from ..allocator import keep_freed_memory
-    from ..sampling import encode, iter_pictures, load_pipeline
+    from ..common.cpu_memory import keep_freed_memory
+    from ..sampling.pipeline import encode, iter_pictures, load_pipeline
 
     keep_freed_memory(device)
     dtype = getattr(torch, drawing.dtype)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..prompts import Prompt
-from ..tables import csv_table, show_table
+from ..common.tables import csv_table, show_table
+from .prompts import Prompt
 from .scoring import METRICS, Scores
 from .statistics import Summary, summarise
 

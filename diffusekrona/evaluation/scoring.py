@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..pictures import load_picture
-from ..prompts import Prompt
+from ..common.pictures import load_picture
 from .encoders import Encoder
+from .prompts import Prompt
 
 METRICS = {
     "clip_i": ("CLIP-I", "likeness to the subject's photos, by CLIP"),

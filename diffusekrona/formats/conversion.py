@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from ..errors import UserError
-from ..files import replace_whole
+from ..common.errors import UserError
+from ..common.files import replace_whole
 from . import full_finetune, krona_file, lokr, lora, merged, peft_folder
 from .delta_set import DeltaSet, Hints, check_sizes, mix
 from .deltas import difference

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..backbones import FAMILIES
-from ..errors import UserError
+from ..bases.backbones import FAMILIES
+from ..common.errors import UserError
 
 
 @dataclass(frozen=True)

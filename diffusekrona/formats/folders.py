@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, writing
+from ..common.errors import UserError, writing
 
 
 @contextmanager

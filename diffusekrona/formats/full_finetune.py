@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .delta_set import DeltaSet
 from .deltas import DenseDelta
 from .full_model import FullModel

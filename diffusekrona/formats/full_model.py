@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from ..backbones import family_of, resolve_base
-from ..errors import UserError
+from ..bases.backbones import family_of, resolve_base
+from ..common.errors import UserError
 from . import ldm_layout
 from .families import FAMILY_NAMES
 from .folders import read_json

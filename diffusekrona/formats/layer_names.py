@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .sgm_names import LAYERS_PER_BLOCK, from_sgm, to_sgm
 
 # The first that fits names the component; "" leaves it to the name's body.

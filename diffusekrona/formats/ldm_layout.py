@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .families import FAMILY_NAMES
 from .layer_names import layer_name
 from .sgm_names import to_sgm

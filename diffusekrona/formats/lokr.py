@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .delta_set import DeltaSet, Hints, find_family, named_layers
 from .deltas import Delta, KronDelta, as_plain_kron, krons_equally
 from .families import FAMILY_NAMES, metadata_for

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from peft.utils.other import get_pattern_key
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .delta_set import DeltaSet, Hints, find_family, named_layers
 from .deltas import Delta, LowRankDelta, to_low_rank, truncate
 from .families import FAMILY_NAMES, metadata_for

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import UserError
+from ..common.errors import UserError
 from . import ldm_layout
 from .delta_set import DeltaSet
 from .deltas import Delta

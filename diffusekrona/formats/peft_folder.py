@@ -21,8 +21,8 @@ import torch
 from peft import LoraConfig, PeftConfig
 from peft.utils.other import get_pattern_key
 
-from ..adapter_file import config_from_json
-from ..errors import UserError
+from ..adapters.file import config_from_json
+from ..common.errors import UserError
 from . import lokr
 from .delta_set import DeltaSet, Hints, find_family
 from .deltas import Delta

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import UserError
+from ..common.errors import UserError
 from . import lora
 from .delta_set import DeltaSet, Hints, find_family, named_layers
 from .deltas import Delta, KronDelta

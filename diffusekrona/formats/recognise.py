@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import UserError
+from ..common.errors import UserError
 from . import krona_file, ldm_layout, lokr, lora, peft_folder, published
 from .delta_set import DeltaSet, Hints
 from .tensor_files import opened, refuse_pickle

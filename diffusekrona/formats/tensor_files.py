@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..errors import UserError
+from ..common.errors import UserError
 
 DTYPES = {
     "F64": torch.float64,

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from ..errors import UserError
-from ..factors import divides, nearest_pairs
+from ..common.errors import UserError
+from ..krona.factors import divides, nearest_pairs
 from .delta_set import DeltaSet
 from .deltas import Delta, KronDelta
 from .families import FAMILY_NAMES

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import torch
 
-from ..factors import cheaper_order
+from .factors import cheaper_order
 
 OUTPUT_ORDERS = ("kron", "interleaved")
 

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from ..factors import cheaper_order
+from .factors import cheaper_order
 
 # How products from the left are made, see `_way`: numbers in a row, and multiplications a token.
 NARROW_HALF, NARROW = 16, 12

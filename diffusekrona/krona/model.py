@@ -9,8 +9,8 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_mod
 from peft.utils.other import get_pattern_key
 from torch import nn
 
-from ..factors import check_pairs
 from .config import PEFT_TYPE, KronAConfig
+from .factors import check_pairs
 from .layer import KronALinear
 
 PREFIX = "krona_"

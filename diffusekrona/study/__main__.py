@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UserError, exit_on_user_error
-from ..inference_args import DTYPES
+from ..common.errors import UserError, exit_on_user_error
+from ..sampling.inference_args import DTYPES
 
 if TYPE_CHECKING:
     from .cell import Cell, Judging
@@ -186,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: choose, run, tell. Returns 1 if cells failed."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    from ..backbones import bundled_models, quiet_libraries, resolve_base
+    from ..bases.backbones import bundled_models, quiet_libraries, resolve_base
 
     bundled = args.base in bundled_models()
     if args.list or not args.study:
@@ -207,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(to_yaml(study), end="")
         return 0
     quiet_libraries()
-    from ..tables import show_table
+    from ..common.tables import show_table
     from .cell import cells_of
     from .cell_run import check_flags
     from .page import caption, write_results

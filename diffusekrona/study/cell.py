@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .grid import Flags, Study, Subject
 
 RESULT, LOG = "result.json", "log.txt"
@@ -119,7 +119,7 @@ class Cell:
 @functools.cache
 def default_of(flag: str) -> Any:
     """Of a training flag; remembered, as cells are asked for their names again and again."""
-    from ..train_args import build_parser
+    from ..training.flags import build_parser
 
     return build_parser().get_default(flag)
 
@@ -138,7 +138,7 @@ def cells_of(
         UserError: a subject without pictures, or fewer than the study trains on.
     """
     from ..evaluation.fingerprint import fingerprint_of
-    from ..prompts import get_prompts
+    from ..evaluation.prompts import get_prompts
 
     texts = tuple(f"{p.kind}:{p.template}" for p in get_prompts(judging.prompts))
     base_files = fingerprint_of(judging.base)
@@ -167,8 +167,8 @@ def cells_of(
 
 def _content_of(folder: Path) -> tuple[int, tuple[str, ...]]:
     """How many pictures a folder has, and hashes of them and of the captions beside them."""
-    from ..data import CAPTION_SUFFIXES, find_pictures
-    from ..pictures import content_key
+    from ..common.pictures import content_key
+    from ..data.folder import CAPTION_SUFFIXES, find_pictures
 
     found, _ = find_pictures(folder)
     captions = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in CAPTION_SUFFIXES]

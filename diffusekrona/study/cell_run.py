@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..files import write_text
-from ..train_args import build_parser
+from ..common.errors import UserError
+from ..common.files import write_text
+from ..training.flags import build_parser
 from .cell import RESULT, Cell, default_of, finished
 from .grid import Flags
 from .judging import judge
@@ -94,7 +94,7 @@ def check_flags(cells: Iterable[Cell]) -> None:
 
 
 def _command_line(cell: Cell, pictures: Path, out: Path) -> list[str]:
-    from ..prompts import article
+    from ..evaluation.prompts import article
 
     flags = {k: v for k, v in (cell.flags or {}).items() if k != "pictures"}
     name = f"{cell.subject.identifier} {cell.subject.class_word}"
@@ -132,7 +132,7 @@ def _written(flags: Flags) -> list[str]:
 
 def first_pictures(source: Path, count: int, target: Path) -> Path:
     """A folder with the first `count` pictures, by name, and their captions."""
-    from ..data import find_pictures
+    from ..data.folder import find_pictures
 
     found, _ = find_pictures(source)
     target.mkdir(parents=True, exist_ok=True)

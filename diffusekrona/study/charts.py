@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..common.html_page import new_chart
 from ..evaluation.charts import MARKERS, bars, colour
 from ..evaluation.scoring import METRICS
-from ..html_page import new_chart
 from .grid import Arm
 from .results import Point, Results
 from .spread import Spread, summaries

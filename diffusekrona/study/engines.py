@@ -25,7 +25,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .cell import LOG, Cell
 
 RUNNING = "running"  # a file in a cell's folder while a worker has it: that worker's process id
@@ -106,7 +106,7 @@ def _output_to(path: Path) -> Iterator[None]:
 
 
 def quieten() -> None:
-    from ..backbones import quiet_libraries
+    from ..bases.backbones import quiet_libraries
 
     log = logging.getLogger("diffusekrona")
     if not log.handlers:  # as the training program does it, which then adds none

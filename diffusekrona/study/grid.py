@@ -31,7 +31,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import UserError
+from ..common.errors import UserError
 
 Flags = dict[str, Any]
 

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from ..adapter_file import read_adapter
-from ..data import find_pictures
+from ..adapters.file import read_adapter
+from ..common.files import replace_whole
+from ..data.folder import find_pictures
 from ..evaluation.encoders import load_clip_encoder, load_dino_encoder
 from ..evaluation.pictures import Drawing, Variant, draw_missing, jobs_of, load_rows
+from ..evaluation.prompts import parse_prompts
 from ..evaluation.scoring import read_reference, score, scored_texts
-from ..files import replace_whole
 from ..inference import Mixed
-from ..inference_args import DTYPES
-from ..prompts import parse_prompts
+from ..sampling.inference_args import DTYPES
 from .cell import Cell
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .. import html_page as html
-from ..files import write_text
-from ..grids import save_png
+from ..common import html_page as html
+from ..common.files import write_text
+from ..common.tables import csv_table, markdown_table
 from ..inference import slug
-from ..tables import csv_table, markdown_table
+from ..sampling.grids import save_png
 from . import spread
 from .charts import charts_of, spread_chart
 from .picture_grids import grids_of, photos_of

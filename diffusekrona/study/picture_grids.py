@@ -7,10 +7,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..data import find_pictures
-from ..errors import UserError
-from ..grids import labelled_grid
-from ..pictures import fit_picture, load_picture
+from ..common.errors import UserError
+from ..common.pictures import fit_picture, load_picture
+from ..data.folder import find_pictures
+from ..sampling.grids import labelled_grid
 from .grid import Arm
 from .results import Point, Results
 

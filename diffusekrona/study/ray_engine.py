@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .cell import Cell
 from .engines import TRIES, Job, Outcome, Told, quieten, work
 

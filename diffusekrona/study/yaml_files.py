@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .grid import Arm, Axis, Study, Value, label_of, yaml_value
 
 _KEYS = {"name", "title", "question", "paper", "flags", "seeds", "arms", "checkpoints", "spread"}

@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusekrona.errors import UserError
+from diffusekrona.common.errors import UserError
 from diffusekrona.formats.layer_names import kohya_stem, layer_name, names_of
 from diffusekrona.formats.sgm_names import from_sgm, to_sgm
 

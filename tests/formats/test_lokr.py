@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from test_layer_names import random_lokr
 
 from diffusekrona import KronAConfig, load_adapter, save_adapter
-from diffusekrona.errors import UserError
+from diffusekrona.common.errors import UserError
 from diffusekrona.formats.conversion import Options, convert
 
 FAMILIES = ["sd1", "sd2", "sdxl"]

@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from diffusekrona import KronAConfig, load_adapter, save_adapter
-from diffusekrona.errors import UserError
+from diffusekrona.common.errors import UserError
 from diffusekrona.formats.conversion import convert
 
 PATTERN = {"a1": 4, "a2": 16, "scale": 0.5, "factor_pattern": {"to_k": (8, 32)}}

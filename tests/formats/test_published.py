@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffusekrona import load_adapter
-from diffusekrona.adapter_file import read_adapter
-from diffusekrona.errors import UserError
+from diffusekrona.adapters.file import read_adapter
+from diffusekrona.common.errors import UserError
 from diffusekrona.formats.conversion import convert
 
 

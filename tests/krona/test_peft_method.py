@@ -10,9 +10,9 @@ from peft import LoraConfig
 from torch import nn
 
 from diffusekrona import KronAConfig
+from diffusekrona.bases.published import SD15_UNET, SD21_UNET, SDXL_UNET
 from diffusekrona.krona import KronALinear, merge_and_unload
 from diffusekrona.krona.functional import kron_weight
-from diffusekrona.published_bases import SD15_UNET, SD21_UNET, SDXL_UNET
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 

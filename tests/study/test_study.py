@@ -19,7 +19,7 @@ from filelock import FileLock
 from PIL import Image
 from tiny_scorers import save_clip, save_dino
 
-from diffusekrona.errors import UserError
+from diffusekrona.common.errors import UserError
 from diffusekrona.evaluation.fingerprint import fingerprint_of
 from diffusekrona.study import __main__ as program
 from diffusekrona.study.cell import Judging, cells_of, finished
@@ -51,7 +51,7 @@ from diffusekrona.study.results import (
 )
 from diffusekrona.study.spread import spreads
 from diffusekrona.study.yaml_files import read_study, to_yaml
-from diffusekrona.train_args import build_parser, parse_args
+from diffusekrona.training.flags import build_parser, parse_args
 
 COLOURS = ("red", "green", "blue")
 FLAGS = {"max_train_steps": 2, "a2": 16, "cpu": True}

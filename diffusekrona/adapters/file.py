@@ -1,0 +1,388 @@
+"""The adapter file: one safetensors file that says by itself what it is.
+
+Tensors are `<module path>.krona_a` (a1, a2) and `<module path>.krona_b` (b1, b2), with the path
+inside the UNet; those of a text encoder begin with its name (`text_encoder.`, `text_encoder_2.`).
+More terms than one stand in a leading dimension. A LoRA file holds `<module path>.lora_A.weight`
+(r, in) and `.lora_B.weight` (out, r), PEFT's names.
+
+Metadata (strings, as the format wants them):
+
+    diffusekrona   version of this layout, "1"
+    method         "krona" or "lora"
+    base_family    "sd1", "sd2" or "sdxl"
+    config         JSON, component to its PEFT config: factors, pattern of factors, scale, terms …
+    and whatever the writer adds: base_model, instance_prompt, steps, learning_rate …
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from ..bases.backbones import TEXT_ENCODERS, family_of
+from ..common.errors import UserError
+from ..common.files import replace_whole
+from ..krona import KronAConfig, target_layers
+from ..krona.model import factors_of
+
+LAYOUT_VERSION = "1"
+METHODS: dict[str, type[PeftConfig]] = {"krona": KronAConfig, "lora": LoraConfig}
+
+
+@dataclass
+class Adapter:
+    """An adapter file's content: tensors by full key, one PEFT config a component, metadata."""
+
+    tensors: dict[str, torch.Tensor]
+    configs: dict[str, PeftConfig]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def method(self) -> str:
+        return self.metadata.get("method", "krona")
+
+    @property
+    def base_family(self) -> str | None:
+        return self.metadata.get("base_family")
+
+    def component_tensors(self, component: str) -> dict[str, torch.Tensor]:
+        """The tensors of one component, keys without its prefix."""
+        return {
+            _split_component(key)[1]: tensor
+            for key, tensor in self.tensors.items()
+            if _split_component(key)[0] == component
+        }
+
+
+def components_of(model: Any) -> dict[str, nn.Module]:
+    """The adaptable parts of a pipeline, a mapping of parts, or a lone model, by name."""
+    if isinstance(model, Mapping):
+        parts = model
+    elif isinstance(model, nn.Module):
+        name = "unet" if hasattr(model, "down_blocks") else "text_encoder"
+        parts = {name: model}
+    else:
+        parts = {name: getattr(model, name, None) for name in ("unet", *TEXT_ENCODERS)}
+    return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+
+
+def collect_adapter(
+    model: Any,
+    adapter_name: str = "default",
+    base_family: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Adapter:
+    """Read the adapter out of a model, a pipeline or a mapping of components, onto the CPU.
+
+    Raises:
+        ValueError: no component carries an adapter of that name.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    configs: dict[str, PeftConfig] = {}
+    parts = components_of(model)
+    for component, part in parts.items():
+        config = getattr(part, "peft_config", {}).get(adapter_name)
+        if config is None:
+            continue
+        configs[component] = config
+        prefix = "" if component == "unet" else f"{component}."
+        for key, tensor in get_peft_model_state_dict(part, adapter_name=adapter_name).items():
+            tensors[prefix + key] = tensor.detach().to("cpu", dtype).contiguous()
+    if not configs:
+        raise ValueError(f"The model carries no adapter named {adapter_name!r}.")
+    if base_family is None and "unet" in parts:
+        base_family = family_of(parts["unet"].config).name
+    method = str(next(iter(configs.values())).peft_type).rpartition(".")[2].lower()
+    head = {
+        "format": "pt",
+        "diffusekrona": LAYOUT_VERSION,
+        "method": method,
+        "config": json.dumps({name: config_to_json(c) for name, c in configs.items()}),
+    }
+    if base_family:
+        head["base_family"] = base_family
+    layers_per_block = getattr(parts.get("unet"), "config", {}).get("layers_per_block")
+    if isinstance(layers_per_block, int):
+        head["layers_per_block"] = str(layers_per_block)  # the original block names count with it
+    extra = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
+    return Adapter(tensors, configs, {**extra, **head})
+
+
+def write_adapter(adapter: Adapter, path: Path | str) -> Path:
+    """Write an adapter file whole or not at all. Raises OSError (a full disk, no permission)."""
+    with replace_whole(path) as temporary:
+        save_file(adapter.tensors, temporary, metadata=adapter.metadata)
+    return Path(path)
+
+
+def save_adapter(
+    model: Any,
+    path: Path | str,
+    adapter_name: str = "default",
+    base_family: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Save one adapter of a UNet, a pipeline or a mapping of components to a safetensors file.
+
+    Args:
+        model: what carries the adapter; text encoders in it are saved too if they carry it.
+        path: the file to write; its folder is made. Replaced only whole.
+        base_family: "sd1", "sd2" or "sdxl"; read from the UNet's config if not given.
+        metadata: more to note in the file; values that are not strings become JSON.
+        dtype: of the tensors in the file; as they are by default.
+
+    Raises:
+        ValueError: no such adapter in the model.
+    """
+    return write_adapter(collect_adapter(model, adapter_name, base_family, metadata, dtype), path)
+
+
+def read_adapter(path: Path | str) -> Adapter:
+    """Read and check an adapter file; nothing in it is trusted.
+
+    Raises:
+        UserError: no such file, not safetensors, no adapter of ours, a factor without its partner,
+            a tensor of a wrong shape or with values that are not finite; the key is named.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "adapter.safetensors"
+    if not path.is_file():
+        raise UserError(f"No adapter file at {path}: give the path of an adapter.safetensors.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable safetensors file ({error}).") from error
+    if "diffusekrona" not in metadata:
+        raise UserError(
+            f"{path} is not a DiffuseKronA adapter file (its metadata does not say so): "
+            "convert it with `python -m diffusekrona.convert`."
+        )
+    if metadata["diffusekrona"] != LAYOUT_VERSION:
+        raise UserError(
+            f"{path} has layout version {metadata['diffusekrona']!r}, this program reads "
+            f"{LAYOUT_VERSION!r}: update DiffuseKronA."
+        )
+    if metadata.get("method") not in METHODS:
+        raise UserError(f"{path} holds an unknown adapter method {metadata.get('method')!r}.")
+    try:
+        configs = {
+            component: config_from_json(metadata["method"], values)
+            for component, values in json.loads(metadata["config"]).items()
+        }
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UserError(f"{path} has a damaged config in its metadata ({error}).") from error
+    adapter = Adapter(tensors, configs, metadata)
+    _check_tensors(adapter, path)
+    return adapter
+
+
+def load_adapter(
+    model_or_pipeline: Any,
+    path: Path | str,
+    adapter_name: str = "default",
+    weight: float = 1.0,
+) -> Adapter:
+    """Put the adapter of a file on a UNet, a pipeline or a mapping of components, and activate it.
+
+    Adapters that were active stay so: loading two mixes them, each with its weight.
+
+    Raises:
+        UserError: what `read_adapter` refuses; an adapter for another base family; a layer that
+            the base does not have or has in another size. The model is then as it was.
+        ValueError: the model already carries an adapter of that name.
+    """
+    adapter = read_adapter(path)
+    put_adapter(model_or_pipeline, adapter, adapter_name, weight, source=str(path))
+    return adapter
+
+
+def put_adapter(
+    model: Any,
+    adapter: Adapter,
+    adapter_name: str = "default",
+    weight: float = 1.0,
+    source: str = "the adapter",
+) -> None:
+    """`load_adapter` for an adapter already in memory."""
+    parts = components_of(model)
+    if "unet" in parts:
+        check_family(adapter, parts["unet"].config, source)
+    # Everything is checked before the first layer is touched.
+    plan = []
+    for component, config in adapter.configs.items():
+        if component not in parts:
+            raise UserError(f"{source} adapts {component}, which the given model does not have.")
+        if adapter_name in getattr(parts[component], "peft_config", {}):
+            raise ValueError(f"An adapter named {adapter_name!r} is already loaded.")
+        tensors = _named_as_in(parts[component], adapter.component_tensors(component))
+        fitted = _fit_config(config, tensors, parts[component], component, source)
+        plan.append((parts[component], fitted, tensors))
+    for part, config, tensors in plan:
+        active = _active_adapters(part)
+        part.add_adapter(config, adapter_name)
+        set_peft_model_state_dict(part, tensors, adapter_name=adapter_name)
+        part.set_adapter([*active, adapter_name])
+        set_adapter_weight(part, adapter_name, weight)
+
+
+def check_family(
+    adapter: Adapter, unet_config: Mapping[str, Any], source: str = "the adapter"
+) -> None:
+    """Raises UserError if the adapter was trained for another family than this UNet's."""
+    family = family_of(unet_config).name
+    if adapter.base_family and family != adapter.base_family:
+        raise UserError(
+            f"{source} was trained for {adapter.base_family}, but the base model is {family}: "
+            "use a base of the adapter's family."
+        )
+
+
+def set_adapter_weight(model: nn.Module, adapter_name: str, weight: float) -> None:
+    """Set the weight that one adapter is mixed in with, and leave the others alone."""
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.set_scale(adapter_name, weight)
+
+
+def _active_adapters(model: nn.Module) -> list[str]:
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            return [name for name in module.active_adapters if name in model.peft_config]
+    return []
+
+
+def _split_component(key: str) -> tuple[str, str]:
+    """Full key to (component, key inside it); UNet keys bear no prefix, or `unet.`."""
+    head, _, rest = key.partition(".")
+    return (head, rest) if head in ("unet", *TEXT_ENCODERS) else ("unet", key)
+
+
+def _named_as_in(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Keys with or without CLIP's `text_model.`, as this model has it: transformers dropped it."""
+    wrapped = hasattr(model, "text_model")
+    if hasattr(model, "down_blocks") or not (wrapped or hasattr(model, "encoder")):
+        return dict(tensors)
+    bare = {key.removeprefix("text_model."): tensor for key, tensor in tensors.items()}
+    if not wrapped:
+        return bare
+    inner = ("encoder.", "embeddings.", "final_layer_norm.")
+    return {"text_model." + k if k.startswith(inner) else k: t for k, t in bare.items()}
+
+
+def _layers(tensors: Mapping[str, torch.Tensor]) -> set[str]:
+    return {re.split(r"\.(?:krona_[ab]|lora_[AB])(?:\.|$)", key)[0] for key in tensors}
+
+
+def _check_tensors(adapter: Adapter, path: Path) -> None:
+    pairs = {"krona_a": "krona_b", "lora_A.weight": "lora_B.weight"}
+    pairs |= {b: a for a, b in pairs.items()}
+    own = ("krona_a", "krona_b") if adapter.method == "krona" else tuple(pairs)
+    if not adapter.tensors:
+        raise UserError(f"{path} holds no tensors.")
+    for key, tensor in adapter.tensors.items():
+        suffix = next((s for s in own if key.endswith("." + s)), None)
+        if suffix is None:
+            raise UserError(f"{path} holds a key that is no {adapter.method} factor: {key}.")
+        if key.removesuffix(suffix) + pairs[suffix] not in adapter.tensors:
+            raise UserError(f"{path} holds {key} without its {pairs[suffix]}.")
+        if tensor.dim() not in (2, 3) or tensor.numel() == 0 or not tensor.is_floating_point():
+            raise UserError(
+                f"{path}: {key} of shape {tuple(tensor.shape)}, {tensor.dtype}, is no factor."
+            )
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: {key} holds NaN or infinite values.")
+        if _split_component(key)[0] not in adapter.configs:
+            raise UserError(f"{path}: {key} belongs to a component that the config leaves out.")
+
+
+def _fit_config(
+    config: PeftConfig,
+    tensors: Mapping[str, torch.Tensor],
+    model: nn.Module,
+    component: str,
+    source: str,
+) -> PeftConfig:
+    """The config under which PEFT builds exactly the layers and shapes that the file holds."""
+    layers = _layers(tensors)
+    modules = dict(model.named_modules())
+    for name in sorted(layers):
+        module = modules.get(name)
+        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        if not isinstance(base, nn.Linear):
+            raise UserError(f"{source} adapts {component} layer {name}, which this base lacks.")
+        _check_layer(name, base, tensors, source)
+    # A copy, so that two models given one Adapter share nothing.
+    config = config_from_json(_method_of(config), config_to_json(config))
+    if set(target_layers(config, model)) != layers:
+        config.target_modules = layers
+        config.exclude_modules = None
+    if isinstance(config, KronAConfig):
+        for name in layers:
+            a = tensors[f"{name}.krona_a"]
+            shape = (a.shape[-2], a.shape[-1])
+            if factors_of(config, name) != shape:
+                # First, since PEFT takes the first pattern that matches.
+                config.factor_pattern = {re.escape(name): shape, **config.factor_pattern}
+    return config
+
+
+def _check_layer(
+    name: str, layer: nn.Linear, tensors: Mapping[str, torch.Tensor], source: str
+) -> None:
+    want = (layer.out_features, layer.in_features)
+    if f"{name}.krona_a" in tensors:
+        a, b = tensors[f"{name}.krona_a"], tensors[f"{name}.krona_b"]
+        have = (a.shape[-2] * b.shape[-2], a.shape[-1] * b.shape[-1])
+        if a.shape[:-2] != b.shape[:-2]:
+            have = (math.nan, math.nan)
+    else:
+        have = (
+            tensors[f"{name}.lora_B.weight"].shape[0],
+            tensors[f"{name}.lora_A.weight"].shape[1],
+        )
+    if have != want:
+        raise UserError(
+            f"{source} does not fit this base: layer {name} is {want[0]}x{want[1]}, "
+            f"its factors make {have[0]}x{have[1]}."
+        )
+
+
+def _method_of(config: PeftConfig) -> str:
+    return next(name for name, kind in METHODS.items() if isinstance(config, kind))
+
+
+def config_to_json(config: PeftConfig) -> dict[str, Any]:
+    """What the file keeps of a PEFT config: what describes the adapter, not how it was run."""
+    default = type(config)(target_modules=["_"])
+    values = {}
+    for key, value in config.to_dict().items():
+        if key in ("peft_type", "peft_version", "task_type", "auto_mapping", "inference_mode"):
+            continue
+        if isinstance(value, set):
+            value = sorted(value)
+        if key in ("a1", "a2", "r", "target_modules") or value != getattr(default, key, None):
+            values[key] = value
+    return json.loads(json.dumps(values, default=str))
+
+
+def config_from_json(method: str, values: Mapping[str, Any]) -> PeftConfig:
+    kind = METHODS[method]
+    known = {k: v for k, v in values.items() if k in kind.__dataclass_fields__}
+    return kind(**known)

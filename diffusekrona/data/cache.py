@@ -1,0 +1,231 @@
+"""Everything about the data that does not change from step to step, computed once.
+
+Pictures become latent distributions (mean and std, so that each step still samples), captions
+become text states. After that the VAE and the text encoders are not needed any more. Both are kept
+on the disk, and what is found there needs neither loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gc
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..bases import backbones
+from ..common.pictures import picture_size
+from .disk_cache import OFF, DiskCache, default_folder, origin
+from .folder import bucket_sizes, nearest_bucket
+from .latents import Cropping, Item, cache_pictures
+
+if TYPE_CHECKING:
+    from ..training.plan import Plan
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Data:
+    """What the loop reads.
+
+    Attributes:
+        instance: the subject's pictures, each at one size.
+        prior: pictures of the class, each at every size of the instance's; empty without.
+        states: text states of every caption and validation prompt, and of ""; empty when the
+            encoders are trained.
+        ids: token ids of every caption, one tensor (1, tokens) an encoder; for trained encoders.
+        text_encoders: the encoders that are trained, on the device; empty otherwise.
+        vae_config: of the VAE that made the latents.
+        dtype: that the denoiser computes in.
+    """
+
+    instance: list[Item]
+    prior: list[Item]
+    states: dict[str, dict[str, torch.Tensor]]
+    ids: dict[str, list[torch.Tensor]]
+    text_encoders: dict[str, Any]
+    vae_config: Mapping[str, Any]
+    dtype: torch.dtype
+
+
+DTYPES = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def prepare_data(
+    args: argparse.Namespace,
+    plan: Plan,
+    accelerator: Any,
+    pictures: Sequence[Path],
+    captions: Sequence[str],
+) -> Data:
+    """Pictures and captions to cached latents and text states; VAE and encoders are then freed."""
+    dtype = DTYPES[accelerator.mixed_precision]
+    show = accelerator.is_local_main_process
+    class_pictures: list[Path] = []
+    if args.with_prior_preservation:
+        from .class_images import draw_class_pictures
+
+        class_pictures = draw_class_pictures(
+            accelerator,
+            plan.base,
+            args.class_prompt,
+            args.class_data_dir,
+            args.num_class_images,
+            args.sample_batch_size,
+            low_vram=args.low_vram,
+            dtype=dtype,
+            vae=args.pretrained_vae_model_name_or_path,
+            revision=args.revision,
+            variant=args.variant,
+        )
+    cropping = Cropping(args.center_crop, args.random_flip, args.seed)
+    sizes = [(plan.resolution, plan.resolution)] * len(pictures)
+    if args.aspect_ratio_buckets:
+        buckets = bucket_sizes(plan.resolution, plan.pixel_step)
+        sizes = [nearest_bucket(picture_size(p), buckets) for p in pictures]
+    each, every = [[size] for size in sizes], [sorted(set(sizes))] * len(class_pictures)
+    class_captions = [args.class_prompt] * len(class_pictures)
+    kept = DiskCache(None if args.no_latents_cache else args.latents_cache_dir or default_folder())
+
+    vae, made_by = _vae_and_origin(args, plan, accelerator, kept)
+    latents = functools.partial(
+        cache_pictures,
+        vae,
+        cropping=cropping,
+        kept=kept if made_by["vae"] else OFF,
+        made_by=made_by,
+    )
+    instance = latents(pictures, captions, each, progress=show)
+    prior = latents(class_pictures, class_captions, every, progress=show)
+    loaded = vae.cache_info().currsize
+    del vae, latents
+    if loaded:
+        _free()
+    states, ids, encoders = _texts(args, plan, accelerator, kept, [*captions, *class_captions])
+    kept.shrink()
+    if kept.found and accelerator.is_main_process:
+        log.info("%d latents and text states found in %s", kept.found, kept.folder)
+    return Data(instance, prior, states, ids, encoders, plan.vae_config, dtype)
+
+
+def _free() -> None:
+    """Give back the memory of models that nothing refers to any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _vae_and_origin(
+    args: argparse.Namespace, plan: Plan, accelerator: Any, kept: DiskCache
+) -> tuple[Any, dict[str, Any]]:
+    """The VAE, loaded when first called for, and what latents depend on beside the picture."""
+    other = args.pretrained_vae_model_name_or_path
+    place, subfolder = backbones.vae_place(plan.base, other)
+    revision = args.revision if other is None else None
+    dtype = DTYPES[args.vae_dtype]
+
+    @functools.cache
+    def vae() -> Any:
+        hub = {"revision": args.revision, "variant": args.variant}
+        loaded = backbones.load_vae(plan.base, other, torch_dtype=dtype, **hub)
+        return loaded.to(accelerator.device)
+
+    weights = kept.fingerprint(place, subfolder, revision)
+    if weights is None:  # not downloaded yet, so nothing can have been made with them
+        vae()
+        weights = kept.fingerprint(place, subfolder, revision)
+    return vae, {"vae": weights, "variant": args.variant, **origin(accelerator.device, dtype)}
+
+
+def _texts(
+    args: argparse.Namespace, plan: Plan, accelerator: Any, kept: DiskCache, captions: Sequence[str]
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, list[torch.Tensor]], dict[str, Any]]:
+    """Text states; or, of encoders that are trained, token ids and the encoders themselves."""
+    dtype = DTYPES[accelerator.mixed_precision]
+
+    @functools.cache
+    def load() -> tuple[list[Any], dict[str, Any]]:
+        tokenizers = backbones.load_tokenizers(plan.base, plan.family, revision=args.revision)
+        hub = {"revision": args.revision, "variant": args.variant}
+        encoders = backbones.load_text_encoders(plan.base, plan.family, torch_dtype=dtype, **hub)
+        return tokenizers, {name: part.to(accelerator.device) for name, part in encoders.items()}
+
+    if args.train_text_encoder:
+        tokenizers, encoders = load()
+        prompts = dict.fromkeys(captions)
+        return {}, {p: backbones.tokenize(tokenizers, [p]) for p in prompts}, encoders
+
+    def weights() -> list[str | None]:
+        names = plan.family.text_encoders
+        tokens = [name.replace("text_encoder", "tokenizer") for name in names]
+        return [
+            *(kept.fingerprint(plan.base, name, args.revision) for name in names),
+            *(kept.fingerprint(plan.base, name, args.revision, weights=False) for name in tokens),
+        ]
+
+    made_with = weights()
+    if None in made_with:
+        load()
+        made_with = weights()
+    made_by = {"weights": made_with, "variant": args.variant, "family": plan.family.name}
+    made_by |= origin(accelerator.device, dtype)
+    prompts = [*captions, *(args.validation_prompt or []), ""]
+    kept = OFF if None in made_with else kept
+    states = _kept_texts(plan.family, load, prompts, kept, made_by)
+    if load.cache_info().currsize:
+        load.cache_clear()
+        _free()
+    return states, {}, {}
+
+
+def _kept_texts(
+    family: backbones.Family,
+    load: Callable[[], tuple[list[Any], dict[str, Any]]],
+    prompts: Sequence[str],
+    kept: DiskCache,
+    made_by: Mapping[str, Any],
+) -> dict[str, dict[str, torch.Tensor]]:
+    """`cache_texts`, of what is not on the disk only."""
+    shapes: dict[str, tuple] = {"prompt_embeds": (1, None, None)}
+    if family.size_conditioned:
+        shapes["pooled_prompt_embeds"] = (1, None)
+    states = {}
+    for prompt in dict.fromkeys(prompts):
+        key = {"prompt": prompt, **made_by}
+        found = kept.read("texts", key, shapes)
+        if found is None:
+            tokenizers, encoders = load()
+            states |= cache_texts(family, tokenizers, encoders, [prompt])
+            told = backbones.words_lost(tokenizers, prompt) or ""
+            kept.write("texts", key, states[prompt], told=told)
+            continue
+        states[prompt], notes = found
+        if notes.get("told"):
+            log.warning("%s", notes["told"])
+    return states
+
+
+@torch.no_grad()
+def cache_texts(
+    family: backbones.Family,
+    tokenizers: Sequence[Any],
+    encoders: Mapping[str, Any],
+    prompts: Sequence[str],
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Text states of each distinct prompt, on the CPU: prompt → name → (1, …) tensor."""
+    states = {}
+    for prompt in dict.fromkeys(prompts):
+        one = backbones.text_states(family, encoders, backbones.tokenize(tokenizers, [prompt]))
+        states[prompt] = {name: tensor.cpu() for name, tensor in one.items()}
+    return states
+
+
+def stack_states(states: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Join cached text states into a batch."""
+    return {name: torch.cat([state[name] for state in states]) for name in states[0]}

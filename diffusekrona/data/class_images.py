@@ -1,0 +1,83 @@
+"""Pictures of the subject's class, drawn by the base itself, for prior preservation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..common.pictures import PICTURE_SUFFIXES, why_not
+from ..sampling.grids import save_png
+from ..sampling.pipeline import generate, load_pipeline
+from .folder import find_pictures
+
+
+def missing_class_pictures(folder: Path, wanted: int) -> list[int]:
+    """Numbers of the class pictures still to draw; a picture drawn before is never drawn again."""
+    have = []
+    if folder.is_dir():
+        have = [p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES]
+    usable = {p.name for p in have if why_not(p) is None}
+    free = (n for n in range(wanted + len(have)) if _name(n) not in usable)
+    return [next(free) for _ in range(max(0, wanted - len(usable)))]
+
+
+def draw_class_pictures(
+    accelerator: Any,
+    base: str,
+    prompt: str,
+    folder: Path,
+    wanted: int,
+    batch_size: int,
+    low_vram: bool = False,
+    **options: Any,
+) -> list[Path]:
+    """See that `folder` holds `wanted` pictures; the processes share what there is to draw.
+
+    Each is saved as soon as it is drawn, so a run that is stopped goes on where it was. Its seed
+    is its number.
+
+    Args:
+        low_vram: one picture at once, and on a GPU no more than the model that is at work.
+        options: dtype, VAE, revision and variant, as `load_pipeline` takes them.
+
+    Returns:
+        `wanted` pictures' paths, sorted.
+    """
+    numbers = missing_class_pictures(folder, wanted)
+    accelerator.wait_for_everyone()  # all have counted before one adds to the folder
+    if numbers:
+        pipeline = load_pipeline(base, **options)
+        if low_vram:
+            batch_size = 1
+            pipeline.vae.enable_tiling()
+        if low_vram and accelerator.device.type == "cuda":
+            pipeline.enable_model_cpu_offload(device=accelerator.device)
+        else:
+            pipeline.to(accelerator.device, silence_dtype_warnings=True)
+        mine = numbers[accelerator.process_index :: accelerator.num_processes]
+        from tqdm.auto import tqdm
+
+        bar = tqdm(total=len(mine), desc="class pictures", unit="picture")
+        for start in range(0, len(mine), batch_size):
+            seeds = mine[start : start + batch_size]
+            images = generate(
+                pipeline,
+                [prompt] * len(seeds),
+                seeds,
+                steps=50,
+                guidance=7.0,
+                batch_size=batch_size,
+                progress=False,
+            )
+            for seed, image in zip(seeds, images, strict=True):
+                recipe = {"prompt": prompt, "seed": seed, "base": base}
+                save_png(image, folder / _name(seed), recipe)
+                bar.update()
+        bar.close()
+        del pipeline
+    accelerator.wait_for_everyone()
+    return find_pictures(folder)[0][:wanted]
+
+
+def _name(number: int) -> str:
+    return f"class_{number:05d}.png"

@@ -1,0 +1,220 @@
+"""Pictures and captions of a folder: find them, read them, deal them out in batches.
+
+Sizes are (height, width) in pixels throughout, as tensors have them; PIL's own are (width, height).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+import unicodedata
+from collections.abc import Hashable, Sequence
+from itertools import cycle, islice
+from pathlib import Path, PurePosixPath
+
+from ..common.errors import UserError
+from ..common.pictures import PICTURE_SUFFIXES, why_not
+
+log = logging.getLogger(__name__)
+
+CAPTION_SUFFIXES = (".txt", ".jsonl")
+_TEXT_KEYS = ("text", "caption", "prompt")
+
+
+def read_folder(folder: Path, prompt: str | None) -> tuple[list[Path], list[str]]:
+    """The usable pictures of a folder and a caption for each; what is skipped is told."""
+    pictures, skipped = find_pictures(folder)
+    for line in skipped:
+        log.warning("skipped in %s: %s", folder, line)
+    return pictures, read_captions(folder, pictures, prompt)
+
+
+def find_pictures(folder: Path) -> tuple[list[Path], list[str]]:
+    """The usable pictures that lie directly in `folder`, each decoded once to be sure.
+
+    Returns:
+        The pictures' paths, sorted by name, and one line (`name: reason`) for each thing that was
+        left out. Caption files are neither.
+
+    Raises:
+        UserError: `folder` is missing, is not a folder, is empty, or has no usable picture.
+    """
+    folder = Path(folder).expanduser()
+    pictures: list[Path] = []
+    skipped: list[str] = []
+    for entry in _entries(folder):
+        if entry.suffix.lower() in CAPTION_SUFFIXES and not entry.name.startswith("."):
+            continue
+        reason = why_not(entry)
+        if reason is None:
+            pictures.append(entry)
+        else:
+            skipped.append(f"{entry.name}: {reason}")
+    if not pictures:
+        raise UserError(_nothing_found(folder, skipped))
+    return pictures, skipped
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies in `folder`, sorted by name; a UserError if it cannot be listed."""
+    try:
+        return sorted(folder.iterdir(), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        raise UserError(f"no folder {folder}: give the folder that holds the pictures") from None
+    except NotADirectoryError:
+        raise UserError(f"{folder} is a file: give the folder that holds the pictures") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot list the folder {folder}: {reason}") from error
+
+
+def _nothing_found(folder: Path, skipped: list[str]) -> str:
+    line = f"no usable picture in {folder}"
+    if not skipped:
+        return f"{line}: it holds none; put some {', '.join(PICTURE_SUFFIXES[:4])} … files there"
+    for inside in _entries(folder):
+        if inside.is_dir() and not inside.name.startswith("."):
+            try:
+                count = sum(child.suffix.lower() in PICTURE_SUFFIXES for child in inside.iterdir())
+            except OSError:
+                continue
+            if count:
+                return f"{line} itself, but {inside} holds {count}: give that folder"
+    more = f"; and {len(skipped) - 4} more" if len(skipped) > 4 else ""
+    return f"{line}; it holds {'; '.join(skipped[:4])}{more}"
+
+
+def read_captions(folder: Path, pictures: Sequence[Path], prompt: str | None) -> list[str]:
+    """One caption for each picture, in the order of `pictures`.
+
+    `image.txt` beside `image.jpg` comes first, then the picture's line in `folder/metadata.jsonl`
+    (the imagefolder layout of Hugging Face datasets: `{"file_name": …, "text": …}`, where `caption`
+    or `prompt` may stand for `text`), then `prompt`. An empty caption counts as none.
+
+    Raises:
+        UserError: a picture has no caption and there is no prompt; a caption file is not UTF-8;
+            a line of metadata.jsonl is broken.
+    """
+    table = _read_metadata(Path(folder).expanduser() / "metadata.jsonl")
+    captions = []
+    for picture in pictures:
+        caption = ""
+        for beside in (picture.with_suffix(".txt"), picture.with_suffix(".TXT")):
+            if not caption and beside.is_file():
+                caption = " ".join(_read_text(beside).split())
+        caption = caption or table.get(_plain_name(picture.name), "") or (prompt or "").strip()
+        if not caption:
+            where = picture.with_suffix(".txt").name
+            raise UserError(
+                f"no caption for {picture}: write one into {where} beside it, or give a prompt"
+            )
+        captions.append(caption)
+    return captions
+
+
+def _plain_name(name: str) -> str:
+    # macOS stores é as e plus an accent, which is another string than what the author typed.
+    return unicodedata.normalize("NFC", str(PurePosixPath(name.replace("\\", "/"))))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text: save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _read_metadata(path: Path) -> dict[str, str]:
+    """Captions by file name; empty if there is no such file."""
+    table: dict[str, str] = {}
+    if not path.is_file():
+        return table
+    # Not splitlines(): it also cuts at characters that may stand inside a JSON string.
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where}: not valid JSON ({error}); one object a line") from None
+        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+            raise UserError(f'{where}: needs {{"file_name": "…", "text": "…"}}')
+        key = next((key for key in _TEXT_KEYS if key in entry), None)
+        if key is None or not isinstance(entry[key], str | None):
+            raise UserError(f'{where}: no "text" for {entry["file_name"]} (a string)')
+        table[_plain_name(entry["file_name"])] = " ".join((entry[key] or "").split())
+    return table
+
+
+def bucket_sizes(resolution: int, step: int = 64, max_aspect: float = 2.0) -> list[tuple[int, int]]:
+    """Picture sizes of about equal area for training on mixed aspect ratios, as SDXL was.
+
+    Returns:
+        (height, width) pairs from widest to tallest: multiples of `step`, at most `resolution`²
+        pixels, the longer side at most `max_aspect` times the shorter. None fits inside another,
+        but for the square, which is always there.
+
+    Raises:
+        UserError: `resolution` is smaller than `step`.
+        ValueError: `step` or `max_aspect` is smaller than 1.
+    """
+    if step < 1 or max_aspect < 1:
+        raise ValueError(f"step and max_aspect must be at least 1, got {step} and {max_aspect}")
+    if resolution < step:
+        raise UserError(f"a resolution of {resolution} pixels is below the least, {step}")
+    side = resolution // step * step
+    sizes = {(side, side)}
+    for short in range(step, side + 1, step):
+        long = int(min(resolution**2 // short, short * max_aspect)) // step * step
+        sizes |= {(short, long), (long, short)}
+    kept = [
+        (h, w)
+        for h, w in sizes
+        if (h, w) == (side, side) or not any(h <= a and w <= b for a, b in sizes - {(h, w)})
+    ]
+    return sorted(kept, key=lambda size: (size[0] / size[1], size))
+
+
+def nearest_bucket(size: tuple[int, int], buckets: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The bucket (height, width) that cuts least off a picture of `size` (height, width)."""
+
+    def loss(bucket: tuple[int, int]) -> tuple[float, int]:
+        distance = abs(math.log(size[0] * bucket[1] / (size[1] * bucket[0])))
+        return round(distance, 9), -bucket[0] * bucket[1]
+
+    return min(buckets, key=loss)
+
+
+def batches(
+    bucket_of: Sequence[Hashable], batch_size: int, seed: int, epoch: int
+) -> list[list[int]]:
+    """One epoch's batches of indices, a pure function of the arguments on every platform.
+
+    Args:
+        bucket_of: the bucket of each index; a batch never mixes buckets.
+        batch_size: indices in each batch. A bucket's last batch is filled up from its beginning.
+        seed: of the run.
+        epoch: gives each epoch an order of its own.
+
+    Returns:
+        Shuffled batches in which every index appears at least once.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    dice = random.Random(f"{seed}/{epoch}")  # seeded through SHA-512, unlike hash()
+    groups: dict[Hashable, list[int]] = {}
+    for index, bucket in enumerate(bucket_of):
+        groups.setdefault(bucket, []).append(index)
+    dealt = []
+    for group in groups.values():
+        dice.shuffle(group)
+        full = math.ceil(len(group) / batch_size) * batch_size
+        filled = list(islice(cycle(group), full))
+        dealt += [filled[start : start + batch_size] for start in range(0, full, batch_size)]
+    dice.shuffle(dealt)
+    return dealt

@@ -1,0 +1,135 @@
+"""Pictures to latent distributions, each crop and mirrored copy once."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from ..bases import backbones
+from ..common.errors import UserError
+from ..common.pictures import content_key, fit_picture, load_picture, picture_size, to_tensor
+from ..training.losses import seed_for
+from .disk_cache import DiskCache
+
+RANDOM_CROPS = 4  # cached random crops of a picture that does not have the target's shape
+
+
+@dataclass
+class Variant:
+    """One crop of one picture, flipped or not.
+
+    Attributes:
+        moments: (2c, h, w) mean and std of the latents, fp32 on the CPU.
+        time_ids: (6,) original height, width, crop top, left, target height, width, in pixels.
+    """
+
+    moments: torch.Tensor
+    time_ids: torch.Tensor
+
+
+@dataclass
+class Item:
+    """A picture with its caption: its variants at each size (height, width) that is trained."""
+
+    caption: str
+    variants: dict[tuple[int, int], list[Variant]]
+
+
+@dataclass(frozen=True)
+class Cropping:
+    """How pictures are cut: `center` or random places, and whether mirrored copies are added."""
+
+    center: bool = False
+    flip: bool = False
+    seed: int = 0
+
+
+@torch.no_grad()
+def cache_pictures(
+    vae: Callable[[], Any],
+    pictures: Sequence[Path],
+    captions: Sequence[str],
+    sizes: Sequence[Sequence[tuple[int, int]]],
+    cropping: Cropping,
+    kept: DiskCache,
+    made_by: Mapping[str, Any],
+    progress: bool = True,
+) -> list[Item]:
+    """Encode every picture at each of its sizes, or find it on the disk.
+
+    Args:
+        vae: gives the VAE; called when a picture is met that is not on the disk.
+        sizes: the (height, width) wanted of each picture, in pixels.
+        cropping: random places are a pure function of its seed and the picture's number.
+        made_by: what the latents depend on beside the picture.
+
+    Raises:
+        UserError: a picture that cannot be read, or that the VAE turns into NaN.
+    """
+    items = []
+    pairs = list(zip(pictures, captions, sizes, strict=True))
+    bar = tqdm(pairs, desc="latents", unit="picture", disable=not progress or not pairs)
+    for number, (path, caption, wanted) in enumerate(bar):
+        least = max(max(size) for size in wanted)
+        have, content = picture_size(path, least), content_key(path)
+        picture, variants = None, {}
+        for size in wanted:
+            crops = _crop_places(have, size, cropping, number)
+            cut = {"decoded_for": least, "size": size, "crops": crops, "flip": cropping.flip}
+            key = {"picture": content, **cut, **made_by}
+            count = len(crops) * (2 if cropping.flip else 1)
+            shapes = {"moments": (count, None, None, None), "time_ids": (count, 6)}
+            found = kept.read("latents", key, shapes)
+            if found is not None:
+                moments, time_ids = found[0]["moments"], found[0]["time_ids"]
+                variants[size] = list(map(Variant, moments, time_ids))
+                continue
+            picture = picture or load_picture(path, min_size=least)
+            variants[size] = _encode(vae(), picture, path, size, crops, cropping.flip)
+            stacked = {
+                "moments": torch.stack([variant.moments for variant in variants[size]]),
+                "time_ids": torch.stack([variant.time_ids for variant in variants[size]]),
+            }
+            kept.write("latents", key, stacked)
+        items.append(Item(caption, variants))
+    return items
+
+
+def _crop_places(
+    have: tuple[int, int], want: tuple[int, int], cropping: Cropping, number: int
+) -> list[tuple[float, float]]:
+    same_shape = abs(have[0] * want[1] - have[1] * want[0]) < max(have[0], have[1])
+    if cropping.center or same_shape:
+        return [(0.5, 0.5)]
+    chance = random.Random(seed_for(cropping.seed, "crop", number))
+    return [(chance.random(), chance.random()) for _ in range(RANDOM_CROPS)]
+
+
+def _encode(
+    vae: Any,
+    picture: Any,
+    path: Path,
+    size: tuple[int, int],
+    crops: Sequence[tuple[float, float]],
+    flip: bool,
+) -> list[Variant]:
+    variants = []
+    for crop in crops:
+        fitted, original, corner = fit_picture(picture, size, crop)
+        pixels = to_tensor(fitted)
+        time_ids = torch.tensor([*original, *corner, *size], dtype=torch.float32)
+        for image in (pixels, pixels.flip(-1)) if flip else (pixels,):
+            moments = backbones.encode_pictures(vae, image.unsqueeze(0))[0].cpu()
+            if not torch.isfinite(moments).all():
+                raise UserError(
+                    f"The VAE gives NaN for {path} in {vae.dtype}: train with --vae_dtype fp32, or "
+                    "give a VAE made for half precision with --pretrained_vae_model_name_or_path."
+                )
+            variants.append(Variant(moments, time_ids))
+    return variants

@@ -1,0 +1,213 @@
+"""A run's model card: README.md beside its adapter, as the hub shows it.
+
+It tells base, prompt, factors, parameters, how to load the adapter with and without the package,
+and shows the validation grid and scores where there are some. No path of this machine gets in.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..common.files import write_text
+
+ADAPTER = "adapter.safetensors"
+CARD = "README.md"
+GRID = "validation/grid.png"
+SCORES = ("results.md", "evaluation/results.md")
+
+
+def write_model_card(
+    run_dir: Path | str,
+    *,
+    title: str | None = None,
+    repo_id: str | None = None,
+    license: str | None = None,
+    scores: Path | str | None = None,
+) -> Path:
+    """Write `run_dir/README.md` from what the run left there; replaced whole if it is there.
+
+    Args:
+        title: by default the folder's name.
+        repo_id: where it will lie on the hub, for the lines that load it; by default the title.
+        license: an identifier such as "openrail++"; the owner's to choose, so none is made up.
+        scores: a `results.md` of `diffusekrona.evaluate`; by default the one in the run's folder.
+
+    Raises:
+        UserError: no readable adapter in the folder.
+    """
+    folder = Path(run_dir)
+    text = card_text(folder, title or folder.resolve().name, repo_id, license, scores)
+    write_text(folder / CARD, text)
+    return folder / CARD
+
+
+def card_text(
+    folder: Path,
+    title: str,
+    repo_id: str | None = None,
+    license: str | None = None,
+    scores: Path | str | None = None,
+) -> str:
+    """The card of a run's folder, Markdown with the hub's YAML head."""
+    from ..adapters.file import read_adapter
+
+    adapter = read_adapter(folder)
+    metadata = adapter.metadata
+    counts = {
+        name: (len(tensors := adapter.component_tensors(name)) // 2,
+               sum(t.numel() for t in tensors.values()))
+        for name in adapter.configs
+    }  # fmt: skip
+    size = (folder / ADAPTER).stat().st_size
+    parts = [
+        _head(metadata, license),
+        f"# {plain(title)}\n",
+        _introduction(adapter, metadata),
+        _facts(adapter, metadata, counts, size, _read_run(folder)),
+        _how_to_load(repo_id or title, adapter),
+    ]
+    if (folder / GRID).is_file():
+        parts.append(f"## Pictures\n\n![validation pictures by step]({GRID})\n")
+    found = [Path(scores)] if scores else [folder / name for name in SCORES]
+    table = next((p.read_text(encoding="utf-8") for p in found if p.is_file()), None)
+    if table:
+        parts.append(f"## Scores\n\n{table.strip()}\n")
+    return "\n".join(parts)
+
+
+def public_base(metadata: Mapping[str, str]) -> str | None:
+    """The base's hub name; None for a folder of this machine, which a card must not show."""
+    base = metadata.get("base_model", "")
+    return base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not base.startswith(".") else None
+
+
+def _head(metadata: Mapping[str, str], license: str | None) -> str:
+    # JSON strings are YAML strings, so that no prompt can end the head early.
+    lines = ["---"]
+    if base := public_base(metadata):
+        lines += [f"base_model: {json.dumps(base)}", "base_model_relation: adapter"]
+    if license:
+        lines.append(f"license: {json.dumps(license)}")
+    if prompt := metadata.get("instance_prompt"):
+        lines.append(f"instance_prompt: {json.dumps(prompt, ensure_ascii=False)}")
+    lines += ["library_name: diffusers", "pipeline_tag: text-to-image", "tags:"]
+    lines += [f"- {tag}" for tag in ("text-to-image", "diffusers", "dreambooth", "diffusekrona")]
+    return "\n".join([*lines, "---", ""])
+
+
+def _introduction(adapter: Any, metadata: Mapping[str, str]) -> str:
+    base = public_base(metadata) or Path(metadata.get("base_model", "")).name
+    kind = "Kronecker adapter (DiffuseKronA)" if adapter.method == "krona" else "LoRA"
+    text = f"A {kind}"
+    text += f" for `{plain(base)}`" if base else ""
+    if prompt := metadata.get("instance_prompt"):
+        text += f", trained by DreamBooth. Prompt it with `{plain(prompt)}`"
+    return text + ".\n"
+
+
+def _facts(
+    adapter: Any,
+    metadata: Mapping[str, str],
+    counts: Mapping[str, tuple[int, int]],
+    size: int,
+    run: Mapping[str, Any],
+) -> str:
+    rows = [("base family", metadata.get("base_family"))]
+    for name, config in adapter.configs.items():
+        layers, numbers = counts[name]
+        rows.append((name, f"{layers} layers, {numbers:,} parameters, {_factors(config)}"))
+    rows.append(("file", f"{size / 1e6:.2f} MB"))
+    for key in ("steps", "learning_rate", "resolution", "seed"):
+        rows.append((key.replace("_", " "), metadata.get(key)))
+    rows.append(("trained in", _duration(run.get("seconds_training"))))
+    rows.append(("on", run.get("device")))
+    body = "\n".join(f"| {name} | {plain(value)} |" for name, value in rows if value)
+    return f"| | |\n|---|---|\n{body}\n"
+
+
+def _factors(config: Any) -> str:
+    if hasattr(config, "a1"):
+        text = f"A ({config.a1}, {config.a2})"
+        own = {f"{k} ({a}, {b})" for k, (a, b) in config.factor_pattern.items()}
+        text += f", {len(own)} patterns of their own" if own else ""
+        text += f", {config.terms} terms" if config.terms > 1 else ""
+        return text + (f", {config.output_order} rows" if config.output_order != "kron" else "")
+    return f"rank {config.r}"
+
+
+def _how_to_load(name: str, adapter: Any) -> str:
+    metadata = adapter.metadata
+    base = public_base(metadata) or "BASE"
+    prompt = json.dumps(metadata.get("instance_prompt") or "a photo", ensure_ascii=False)
+    text = f"""## Use it
+
+With DiffuseKronA installed:
+
+```python
+from diffusers import DiffusionPipeline
+from diffusekrona import load_adapter
+
+pipe = DiffusionPipeline.from_pretrained({json.dumps(base)})
+load_adapter(pipe, {json.dumps(ADAPTER)})  # downloaded from {plain(name)}
+image = pipe({prompt}).images[0]
+```
+"""
+    if adapter.method == "krona":
+        text += f"""
+Without it, merged into the pipeline's weights:
+
+```python
+{_merging_code(adapter)}
+```
+"""
+    return f"""{text}
+As a LoRA that is exactly equal, for plain `pipe.load_lora_weights`:
+`python -m diffusekrona.convert {ADAPTER} lora.safetensors --to lora`.
+For ComfyUI, Forge, A1111 and InvokeAI: `--to lokr` or `--to lora-kohya`, or the whole model in one
+file: `--to merged --base BASE`.
+"""
+
+
+def _merging_code(adapter: Any) -> str:
+    """Code that needs torch and safetensors alone: W += scale * sum of kron(A, B)."""
+    parts = sorted(adapter.configs, key=len, reverse=True)
+    scales = {name: config.scale for name, config in adapter.configs.items()}
+    shuffled = {config.output_order for config in adapter.configs.values()} == {"interleaved"}
+    delta = "torch.kron(a_i, b_i)"
+    if shuffled:  # rows counted as the published code counts them
+        delta += ".view(len(a_i), len(b_i), -1).transpose(0, 1).reshape(layer.weight.shape)"
+    return f"""import torch
+from safetensors.torch import load_file
+
+factors, scales = load_file({json.dumps(ADAPTER)}), {scales!r}
+for key in [k for k in factors if k.endswith(".krona_a")]:
+    name = key.removesuffix(".krona_a")
+    part = next((p for p in {parts!r} if name.startswith(p + ".")), "unet")
+    layer = getattr(pipe, part).get_submodule(name.removeprefix(part + "."))
+    a, b = factors[key].float(), factors[name + ".krona_b"].float()
+    terms = zip(a.view(-1, *a.shape[-2:]), b.view(-1, *b.shape[-2:]))
+    delta = scales[part] * sum({delta} for a_i, b_i in terms)
+    layer.weight.data += delta.to(layer.weight)"""
+
+
+def _read_run(folder: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _duration(seconds: Any) -> str | None:
+    if not isinstance(seconds, int | float):
+        return None
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
+
+
+def plain(text: object) -> str:
+    """One line that ends no table cell, code span or heading."""
+    return " ".join(str(text).split()).replace("|", "/").replace("`", "'")

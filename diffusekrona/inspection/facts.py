@@ -1,0 +1,197 @@
+"""What an adapter does to each layer, in numbers, computed from its factors.
+
+The singular values of A (x) B are all products of one of A's and one of B's, and the Frobenius norm
+is the product of the norms, so nothing of the layer's size is formed for a single Kronecker
+product. A LoRA's up @ down is reduced by two QR decompositions to an (r, r) core.
+
+Effective rank is that of Roy and Vetterli, "The effective rank", 2007: exp of the entropy of the
+singular values taken as shares of their sum. That of A (x) B is the product of A's and B's.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from peft import PeftConfig
+
+from ..adapters.file import Adapter
+from ..krona import KronAConfig
+from ..krona.factors import Pair
+from ..krona.functional import kron_weight
+
+ATTENTION = {"attn1": "self", "attn2": "cross", "self_attn": "text", "ff": "feed-forward"}
+
+
+@dataclass
+class LayerFacts:
+    """One adapted layer.
+
+    Attributes:
+        block: "down 0", "mid", "up 1", or the text encoder's name; place: that with the layer's
+            number inside it, short.
+        attention: "self", "cross", "feed-forward" or "text".
+        projection: "Q", "K", "V", "O", or "FF".
+        factors: (a1, a2), or None for a LoRA; rank_limit: the LoRA's r, or min(a1,a2)*min(b1,b2).
+        norm: Frobenius norm of delta W; base_norm: of W, where a base was given.
+        singular: singular values of delta W, falling; those of A and of B for a single product.
+        a, b: the factors (terms, …), scale not in them; for a LoRA, up and down.
+    """
+
+    component: str
+    name: str
+    block: str
+    place: str
+    attention: str
+    projection: str
+    shape: tuple[int, int]
+    factors: Pair | None
+    rank_limit: int
+    parameters: int
+    scale: float
+    output_order: str
+    a: torch.Tensor
+    b: torch.Tensor
+    norm: float
+    singular: torch.Tensor
+    singular_a: torch.Tensor | None = None
+    singular_b: torch.Tensor | None = None
+    base_norm: float | None = None
+
+    @property
+    def relative(self) -> float | None:
+        """||delta W|| / ||W||, or None without a base."""
+        return None if self.base_norm is None else self.norm / max(self.base_norm, 1e-30)
+
+
+@dataclass
+class Facts:
+    """All layers of one adapter, under the name it is shown by."""
+
+    label: str
+    method: str
+    layers: list[LayerFacts]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def norm(self) -> float:
+        return math.sqrt(sum(layer.norm**2 for layer in self.layers))
+
+
+def facts_of(adapter: Adapter, label: str) -> Facts:
+    """Every layer's facts, in the file's order of blocks: down, mid, up, text encoders."""
+    layers = []
+    for component, config in adapter.configs.items():
+        tensors = adapter.component_tensors(component)
+        for name in sorted({re.sub(r"\.(krona|lora)_[AaBb](\.weight)?$", "", k) for k in tensors}):
+            layers.append(_layer(component, name, config, tensors))
+    layers.sort(key=lambda layer: (_block_rank(layer.block), _natural(layer.name)))
+    return Facts(label, adapter.method, layers, adapter.metadata)
+
+
+def _layer(
+    component: str, name: str, config: PeftConfig, tensors: dict[str, torch.Tensor]
+) -> LayerFacts:
+    block, place, attention, projection = where(component, name)
+    common = (component, name, block, place, attention, projection)
+    if isinstance(config, KronAConfig):
+        a, b = tensors[f"{name}.krona_a"].float(), tensors[f"{name}.krona_b"].float()
+        a, b = (f if f.dim() == 3 else f.unsqueeze(0) for f in (a, b))
+        (terms, a1, a2), (_, b1, b2) = a.shape, b.shape
+        scale, order = float(config.scale), config.output_order
+        parts = None, None
+        if terms == 1:
+            parts = torch.linalg.svdvals(a[0].double()), torch.linalg.svdvals(b[0].double())
+            singular = torch.outer(*parts).flatten().sort(descending=True).values * abs(scale)
+        else:
+            singular = _singular_of_dense(kron_weight(a, b).double()) * abs(scale)
+        return LayerFacts(
+            *common, (a1 * b1, a2 * b2), (a1, a2),
+            min(terms * min(a1, a2) * min(b1, b2), a1 * b1, a2 * b2),
+            a.numel() + b.numel(), scale, order, a, b, singular.norm().item(), singular, *parts,
+        )  # fmt: skip
+    up, down = tensors[f"{name}.lora_B.weight"].float(), tensors[f"{name}.lora_A.weight"].float()
+    rank = down.shape[0]
+    scale = _lora_scale(config, name, rank)
+    core = torch.linalg.qr(up.double())[1] @ torch.linalg.qr(down.double().t())[1].t()
+    singular = torch.linalg.svdvals(core) * abs(scale)
+    return LayerFacts(
+        *common, (up.shape[0], down.shape[1]), None, rank, up.numel() + down.numel(), scale, "kron",
+        up, down, singular.norm().item(), singular,
+    )  # fmt: skip
+
+
+def _lora_scale(config: PeftConfig, name: str, rank: int) -> float:
+    from peft.utils.other import get_pattern_key
+
+    key = get_pattern_key((config.alpha_pattern or {}).keys(), name)
+    alpha = (config.alpha_pattern or {}).get(key, config.lora_alpha)
+    return alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
+
+
+def _singular_of_dense(weight: torch.Tensor) -> torch.Tensor:
+    gram = weight @ weight.t() if weight.shape[0] <= weight.shape[1] else weight.t() @ weight
+    return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0)
+
+
+def where(component: str, name: str) -> tuple[str, str, str, str]:
+    """(block, place, attention, projection) of a layer, from its name in diffusers' models."""
+    attention = next((ATTENTION[p] for p in name.split(".") if p in ATTENTION), "other")
+    end = re.search(r"(?:to_|)([qkv])(?:_proj)?$|(to_out\.0|out_proj)$", name)
+    projection = (end[1] or "o").upper() if end else "FF"
+    if match := re.match(r"(down|up)_blocks\.(\d+)(.*)", name):
+        block, rest = f"{match[1]} {match[2]}", match[3]
+    elif name.startswith("mid_block"):
+        block, rest = "mid", name.removeprefix("mid_block")
+    else:
+        block, rest = component.replace("_", " "), name
+    numbers = re.findall(r"\.(?:attentions|transformer_blocks|layers)\.(\d+)", rest)
+    return block, " ".join([block, ".".join(numbers)]).strip(), attention, projection
+
+
+def _block_rank(block: str) -> tuple[int, str]:
+    kinds = ("down", "mid", "up")
+    return (kinds.index(block.split()[0]) if block.split()[0] in kinds else 3, block)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(p) if p.isdigit() else -1, p) for p in name.split(".")]
+
+
+# --- sums over layers -----------------------------------------------------------------------------
+
+
+def effective_rank(singular: torch.Tensor | None) -> float | None:
+    """exp(entropy of the singular values as shares); 0 for a zero matrix."""
+    if singular is None:
+        return None
+    total = singular.sum()
+    if total <= 0:
+        return 0.0
+    shares = singular / total
+    return torch.exp(-(shares * shares.clamp_min(1e-30).log()).sum()).item()
+
+
+def rank_holding(singular: torch.Tensor, share: float) -> int:
+    """The least rank whose best approximation holds `share` of ||delta W||^2."""
+    energy = singular.square().cumsum(0)
+    if energy[-1] <= 0:
+        return 0
+    return int((energy < share * energy[-1] * (1 - 1e-12)).sum()) + 1
+
+
+def shares(layers: Iterable[LayerFacts], attribute: str) -> dict[str, float]:
+    """Value of `attribute` to its layers' part of the summed ||delta W||^2."""
+    sums: dict[str, float] = {}
+    for layer in layers:
+        key = getattr(layer, attribute)
+        sums[key] = sums.get(key, 0.0) + layer.norm**2
+    total = sum(sums.values())
+    return {key: value / total if total > 0 else 0.0 for key, value in sums.items()}

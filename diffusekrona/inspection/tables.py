@@ -1,0 +1,114 @@
+"""What `diffusekrona.inspect` tells, as tables of text: for the terminal and the page alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from ..common.tables import show_table
+from .facts import Facts, effective_rank, rank_holding, shares
+from .lowered import Lowered, smaller
+
+GROUPS = ("projection", "attention", "block")
+LAYER_HEAD = ["layer", "out×in", "factors", "‖ΔW‖", "‖ΔW‖/‖W‖", "σ₁", "eff. rank", "of A", "of B"]
+LOWERED_HEAD = ["(a1, a2)", "parameters", "of now", "error", "worst layer"]
+
+
+def totals(facts: Sequence[Facts]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table that compares whole adapters, a column an adapter."""
+    rows: dict[str, list[str]] = {}
+
+    def add(name: str, values: Sequence[Any]) -> None:
+        rows[name] = [str(value) for value in values]
+
+    add("method", [f.method for f in facts])
+    add("factors or rank", [_sizes(f) for f in facts])
+    add("learning rate", [f.metadata.get("learning_rate", "–") for f in facts])
+    add("steps", [f.metadata.get("steps", "–") for f in facts])
+    add("layers", [len(f.layers) for f in facts])
+    add("parameters", [f"{f.parameters:,}" for f in facts])
+    add("‖ΔW‖, all layers", [f"{f.norm:.4g}" for f in facts])
+    if all(layer.base_norm for f in facts for layer in f.layers):
+        add("‖ΔW‖ / ‖W‖, median", [f"{median(x.relative for x in f.layers):.3%}" for f in facts])
+        add("‖ΔW‖ / ‖W‖, largest", [f"{max(x.relative for x in f.layers):.3%}" for f in facts])
+    for title, number in (
+        ("highest rank it can have", lambda x: x.rank_limit),
+        ("effective rank", lambda x: effective_rank(x.singular)),
+        ("rank with 90% of ‖ΔW‖²", lambda x: rank_holding(x.singular, 0.9)),
+        ("rank with 99% of ‖ΔW‖²", lambda x: rank_holding(x.singular, 0.99)),
+    ):
+        add(f"{title}, median", [f"{median(map(number, f.layers)):.4g}" for f in facts])
+    for factor in "ab":
+        ranks = [
+            [effective_rank(getattr(x, f"singular_{factor}")) for x in f.layers] for f in facts
+        ]
+        shown = [f"{median(r):.4g}" if r and None not in r else "–" for r in ranks]
+        if set(shown) != {"–"}:
+            add(f"effective rank of {factor.upper()}, median", shown)
+    return ["", *(f.label for f in facts)], [[name, *cells] for name, cells in rows.items()]
+
+
+def _sizes(facts: Facts) -> str:
+    sizes = (
+        f"{layer.factors[0]}×{layer.factors[1]}" if layer.factors else f"r = {layer.rank_limit}"
+        for layer in facts.layers
+    )
+    return ", ".join(dict.fromkeys(sizes))
+
+
+def share_tables(facts: Sequence[Facts]) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Group to head and rows: its part of ‖ΔW‖², with its part of the parameters in brackets."""
+    tables = {}
+    for attribute in GROUPS:
+        parts = [shares(f.layers, attribute) for f in facts]
+        keys = list(dict.fromkeys(key for part in parts for key in part))
+        if attribute == "projection":
+            keys.sort(key="QKVO".find)
+        rows = []
+        for key in keys:
+            cells = []
+            for one, part in zip(facts, parts, strict=True):
+                count = sum(x.parameters for x in one.layers if getattr(x, attribute) == key)
+                cells.append(f"{part.get(key, 0):.1%} ({count / one.parameters:.1%})")
+            rows.append([key, *cells])
+        tables[attribute] = ([attribute, *(f.label for f in facts)], rows)
+    return tables
+
+
+def layer_rows(facts: Facts) -> list[list[str]]:
+    """A row a layer, under LAYER_HEAD."""
+    rows = []
+    for x in facts.layers:
+        ranks = [effective_rank(s) for s in (x.singular, x.singular_a, x.singular_b)]
+        size = f"{x.factors[0]}×{x.factors[1]}" if x.factors else f"r={x.rank_limit}"
+        row = [x.name, f"{x.shape[0]}×{x.shape[1]}", size, f"{x.norm:.4g}"]
+        row += ["–" if x.relative is None else f"{x.relative:.3%}", f"{x.singular[0].item():.4g}"]
+        rows.append(row + ["–" if r is None else f"{r:.3g}" for r in ranks])
+    return rows
+
+
+def lowered_rows(facts: Facts, results: Sequence[Lowered]) -> list[list[str]]:
+    """A row a pair of factors, under LOWERED_HEAD."""
+    rows = []
+    for r in results:
+        size = [f"({r.pair[0]}, {r.pair[1]})", f"{r.parameters:,}"]
+        parts = (r.parameters / facts.parameters, r.error, r.worst)
+        rows.append([*size, f"{parts[0]:.0%}", f"{parts[1]:.1%}", f"{parts[2]:.1%}"])
+    return rows
+
+
+def print_tables(facts: Sequence[Facts], results: Sequence[Sequence[Lowered]], every: bool) -> None:
+    """The terminal's view."""
+    show_table("Adapters", *totals(facts))
+    for title, (head, rows) in share_tables(facts).items():
+        show_table(f"Part of ‖ΔW‖² by {title} (part of the parameters)", head, rows)
+    for one, outcome in zip(facts, results, strict=True):
+        if every:
+            show_table(one.label, LAYER_HEAD, layer_rows(one))
+        rows = lowered_rows(one, smaller(one, outcome))
+        title = f"{one.label}: fewer parameters, and what the nearest product then misses of ‖ΔW‖"
+        if rows:
+            show_table(title, LOWERED_HEAD, rows)
+        else:
+            print(f"{title}: no pair that was tried has fewer.\n")

@@ -1,0 +1,322 @@
+"""From a base model and prompts to pictures: load, encode, denoise, decode.
+
+Every picture has a CPU generator of its own, seeded by its seed, so neither the batch size, nor the
+device, nor the other pictures of a run change what a seed gives.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from tqdm.auto import tqdm
+
+from ..bases.backbones import (
+    channels_last,
+    family_of,
+    load_vae,
+    read_unet_config,
+    resolve_base,
+    text_states,
+    tokenize,
+)
+from ..common.errors import UserError
+from ..common.pictures import to_image
+
+log = logging.getLogger(__name__)
+
+_PROMPTS_AT_ONCE = 16  # prompts encoded together
+
+
+# --- loading -----------------------------------------------------------------------------------
+
+
+def load_pipeline(
+    base: str,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    vae: str | None = None,
+    **options: Any,
+) -> Any:
+    """A base model as diffusers' text-to-image pipeline of its family.
+
+    The VAE stays in fp32 whatever `dtype` is, since some overflow in fp16 and give black pictures;
+    one whose config says that it does not (`force_upcast: false`) follows `dtype`.
+
+    Args:
+        base: a hub name, a folder, or the name of a bundled model.
+        vae: hub name or folder of another VAE.
+        options: `revision`, `variant` …, as `from_pretrained` takes them; None is left out.
+
+    Raises:
+        UserError: the base or the VAE cannot be had, or is none of the known families.
+    """
+    import diffusers
+
+    base = resolve_base(base)
+    options = {key: value for key, value in options.items() if value is not None}
+    revision = {key: value for key, value in options.items() if key == "revision"}
+    family = family_of(read_unet_config(base, **revision))
+    parts: dict[str, Any] = {}
+    if vae is not None:
+        parts["vae"] = load_vae(base, vae, dtype=torch.float32)
+    if not family.size_conditioned:
+        parts |= {"safety_checker": None, "feature_extractor": None}
+        parts["requires_safety_checker"] = False
+    pipeline = _from_pretrained(
+        getattr(diffusers, family.pipeline), base, _dtypes(dtype), **parts, **options
+    )
+    if not pipeline.vae.config.get("force_upcast", True):
+        pipeline.vae.to(dtype)
+    channels_last(pipeline.vae)
+    return pipeline.to(device, silence_dtype_warnings=True)
+
+
+def load_refiner(pipeline: Any, name: str, dtype: torch.dtype, **options: Any) -> Any:
+    """An image-to-image pipeline that finishes what `pipeline` begins, sharing its VAE.
+
+    It takes over latents half-way, so it goes on with the same sampler: others scale them
+    otherwise.
+
+    Raises:
+        UserError: it cannot be had, or one of the two cannot hand over half-way.
+    """
+    from diffusers import AutoPipelineForImage2Image
+
+    if "denoising_end" not in inspect.signature(pipeline.__call__).parameters:
+        raise UserError("This base model cannot hand over to a refiner: leave out --refiner.")
+    name = resolve_base(name)
+    options = {key: value for key, value in options.items() if value is not None}
+    refiner = _from_pretrained(
+        AutoPipelineForImage2Image, name, _dtypes(dtype), vae=pipeline.vae, **options
+    )
+    if "denoising_start" not in inspect.signature(refiner.__call__).parameters:
+        raise UserError(f"{name} is no refiner: it cannot take over half-way.")
+    refiner.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
+    return refiner
+
+
+def _dtypes(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    return {"default": dtype, "vae": torch.float32}
+
+
+def _from_pretrained(kind: Any, name: str, dtype: Any, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(name, dtype=dtype, **options)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"Cannot load {name!r}: {reason} (check the name, the network or your hub login, or "
+            "give a local diffusers folder)."
+        ) from error
+
+
+# --- text --------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def encode(
+    pipeline: Any, prompts: Sequence[str], negative_prompt: str | None = None
+) -> dict[str, torch.Tensor]:
+    """Prompts to text states by the pipeline's own text encoders, on the CPU.
+
+    Returns:
+        "prompt_embeds" (n, tokens, width), and what else the family has, a row a prompt; with
+        "negative_" before it, the same of the negative prompt, in one row. Words past the last
+        token that a text encoder reads are told in a warning.
+    """
+    family = family_of(pipeline.unet.config)
+    encoders = {name: getattr(pipeline, name) for name in family.text_encoders}
+    names = [name.replace("text_encoder", "tokenizer") for name in family.text_encoders]
+    tokenizers = [getattr(pipeline, name) for name in names]
+
+    def states_of(texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        states = text_states(family, encoders, tokenize(tokenizers, texts))
+        return {name: tensor.cpu() for name, tensor in states.items()}
+
+    distinct = list(dict.fromkeys(prompts))
+    starts = range(0, len(distinct), _PROMPTS_AT_ONCE)
+    pieces = [states_of(distinct[start : start + _PROMPTS_AT_ONCE]) for start in starts]
+    rows = [distinct.index(prompt) for prompt in prompts]
+    states = {name: torch.cat([piece[name] for piece in pieces])[rows] for name in pieces[0]}
+    if negative_prompt is None and pipeline.config.get("force_zeros_for_empty_prompt"):
+        return _with_zero_negative(states)
+    negative = states_of([negative_prompt or ""])
+    return states | {f"negative_{name}": tensor for name, tensor in negative.items()}
+
+
+def _with_zero_negative(states: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    zeros = {f"negative_{name}": torch.zeros_like(t[:1]) for name, t in states.items()}
+    return {**states, **zeros}
+
+
+# --- pictures ----------------------------------------------------------------------------------
+
+
+def generate(
+    pipeline: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance: float,
+    negative_prompt: str | None = None,
+    size: tuple[int, int] | None = None,
+    batch_size: int = 1,
+    progress: bool = True,
+    **text_states: torch.Tensor,
+) -> list[Image.Image]:
+    """One picture for each prompt and seed, taken in pairs.
+
+    Args:
+        pipeline: of `load_pipeline` or `backbones.build_pipeline`; it needs no text encoders when
+            text states are given. Adapters on it, merged or live, take part.
+        size: (height, width) in pixels; the base's own if not given.
+        text_states: `prompt_embeds`, `negative_prompt_embeds` and, where the family has them,
+            `pooled_prompt_embeds`, `negative_pooled_prompt_embeds`: a row a prompt, or one row for
+            all. The negative ones may be left out where the base takes zeros for them.
+
+    Raises:
+        ValueError: `guidance` needs a negative text state and there is none; not as many seeds as
+            prompts.
+    """
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts for {len(seeds)} seeds: one seed a prompt")
+    states = dict(text_states) or encode(pipeline, prompts, negative_prompt)
+    if guidance > 1 and "negative_prompt_embeds" not in states:
+        if not pipeline.config.get("force_zeros_for_empty_prompt"):
+            raise ValueError("guidance above 1 needs negative_prompt_embeds beside prompt_embeds")
+        states = _with_zero_negative(states)
+    made = iter_pictures(
+        pipeline,
+        states,
+        list(enumerate(seeds)),
+        steps=steps,
+        guidance=guidance,
+        size=size,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return list(made)
+
+
+Finish = Callable[..., torch.Tensor]
+
+
+@torch.no_grad()
+def iter_pictures(
+    pipeline: Any,
+    states: Mapping[str, torch.Tensor],
+    jobs: Sequence[tuple[int, int]],
+    *,
+    steps: int,
+    guidance: float,
+    size: tuple[int, int] | None = None,
+    batch_size: int = 1,
+    progress: bool = True,
+    finish: Finish | None = None,
+    handover: float | None = None,
+) -> Iterator[Image.Image]:
+    """Pictures one by one, as they come out.
+
+    Args:
+        states: text states, a row a prompt; a single row serves all prompts.
+        jobs: (row of the text states, seed) of each picture.
+        finish: `refine_with(…)`, which takes the latents over at `handover`, a part of the way
+            from 0 to 1.
+    """
+    height, width = size or (None, None)
+    device, dtype = pipeline._execution_device, pipeline.unet.dtype
+    pipeline.set_progress_bar_config(disable=True)
+    own_steps = steps if finish is None else int(steps * handover)
+    extra = {} if finish is None else {"denoising_end": handover}
+    chunks = [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
+    with tqdm(total=steps * len(chunks), desc="pictures", unit="step", disable=not progress) as bar:
+        for chunk in chunks:
+            rows = [row for row, _ in chunk]
+            generators = [torch.Generator("cpu").manual_seed(seed) for _, seed in chunk]
+            text = {
+                name: tensor[rows if len(tensor) > 1 else [0] * len(rows)].to(device, dtype)
+                for name, tensor in states.items()
+            }
+            latents = pipeline(
+                **text,
+                height=height,
+                width=width,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=generators,
+                output_type="latent",
+                callback_on_step_end=_ticker(bar, own_steps),
+                **extra,
+            ).images
+            if finish is not None:
+                ticker = _ticker(bar, steps - own_steps)
+                latents = finish(latents, rows, generators, steps, guidance, ticker)
+            for latent in latents:
+                yield decode(pipeline, latent)
+
+
+def _ticker(bar: tqdm, steps: int) -> Callable[..., dict]:
+    """A callback that moves `bar` by `steps` in all; some schedulers call the UNet more often."""
+
+    def tick(pipeline: Any, step: int, timestep: Any, values: dict) -> dict:
+        calls = pipeline.num_timesteps
+        bar.update((step + 1) * steps // calls - step * steps // calls)
+        return values
+
+    return tick
+
+
+def refine_with(
+    refiner: Any, prompts: Sequence[str], negative_prompt: str | None, handover: float
+) -> Finish:
+    """What `iter_pictures` needs to let `refiner` take the last part of the steps."""
+    refiner.set_progress_bar_config(disable=True)
+
+    def finish(
+        latents: torch.Tensor,
+        rows: Sequence[int],
+        generators: list[torch.Generator],
+        steps: int,
+        guidance: float,
+        ticker: Callable[..., dict],
+    ) -> torch.Tensor:
+        return refiner(
+            prompt=[prompts[row] for row in rows],
+            negative_prompt=None if negative_prompt is None else [negative_prompt] * len(rows),
+            image=latents.to(refiner.unet.dtype),
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generators,
+            denoising_start=handover,
+            output_type="latent",
+            callback_on_step_end=ticker,
+        ).images
+
+    return finish
+
+
+@torch.no_grad()
+def decode(pipeline: Any, latent: torch.Tensor) -> Image.Image:
+    """One latent (c, h, w) to a picture, in the VAE's own precision."""
+    vae, config = pipeline.vae, pipeline.vae.config
+    latent = latent.to(pipeline._execution_device, vae.dtype).unsqueeze(0) / config.scaling_factor
+    if config.get("latents_mean") and config.get("latents_std"):
+        mean = latent.new_tensor(config.latents_mean).view(1, -1, 1, 1)
+        std = latent.new_tensor(config.latents_std).view(1, -1, 1, 1)
+        latent = latent * std + mean
+    latent = latent + (config.get("shift_factor") or 0.0)
+    pixels = vae.decode(latent, return_dict=False)[0][0]
+    if not torch.isfinite(pixels).all():
+        log.warning(
+            "a picture came out as NaN and is black: the adapter's weight may be too high, or "
+            "%s too coarse for this base",
+            str(pipeline.unet.dtype).removeprefix("torch."),
+        )
+    return to_image(pixels)

@@ -1,0 +1,289 @@
+"""What a run tells while it goes, and what it leaves: progress, losses, summary, the adapter."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import platform
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from ..adapters.file import collect_adapter, write_adapter
+from ..common.errors import UserError
+from ..common.files import write_text
+from ..data.cache import DTYPES
+from .checkpoint import ADAPTER, RUN_RECORD
+from .plan import Plan
+
+log = logging.getLogger("diffusekrona")
+
+
+# A step's number, its loss on the host, the event after which it is there, and its learning rate.
+Pending = tuple[int, torch.Tensor, torch.cuda.Event | None, float]
+
+
+class RunLog:
+    """The run's voice and memory: progress bar, train_log.jsonl, trackers, run.json.
+
+    A loss is sent to the host as soon as it is computed and read one step late: the loop waits for
+    the step before at most, and the device always has the next one to go on with.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        plan: Plan,
+        accelerator: Any,
+        trained: Sequence[torch.nn.Parameter],
+        first: int,
+        steps: int,
+        settings: Mapping[str, Any],
+        started: float,
+    ) -> None:
+        self.args, self.plan, self.accelerator = args, plan, accelerator
+        self.first, self.steps, self.started = first, steps, started
+        self.settings = settings
+        self.trained = sum(p.numel() for p in trained)
+        self.pending: Pending | None = None
+        self.last_loss = math.nan
+        self.path = args.output_dir / "train_log.jsonl"
+        self.main = accelerator.is_main_process
+        if self.main:
+            log.info(
+                "training %s parameters in %d layers of %s with %s, %d steps; memory so far: %s",
+                f"{self.trained:,}", len(plan.layers), plan.family.title, args.adapter_type,
+                steps, peak_memory(accelerator.device),
+            )  # fmt: skip
+            self._forget_after(first)
+        self.file = open(self.path, "a", encoding="utf-8") if self.main else None  # noqa: SIM115
+        self.bar = tqdm(
+            total=steps, initial=first, desc="train", unit="step", disable=not self.main
+        )
+        self.loop_started = time.time()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        if self.file:
+            self.file.close()
+
+    def _forget_after(self, step: int) -> None:
+        """Drop the lines of steps that will be done again."""
+        if self.path.is_file():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step_of(line) <= step]
+            write_text(self.path, "".join(line + "\n" for line in kept))
+
+    def step(self, done: int, loss: torch.Tensor, lr: float) -> None:
+        """Note the loss of step `done`, and tell that of the step before.
+
+        Raises:
+            UserError: a loss that is no number.
+        """
+        before, self.pending = self.pending, (done, *send_to_host(loss), lr)
+        self._tell(before)
+        self.bar.update()
+        if done == self.first + 1 and self.main:
+            log.info("peak memory after the first step: %s", peak_memory(self.accelerator.device))
+
+    def settle(self, trained: Sequence[torch.nn.Parameter]) -> None:
+        """Tell what is pending, and see that nothing broken is about to be saved.
+
+        Raises:
+            UserError: a loss or a factor that is no finite number.
+        """
+        before, self.pending = self.pending, None
+        self._tell(before)
+        if self.file:
+            self.file.flush()
+        if not all(torch.isfinite(p).all() for p in trained):
+            raise self._diverged("a factor", self.bar.n)
+
+    def _tell(self, pending: Pending | None) -> None:
+        if pending is None:
+            return
+        done, arrived, copied, lr = pending
+        if copied is not None:
+            copied.synchronize()
+        loss = arrived.item()
+        if not math.isfinite(loss):
+            raise self._diverged("the loss", done)
+        self.last_loss = loss
+        if self.main:
+            seconds = round(time.time() - self.loop_started, 3)
+            line = {"step": done, "loss": loss, "lr": lr, "seconds": seconds}
+            self.file.write(json.dumps(line) + "\n")
+            self.bar.set_postfix(loss=f"{loss:.4f}", lr=f"{lr:.2g}", refresh=False)
+            self.accelerator.log({"loss": loss, "lr": lr}, step=done)
+
+    def _diverged(self, what: str, step: int) -> UserError:
+        good = sorted(self.args.output_dir.glob("checkpoint-*"), key=lambda p: int(p.name[11:]))
+        kept = f"the last good checkpoint is {good[-1]}" if good else "no checkpoint was due yet"
+        return UserError(
+            f"{what} became NaN or infinite at step {step} (learning rate "
+            f"{self.args.learning_rate:g}): lower --learning_rate, or train without fp16; {kept}."
+        )
+
+    def stopped(self, done: int, folder: Path | None, caught: Sequence[int]) -> int:
+        """Tell that a signal ended the run; returns the exit code."""
+        self.bar.close()  # before the line below, which it would overwrite
+        where = f"saved {folder}" if folder else "and nothing could be saved"
+        log.warning(
+            "stopped at step %d, %s; go on with --resume_from_checkpoint latest", done, where
+        )
+        return 128 + (caught[0] if caught else signal.SIGTERM)
+
+    def save_result(
+        self,
+        models: Mapping[str, torch.nn.Module],
+        origin: Mapping[str, Any],
+        adapter_name: str,
+    ) -> None:
+        """Write adapter.safetensors and run.json. A trained adapter is not lost to a full disk.
+
+        Raises:
+            UserError: the disk refuses; the line says where the adapter was put instead.
+        """
+        if not self.main:
+            return
+        self.bar.close()
+        args, path = self.args, self.args.output_dir / ADAPTER
+        metadata = {**origin, "steps": self.steps}
+        dtype = DTYPES[args.save_precision]
+        adapter = collect_adapter(models, adapter_name, self.plan.family.name, metadata, dtype)
+        try:
+            write_adapter(adapter, path)
+        except UserError as error:
+            rescue = Path(tempfile.mkdtemp(prefix="diffusekrona-")) / ADAPTER
+            write_adapter(adapter, rescue)
+            raise UserError(f"{error}; the trained adapter was saved to {rescue}") from error
+        write_text(args.output_dir / RUN_RECORD, json.dumps(self.summary(path), indent=1))
+        log.info("saved %s (%.2f MB)", path, path.stat().st_size / 1e6)
+
+    def summary(self, path: Path) -> dict[str, Any]:
+        """What run.json keeps: settings, counts, times, memory, versions."""
+        packages = ("torch", "diffusers", "transformers", "peft", "accelerate")
+        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.args).items()}
+        settings.pop("hub_token", None)  # run.json is shared
+        return {
+            "settings": settings,
+            "fixed_settings": dict(self.settings),
+            "base_family": self.plan.family.name,
+            "resolution": self.plan.resolution,
+            "layers": len(self.plan.layers),
+            "trained_parameters": self.trained,
+            "adapter_bytes": path.stat().st_size,
+            "steps": self.steps,
+            "last_loss": self.last_loss,
+            "seconds_until_training": round(self.loop_started - self.started, 2),
+            "seconds_training": round(time.time() - self.loop_started, 2),
+            "peak_memory": peak_memory(self.accelerator.device),
+            "processes": self.accelerator.num_processes,
+            "device": device_name(self.accelerator.device),
+            "versions": {name: version(name) for name in packages},
+        }
+
+
+def origin_of(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
+    """What every adapter file of a run tells of where it comes from, a checkpoint's too."""
+    return {
+        "base_model": args.pretrained_model_name_or_path,
+        "instance_prompt": args.instance_prompt or "",
+        "learning_rate": args.learning_rate,
+        "seed": args.seed,
+        "resolution": plan.resolution,
+    }
+
+
+def send_to_host(number: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """A copy of `number` on its way to the host, and the CUDA event that tells of its arrival.
+
+    `number.item()` would wait for all that the device was given since, the next step included.
+    """
+    copy = number.detach().to("cpu", non_blocking=True)  # into pinned memory
+    if not number.is_cuda:
+        return copy, None
+    copied = torch.cuda.Event()
+    copied.record()
+    return copy, copied
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # a line cut short by a kill
+
+
+def peak_memory(device: torch.device) -> str:
+    """The most memory this process has held: on the GPU where there is one, else resident."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB of GPU memory"
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage's unit differs
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return f"{peak / 2**30:.2f} GiB of memory"
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's architecture."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, so that the loop can save and leave; a second ends at once."""
+    caught: list[int] = []
+
+    def note(number: int, _frame: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+        log.warning("signal received: saving after this step (again to leave at once)")
+
+    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+class StopVote:
+    """Whether any process wants to stop: they must all save at the same step.
+
+    With several processes the answer is that of the step before, so that none waits for this one.
+    """
+
+    def __init__(self, accelerator: Any) -> None:
+        self.accelerator = accelerator
+        self.pending: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
+
+    def __call__(self, stop: bool) -> bool:
+        if self.accelerator.num_processes == 1:
+            return stop
+        flag = torch.tensor(float(stop), device=self.accelerator.device)
+        before = self.pending
+        self.pending = send_to_host(self.accelerator.reduce(flag, reduction="sum"))
+        if before is None:
+            return False
+        votes, copied = before
+        if copied is not None:
+            copied.synchronize()
+        return votes.item() > 0

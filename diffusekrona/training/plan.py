@@ -1,0 +1,130 @@
+"""What a run is going to do, resolved and counted before anything is loaded."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ..adapters.methods import (
+    TEXT_LETTERS,
+    AdaptedLayer,
+    Choice,
+    adapted_layers,
+    krona_choice,
+    lora_choice,
+    parse_factors,
+)
+from ..bases import backbones
+from ..bases.layer_shapes import linear_layers
+from ..common.errors import UserError
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+
+@dataclass
+class Plan:
+    """A resolved run.
+
+    Attributes:
+        base: folder or hub name of the base model.
+        family: its family.
+        choices: component to what is put on it.
+        layers: every layer that is adapted, with its factors and parameter count.
+        resolution: pixels a side.
+        pixel_step: what picture sides must be multiples of, in pixels.
+        vae_config: of the VAE that makes the latents.
+    """
+
+    base: str
+    family: backbones.Family
+    choices: dict[str, Choice]
+    layers: list[AdaptedLayer]
+    resolution: int
+    pixel_step: int
+    vae_config: Mapping[str, Any]
+
+    @cached_property
+    def configs(self) -> dict[str, PeftConfig]:
+        """Component to PEFT config, made when first asked for: the import is slow."""
+        return {name: choice.config() for name, choice in self.choices.items()}
+
+    @property
+    def parameters(self) -> int:
+        return sum(layer.parameters for layer in self.layers)
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """Read the base's configs, and check that the adapter fits them. No weights are loaded.
+
+    Raises:
+        UserError: a missing base, factors that fit no layer, a resolution the UNet cannot take.
+    """
+    base = backbones.resolve_base(args.pretrained_model_name_or_path)
+    unet_config = backbones.read_unet_config(base, args.revision)
+    family = backbones.family_of(unet_config)
+    shapes = {"unet": linear_layers("UNet2DConditionModel", unet_config)}
+    choices = {"unet": _unet_choice(args)}
+    if args.train_text_encoder:
+        for name, kind in backbones.text_encoder_kinds(family).items():
+            config = backbones.read_part_config(base, name, args.revision)
+            shapes[name] = linear_layers(kind, config)
+            choices[name] = _text_choice(args)
+    layers = adapted_layers(choices, shapes)
+    vae_config = backbones.read_vae_config(
+        base, args.pretrained_vae_model_name_or_path, args.revision
+    )
+    scale = backbones.vae_scale(vae_config)
+    pixel_step = scale * 2 ** (len(unet_config["block_out_channels"]) - 1)
+    native = unet_config.get("sample_size") or family.resolution // scale
+    resolution = args.resolution or scale * native
+    if resolution % scale or resolution < pixel_step:
+        raise UserError(
+            f"--resolution {resolution}: this base takes multiples of {scale} from {pixel_step} on."
+        )
+    return Plan(base, family, choices, layers, resolution, pixel_step, vae_config)
+
+
+def _unet_choice(args: argparse.Namespace) -> Choice:
+    letters, feed_forward = args.attn_update_unet, args.train_feed_forward
+    if args.adapter_type == "lora":
+        return lora_choice(letters, args.rank, args.lora_alpha, feed_forward=feed_forward)
+    return krona_choice(
+        letters,
+        args.a1,
+        args.a2,
+        parse_factors(args.factors),
+        feed_forward=feed_forward,
+        scale=args.krona_scale,
+        terms=args.terms,
+        init_weights=args.init_weights,
+        output_order=args.output_order,
+    )
+
+
+def _text_choice(args: argparse.Namespace) -> Choice:
+    if args.adapter_type == "lora":
+        return lora_choice(args.attn_update_text, args.rank, args.lora_alpha, TEXT_LETTERS)
+    return krona_choice(
+        args.attn_update_text,
+        args.text_encoder_a1 or args.a1,
+        args.text_encoder_a2 or args.a2,
+        names=TEXT_LETTERS,
+        scale=args.krona_scale,
+        terms=args.terms,
+        init_weights=args.init_weights,
+        output_order=args.output_order,
+    )
+
+
+def max_train_steps(args: argparse.Namespace, pictures: int, processes: int = 1) -> int:
+    """Optimizer steps of the run."""
+    if args.max_train_steps is not None:
+        return args.max_train_steps
+    if args.num_train_epochs is None:
+        return 1000
+    batch = args.train_batch_size * processes * args.gradient_accumulation_steps
+    return max(1, -(-pictures * args.num_train_epochs // batch))

@@ -1,0 +1,111 @@
+"""How the models of a run are spread over its processes.
+
+Plain data parallel: each process holds everything, accelerate (DDP) averages the gradients. With
+`--shard_base` (or accelerate configured for FSDP) each process holds a share of the frozen UNet,
+gathered block by block when it is needed (PyTorch's FSDP2). The factors, a thousandth of the base,
+stay whole on each process: so the adapter file, checkpoints and clipping are what they always are,
+and one all-reduce a step averages the gradients.
+
+accelerate's own FSDP would shard the factors too and put the whole base into each checkpoint, so a
+run takes from it only the number of processes and the precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..common.errors import UserError
+
+
+def shards_base(args: argparse.Namespace, accelerator: Any) -> bool:
+    """Whether the base is to be shared out: asked for by flag or by accelerate's configuration.
+
+    Raises:
+        UserError: together with a quantised base; with DeepSpeed's ZeRO 3.
+    """
+    from accelerate import DistributedType
+
+    kind = accelerator.distributed_type
+    if kind == DistributedType.DEEPSPEED:
+        config = accelerator.state.deepspeed_plugin.deepspeed_config
+        if config["zero_optimization"]["stage"] == 3:
+            raise UserError(
+                "DeepSpeed's ZeRO 3 would shard the factors with the base: take stage 2, or "
+                "--shard_base with accelerate's multi-GPU configuration."
+            )
+        # It reads the batch off a dataloader, which this loop does not have.
+        config["train_micro_batch_size_per_gpu"] = args.train_batch_size
+        return False
+    wanted = args.shard_base or kind == DistributedType.FSDP
+    if kind == DistributedType.FSDP:
+        accelerator.state.distributed_type = DistributedType.MULTI_GPU
+    if wanted and args.quantize_base != "none":
+        raise UserError("--quantize_base and a sharded base do not go together: take one.")
+    return wanted and accelerator.num_processes > 1
+
+
+def distribute(
+    accelerator: Any,
+    models: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    trained: Sequence[nn.Parameter],
+    shard: bool,
+) -> tuple[dict[str, Any], Any]:
+    """Spread models and optimizer over the processes.
+
+    Args:
+        models: component name to model; "unet" is the one that is sharded.
+        trained: the factors of all models.
+
+    Returns:
+        The models to call, by name, and the optimizer to step.
+    """
+    if not shard:
+        # In one call, which DeepSpeed needs.
+        *wrapped, stepped = accelerator.prepare(
+            *(model.train() for model in models.values()), optimizer
+        )
+        return dict(zip(models, wrapped, strict=True)), stepped
+    shard_frozen(models["unet"], trained, accelerator.device, accelerator.num_processes)
+    # "Evaluation" is accelerate's word for: its precision, but no data-parallel wrapper.
+    wrapped = {
+        name: accelerator.prepare_model(model.train(), device_placement=False, evaluation_mode=True)
+        for name, model in models.items()
+    }
+    return wrapped, accelerator.prepare(optimizer)
+
+
+def shard_frozen(
+    model: nn.Module, whole: Sequence[nn.Parameter], device: torch.device, processes: int
+) -> None:
+    """Share the parameters of `model` out over all processes, in place, but for those in `whole`.
+
+    A unit, gathered at once, is a module that the model says is not to be split.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    options = {
+        "mesh": init_device_mesh(device.type, (processes,)),
+        "ignored_params": set(whole),
+    }
+    units = set(getattr(model, "_no_split_modules", None) or ())
+    for module in reversed(list(model.modules())):  # inner ones first
+        if type(module).__name__ in units:
+            fully_shard(module, **options)
+    fully_shard(model, **options)
+
+
+def average_gradients(trained: Sequence[nn.Parameter]) -> None:
+    """Replace the gradients of `trained` by their mean over all processes, in one all-reduce."""
+    gradients = [p.grad for p in trained if p.grad is not None]
+    joined = torch.cat([g.flatten() for g in gradients])
+    torch.distributed.all_reduce(joined)
+    joined /= torch.distributed.get_world_size()
+    for gradient, mean in zip(gradients, joined.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))

@@ -1,0 +1,92 @@
+"""Pictures drawn during training, so that a person sees the subject arrive."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..bases.backbones import Family, build_pipeline
+from ..sampling.grids import labelled_grid, save_png
+from ..sampling.pipeline import generate
+
+
+@torch.no_grad()
+def draw_validation(
+    family: Family,
+    base: str,
+    unet: Any,
+    states: Mapping[str, Mapping[str, torch.Tensor]],
+    prompts: Sequence[str],
+    folder: Path,
+    step: int,
+    *,
+    num_images: int,
+    steps: int,
+    guidance: float,
+    size: tuple[int, int],
+    vae: Any,
+    sampler: Any,
+) -> list[Image.Image]:
+    """Draw every prompt with seeds 0, 1 … and renew `folder/grid.png`, a row of pictures a step.
+
+    Args:
+        unet: the denoiser with its adapter live, of any dtype.
+        states: cached text states of the prompts and of "" (for guidance), as `cache_texts` gives.
+        size: (height, width) in pixels.
+        vae: loaded for this and dropped by the caller, so that it does not stay during training.
+    """
+    device = next(unet.parameters()).device
+    pipeline = build_pipeline(family, unet=unet, vae=vae.to(device), scheduler=sampler)
+    jobs = [(prompt, seed) for prompt in prompts for seed in range(num_images)]
+    embeds = {}
+    for name in states[""]:
+        batch = torch.cat([states[prompt][name] for prompt, _ in jobs])
+        embeds[name] = batch.to(device, unet.dtype)
+        # Where the base takes zeros for an empty prompt, as at inference, none is given.
+        if not pipeline.config.get("force_zeros_for_empty_prompt"):
+            empty = torch.cat([states[""][name]] * len(jobs))
+            embeds[f"negative_{name}"] = empty.to(device, unet.dtype)
+    was_training = unet.training
+    unet.eval()
+    # accelerate lets a model that is trained answer in fp32, and samplers go on in what it answers.
+    cast = unet.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(unet.dtype), *inputs[1:]))
+    try:
+        images = generate(
+            pipeline,
+            [prompt for prompt, _ in jobs],
+            [seed for _, seed in jobs],
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            progress=False,
+            **embeds,
+        )
+    finally:
+        cast.remove()
+        unet.train(was_training)
+    for number, ((prompt, seed), image) in enumerate(zip(jobs, images, strict=True)):
+        recipe = {"prompt": prompt, "seed": seed, "step": step, "base": base}
+        save_png(image, folder / f"step-{step:06d}-{number:02d}.png", recipe)
+    save_png(validation_grid(folder, [f"{p} · seed {s}" for p, s in jobs]), folder / "grid.png")
+    return images
+
+
+def validation_grid(folder: Path, labels: Sequence[str]) -> Image.Image:
+    """All validation pictures saved in `folder`: a row a step, a column a prompt and seed."""
+    rows: dict[int, dict[int, Path]] = {}
+    for path in sorted(folder.glob("step-*.png")):
+        match = re.fullmatch(r"step-(\d+)-(\d+)\.png", path.name)
+        if match:
+            rows.setdefault(int(match[1]), {})[int(match[2])] = path
+    pictures = [
+        [Image.open(row[n]).convert("RGB") if n in row else None for n in range(len(labels))]
+        for row in rows.values()
+    ]
+    return labelled_grid(
+        pictures, row_labels=[f"step {step}" for step in rows], column_labels=list(labels)
+    )

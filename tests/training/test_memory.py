@@ -1,0 +1,317 @@
+"""The memory estimate against what torch really allocates, and the ways to need less."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch.profiler import ProfilerActivity, profile
+
+from diffusekrona import KronAConfig
+from diffusekrona.adapters.methods import add_adapters
+from diffusekrona.bases import small_cards
+from diffusekrona.bases.backbones import FAMILIES
+from diffusekrona.bases.published import BASES
+from diffusekrona.common.errors import UserError
+from diffusekrona.train_dreambooth import main
+from diffusekrona.training.flags import parse_args
+from diffusekrona.training.losses import dreambooth_loss
+from diffusekrona.training.memory import count, estimate, table, trace
+from diffusekrona.training.plan import make_plan
+
+CONFIG = KronAConfig(a1=4, a2=16, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for colour in ("red", "green"):
+        Image.new("RGB", (32, 32), colour).save(folder / f"{colour}.png")
+    return folder
+
+
+def flags(base: Path, pictures: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "--pretrained_model_name_or_path", str(base),
+        "--instance_data_dir", str(pictures),
+        "--instance_prompt", "a sks dog",
+        "--output_dir", str(out),
+        "--a2", "16",
+        "--max_train_steps", "2",
+        "--report_to", "none",
+        "--cpu",
+        *more,
+    ]  # fmt: skip
+
+
+def allocated(run: Callable[[], Any], folder: Path) -> int:
+    """The most bytes that torch's CPU allocator had given out at once while `run` ran."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = run()
+    del kept
+    profiler.export_chrome_trace(str(folder / "trace.json"))
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    live = peak = 0
+    for event in sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"]):
+        live += event["args"]["Bytes"]
+        peak = max(peak, live)
+    return peak
+
+
+def deep_unet(family: str) -> Any:
+    """A tiny UNet with three equal transformer blocks in a row, as SDXL has."""
+    config = dict(tiny_models.unet(family).config) | {"transformer_layers_per_block": 3}
+    return tiny_models.UNet2DConditionModel.from_config(config)
+
+
+def test_live_bytes_counts_what_is_held_at_once() -> None:
+    known = torch.empty(100)
+    with trace.LiveBytes([known]) as tracker:
+        a = torch.empty(1000)
+        b = a.view(10, 100)[2:]  # a view takes nothing
+        c = known * 2
+        del a, b
+        d = torch.empty(50)
+    assert tracker.peak == 4 * (1000 + 100)
+    assert tracker.live == c.nbytes + d.nbytes
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("checkpoints", ["none", "device"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_estimate_is_what_a_step_allocates(family, checkpoints, dtype, tmp_path: Path) -> None:
+    unet = deep_unet(family).to(dtype)
+    add_adapters({"unet": CONFIG}, {"unet": unet}, "default")
+    if checkpoints == "device":
+        unet.enable_gradient_checkpointing()
+    unet.train()
+
+    def step() -> None:
+        inputs = tiny_models.unet_inputs(family, batch=8)
+        text = torch.randn(8, 77, inputs["encoder_hidden_states"].shape[-1])
+        inputs["encoder_hidden_states"] = text
+        cast = torch.utils._pytree.tree_map(
+            lambda t: t.to(dtype) if t.is_floating_point() else t, inputs
+        )
+        dreambooth_loss(unet(**cast).sample, torch.randn(8, 4, 16, 16)).backward()
+
+    step()  # gradients are there from the second one on
+    measured = allocated(step, tmp_path)
+    shapes = count.build_empty("UNet2DConditionModel", deep_unet(family).config, dtype)
+    add_adapters({"unet": CONFIG}, {"unet": shapes}, "default")
+    for parameter in shapes.parameters():
+        parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+    estimated = trace.step_peak(FAMILIES[family], {"unet": shapes}, 8, 16, checkpoints)
+    assert estimated == pytest.approx(measured, rel=0.1)
+
+
+def test_checkpointing_needs_less_and_on_the_host_least(tiny_sdxl) -> None:
+    peaks = []
+    for checkpoints in ("none", "device", "host"):
+        unet = count.build_empty("UNet2DConditionModel", deep_unet("sdxl").config, torch.float32)
+        add_adapters({"unet": CONFIG}, {"unet": unet}, "default")
+        peaks.append(trace.step_peak(FAMILIES["sdxl"], {"unet": unet}, 1, 16, checkpoints))
+    assert peaks[0] > peaks[1] > peaks[2]
+
+
+@pytest.mark.parametrize("base", ["tiny_sd1", "tiny_sdxl"])
+@pytest.mark.parametrize("more", [[], ["--train_text_encoder", "--low_vram"]])
+def test_estimate_is_told_and_nothing_written(
+    request, base, more, pictures, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "out"
+    arguments = flags(request.getfixturevalue(base), pictures, out, *more)
+    assert main([*arguments, "--dry_run", "--validation_prompt", "a dog"]) == 0
+    told = capsys.readouterr().out
+    assert "GiB, in " in told and "validation pictures" in told
+    assert not out.exists()
+
+
+def write_configs(folder: Path, parts: dict[str, dict[str, Any]]) -> Path:
+    """A pipeline folder of configs alone: all that a plan reads."""
+    for part, config in parts.items():
+        (folder / part).mkdir(parents=True)
+        (folder / part / "config.json").write_text(json.dumps(config))
+    (folder / "model_index.json").write_text("{}")
+    return folder
+
+
+def planned(base: str, *more: str) -> tuple[Any, Any]:
+    required = ["--instance_data_dir", ".", "--output_dir", "unused", "--instance_prompt", "a dog"]
+    args = parse_args(["--pretrained_model_name_or_path", base, *required, *more])
+    return args, make_plan(args)
+
+
+BF16, DRAW = ["--mixed_precision", "bf16"], ["--validation_prompt", "a dog"]
+LORA = ["--adapter_type", "lora"]
+PRIOR = ["--with_prior_preservation", "--class_data_dir", "class", "--class_prompt", "a dog"]
+
+
+@pytest.mark.parametrize(
+    ("base", "more"),
+    [
+        ("pocket", ["--train_batch_size", "4", *DRAW, *PRIOR]),
+        ("pocket", [*LORA, "--rank", "16", "--train_feed_forward", "--vae_tiling", *DRAW]),
+        ("pocket-sdxl", ["--gradient_checkpointing", "--use_ema", "--a1", "2", "--a2", "8"]),
+        ("sd15", ["--train_batch_size", "2", "--resolution", "640"]),
+        ("sd15", ["--optimizer", "adamw8bit", "--quantize_base", "int8", *BF16, *DRAW]),
+        ("sd21", [*LORA, *BF16, "--gradient_checkpointing", "--train_feed_forward"]),
+        ("sdxl", ["--low_vram", "--quantize_base", "nf4", "--a1", "64", "--a2", "64", *DRAW]),
+    ],
+)
+def test_the_table_holds_what_is_counted(base, more, tmp_path: Path) -> None:
+    if base in BASES:
+        base = str(write_configs(tmp_path / base, BASES[base]))
+    args, plan = planned(base, *more)
+    known = table.look_up(args, plan)
+    assert known is not None
+    told = estimate.phases(args, plan, known)
+    counted = estimate.phases(args, plan, count.count(args, plan))
+    assert len(told) == len(counted)
+    for ours, exact in zip(told, counted, strict=True):
+        assert ours.parts == pytest.approx(exact.parts, rel=0.05), ours.name
+        assert ours.peak == pytest.approx(exact.peak, rel=0.03)
+
+
+def test_class_pictures_are_drawn_by_the_whole_base(tmp_path: Path) -> None:
+    sdxl = str(write_configs(tmp_path / "sdxl", BASES["sdxl"]))
+    prior = ["--with_prior_preservation", "--class_data_dir", str(tmp_path), "--class_prompt", "a"]
+    for more, least, most in (
+        (["--mixed_precision", "bf16"], 9.5, 10.5),  # UNet 4.8, text 1.5, VAE 0.3, decoding 3.0
+        (["--low_vram", "--quantize_base", "nf4"], 4.8, 6.5),  # the UNet, and decoding in tiles
+    ):
+        first, *_ = estimate.estimate(*planned(sdxl, *prior, *more))
+        assert first.name == "class pictures" and least < first.peak / 2**30 < most
+
+
+def test_what_the_table_cannot_hold_is_counted(tiny_sd1) -> None:
+    for more in (["--terms", "2"], ["--attn_update_unet", "o"], ["--train_text_encoder"]):
+        assert table.look_up(*planned("pocket", *more)) is None
+    assert table.look_up(*planned("pocket", *LORA, "--rank", "64")) is None
+    args, plan = planned(str(tiny_sd1), "--a2", "16")
+    assert table.look_up(args, plan) is None
+    assert estimate.estimate(args, plan)[-1].parts["factors"] == 4 * plan.parameters
+
+
+def test_bytes_of_states_are_adams() -> None:
+    parameter = torch.nn.Parameter(torch.randn(5000))
+    optimizer = torch.optim.AdamW([parameter])
+    parameter.grad = torch.randn(5000)
+    optimizer.step()
+    state = [t for t in optimizer.state[parameter].values() if t.numel() > 1]
+    assert estimate.state_bytes("adamw", parameter.numel()) == sum(t.nbytes for t in state)
+
+
+def test_low_vram_is_a_recipe_that_gives_way() -> None:
+    required = ["--pretrained_model_name_or_path", "b", "--instance_data_dir", ".", "--output_dir"]
+    plain = parse_args([*required, "o"])
+    assert not (plain.gradient_checkpointing or plain.vae_tiling)
+    low = parse_args([*required, "o", "--low_vram"])
+    assert low.gradient_checkpointing and low.cpu_offload_checkpointing and low.vae_tiling
+    assert low.mixed_precision == "bf16"
+    own = ["--mixed_precision", "fp16", "--no-cpu_offload_checkpointing", "--quantize_base", "none"]
+    mine = parse_args([*required, "o", "--low_vram", *own])
+    assert (mine.mixed_precision, mine.cpu_offload_checkpointing) == ("fp16", False)
+    assert mine.quantize_base == "none" and mine.gradient_checkpointing
+
+
+@pytest.mark.parametrize("base", ["tiny_sd1", "tiny_sdxl"])
+def test_low_vram_trains_and_draws(request, base, pictures, tmp_path: Path) -> None:
+    folder = request.getfixturevalue(base)
+    more = ["--low_vram", "--validation_prompt", "a dog", "--validation_inference_steps", "2"]
+    assert main(flags(folder, pictures, tmp_path / "out", *more)) == 0
+    tensors = load_file(tmp_path / "out" / "adapter.safetensors")
+    assert any(t.abs().max() > 0 for name, t in tensors.items() if "krona_b" in name)
+    assert (tmp_path / "out" / "validation" / "grid.png").is_file()
+
+
+def test_checkpoints_on_the_host_are_needed_and_change_nothing() -> None:
+    packed = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        packed.append(tensor)
+        return tensor
+
+    def hooks() -> Any:
+        return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+
+    gradients = []
+    for how in (None, small_cards.checkpoints_on_host(torch.device("cpu")), hooks):
+        unet = tiny_models.unet("sd1")
+        torch.manual_seed(0)
+        for parameter in unet.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
+        unet.add_adapter(CONFIG)
+        tiny_models.random_factors(unet)
+        if how is not None:
+            run = small_cards.checkpoint_with(how) if how is hooks else how
+            unet.enable_gradient_checkpointing(run)
+        unet.train()(**tiny_models.unet_inputs()).sample.square().mean().backward()
+        gradients.append([p.grad for p in unet.parameters() if p.requires_grad])
+    for plain, host, hooked in zip(*gradients, strict=True):
+        assert torch.equal(plain, host) and torch.equal(plain, hooked)
+    blocks = sum(type(m).__name__ == "BasicTransformerBlock" for m in unet.modules())
+    assert len(packed) >= blocks  # each block's input, and not what is inside of the blocks
+    assert max(t.numel() for t in packed) <= 2 * 128 * 16 * 16 * 2
+
+
+def test_a_missing_library_is_one_line(tiny_sd1, pictures, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(small_cards, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--quantize_base nf4 needs bitsandbytes"):
+        main(flags(tiny_sd1, pictures, tmp_path / "out", "--quantize_base", "nf4"))
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("adapter", ["krona", "lora"])
+def test_training_over_a_quantised_base(kind, adapter, tiny_sdxl, pictures, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    more = ["--quantize_base", kind, "--low_vram", "--adapter_type", adapter]
+    more += ["--validation_prompt", "a dog", "--validation_inference_steps", "2"]
+    assert main(flags(tiny_sdxl, pictures, tmp_path / "out", *more)) == 0
+    tensors = load_file(tmp_path / "out" / "adapter.safetensors")
+    second = "krona_b" if adapter == "krona" else "lora_B"
+    assert all(t.isfinite().all() for t in tensors.values())
+    assert any(t.abs().max() > 0 for name, t in tensors.items() if second in name)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_an_adapter_over_a_quantised_layer(kind) -> None:
+    pytest.importorskip("bitsandbytes")
+    unet = small_cards.quantise(tiny_models.unet("sd1").requires_grad_(False), kind).to("cpu")
+    name = next(iter(small_cards.quantisable(unet)))
+    layer = unet.get_submodule(name)
+    x = torch.randn(3, layer.in_features)
+    before = layer(x)
+    unet.add_adapter(CONFIG)
+    tiny_models.random_factors(unet)
+    wrapped = unet.get_submodule(name)
+    delta = wrapped.get_delta_weight("default")
+    torch.testing.assert_close(wrapped(x), before + x @ delta.T, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="quantised"):
+        wrapped.merge()
+    torch.testing.assert_close(wrapped(x), before + x @ delta.T, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_bytes_of_a_quantised_weight(kind) -> None:
+    pytest.importorskip("bitsandbytes")
+    import bitsandbytes.nn as quantised
+
+    model = torch.nn.ModuleDict({"transformer_blocks": torch.nn.Linear(256, 512, bias=False)})
+    expected = small_cards.quantised_bytes(model["transformer_blocks"], kind)
+    layer = small_cards.quantise(model.requires_grad_(False), kind).to("cpu")["transformer_blocks"]
+    if kind == "nf4":
+        assert isinstance(layer, quantised.Linear4bit)
+        state = layer.weight.quant_state
+        scales = state.absmax.nbytes + state.state2.absmax.nbytes
+    else:
+        assert isinstance(layer, quantised.Linear8bitLt)
+        scales = layer.weight.SCB.nbytes
+    assert layer.weight.nbytes + scales == expected

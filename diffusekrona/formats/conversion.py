@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
+from ..adapters.deltas import difference
 from ..common.errors import UserError
 from ..common.files import replace_whole
 from . import full_finetune, krona_file, lokr, lora, merged, peft_folder
 from .delta_set import DeltaSet, Hints, check_sizes, mix
-from .deltas import difference
 from .folders import replace_folder
 from .full_model import FullModel, open_model
 from .recognise import READERS, SOURCES, recognise

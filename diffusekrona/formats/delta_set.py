@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from ..adapters.deltas import Delta, KronDelta, combine, total_parameters
 from ..common.errors import UserError
-from .deltas import Delta, KronDelta, combine, total_parameters
 from .families import FAMILY_NAMES, family_from_layers, family_from_metadata
 from .layer_names import names_of
 from .sgm_names import LAYERS_PER_BLOCK

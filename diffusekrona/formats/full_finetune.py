@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from ..adapters.deltas import DenseDelta
 from ..common.errors import UserError
 from .delta_set import DeltaSet
-from .deltas import DenseDelta
 from .full_model import FullModel
 
 

@@ -12,11 +12,11 @@ import torch
 from peft import LoraConfig, PeftConfig
 from peft.utils.other import get_pattern_key
 
+from ..adapters.deltas import Delta, KronDelta, LowRankDelta, pad_terms
 from ..adapters.file import LAYOUT_VERSION, Adapter, config_to_json, read_adapter
 from ..common.errors import UserError
 from ..krona import KronAConfig
 from .delta_set import DeltaSet, Hints, find_family, layers_from_metadata
-from .deltas import Delta, KronDelta, LowRankDelta, pad_terms
 from .tensor_files import stored
 
 CARRIED = (

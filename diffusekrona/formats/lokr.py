@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 
+from ..adapters.deltas import Delta, KronDelta, as_plain_kron, krons_equally
 from ..common.errors import UserError
 from .delta_set import DeltaSet, Hints, find_family, named_layers
-from .deltas import Delta, KronDelta, as_plain_kron, krons_equally
 from .families import FAMILY_NAMES, metadata_for
 from .krona_file import number
 from .layer_names import kohya_stem

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from peft.utils.other import get_pattern_key
 
+from ..adapters.deltas import Delta, LowRankDelta, to_low_rank, truncate
 from ..common.errors import UserError
 from .delta_set import DeltaSet, Hints, find_family, named_layers
-from .deltas import Delta, LowRankDelta, to_low_rank, truncate
 from .families import FAMILY_NAMES, metadata_for
 from .krona_file import number
 from .layer_names import is_convolution, kernel_of, kohya_stem

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
+from ..adapters.deltas import Delta
 from ..common.errors import UserError
 from . import ldm_layout
 from .delta_set import DeltaSet
-from .deltas import Delta
 from .families import FAMILY_NAMES, metadata_for
 from .full_model import WEIGHTS, FullModel, Ref
 from .tensor_files import Entry, write_entries

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from .deltas import Delta, KronDelta
+from ..adapters.deltas import Delta, KronDelta
 
 
 def rearrange(weight: torch.Tensor, a1: int, a2: int, order: str = "kron") -> torch.Tensor:

@@ -21,11 +21,11 @@ import torch
 from peft import LoraConfig, PeftConfig
 from peft.utils.other import get_pattern_key
 
+from ..adapters.deltas import Delta
 from ..adapters.file import config_from_json
 from ..common.errors import UserError
 from . import lokr
 from .delta_set import DeltaSet, Hints, find_family
-from .deltas import Delta
 from .folders import read_json
 from .krona_file import component_deltas, number, to_adapter
 from .layer_names import layer_name

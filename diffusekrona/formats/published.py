@@ -24,10 +24,10 @@ from pathlib import Path
 
 import torch
 
+from ..adapters.deltas import Delta, KronDelta
 from ..common.errors import UserError
 from . import lora
 from .delta_set import DeltaSet, Hints, find_family, named_layers
-from .deltas import Delta, KronDelta
 from .tensor_files import read_tensors
 
 _KEY = re.compile(r"\w*\.?.+(_lora|\.lora|\.lora_linear_layer|\.lora_layer)\.(down|up)\.weight")

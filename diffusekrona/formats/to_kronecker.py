@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import torch
 
+from ..adapters.deltas import Delta, KronDelta
 from ..common.errors import UserError
 from ..krona.factors import divides, nearest_pairs
 from .delta_set import DeltaSet
-from .deltas import Delta, KronDelta
 from .families import FAMILY_NAMES
 from .layer_names import is_convolution
 from .nearest import nearest_kron

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusekrona.formats.deltas import (
+from diffusekrona.adapters.deltas import (
     DenseDelta,
     KronDelta,
     LowRankDelta,

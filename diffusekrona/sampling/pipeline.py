@@ -30,8 +30,6 @@ from ..common.pictures import to_image
 
 log = logging.getLogger(__name__)
 
-_PROMPTS_AT_ONCE = 16  # prompts encoded together
-
 
 # --- loading -----------------------------------------------------------------------------------
 
@@ -140,8 +138,8 @@ def encode(
         return {name: tensor.cpu() for name, tensor in states.items()}
 
     distinct = list(dict.fromkeys(prompts))
-    starts = range(0, len(distinct), _PROMPTS_AT_ONCE)
-    pieces = [states_of(distinct[start : start + _PROMPTS_AT_ONCE]) for start in starts]
+    # One by one: in a batch, a prompt's states would depend on the others in their last bits.
+    pieces = [states_of([prompt]) for prompt in distinct]
     rows = [distinct.index(prompt) for prompt in prompts]
     states = {name: torch.cat([piece[name] for piece in pieces])[rows] for name in pieces[0]}
     if negative_prompt is None and pipeline.config.get("force_zeros_for_empty_prompt"):

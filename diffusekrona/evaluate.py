@@ -13,8 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .adapters.mixing import WeightedAdapter, choose_base, parse_adapter
+from .common.devices import choose_device
 from .common.errors import UserError, exit_on_user_error
-from .sampling.inference_args import DTYPES, SCHEDULERS, check_drawing, parse_adapter
+from .sampling.inference_args import DTYPES, check_drawing
+from .sampling.schedulers import SCHEDULERS
 
 if TYPE_CHECKING:
     from .evaluation.pictures import Drawing, Variant
@@ -115,7 +118,6 @@ def read_variants(args: argparse.Namespace) -> list[Variant]:
     """
     from .adapters.file import read_adapter
     from .evaluation.pictures import Variant
-    from .inference import Mixed
 
     variants = []
     for text in args.adapter:
@@ -124,7 +126,7 @@ def read_variants(args: argparse.Namespace) -> list[Variant]:
             variants.append(Variant(name or "base", args.class_word))
             continue
         file, weight = parse_adapter(path)
-        mixed = Mixed(file, weight, read_adapter(file))
+        mixed = WeightedAdapter(file, weight, read_adapter(file))
         default = f"{mixed.adapter.method} {file.absolute().parent.name}"
         default += f" at {weight:g}" if weight != 1 else ""
         subject = f"{args.identifier} {args.class_word}"
@@ -170,7 +172,6 @@ def evaluate(args: argparse.Namespace, state: Any) -> Evaluation | None:
     from .evaluation.prompts import get_prompts
     from .evaluation.report import Evaluation, Row
     from .evaluation.scoring import read_reference, score, scored_texts
-    from .inference import choose_base, choose_device
 
     variants = read_variants(args)
     photos, skipped = find_pictures(args.subject_dir)

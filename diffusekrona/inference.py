@@ -8,36 +8,22 @@ made, and a labelled grid at the end. Launched by accelerate, the processes shar
 from __future__ import annotations
 
 import argparse
-import inspect
 import logging
 import re
-import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .adapters.mixing import WeightedAdapter, apply_adapters, choose_base, read_adapters
+from .common.devices import choose_device
 from .common.errors import UserError, exit_on_user_error, writing
-from .sampling.inference_args import (
-    ADAPTER_FILE,
-    DTYPES,
-    SCHEDULERS,
-    build_parser,
-    check_arguments,
-    parse_adapter,
-    read_prompts,
-)
-
-if TYPE_CHECKING:
-    import torch
-
-    from .adapters.file import Adapter
+from .common.files import slug
+from .sampling.inference_args import DTYPES, build_parser, check_arguments, read_prompts
+from .sampling.schedulers import set_scheduler
 
 log = logging.getLogger(__name__)
 
 _MOST_GRID_PIXELS = 1e8  # about what image viewers still open
-# What a config written for another scheduler class may leave out, and latent models need.
-_SCHEDULER_NEEDS = {"clip_sample": False, "skip_prk_steps": True}
 
 
 def __getattr__(name: str) -> Any:
@@ -49,116 +35,9 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-# --- adapters and base ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Mixed:
-    """An adapter read from its file, and the weight that it is mixed in with."""
-
-    path: Path
-    weight: float
-    adapter: Adapter
-
-    @property
-    def title(self) -> str:
-        """For people: the run's name, and the weight if it is not 1."""
-        own = self.path.absolute()
-        name = own.parent.name if own.name == ADAPTER_FILE else own.stem
-        return name if self.weight == 1 else f"{name} x {self.weight:g}"
-
-    def recipe(self) -> dict[str, Any]:
-        """What a picture's recipe tells of it; no more of the path than tells which it is."""
-        from .common.pictures import content_key
-
-        name = "/".join(self.path.absolute().parts[-2:])
-        return {"file": name, "weight": self.weight, "sha256": content_key(self.path)}
-
-
-def read_adapters(texts: Sequence[str]) -> list[Mixed]:
-    """Every `--adapter`, read and checked. Raises UserError for one that is missing or damaged."""
-    from .adapters.file import read_adapter
-
-    pairs = [parse_adapter(text) for text in texts]
-    return [Mixed(path, weight, read_adapter(path)) for path, weight in pairs]
-
-
-def choose_base(name: str | None, adapters: Sequence[Mixed], revision: str | None = None) -> str:
-    """The base asked for, or the one that the adapters were trained on.
-
-    Raises:
-        UserError: none is known, or several are; or the base is not of an adapter's family, which
-            is told from the base's config alone, before its weights are fetched.
-    """
-    from .adapters.file import check_family
-    from .bases.backbones import read_unet_config, resolve_base
-
-    named = [mixed.adapter.metadata.get("base_model") for mixed in adapters]
-    named = list(dict.fromkeys(filter(None, named)))
-    if name is None and len(named) > 1:
-        raise UserError(
-            f"The adapters were trained on different bases, {' and '.join(named)}: choose one with "
-            "--pretrained_model_name_or_path."
-        )
-    base = name or next(iter(named), None)
-    if base is None:
-        where = "the adapter does not name its base" if adapters else "there is no --adapter either"
-        raise UserError(f"No base model: give --pretrained_model_name_or_path ({where}).")
-    try:
-        config = read_unet_config(resolve_base(base), revision=revision)
-    except UserError as error:
-        if name is None:
-            hint = "it is what the adapter was trained on; --pretrained_model_name_or_path moves it"
-            raise UserError(f"{error} ({hint})") from error
-        raise
-    for mixed in adapters:
-        check_family(mixed.adapter, config, str(mixed.path))
-    return base
-
-
-def set_scheduler(pipeline: Any, name: str) -> None:
-    """Put another sampler into `pipeline`, set up by the base's own scheduler config."""
-    import diffusers
-
-    kind, extra = SCHEDULERS[name]
-    cls = getattr(diffusers, kind)
-    known = inspect.signature(cls.__init__).parameters
-    config = {**_SCHEDULER_NEEDS, **pipeline.scheduler.config, **extra}
-    if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known:
-        log.warning("scheduler %s lacks this base's zero terminal SNR: expect grey pictures", name)
-    pipeline.scheduler = cls.from_config({k: v for k, v in config.items() if k in known})
-
-
-def apply_adapters(pipeline: Any, adapters: Sequence[Mixed], merge: bool = True) -> None:
-    """Put adapters on a pipeline, each with its weight; by default merge them all for good.
-
-    Raises:
-        UserError: one does not fit the base.
-    """
-    from .adapters.file import components_of, put_adapter
-    from .krona import merge_and_unload
-
-    for number, mixed in enumerate(adapters):
-        put_adapter(pipeline, mixed.adapter, f"adapter_{number}", mixed.weight, str(mixed.path))
-    for part in components_of(pipeline).values():
-        if merge and getattr(part, "peft_config", None):
-            merge_and_unload(part)
-
-
-def choose_device(name: str | None, default: torch.device) -> torch.device:
-    """Raises UserError for a device that this machine does not have."""
-    import torch
-
-    try:
-        device = torch.device(name) if name else default
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--device {name} cannot be used: {reason}") from error
-    return device
-
-
-def build(args: argparse.Namespace, base: str, adapters: Sequence[Mixed], state: Any) -> Any:
+def build(
+    args: argparse.Namespace, base: str, adapters: Sequence[WeightedAdapter], state: Any
+) -> Any:
     """The pipeline and, if asked for, its refiner, ready to draw on this process's device."""
     import torch
 
@@ -189,7 +68,7 @@ def build(args: argparse.Namespace, base: str, adapters: Sequence[Mixed], state:
 
 
 def recipe_of(
-    args: argparse.Namespace, base: str, adapters: Sequence[Mixed], pipeline: Any
+    args: argparse.Namespace, base: str, adapters: Sequence[WeightedAdapter], pipeline: Any
 ) -> dict[str, Any]:
     """What all pictures of a run share of their recipe."""
     import diffusers
@@ -216,19 +95,13 @@ def recipe_of(
     }
 
 
-def slug(text: str, length: int = 40) -> str:
-    """A piece of a file name that is legal on every system, from any text."""
-    words = re.findall(r"\w+", unicodedata.normalize("NFC", text).lower())
-    return "-".join(words)[:length].strip("-_") or "picture"
-
-
 def first_number(folder: Path) -> int:
     """The number after the highest that a picture in `folder` bears."""
     matches = (re.match(r"(\d{4,9})_", path.name) for path in folder.glob("*.png"))
     return max((int(match[1]) + 1 for match in matches if match), default=0)
 
 
-def choose_prompts(args: argparse.Namespace, adapters: Sequence[Mixed]) -> list[str]:
+def choose_prompts(args: argparse.Namespace, adapters: Sequence[WeightedAdapter]) -> list[str]:
     """The prompts asked for, or the one that the adapter was trained with. UserError if none."""
     prompts = [prompt.strip() for prompt in args.prompt]
     if args.prompt_file:
@@ -292,7 +165,7 @@ def save_grid(
     prompts: Sequence[str],
     paths: Sequence[Path],
     base: str,
-    adapters: Sequence[Mixed],
+    adapters: Sequence[WeightedAdapter],
 ) -> Path:
     """`grid.png` of a run: a row a prompt, a column a seed. Replaces that of the run before."""
     from PIL import Image

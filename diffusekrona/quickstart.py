@@ -66,7 +66,7 @@ def compare(
     pipeline: Any, adapters: Sequence[Any], args: argparse.Namespace
 ) -> tuple[dict[tuple[str, int], Any], dict[tuple[str, int], Any]]:
     """Pictures before and after the adapters are merged, by (place, seed): the same seeds."""
-    from .inference import apply_adapters
+    from .adapters.mixing import apply_adapters
     from .sampling.pipeline import generate
 
     jobs = [(place, seed) for place in args.places for seed in args.seeds]
@@ -151,11 +151,11 @@ def main() -> None:
         raise UserError(
             f"--num_inference_steps must be at least 1, not {args.num_inference_steps}."
         )
+    from .adapters.mixing import choose_base, read_adapters
     from .bases.backbones import quiet_libraries
     from .common.pictures import fit_picture, load_picture
     from .data.folder import find_pictures
     from .evaluation.scores import load_clip
-    from .inference import choose_base, read_adapters
     from .sampling.grids import save_png
     from .sampling.pipeline import load_pipeline
 

@@ -203,7 +203,8 @@ def make_batch(
     """
     import torch
 
-    from .training.losses import draw, seed_for
+    from .common.seeds import seed_for
+    from .training.losses import draw
 
     per_device, processes = args.train_batch_size, accelerator.num_processes
     everyone = per_device * processes

@@ -18,4 +18,5 @@ source .venv/bin/activate
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 ruff check .
 ruff format --check .
+lint-imports --no-cache > /dev/null || lint-imports
 python -m pytest "$@"

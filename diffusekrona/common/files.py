@@ -1,10 +1,12 @@
-"""Writing files so that a reader finds the old one or the new one whole, never a piece."""
+"""Writing files so that a reader finds the old one or the new one whole; names for files."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,3 +65,9 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def slug(text: str, length: int = 40) -> str:
+    """A piece of a file name that is legal on every system, from any text."""
+    words = re.findall(r"\w+", unicodedata.normalize("NFC", text).lower())
+    return "-".join(words)[:length].strip("-_") or "picture"

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..bases import backbones
 from ..common.errors import UserError
 from ..common.pictures import content_key, fit_picture, load_picture, picture_size, to_tensor
-from ..training.losses import seed_for
+from ..common.seeds import seed_for
 from .disk_cache import DiskCache
 
 RANDOM_CROPS = 4  # cached random crops of a picture that does not have the target's shape

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from ..adapters.mixing import WeightedAdapter, apply_adapters
 from ..common.errors import UserError
-from ..inference import Mixed, apply_adapters, set_scheduler, slug
+from ..common.files import slug
 from ..sampling.grids import read_recipe, save_png
+from ..sampling.schedulers import set_scheduler
 from .fingerprint import fingerprint_of
 from .prompts import Prompt
 
@@ -64,7 +66,7 @@ class Variant:
 
     name: str
     subject: str
-    adapters: tuple[Mixed, ...] = ()
+    adapters: tuple[WeightedAdapter, ...] = ()
 
     @property
     def folder(self) -> str:

@@ -5,28 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
-from typing import Any
 
 from ..common.errors import UserError
+from .schedulers import SCHEDULERS
 
-ADAPTER_FILE = "adapter.safetensors"
 DTYPES = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
-# Name to diffusers class and what is set beside the base's own scheduler config.
-SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {}),
-    "ddpm": ("DDPMScheduler", {}),
-    "pndm": ("PNDMScheduler", {}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {}),
-    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "dpm++_karras": (
-        "DPMSolverMultistepScheduler",
-        {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True},
-    ),
-    "unipc": ("UniPCMultistepScheduler", {}),
-    "lcm": ("LCMScheduler", {}),
-}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -118,25 +101,6 @@ def check_drawing(args: argparse.Namespace) -> None:
         raise UserError(f"--seeds must be whole numbers from 0 on, not {bad[0]}.")
     if not math.isfinite(args.guidance_scale):
         raise UserError(f"--guidance_scale must be a number, not {args.guidance_scale}.")
-
-
-def parse_adapter(text: str) -> tuple[Path, float]:
-    """`PATH[:WEIGHT]` to the adapter file's path and its weight.
-
-    Paths with colons survive: what exists as written is a path, and so is what does not end in a
-    colon and a number.
-    """
-    path, weight = text, 1.0
-    if not Path(text).expanduser().exists() and ":" in text:
-        head, _, tail = text.rpartition(":")
-        try:
-            path, weight = head, float(tail)
-        except ValueError:
-            path = text
-    if not math.isfinite(weight):
-        raise UserError(f"--adapter {text}: the weight must be a number.")
-    file = Path(path).expanduser()
-    return (file / ADAPTER_FILE if file.is_dir() else file), weight
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -106,7 +106,7 @@ class Cell:
 
     def folder(self, root: Path) -> Path:
         """Of this cell among the others in `root`."""
-        from ..inference import slug
+        from ..common.files import slug
 
         kind = "base" if self.flags is None else self.flags.get("adapter_type", "krona")
         return root / f"{slug(f'{kind} {self.subject.name} seed {self.seed}', 60)}-{self.key()}"

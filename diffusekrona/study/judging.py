@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 from ..adapters.file import read_adapter
+from ..adapters.mixing import WeightedAdapter
 from ..common.files import replace_whole
 from ..data.folder import find_pictures
 from ..evaluation.encoders import load_clip_encoder, load_dino_encoder
 from ..evaluation.pictures import Drawing, Variant, draw_missing, jobs_of, load_rows
 from ..evaluation.prompts import parse_prompts
 from ..evaluation.scoring import read_reference, score, scored_texts
-from ..inference import Mixed
 from ..sampling.inference_args import DTYPES
 from .cell import Cell
 
@@ -79,5 +79,5 @@ def _variant(cell: Cell, adapter: Path | None, point: str) -> Variant:
     if adapter is None:
         return Variant("base", subject.class_word)
     path = adapter / "adapter.safetensors"
-    mixed = (Mixed(path, 1.0, read_adapter(path)),)
+    mixed = (WeightedAdapter(path, 1.0, read_adapter(path)),)
     return Variant(point, f"{subject.identifier} {subject.class_word}", mixed)

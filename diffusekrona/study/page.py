@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 from ..common import html_page as html
-from ..common.files import write_text
+from ..common.files import slug, write_text
 from ..common.tables import csv_table, markdown_table
-from ..inference import slug
 from ..sampling.grids import save_png
 from . import spread
 from .charts import charts_of, spread_chart

@@ -6,18 +6,11 @@ the same loss on pictures of the class.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-
-
-def seed_for(*parts: int | str) -> int:
-    """A 63-bit seed, a pure function of its arguments on every machine."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def draw(

@@ -22,12 +22,20 @@ from transformers import CLIPTextModel
 
 from diffusekrona import KronAConfig, inference, save_adapter
 from diffusekrona.adapters.file import read_adapter
+from diffusekrona.adapters.mixing import (
+    WeightedAdapter,
+    apply_adapters,
+    choose_base,
+    parse_adapter,
+    read_adapters,
+)
 from diffusekrona.bases import backbones
 from diffusekrona.common.errors import UserError
 from diffusekrona.krona.functional import kron_weight
 from diffusekrona.sampling import pipeline as sampling
 from diffusekrona.sampling.grids import read_recipe
-from diffusekrona.sampling.inference_args import SCHEDULERS, parse_adapter, read_prompts
+from diffusekrona.sampling.inference_args import read_prompts
+from diffusekrona.sampling.schedulers import SCHEDULERS, set_scheduler
 
 Run = Callable[..., list[Path]]
 
@@ -100,7 +108,7 @@ def test_merged_equals_live_and_weights_count(
 def test_what_is_merged_is_the_weighted_sum(adapters: tuple[Path, Path], tiny_sd1: Path) -> None:
     one, two = adapters
     pipeline = sampling.load_pipeline(str(tiny_sd1))
-    inference.apply_adapters(pipeline, inference.read_adapters([f"{one}:0.25", f"{two}:-2"]))
+    apply_adapters(pipeline, read_adapters([f"{one}:0.25", f"{two}:-2"]))
     before = load_file(tiny_sd1 / "unet" / "diffusion_pytorch_model.safetensors")
     after = dict(pipeline.unet.named_parameters())
     assert after.keys() == before.keys() and not hasattr(pipeline.unet, "peft_config")
@@ -126,7 +134,7 @@ def test_a_seed_gives_the_same_picture_in_any_batch(
     family: str, request: pytest.FixtureRequest
 ) -> None:
     pipeline = sampling.load_pipeline(str(request.getfixturevalue(f"tiny_{family}")))
-    inference.set_scheduler(pipeline, "euler_a")  # draws noise at every step
+    set_scheduler(pipeline, "euler_a")  # draws noise at every step
     prompts, seeds = ["a dog", "a cat", "a dog"], [5, 6, 7]
     options = {"steps": 3, "guidance": 4.0, "progress": False}
     single = sampling.generate(pipeline, prompts, seeds, **options)
@@ -254,7 +262,7 @@ def test_a_long_prompt_is_told_once(
 def test_every_scheduler_draws(name: str, tiny_sd1: Path, tiny_sdxl: Path) -> None:
     base = tiny_sdxl if name in ("ddim", "pndm", "dpm++_karras") else tiny_sd1
     pipeline = sampling.load_pipeline(str(base))
-    inference.set_scheduler(pipeline, name)
+    set_scheduler(pipeline, name)
     assert not pipeline.scheduler.config.get("clip_sample")
     [image] = sampling.generate(pipeline, ["a dog"], [0], steps=4, guidance=2.0, progress=False)
     assert pixels(image).std() > 1
@@ -327,17 +335,17 @@ def test_a_base_that_has_moved_is_explained(run: Run, tiny_sd1: Path, tmp_path: 
     adapter = read_adapter(file)
     adapter.metadata["base_model"] = "/gone/base"
     with pytest.raises(UserError, match=r"/gone/base.*--pretrained_model_name_or_path"):
-        inference.choose_base(None, [inference.Mixed(file, 1.0, adapter)])
+        choose_base(None, [WeightedAdapter(file, 1.0, adapter)])
 
 
 def test_adapters_of_different_bases_need_a_base_named(tmp_path: Path, tiny_sd1: Path) -> None:
     one = make_adapter(tiny_sd1, tmp_path / "one.safetensors", 1)
     other = shutil.copytree(tiny_sd1, tmp_path / "other")
     two = make_adapter(other, tmp_path / "two.safetensors", 2)
-    both = inference.read_adapters([str(one), str(two)])
+    both = read_adapters([str(one), str(two)])
     with pytest.raises(UserError, match="different bases"):
-        inference.choose_base(None, both)
-    assert inference.choose_base(str(other), both) == str(other)
+        choose_base(None, both)
+    assert choose_base(str(other), both) == str(other)
 
 
 def test_the_wrong_family_is_one_line(adapters: tuple[Path, Path], tiny_sdxl: Path) -> None:

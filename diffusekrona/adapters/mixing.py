@@ -1,0 +1,117 @@
+"""Adapters to draw with: read from their files, put on a pipeline with a weight each, merged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..common.errors import UserError
+
+if TYPE_CHECKING:
+    from .file import Adapter
+
+ADAPTER_FILE = "adapter.safetensors"  # the name that a run's folder holds it under
+
+
+@dataclass(frozen=True)
+class WeightedAdapter:
+    """An adapter read from its file, and the weight that its delta is multiplied by."""
+
+    path: Path
+    weight: float
+    adapter: Adapter
+
+    @property
+    def title(self) -> str:
+        """For people: the run's name, and the weight if it is not 1."""
+        own = self.path.absolute()
+        name = own.parent.name if own.name == ADAPTER_FILE else own.stem
+        return name if self.weight == 1 else f"{name} x {self.weight:g}"
+
+    def recipe(self) -> dict[str, Any]:
+        """What a picture's recipe tells of it; no more of the path than tells which it is."""
+        from ..common.pictures import content_key
+
+        name = "/".join(self.path.absolute().parts[-2:])
+        return {"file": name, "weight": self.weight, "sha256": content_key(self.path)}
+
+
+def read_adapters(texts: Sequence[str]) -> list[WeightedAdapter]:
+    """Every `--adapter`, read and checked. Raises UserError for one that is missing or damaged."""
+    from .file import read_adapter
+
+    pairs = [parse_adapter(text) for text in texts]
+    return [WeightedAdapter(path, weight, read_adapter(path)) for path, weight in pairs]
+
+
+def choose_base(
+    name: str | None, adapters: Sequence[WeightedAdapter], revision: str | None = None
+) -> str:
+    """The base asked for, or the one that the adapters were trained on.
+
+    Raises:
+        UserError: none is known, or several are; or the base is not of an adapter's family, which
+            is told from the base's config alone, before its weights are fetched.
+    """
+    from ..bases.backbones import read_unet_config, resolve_base
+    from .file import check_family
+
+    named = [mixed.adapter.metadata.get("base_model") for mixed in adapters]
+    named = list(dict.fromkeys(filter(None, named)))
+    if name is None and len(named) > 1:
+        raise UserError(
+            f"The adapters were trained on different bases, {' and '.join(named)}: choose one with "
+            "--pretrained_model_name_or_path."
+        )
+    base = name or next(iter(named), None)
+    if base is None:
+        where = "the adapter does not name its base" if adapters else "there is no --adapter either"
+        raise UserError(f"No base model: give --pretrained_model_name_or_path ({where}).")
+    try:
+        config = read_unet_config(resolve_base(base), revision=revision)
+    except UserError as error:
+        if name is None:
+            hint = "it is what the adapter was trained on; --pretrained_model_name_or_path moves it"
+            raise UserError(f"{error} ({hint})") from error
+        raise
+    for mixed in adapters:
+        check_family(mixed.adapter, config, str(mixed.path))
+    return base
+
+
+def parse_adapter(text: str) -> tuple[Path, float]:
+    """`PATH[:WEIGHT]` to the adapter file's path and its weight.
+
+    Paths with colons survive: what exists as written is a path, and so is what does not end in a
+    colon and a number.
+    """
+    path, weight = text, 1.0
+    if not Path(text).expanduser().exists() and ":" in text:
+        head, _, tail = text.rpartition(":")
+        try:
+            path, weight = head, float(tail)
+        except ValueError:
+            path = text
+    if not math.isfinite(weight):
+        raise UserError(f"--adapter {text}: the weight must be a number.")
+    file = Path(path).expanduser()
+    return (file / ADAPTER_FILE if file.is_dir() else file), weight
+
+
+def apply_adapters(pipeline: Any, adapters: Sequence[WeightedAdapter], merge: bool = True) -> None:
+    """Put adapters on a pipeline, each with its weight; by default merge them all for good.
+
+    Raises:
+        UserError: one does not fit the base.
+    """
+    from ..krona import merge_and_unload
+    from .file import components_of, put_adapter
+
+    for number, mixed in enumerate(adapters):
+        put_adapter(pipeline, mixed.adapter, f"adapter_{number}", mixed.weight, str(mixed.path))
+    for part in components_of(pipeline).values():
+        if merge and getattr(part, "peft_config", None):
+            merge_and_unload(part)

@@ -101,11 +101,12 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
     from .common.cpu_memory import keep_freed_memory
     from .data.cache import prepare_data
     from .training import setup
-    from .training.checkpoint import keep_only_adapters, save_checkpoint
+    from .training.checkpoint import save_checkpoint
     from .training.log import RunLog, StopVote, origin_of, stop_signals
     from .training.lr_schedule import make_lr_scheduler
     from .training.plan import max_train_steps
     from .training.sharded import average_gradients, distribute, shards_base
+    from .training.training_state import TrainingState
 
     started = time.time()
     accelerator = setup.make_accelerator(args)
@@ -129,14 +130,11 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
     noise_scheduler = setup.load_noise_schedule(args, plan)
     adapted = {name: models[name] for name in plan.configs}
     origin = origin_of(args, plan)
-    keep_only_adapters(accelerator, adapted, origin, ADAPTER_NAME)
     shard = shards_base(args, accelerator)
     wrapped, optimizer = distribute(accelerator, models, plain_optimizer, trained, shard)
     # The schedule is not prepared: accelerate would step it once a process.
-    accelerator.register_for_checkpointing(*filter(None, (lr_scheduler, ema)))
-    first = setup.resume(args, accelerator, settings)
-    if ema is not None:
-        ema.to(accelerator.device)  # a checkpoint's comes on the CPU
+    state = TrainingState(adapted, optimizer, lr_scheduler, ema, origin, ADAPTER_NAME)
+    first = setup.resume(args, accelerator, settings, steps, state)
     if shard and args.validation_prompt:
         log.warning("no validation pictures: the base is sharded over the processes")
         args.validation_prompt = None
@@ -170,7 +168,12 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
             if done % args.checkpointing_steps == 0 or stop:
                 run_log.settle(trained)
                 folder = save_checkpoint(
-                    accelerator, args.output_dir, done, settings, args.checkpoints_total_limit
+                    accelerator,
+                    args.output_dir,
+                    done,
+                    settings,
+                    args.checkpoints_total_limit,
+                    state,
                 )
             if stop:
                 return run_log.stopped(done, folder, caught)

@@ -1,9 +1,10 @@
-"""The training state: saved whole or not at all, checked before it is trusted, resumed exactly.
+"""Checkpoints: written whole or not at all, checked before they are trusted, resumed exactly.
 
-A checkpoint is a folder `checkpoint-<step>` of accelerate's state (optimizer, schedules, scaler,
-RNG), the adapter as an ordinary `adapter.safetensors`, and `state.json`, written last, with the
-size and hash of every file. It is filled under a temporary name, flushed and renamed. The order of
-the data and all noise are pure functions of (seed, step), so the step number restores them.
+A checkpoint is a folder `checkpoint-<step>` with the adapter as an ordinary `adapter.safetensors`,
+`training_state.safetensors` (`training_state.py`), and `state.json`, written last, with the size
+and hash of every file and a hash of itself. It is filled under a temporary name, flushed and
+renamed. Nothing in it is pickled. The order of the data and all noise are pure functions of (seed,
+step), and each batch seeds torch's generator, so no generator's state is kept.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import set_peft_model_state_dict
-from torch import nn
-
-from ..adapters.file import read_adapter, save_adapter
 from ..common.errors import UserError, writing
+from ..common.json_files import read_json
+from .training_state import STATE_FILE, TrainingState, load_training_state, save_training_state
 
 log = logging.getLogger(__name__)
 
@@ -31,96 +31,106 @@ ADAPTER = "adapter.safetensors"
 RUN_RECORD = "run.json"
 
 
-def keep_only_adapters(
-    accelerator: Any,
-    models: Mapping[str, nn.Module],
-    origin: Mapping[str, Any],
-    adapter_name: str = "default",
-) -> None:
-    """Have accelerate's state hold the adapters, not the frozen base.
+@dataclass
+class Record:
+    """What `state.json` holds.
 
-    Args:
-        models: component name to unwrapped model, those that carry the adapter.
-        origin: metadata of the adapter's file, so that inference knows its base and prompt.
+    Attributes:
+        settings: what a resumed run must have in common with this one.
+        files: relative path to (bytes, SHA-256).
+        digest: SHA-256 of all the others.
     """
 
-    def save(_models: list[Any], weights: list[Any], folder: str) -> None:
-        weights.clear()
-        if accelerator.is_main_process:
-            save_adapter(models, Path(folder) / ADAPTER, adapter_name, metadata=origin)
+    step: int
+    settings: dict[str, Any]
+    files: dict[str, tuple[int, str]]
+    digest: str
 
-    def load(wrapped: list[Any], folder: str) -> None:
-        wrapped.clear()
-        adapter = read_adapter(Path(folder) / ADAPTER)
-        for component, model in models.items():
-            tensors = adapter.component_tensors(component)
-            set_peft_model_state_dict(model, tensors, adapter_name=adapter_name)
-
-    accelerator.register_save_state_pre_hook(save)
-    accelerator.register_load_state_pre_hook(load)
+    def own_digest(self) -> str:
+        content = [self.step, self.settings, {k: list(v) for k, v in self.files.items()}]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def save_checkpoint(
-    accelerator: Any, output_dir: Path, step: int, settings: Mapping[str, Any], limit: int | None
+    accelerator: Any,
+    output_dir: Path,
+    step: int,
+    settings: Mapping[str, Any],
+    limit: int | None,
+    state: TrainingState,
 ) -> Path | None:
-    """Save the state after `step`; every process calls it.
+    """Save the state after `step`; every process calls it, the main process writes.
 
-    A disk that refuses is told and survived: training goes on, and older checkpoints stay.
+    A disk that refuses is reported and survived: training goes on, and older checkpoints stay.
 
     Args:
         settings: what a resumed run must have in common with this one.
         limit: how many checkpoints to keep, this one included; None for all.
 
     Returns:
-        The checkpoint's folder, or None if it could not be written.
+        The checkpoint's folder, or None if it could not be written; the same on every process.
     """
     final = output_dir / f"checkpoint-{step}"
     partial = output_dir / f".checkpoint-{step}.partial"
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
     accelerator.wait_for_everyone()
+    failure: Exception | None = None
     try:
         with writing(partial):
-            partial.mkdir(parents=True, exist_ok=True)
-            accelerator.save_state(str(partial), **_of_adapters_alone(accelerator, "save"))
-            accelerator.wait_for_everyone()
+            save_training_state(accelerator, partial, step, state)
             if accelerator.is_main_process:
                 _seal(partial, final, step, settings)
     except (UserError, OSError) as error:
+        failure = error
         shutil.rmtree(partial, ignore_errors=True)
-        log.warning("checkpoint of step %d was not saved, training goes on: %s", step, error)
+    if not all_succeeded(accelerator, failure is None):
+        reason = failure or "another process could not write it"
+        log.warning("checkpoint of step %d was not saved, training goes on: %s", step, reason)
         return None
     if accelerator.is_main_process and limit is not None:
-        for old in _checkpoints(output_dir)[limit:]:
-            shutil.rmtree(old, ignore_errors=True)
+        for old in checkpoints_in(output_dir)[limit:]:
+            remove_checkpoint(old)
     accelerator.wait_for_everyone()
     return final
 
 
-def load_checkpoint(accelerator: Any, checkpoint: Path) -> None:
-    """Put the state of a checkpoint back; every process calls it."""
-    accelerator.load_state(str(checkpoint), **_of_adapters_alone(accelerator, "load"))
+def all_succeeded(accelerator: Any, success: bool) -> bool:
+    """Whether `success` is true on every process; each waits for the answer of all."""
+    import torch
+
+    if accelerator.num_processes == 1:
+        return success
+    failures = torch.tensor(float(not success), device=accelerator.device)
+    return accelerator.reduce(failures, reduction="sum").item() == 0
 
 
-def _of_adapters_alone(accelerator: Any, doing: str) -> dict[str, bool]:
-    """What tells DeepSpeed, which goes past `keep_only_adapters`, to leave the frozen base out."""
-    if accelerator.distributed_type != "DEEPSPEED":
-        return {}
-    return {"save": {"exclude_frozen_parameters": True}, "load": {"load_module_strict": False}}[
-        doing
-    ]
+def load_checkpoint(accelerator: Any, checkpoint: Path, state: TrainingState) -> None:
+    """Put the state of a checkpoint back; every process calls it.
+
+    Raises:
+        UserError: the state does not belong to this run, or cannot be read.
+    """
+    step = load_training_state(accelerator, checkpoint, state)
+    if step != read_settings(checkpoint)[0]:
+        raise UserError(f"Cannot resume from {checkpoint}: its {STATE_FILE} is of step {step}.")
 
 
 def _seal(partial: Path, final: Path, step: int, settings: Mapping[str, Any]) -> None:
     # DeepSpeed's state lies in a folder of its own.
     files = sorted(path for path in partial.rglob("*") if path.is_file())
     prints = {path.relative_to(partial).as_posix(): _fingerprint(path) for path in files}
-    state = {"step": step, "settings": dict(settings), "files": prints}
-    (partial / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    record = Record(step, json.loads(json.dumps(dict(settings))), prints, "")
+    content = {**vars(record), "digest": record.own_digest()}
+    (partial / STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
     for path in (*files, partial / STATE):
         with open(path, "rb") as written:
             os.fsync(written.fileno())
-    shutil.rmtree(final, ignore_errors=True)
+    if final.exists() or final.is_symlink():
+        if is_ours(final):
+            remove_checkpoint(final)
+        if final.exists() or final.is_symlink():  # somebody's own files
+            set_aside(final)
     os.replace(partial, final)
 
 
@@ -128,28 +138,38 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Path | None:
     """The checkpoint to go on from; with "latest" the newest that is whole, or None.
 
     Raises:
-        UserError: a checkpoint named by its path is missing or damaged.
+        UserError: a checkpoint named by its path is missing or damaged; with "latest", the newest
+            was written by a version that pickled its state.
     """
     if wanted != "latest":
-        path = Path(wanted).expanduser()
+        path = Path(wanted)
         if not path.is_dir() and (output_dir / wanted).is_dir():
             path = output_dir / wanted
         fault = what_is_wrong(path)
         if fault:
             raise UserError(f"Cannot resume from {path}: {fault}.")
         return path
-    for path in _checkpoints(output_dir):
+    for path in checkpoints_in(output_dir):
         fault = what_is_wrong(path)
         if fault is None:
             return path
+        if _is_pickled(path):
+            raise UserError(
+                f"Cannot resume from {path}: {fault}. Finish that run with the version that began "
+                "it, or choose another --output_dir."
+            )
         log.warning("%s is damaged (%s); trying the one before it", path, fault)
     return None
 
 
 def read_settings(checkpoint: Path) -> tuple[int, dict[str, Any]]:
-    """(step, settings) of a checkpoint."""
-    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    return int(state["step"]), state["settings"]
+    """(step, settings) of a checkpoint.
+
+    Raises:
+        UserError: its state.json is missing or damaged.
+    """
+    record = read_json(checkpoint / STATE, Record)
+    return record.step, record.settings
 
 
 def check_settings(where: Path, saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -165,7 +185,8 @@ def check_settings(where: Path, saved: Mapping[str, Any], settings: Mapping[str,
         if name in saved and saved[name] != json.loads(json.dumps(value)):
             raise UserError(
                 f"{where} was trained with {name} = {saved[name]}, this run has {value}: "
-                "use the same, another --output_dir, or --overwrite_output_dir."
+                "use the same, or start anew with another --output_dir, or with "
+                "--overwrite_output_dir and without --resume_from_checkpoint."
             )
 
 
@@ -173,32 +194,107 @@ def what_is_wrong(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be trusted, in a few words; None if it can."""
     if not checkpoint.is_dir():
         return "there is no such folder"
-    try:
-        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        files, _ = dict(state["files"]), int(state["step"])
-    except FileNotFoundError:
+    if _is_pickled(checkpoint):
+        return "it was written by an older version, whose state is pickled and is not read any more"
+    if not (checkpoint / STATE).is_file():
         return f"it has no {STATE}"
-    except (OSError, ValueError, KeyError, TypeError):
+    try:
+        record = read_json(checkpoint / STATE, Record)
+        if record.digest != record.own_digest():
+            return f"its {STATE} is not as it was written"
+    except (UserError, ValueError, RecursionError):
         return f"its {STATE} cannot be read"
-    for name, fingerprint in files.items():
+    named = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
+    if record.step < 0 or (named and int(named[1]) != record.step):
+        return f"its {STATE} is of step {record.step}"
+    for name in (ADAPTER, STATE_FILE):
+        if name not in record.files:
+            return f"its {name} is missing"
+    for name, fingerprint in record.files.items():
         path = checkpoint / name
-        if not path.is_file():
+        if not path.resolve().is_relative_to(checkpoint.resolve()) or not path.is_file():
             return f"its {name} is missing"
         if _fingerprint(path) != fingerprint:
             return f"its {name} is not as it was written"
     return None
 
 
-def _checkpoints(output_dir: Path) -> list[Path]:
-    """Checkpoint folders, newest first."""
+def _is_pickled(checkpoint: Path) -> bool:
+    """Whether a checkpoint has accelerate's pickles instead of our state file."""
+    old = any((checkpoint / name).is_file() for name in ("optimizer.bin", "scheduler.bin"))
+    return old and not (checkpoint / STATE_FILE).is_file()
+
+
+# --- what lies in the output folder --------------------------------------------------------------
+
+
+def checkpoints_in(output_dir: Path) -> list[Path]:
+    """Checkpoint folders of ours, newest first. What else has such a name is left alone."""
     found = []
     for path in output_dir.glob("checkpoint-*"):
-        match = re.fullmatch(r"checkpoint-(\d+)", path.name)
-        if match and path.is_dir():
+        match = re.fullmatch(r"checkpoint-(\d{1,18})", path.name)
+        if match and is_ours(path):
             found.append((int(match[1]), path))
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def _fingerprint(path: Path) -> list[Any]:
+def is_ours(folder: Path) -> bool:
+    """Whether a folder `checkpoint-…` was made by a run of this package, by the mark inside."""
+    return not folder.is_symlink() and (folder / STATE).is_file()
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Delete what a run wrote into a checkpoint's folder, the mark last; the folder goes with it
+    unless somebody keeps files of their own there."""
+    try:
+        names = list(read_json(folder / STATE, Record).files)
+    except UserError:  # damaged, or cut short by a kill while it was deleted
+        names = [ADAPTER, STATE_FILE]
+    root = folder.resolve()
+    for name in names:
+        path = folder / name
+        if path.resolve().is_relative_to(root):
+            path.unlink(missing_ok=True)
+    for inner in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
+        if not any(inner.iterdir()):
+            inner.rmdir()
+    (folder / STATE).unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file or folder to `<name>.set-aside`, or the next name that is free; returns it."""
+    number, aside = 1, path.with_name(f"{path.name}.set-aside")
+    while aside.exists() or aside.is_symlink():
+        number += 1
+        aside = path.with_name(f"{path.name}.set-aside-{number}")
+    os.rename(path, aside)
+    log.warning("%s is kept as %s", path, aside.name)
+    return aside
+
+
+def leave_branch(output_dir: Path, checkpoint: Path) -> None:
+    """Going on from a checkpoint that is not the newest: set the newer ones and the run's record
+    aside, so that `latest` never goes on from the branch that was left."""
+    if checkpoint.resolve().parent != output_dir.resolve():
+        return
+    step = read_settings(checkpoint)[0]
+    newer = [path for path in checkpoints_in(output_dir) if int(path.name[11:]) > step]
+    for path in newer:
+        set_aside(path)
+    if newer and (output_dir / RUN_RECORD).is_file():
+        set_aside(output_dir / RUN_RECORD)
+
+
+def remove_leftovers(output_dir: Path) -> None:
+    """Delete checkpoints that a killed run did not finish. Only for the holder of the folder's
+    lock: nobody else is writing there."""
+    for path in output_dir.glob(".checkpoint-*.partial"):
+        if re.fullmatch(r"\.checkpoint-\d+\.partial", path.name) and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _fingerprint(path: Path) -> tuple[int, str]:
     with open(path, "rb") as file:
-        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()

@@ -47,6 +47,17 @@ def make_lr_scheduler(args: argparse.Namespace, optimizer: Any, steps: int) -> A
     return LambdaLR(optimizer, rate_factor(args, steps, optimizer.defaults["lr"]))
 
 
+def move_to(lr_scheduler: Any, position: int) -> None:
+    """Have the next step be the one numbered `position`, by this run's own schedule: it may have
+    been lengthened since the state was saved."""
+    lr_scheduler.last_epoch = position
+    groups = lr_scheduler.optimizer.param_groups
+    rates = zip(groups, lr_scheduler.base_lrs, lr_scheduler.lr_lambdas, strict=True)
+    for group, base, factor in rates:
+        group["lr"] = base * factor(position)
+    lr_scheduler._last_lr = [group["lr"] for group in groups]
+
+
 def _cosine(done: float) -> float:
     return max(0.0, 0.5 * (1.0 + math.cos(math.pi * done)))
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import logging
 import os
-import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,24 @@ from torch import nn
 from ..bases import backbones
 from ..bases.small_cards import check_quantisation, checkpoints_on_host, quantise, tile_vae
 from ..common.errors import UserError, writing
+from ..common.json_files import read_json
 from ..common.pictures import content_key
 from ..data.cache import DTYPES, Data
 from .checkpoint import (
     ADAPTER,
     RUN_RECORD,
     check_settings,
+    checkpoints_in,
     find_checkpoint,
+    leave_branch,
     load_checkpoint,
     read_settings,
+    remove_checkpoint,
+    remove_leftovers,
 )
 from .plan import Plan
+from .training_state import TrainingState
+from .validation import remove_validation
 
 log = logging.getLogger("diffusekrona")
 
@@ -61,6 +67,7 @@ def claim_output(args: argparse.Namespace) -> FileLock | None:
             ) from None
         except NotImplementedError:  # a file system without locks
             return None
+    remove_leftovers(out)
     return lock
 
 
@@ -68,15 +75,22 @@ def refuse_to_overwrite(args: argparse.Namespace) -> None:
     """Keep an earlier run's result from being lost, unless its user says so.
 
     Raises:
-        UserError: `output_dir` holds a result or an unfinished run, and no flag says what to do.
+        UserError: `output_dir` holds a result or an unfinished run, and no flag says what to do, or
+            two flags contradict each other.
     """
     out: Path = args.output_dir
-    checkpoints = sorted(out.glob("checkpoint-*"))
+    checkpoints = checkpoints_in(out)
     if args.overwrite_output_dir:
+        if args.resume_from_checkpoint not in (None, "latest"):
+            raise UserError(
+                "--overwrite_output_dir starts anew and --resume_from_checkpoint goes on from "
+                f"{args.resume_from_checkpoint}: give one of the two."
+            )
         args.resume_from_checkpoint = None
         (out / RUN_RECORD).unlink(missing_ok=True)  # or the new run's checkpoints would be refused
-        for old in (*checkpoints, out / "validation"):
-            shutil.rmtree(old, ignore_errors=True)
+        for old in checkpoints:
+            remove_checkpoint(old)
+        remove_validation(out / "validation")
     elif not args.resume_from_checkpoint:
         for found in (*out.glob(ADAPTER), *checkpoints):
             raise UserError(
@@ -94,15 +108,26 @@ def already_finished(args: argparse.Namespace, steps: int, settings: Mapping[str
     record = args.output_dir / RUN_RECORD
     if args.resume_from_checkpoint != "latest" or not (args.output_dir / ADAPTER).is_file():
         return False
+    if not record.is_file():
+        return False
     try:
-        run = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        run = read_json(record, FinishedRun)
+    except UserError as error:
+        log.warning("%s; looking for a checkpoint instead", error)
         return False
-    check_settings(args.output_dir, run.get("fixed_settings", {}), settings)
-    if run["steps"] < steps:
+    check_settings(args.output_dir, run.fixed_settings, settings)
+    if run.steps < steps:
         return False
-    log.info("%s is trained already (%d steps)", args.output_dir / ADAPTER, run["steps"])
+    log.info("%s is trained already (%d steps)", args.output_dir / ADAPTER, run.steps)
     return True
+
+
+@dataclass
+class FinishedRun:
+    """What a later run needs of `run.json`."""
+
+    steps: int
+    fixed_settings: dict[str, Any] = field(default_factory=dict)
 
 
 def make_accelerator(args: argparse.Namespace) -> Any:
@@ -293,21 +318,37 @@ def settings_to_keep(
     }
 
 
-def resume(args: argparse.Namespace, accelerator: Any, settings: Mapping[str, Any]) -> int:
+def resume(
+    args: argparse.Namespace,
+    accelerator: Any,
+    settings: Mapping[str, Any],
+    steps: int,
+    state: TrainingState,
+) -> int:
     """Load the checkpoint asked for; returns the number of steps already done.
 
     Raises:
-        UserError: it is damaged, or belongs to another run.
+        UserError: it is damaged, or belongs to another run, or is past the last of `steps`.
     """
     if not args.resume_from_checkpoint:
         return 0
+    # Each process looks before the main one changes anything.
     checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
     if checkpoint is None:
         log.info("no checkpoint in %s: starting from the beginning", args.output_dir)
         return 0
     step, saved = read_settings(checkpoint)
     check_settings(checkpoint, saved, settings)
-    load_checkpoint(accelerator, checkpoint)
+    if step > steps:
+        raise UserError(
+            f"{checkpoint} is past --max_train_steps {steps}: give at least {step} steps, or an "
+            "earlier checkpoint."
+        )
+    load_checkpoint(accelerator, checkpoint, state)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        leave_branch(args.output_dir, checkpoint)
+    accelerator.wait_for_everyone()
     log.info("going on from %s", checkpoint)
     return step
 

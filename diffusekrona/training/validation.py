@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from ..bases.backbones import Family, build_pipeline
-from ..sampling.grids import labelled_grid, save_png
+from ..common.errors import UserError
+from ..sampling.grids import labelled_grid, read_recipe, save_png
 from ..sampling.pipeline import generate
 
 
@@ -72,8 +73,28 @@ def draw_validation(
     for number, ((prompt, seed), image) in enumerate(zip(jobs, images, strict=True)):
         recipe = {"prompt": prompt, "seed": seed, "step": step, "base": base}
         save_png(image, folder / f"step-{step:06d}-{number:02d}.png", recipe)
-    save_png(validation_grid(folder, [f"{p} · seed {s}" for p, s in jobs]), folder / "grid.png")
+    grid = validation_grid(folder, [f"{p} · seed {s}" for p, s in jobs])
+    save_png(grid, folder / "grid.png", {"base": base})
     return images
+
+
+def remove_validation(folder: Path) -> None:
+    """Delete the pictures that `draw_validation` named, and the folder if nothing else is in it."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if re.fullmatch(r"step-\d{6,}-\d{2,}\.png|grid\.png", path.name) and _is_ours(path):
+            path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a picture carries the recipe that our pictures have."""
+    try:
+        return read_recipe(path) is not None
+    except UserError:
+        return False
 
 
 def validation_grid(folder: Path, labels: Sequence[str]) -> Image.Image:

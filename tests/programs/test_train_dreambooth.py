@@ -207,7 +207,9 @@ def test_an_overwritten_run_that_is_killed_goes_on(tiny_sd1, pictures, tmp_path:
 def test_overwriting_forgets_the_record_of_the_old_run(tmp_path: Path) -> None:
     for name in ("run.json", "adapter.safetensors"):
         (tmp_path / name).write_text("{}")
-    args = argparse.Namespace(output_dir=tmp_path, overwrite_output_dir=True)
+    args = argparse.Namespace(
+        output_dir=tmp_path, overwrite_output_dir=True, resume_from_checkpoint=None
+    )
     train_setup.refuse_to_overwrite(args)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter.safetensors"]
 
@@ -362,15 +364,17 @@ def test_a_signal_saves_before_leaving(tiny_sd1, pictures, tmp_path: Path, numbe
 def test_damaged_newest_checkpoint_falls_back(tiny_sd1, pictures, tmp_path: Path, caplog) -> None:
     whole = run(tiny_sd1, pictures, tmp_path, "--checkpointing_steps", "1")
     (tmp_path / "adapter.safetensors").unlink()
-    damaged = tmp_path / "checkpoint-4" / "optimizer.bin"
+    damaged = tmp_path / "checkpoint-4" / "training_state.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-50])
     (tmp_path / "checkpoint-3" / "adapter.safetensors").unlink()
     (tmp_path / "checkpoint-2" / "state.json").write_text("{")
     more = ("--checkpointing_steps", "1", "--resume_from_checkpoint", "latest")
     assert same(run(tiny_sd1, pictures, tmp_path, *more), whole)
     assert "checkpoint-4 is damaged" in caplog.text and "checkpoint-1" in caplog.text
-    (tmp_path / "checkpoint-4" / "optimizer.bin").write_bytes(b"")
-    with pytest.raises(UserError, match=r"checkpoint-4: its optimizer\.bin is not as it was"):
+    (tmp_path / "checkpoint-4" / "training_state.safetensors").write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"checkpoint-4: its training_state\.safetensors is not as it was"
+    ):
         run(tiny_sd1, pictures, tmp_path, "--resume_from_checkpoint", "checkpoint-4")
 
 

@@ -1,0 +1,52 @@
+"""Reading the JSON that this package writes for itself: checked against a schema, or refused in one
+line. A disk, a kill or an editor may have damaged any of it."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import UserError
+
+T = TypeVar("T")
+
+
+@functools.cache
+def _validator(schema: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(schema)
+
+
+def parse_json(text: str | bytes, schema: type[T]) -> T:
+    """JSON text as `schema`: a dataclass, `dict[str, int]` or any type that pydantic can check.
+
+    Types are not coerced ("3" is not a number). A dataclass's unknown keys are ignored.
+
+    Raises:
+        ValueError: it is not JSON, or not what the schema says; in one line.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return _validator(schema).validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])[:100]
+        reason = " ".join(first["msg"].split())[:200]
+        raise ValueError(f"{where}: {reason}" if where else reason) from None
+
+
+def read_json(path: Path | str, schema: type[T]) -> T:
+    """A JSON file as `schema`; see `parse_json`.
+
+    Raises:
+        UserError: the file is missing, cannot be read, or is not as it was written.
+    """
+    try:
+        return parse_json(Path(path).read_bytes(), schema)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error})") from error

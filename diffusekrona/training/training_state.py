@@ -1,0 +1,157 @@
+"""What a run must keep to go on as if it had never stopped: factors, optimizer, schedule, moving
+average, loss scale. Collected into plain values and tensors, and put back exactly."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import set_peft_model_state_dict
+from torch import nn
+
+from ..adapters.file import read_adapter, save_adapter
+from ..common.errors import UserError
+from .lr_schedule import move_to
+from .state_file import load_state, save_state
+
+STATE_FILE = "training_state.safetensors"
+_ADAMW = {"step", "exp_avg", "exp_avg_sq"}
+_MOMENTS = {"exp_avg", "exp_avg_sq", "state1", "state2"}
+_MISFITS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)
+
+
+@dataclass
+class TrainingState:
+    """The parts of a run whose state is kept.
+
+    Attributes:
+        models: component name to unwrapped model, those that carry the adapter.
+        optimizer: as accelerate prepared it.
+        lr_scheduler: torch's LambdaLR.
+        ema: diffusers' EMAModel, or None.
+        origin: metadata of the adapter's file, so that inference knows its base and prompt.
+    """
+
+    models: Mapping[str, nn.Module]
+    optimizer: Any
+    lr_scheduler: Any
+    ema: Any
+    origin: Mapping[str, Any]
+    adapter_name: str = "default"
+
+
+def save_training_state(accelerator: Any, folder: Path, step: int, state: TrainingState) -> None:
+    """Write adapter.safetensors and training_state.safetensors into `folder`, which is made.
+
+    Every process calls it. The state is the same on all of them, so the main process writes it; of
+    DeepSpeed's, which is shared out, each writes its part.
+    """
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+    if accelerator.distributed_type == "DEEPSPEED":
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(folder), exclude_frozen_parameters=True)
+        accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        save_adapter(
+            state.models, folder / "adapter.safetensors", state.adapter_name, metadata=state.origin
+        )
+        save_state(_collect(accelerator, step, state), folder / STATE_FILE)
+
+
+def _collect(accelerator: Any, step: int, state: TrainingState) -> dict[str, Any]:
+    content: dict[str, Any] = {"step": step, "schedule": state.lr_scheduler.last_epoch}
+    content["ema"] = state.ema and state.ema.state_dict()
+    if accelerator.distributed_type != "DEEPSPEED":
+        content["optimizer"] = state.optimizer.state_dict()
+        content["scaler"] = accelerator.scaler and accelerator.scaler.state_dict()
+    return content
+
+
+def load_training_state(accelerator: Any, folder: Path, state: TrainingState) -> int:
+    """Put the state in `folder` back; returns the number of steps that it stands for.
+
+    Raises:
+        UserError: the files cannot be read, or do not fit this run.
+    """
+    content = load_state(folder / STATE_FILE)
+    adapter = read_adapter(folder / "adapter.safetensors")
+    if accelerator.distributed_type == "DEEPSPEED":
+        with _no_free_pickles():
+            accelerator.load_state(str(folder), load_module_strict=False)
+    try:
+        for component, model in state.models.items():
+            tensors = adapter.component_tensors(component)
+            set_peft_model_state_dict(model, tensors, adapter_name=state.adapter_name)
+        _put_back(accelerator, content, state)
+        return int(content["step"])
+    except _MISFITS as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"Cannot resume from {folder}: its state does not fit this run ({reason})."
+        ) from error
+
+
+def _put_back(accelerator: Any, content: dict[str, Any], state: TrainingState) -> None:
+    if accelerator.distributed_type != "DEEPSPEED":
+        _check_optimizer(content["optimizer"], state.optimizer)
+        state.optimizer.load_state_dict(content["optimizer"])
+        if accelerator.scaler is not None and content["scaler"]:
+            accelerator.scaler.load_state_dict(content["scaler"])
+    if state.ema is not None:
+        shadows = state.ema.shadow_params
+        loaded = content["ema"]["shadow_params"]
+        if [s.shape for s in loaded] != [s.shape for s in shadows]:
+            raise ValueError("the moving average is of other tensors")
+        state.ema.load_state_dict(content["ema"])
+        state.ema.to(shadows[0].device)
+    if not isinstance(content["schedule"], int) or content["schedule"] < 0:
+        raise ValueError("its place in the schedule is not a number of steps")
+    move_to(state.lr_scheduler, content["schedule"])
+
+
+def _check_optimizer(saved: dict[str, Any], optimizer: Any) -> None:
+    """Raise ValueError for a state that torch would take, and stumble over in the next step."""
+    groups = optimizer.param_groups
+    for have, want in zip(saved["param_groups"], groups, strict=True):
+        if missing := set(want) - set(have):
+            raise ValueError(f"the optimizer's {min(missing)} is missing")
+        if any(isinstance(have[key], dict | list | str) for key in want if key != "params"):
+            raise ValueError("the optimizer's settings are damaged")
+    parameters = [p for group in groups for p in group["params"]]
+    names = {frozenset(values) for values in saved["state"].values()}
+    if len(names) > 1 or any("step" not in each for each in names):
+        raise ValueError("the optimizer's moments are incomplete")
+    for number, values in saved["state"].items():
+        for name in _MOMENTS & set(values):
+            if values[name].shape != parameters[number].shape:
+                raise ValueError(f"the optimizer's {name} {number} is of another shape")
+        if isinstance(optimizer.optimizer, torch.optim.AdamW) and not set(values) >= _ADAMW:
+            raise ValueError("the optimizer's moments are incomplete")
+
+
+@contextmanager
+def _no_free_pickles() -> Iterator[None]:
+    """Let `torch.load` build tensors and plain values only, whoever calls it. DeepSpeed's own files
+    hold its loss scalers beside."""
+    from deepspeed.runtime.fp16 import loss_scaler
+
+    allowed = [loss_scaler.LossScaler, loss_scaler.DynamicLossScaler]
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        with torch.serialization.safe_globals(allowed):
+            yield
+    except Exception as error:  # pickle.UnpicklingError, and DeepSpeed's own
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+        raise UserError(f"Cannot resume: DeepSpeed's state was refused ({reason}).") from error
+    finally:
+        if before is None:
+            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        else:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before

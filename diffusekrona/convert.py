@@ -66,6 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--terms", type=int, metavar="R", help="Kronecker products kept a layer.")
     add("--dtype", choices=("fp32", "fp16", "bf16"), help="Default: the source's, if exact.")
     add("--drop_convolutions", action="store_true", help="Leave out what KronA has no place for.")
+    add(
+        "--overwrite", action="store_true", help="Replace a destination that convert did not write."
+    )
     add("--push_to_hub", metavar="REPO_ID", help="Upload what was written, with a model card.")
     add("--private", action="store_true", help="Make the hub repository private.")
     return parser
@@ -95,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         weight=weight,
         adapters=[parse_source(text) for text in args.adapter],
         options=options,
+        overwrite=args.overwrite,
     )
     print("\n".join(report.lines()))
     if args.push_to_hub:

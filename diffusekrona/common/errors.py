@@ -28,6 +28,12 @@ class UserError(Exception):
     """A mistake of the user's. Its text is one line: what is wrong, where, and what to do."""
 
 
+def shortened(text: object, length: int = 60) -> str:
+    """Text from a file or a library, for a message: on one line and of at most `length`."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
 def _is_disk_full(error: BaseException | None) -> bool:
     """Whether `error`, or what it was raised from, says that a disk is full."""
     while error is not None:

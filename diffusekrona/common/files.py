@@ -1,10 +1,17 @@
-"""Writing files so that a reader finds the old one or the new one whole; names for files."""
+"""Writing files and folders so that a reader finds the old one or the new one whole, never a piece.
+
+What is being written lies in a hidden working folder beside its destination and is renamed into
+place at the end. The process that writes holds a lock on that folder, which the system releases
+however the process ends; so a later run can tell a dead run's leftovers from those of a live one,
+and removes only the former (`clean_leftovers`).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+import shutil
 import tempfile
 import unicodedata
 from collections.abc import Iterator
@@ -12,48 +19,148 @@ from pathlib import Path
 
 from .errors import writing
 
+try:
+    import fcntl
+except ImportError:  # Windows: nothing there proves that a run is dead, so leftovers stay
+    fcntl = None
+
+_PREFIX = ".diffusekrona-partial-"
+_cleaned: set[str] = set()
+
 
 @contextlib.contextmanager
 def replace_whole(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends well, it takes `path`'s place.
+    """Yield a path to write a file to; when the block ends well, the file takes `path`'s place.
 
-    The temporary file is flushed to the disk before the rename, so not even a power cut leaves a
-    half-written file under the final name. When the block fails, nothing is left behind.
+    The file is flushed to the disk before the rename, so not even a power cut leaves a half-written
+    file under the final name. When the block fails, nothing is left behind.
 
     Raises:
         UserError: the disk is full or refuses the write; `path` is as it was.
     """
     path = Path(path)
-    temporary = None
-    try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(
-                prefix=f".{path.name}.", suffix=".partial", dir=path.parent
-            )
-            os.close(handle)
-            temporary = Path(name)
-            yield temporary
-            _put_in_place(temporary, path)
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    with writing(path), _working_folder(path.parent) as work:
+        yield work / "new" / path.name
+        _flush(work / "new" / path.name)
+        os.replace(work / "new" / path.name, path)
+        _flush_folder(path.parent)
 
 
-def _put_in_place(temporary: Path, path: Path) -> None:
-    with open(temporary, "rb") as written:
-        os.fsync(written.fileno())
-    umask = os.umask(0)
-    os.umask(umask)
-    temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would hide the result from others
-    os.replace(temporary, path)
-    _flush_folder(path.parent)
+@contextlib.contextmanager
+def replace_folder(destination: Path | str) -> Iterator[Path]:
+    """Yield an empty folder; when the block ends well, it takes `destination`'s place.
+
+    A folder that is there already is moved aside first. A process killed between the two renames
+    leaves it there, and `clean_leftovers` moves it back.
+
+    Raises:
+        UserError: the disk is full or refuses the write; `destination` is as it was.
+    """
+    destination = Path(os.path.abspath(destination))
+    with writing(destination), _working_folder(destination.parent) as work:
+        new, old = work / "new" / destination.name, work / "old" / destination.name
+        new.mkdir()
+        yield new
+        for file in (p for p in new.rglob("*") if p.is_file()):
+            _flush(file)
+        if not os.path.lexists(destination):
+            os.replace(new, destination)
+        else:
+            old.parent.mkdir()
+            os.replace(destination, old)
+            try:
+                os.replace(new, destination)
+            except OSError:
+                os.replace(old, destination)
+                raise
+        _flush_folder(destination.parent)
 
 
 def write_text(path: Path | str, text: str) -> None:
     """Write UTF-8 text whole or not at all."""
     with replace_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def clean_leftovers(folder: Path | str) -> None:
+    """Remove what killed runs of this user left in `folder`, and undo a replacement cut in half.
+
+    Folders of other names, of other users and of live processes are not touched.
+    """
+    if fcntl is None:
+        return
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        found = [e for e in entries if e.name.startswith(_PREFIX) and _is_own(e)]
+        for entry in found:
+            _remove_if_dead(Path(entry.path))
+
+
+def _is_own(entry: os.DirEntry[str]) -> bool:
+    own = entry.stat(follow_symlinks=False).st_uid == os.getuid()
+    return own and entry.is_dir(follow_symlinks=False)
+
+
+def _remove_if_dead(work: Path) -> None:
+    with contextlib.suppress(OSError):  # locked by a live process, or removed in the meantime
+        handle = _lock(work)
+        try:
+            for kept in (work / "old").iterdir() if (work / "old").is_dir() else ():
+                if not os.path.lexists(work.parent / kept.name):
+                    os.replace(kept, work.parent / kept.name)
+            shutil.rmtree(work)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def _working_folder(parent: Path) -> Iterator[Path]:
+    """A new hidden folder in `parent`, with a folder "new" in it, locked while the block runs."""
+    parent.mkdir(parents=True, exist_ok=True)
+    if os.path.abspath(parent) not in _cleaned:  # once per process, not before every picture
+        _cleaned.add(os.path.abspath(parent))
+        clean_leftovers(parent)
+    work, handle = _make_locked(parent)
+    try:
+        (work / "new").mkdir()
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def _make_locked(parent: Path) -> tuple[Path, int | None]:
+    while True:
+        work = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        if fcntl is None:
+            return work, None
+        try:
+            handle = _lock(work)
+        except BlockingIOError:
+            continue  # another run is removing it: it was not locked yet
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return work, None  # a file system without locks, where none are removed either
+        if work.is_dir():
+            return work, handle
+        os.close(handle)
+
+
+def _lock(folder: Path) -> int:
+    """An open handle that holds the folder's lock. Raises OSError, the handle closed."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _flush(file: Path) -> None:
+    with open(file, "rb") as written:
+        os.fsync(written.fileno())
 
 
 def _flush_folder(folder: Path) -> None:

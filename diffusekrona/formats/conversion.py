@@ -13,14 +13,20 @@ import torch
 
 from ..adapters.deltas import difference
 from ..common.errors import UserError
-from ..common.files import replace_whole
+from ..common.files import clean_leftovers, replace_folder, replace_whole
+from ..common.tensor_files import entries_of, write_entries
 from . import full_finetune, krona_file, lokr, lora, merged, peft_folder
 from .delta_set import DeltaSet, Hints, check_sizes, mix
-from .folders import replace_folder
+from .destination import (
+    MARK,
+    check_destination,
+    check_nothing_else,
+    is_folder_target,
+    place,
+)
 from .full_model import FullModel, open_model
 from .recognise import READERS, SOURCES, recognise
 from .report import Options, Report
-from .tensor_files import entries_of, write_entries
 from .to_kronecker import with_factors
 
 KRONECKER = ("krona", "peft")
@@ -41,6 +47,7 @@ def convert(
     weight: float = 1.0,
     adapters: Sequence[tuple[Path | str, float]] = (),
     options: Options | None = None,
+    overwrite: bool = False,
 ) -> Report:
     """Read `source` (and `adapters`, mixed in at their weights), write `destination`.
 
@@ -51,23 +58,31 @@ def convert(
         source_format: one of SOURCES, where it shall not be recognised.
         base: the base model; needed for "merged" and for a full fine-tune.
         family: "sd1", "sd2" or "sdxl", where the file does not say.
+        overwrite: replace a file or folder at `destination` that `convert` did not write.
 
     Raises:
         UserError: one line for whatever is wrong; nothing is written then.
     """
     options = options or Options()
     _check_request(target, base, options)
-    destination = _place(Path(destination).expanduser(), target)
+    destination = place(Path(destination).expanduser(), target)
+    for path in (destination, source, *(path for path, _ in adapters), base or "."):
+        clean_leftovers(Path(path).expanduser().absolute().parent)
     model = open_model(base, family) if base is not None else None
     hints = Hints(family, model.layers_per_block if model else None, model and model.family)
+    found = [(share, *recognise(p, source_format)) for p, share in [(source, weight), *adapters]]
+    files = [file for _, _, file in found]
+    check_destination(
+        destination,
+        [*files, *(model.places() if model else [])],
+        is_folder_target(destination, target),
+        overwrite,
+    )
     sets, size = [], 0
-    for path, share in [(source, weight), *adapters]:
-        kind, file = recognise(path, source_format)
+    for share, kind, file in found:
         sets.append((share, _read(kind, file, hints, model)))
         check_sizes(sets[-1][1].layers, file)
         size += _size(file)
-        if file.resolve() == destination.resolve():
-            raise UserError(f"{destination} is the source itself: name another destination.")
     whole = mix(sets)
     check_sizes(whole.layers, whole.title)
     if model is not None:
@@ -93,16 +108,6 @@ def convert(
         errors={n: found[n][1] for n in found} if written.errors or options.rank else {},
         notes=written.notes,
     )
-
-
-def _place(destination: Path, target: str) -> Path:
-    """The file to write, under its usual name where a folder was named."""
-    if target in ("merged", "peft", "peft-lora"):
-        return destination
-    if destination.suffix and not destination.is_dir():
-        return destination
-    names = {"krona": "adapter.safetensors", "lora": "pytorch_lora_weights.safetensors"}
-    return destination / names.get(target, f"{destination.name}.safetensors")
 
 
 def _check_request(target: str, base: object, options: Options) -> None:
@@ -147,10 +152,12 @@ def _write_adapter(
             else:
                 peft_folder.write_lora(whole, folder, options.rank, options.dtype)
             back = peft_folder.read(folder, again)
-            return _measured(written, back), _compared(whole, back)
+            compared = _compared(whole, back)
+            check_nothing_else(destination, folder)
+            return _measured(written, back), compared
     written, tensors, metadata = _tensors(whole, destination.stem, target, options)
     with replace_whole(destination) as temporary:
-        write_entries(entries_of(tensors), temporary, metadata)
+        write_entries(entries_of(tensors), temporary, metadata | MARK)
         reader = {"krona": "krona"}.get(target) or ("lokr" if target in LOKR else "lora")
         back = READERS[reader](temporary, again)
         return _measured(written, back), _compared(whole, back)
@@ -181,14 +188,16 @@ def _tensors(
 def _write_merged(
     whole: DeltaSet, model: FullModel, destination: Path, options: Options
 ) -> tuple[DeltaSet, dict[str, tuple[float, float]]]:
-    if destination.suffix == ".safetensors":
+    if not is_folder_target(destination, "merged"):
         with replace_whole(destination) as temporary:
             merged.write_single(whole, model, temporary, destination.stem, options.dtype)
             back = open_model(temporary, model.family)
             return whole, merged.compare(whole, model, back)
     with replace_folder(destination) as folder:
         merged.write_folder(whole, model, folder, options.dtype)
-        return whole, merged.compare(whole, model, open_model(folder, model.family))
+        compared = merged.compare(whole, model, open_model(folder, model.family))
+        check_nothing_else(destination, folder)
+        return whole, compared
 
 
 def _measured(written: DeltaSet, back: DeltaSet) -> DeltaSet:

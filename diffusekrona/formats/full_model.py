@@ -17,10 +17,10 @@ from safetensors import safe_open
 
 from ..bases.backbones import family_of, resolve_base
 from ..common.errors import UserError
+from ..common.tensor_files import DTYPES, opened, read_shapes, refuse_pickle
 from . import ldm_layout
 from .families import FAMILY_NAMES
 from .folders import read_json
-from .tensor_files import DTYPES, opened, read_shapes, refuse_pickle
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 PROJECTION = re.compile(r"attn[12]\.to_(q|k|v|out\.0)$|self_attn\.(q|k|v|out)_proj$")
@@ -55,6 +55,10 @@ class FullModel:
     @property
     def is_single_file(self) -> bool:
         return "file" in self.parts
+
+    def places(self) -> set[Path]:
+        """Its folder or file, and its weights' files, which may be links to elsewhere."""
+        return {self.root, *(r.path for part in self.parts.values() for r in part.values())}
 
     def load(self, ref: Ref) -> torch.Tensor:
         """One tensor, not to be written to: it may lie in the mapped file."""

@@ -15,9 +15,9 @@ from peft.utils.other import get_pattern_key
 from ..adapters.deltas import Delta, KronDelta, LowRankDelta, pad_terms
 from ..adapters.file import LAYOUT_VERSION, Adapter, config_to_json, read_adapter
 from ..common.errors import UserError
+from ..common.tensor_files import stored
 from ..krona import KronAConfig
 from .delta_set import DeltaSet, Hints, find_family, layers_from_metadata
-from .tensor_files import stored
 
 CARRIED = (
     "base_model",

@@ -23,11 +23,11 @@ import torch
 
 from ..adapters.deltas import Delta, KronDelta, as_plain_kron, krons_equally
 from ..common.errors import UserError
+from ..common.tensor_files import read_tensors, stored
 from .delta_set import DeltaSet, Hints, find_family, named_layers
 from .families import FAMILY_NAMES, metadata_for
 from .krona_file import number
 from .layer_names import kohya_stem
-from .tensor_files import read_tensors, stored
 from .to_kronecker import with_factors
 
 _PART = re.compile(r"(?P<stem>.+)\.(?P<part>lokr_w[12](?:_[ab])?|alpha)(?:\.(?!weight)\w+)?")

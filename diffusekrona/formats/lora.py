@@ -26,11 +26,11 @@ from peft.utils.other import get_pattern_key
 
 from ..adapters.deltas import Delta, LowRankDelta, to_low_rank, truncate
 from ..common.errors import UserError
+from ..common.tensor_files import read_tensors, stored
 from .delta_set import DeltaSet, Hints, find_family, named_layers
 from .families import FAMILY_NAMES, metadata_for
 from .krona_file import number
 from .layer_names import is_convolution, kernel_of, kohya_stem
-from .tensor_files import read_tensors, stored
 
 # Group 1 is the stem's end that belongs to the module's name, group 2 says which factor.
 _FACTOR = re.compile(

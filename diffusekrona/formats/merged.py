@@ -18,11 +18,12 @@ import torch
 
 from ..adapters.deltas import Delta
 from ..common.errors import UserError
+from ..common.tensor_files import Entry, write_entries
 from . import ldm_layout
 from .delta_set import DeltaSet
+from .destination import MARK
 from .families import FAMILY_NAMES, metadata_for
 from .full_model import WEIGHTS, FullModel, Ref
-from .tensor_files import Entry, write_entries
 
 Edits = Mapping[Ref, list[tuple[slice, Delta, str]]]
 
@@ -84,7 +85,7 @@ def write_folder(
         entries = [_entry(k, base, ref, edits, dtype, lambda t: t) for k, ref in tensors.items()]
         (folder / component).mkdir(exist_ok=True)
         name = WEIGHTS.get(component, "model") + ".safetensors"
-        write_entries(entries, folder / component / name)
+        write_entries(entries, folder / component / name, MARK)
 
 
 def write_single(
@@ -115,7 +116,7 @@ def write_single(
         metadata = {k: v for k, v in metadata.items() if k.startswith("modelspec.")}
         architecture = metadata["modelspec.architecture"].removesuffix("/lora")
         metadata["modelspec.architecture"] = architecture
-    write_entries(entries, path, metadata)
+    write_entries(entries, path, metadata | MARK)
 
 
 def _entry(

@@ -24,13 +24,14 @@ from peft.utils.other import get_pattern_key
 from ..adapters.deltas import Delta
 from ..adapters.file import config_from_json
 from ..common.errors import UserError
+from ..common.tensor_files import entries_of, read_tensors, refuse_pickle, stored, write_entries
 from . import lokr
 from .delta_set import DeltaSet, Hints, find_family
+from .destination import MARK
 from .folders import read_json
 from .krona_file import component_deltas, number, to_adapter
 from .layer_names import layer_name
 from .lora import low_rank
-from .tensor_files import entries_of, read_tensors, refuse_pickle, stored, write_entries
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
@@ -187,7 +188,7 @@ def _write(
         config.save_pretrained(inner)
         metadata = {"base_family": source.family} if source.family else {}
         metadata["layers_per_block"] = str(source.layers_per_block)
-        write_entries(entries_of(named), inner / WEIGHTS, metadata)
+        write_entries(entries_of(named), inner / WEIGHTS, metadata | MARK)
 
 
 @cache

@@ -26,9 +26,9 @@ import torch
 
 from ..adapters.deltas import Delta, KronDelta
 from ..common.errors import UserError
+from ..common.tensor_files import read_tensors
 from . import lora
 from .delta_set import DeltaSet, Hints, find_family, named_layers
-from .tensor_files import read_tensors
 
 _KEY = re.compile(r"\w*\.?.+(_lora|\.lora|\.lora_linear_layer|\.lora_layer)\.(down|up)\.weight")
 _SQUARE = re.compile(r"attn1\.|attn2\.to_(q|out)|self_attn\.")

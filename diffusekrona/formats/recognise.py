@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..common.errors import UserError
+from ..common.tensor_files import opened, refuse_pickle
 from . import krona_file, ldm_layout, lokr, lora, peft_folder, published
 from .delta_set import DeltaSet, Hints
-from .tensor_files import opened, refuse_pickle
 
 READERS: dict[str, Callable[[Path, Hints], DeltaSet]] = {
     "krona": krona_file.read,

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..common.errors import UserError
+from .errors import UserError, shortened
 
 DTYPES = {
     "F64": torch.float64,
@@ -36,6 +36,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+LONGEST_KEY = 300  # characters; the longest of a published model has 110
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
 
 
@@ -65,8 +66,8 @@ def opened(path: Path | str) -> Iterator[Any]:
     """An open safetensors file (`keys`, `metadata`, `get_slice`, `get_tensor`), checked.
 
     Raises:
-        UserError: no such file, a pickle, a file that is no safetensors, is cut short, or whose
-            header does not fit its bytes.
+        UserError: no such file, a pickle, a file that is not safetensors, is cut short, whose
+            header does not fit its bytes, or whose keys are too long to be names of layers.
     """
     path = Path(path)
     if not path.is_file():
@@ -74,9 +75,16 @@ def opened(path: Path | str) -> Iterator[Any]:
     refuse_pickle(path)
     try:
         with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                if len(key) > LONGEST_KEY:
+                    raise UserError(
+                        f"{path}: a key of {len(key)} characters is not a layer's name: "
+                        f"{shortened(key)}"
+                    )
             yield file
     except (SafetensorError, OSError, OverflowError, MemoryError) as error:
-        raise UserError(f"{path} is not a readable safetensors file ({error}).") from error
+        line = shortened(error, 200)
+        raise UserError(f"{path} is not a readable safetensors file ({line}).") from error
 
 
 def read_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

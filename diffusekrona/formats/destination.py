@@ -1,0 +1,114 @@
+"""Where a conversion may write: never onto its own sources, and only onto what it wrote itself.
+
+Every file that `convert` writes has the metadata entry MARK. A file or folder without it is
+somebody's, and is replaced only if that was asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..common.errors import UserError
+from ..common.tensor_files import opened
+
+MARK = {"converted_by": "diffusekrona"}
+FOLDER_TARGETS = ("peft", "peft-lora")
+_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
+_CARD = "README.md"
+
+
+def place(destination: Path, target: str) -> Path:
+    """The file or folder to write: a file gets its usual name where a folder was named."""
+    if target in ("merged", *FOLDER_TARGETS) or (destination.suffix and not destination.is_dir()):
+        return destination
+    names = {"krona": "adapter.safetensors", "lora": "pytorch_lora_weights.safetensors"}
+    return destination / names.get(target, f"{destination.name}.safetensors")
+
+
+def is_folder_target(destination: Path, target: str) -> bool:
+    """Whether `target` is written as a folder."""
+    return target in FOLDER_TARGETS or (target == "merged" and destination.suffix != ".safetensors")
+
+
+def check_destination(
+    destination: Path, sources: Iterable[Path], folder: bool, overwrite: bool
+) -> None:
+    """Refuse a destination whose writing would lose something.
+
+    Args:
+        sources: every file and folder that is read, the base model among them.
+        folder: whether a folder is written.
+        overwrite: whether a file or folder that `convert` did not write may be replaced.
+
+    Raises:
+        UserError: the destination is, holds or lies in a source; it is of the other kind; it was
+            not written by `convert`.
+    """
+    real = Path(os.path.realpath(destination))
+    for source in sources:
+        other = Path(os.path.realpath(source))
+        if real == other or (real.exists() and other.exists() and real.samefile(other)):
+            raise UserError(f"{destination} is the source itself: name another destination.")
+        if real in other.parents and folder:
+            raise UserError(f"{destination} holds the source {source}: name another destination.")
+        if other in real.parents and (folder or real.exists() or _is_model(other)):
+            raise UserError(f"{destination} lies in the source {source}: name another destination.")
+    if not os.path.lexists(destination):
+        return
+    if folder != destination.is_dir():
+        kind = "a folder" if destination.is_dir() else "a file"
+        raise UserError(
+            f"{destination} is {kind}, but --to writes a {'folder' if folder else 'file'} here: "
+            "name another destination."
+        )
+    if not (overwrite or is_marked(destination)):
+        raise UserError(
+            f"{destination} exists and was not written by convert: name another destination, or "
+            "add --overwrite to replace it."
+        )
+
+
+def is_marked(path: Path) -> bool:
+    """Whether `convert` wrote a file, or all weights of a folder (true of an empty folder)."""
+    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
+    if path.is_dir() and not files:
+        return not any(path.iterdir())
+    return all(_file_is_marked(file) for file in files)
+
+
+def check_nothing_else(destination: Path, new: Path) -> None:
+    """Refuse to replace a folder that holds files, at any depth, of which `new` has no namesake.
+
+    Raises:
+        UserError: naming the first such file.
+    """
+    if not destination.is_dir():
+        return
+    for file in sorted(p for p in destination.rglob("*") if p.is_symlink() or not p.is_dir()):
+        name = file.relative_to(destination)
+        own_card = file.name == _CARD and _is_own_card(file)
+        if not (os.path.lexists(new / name) or file.name in _BY_SYSTEMS or own_card):
+            raise UserError(
+                f"{destination} holds other things ({name}): move them away, or name a new folder."
+            )
+
+
+def _is_model(path: Path) -> bool:
+    return (path / "model_index.json").is_file()
+
+
+def _file_is_marked(file: Path) -> bool:
+    try:
+        with opened(file) as content:
+            return MARK.items() <= (content.metadata() or {}).items()
+    except UserError:
+        return False
+
+
+def _is_own_card(file: Path) -> bool:
+    try:
+        return "converted with DiffuseKronA" in file.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False

@@ -58,8 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def prompts_for(name: str, places: Sequence[str]) -> list[str]:
     """ "sks dog" to "a sks dog in the forest" …"""
-    article = "an" if name[:1].lower() in set("aeiou") else "a"
-    return [f"{article} {name} {place}" for place in places]
+    from .evaluation.prompts import article
+
+    return [f"{article(name)} {name} {place}" for place in places]
 
 
 def compare(

@@ -204,6 +204,12 @@ def fit_picture(
     return fitted, original, (top, left)
 
 
+def load_square(path: Path) -> Image.Image:
+    """A picture cut to the square in its middle, as grids show photos. UserError as above."""
+    image = load_picture(path)
+    return fit_picture(image, (min(image.size),) * 2)[0]
+
+
 def to_tensor(image: Image.Image) -> torch.Tensor:
     """An RGB picture as float32 (3, H, W) in [-1, 1]."""
     import numpy as np

@@ -6,16 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..common.html_page import new_chart
-from .scoring import METRICS
+from ..common.charts import GREY, colour, literal, marker, new_chart
+from .scoring import METRICS, UNITS
 from .statistics import Summary
-
-COLOURS = ("#3566b8", "#d9822b", "#3a9a5b", "#b4428f", "#7a6cc4", "#8a8f98", "#1b9aaa", "#c4543a")
-MARKERS = "osD^vPX*"
-
-
-def colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
 
 
 def bars(axis: Any, summary: Summary) -> list[list[float]]:
@@ -32,7 +25,7 @@ def score_chart(
     metrics: Sequence[str],
     own: dict[str, float],
 ) -> Any:
-    """A panel a metric: every variant's mean and interval, one below the other."""
+    """One panel per metric: every variant's mean and interval, one below the other."""
     figure, axes = new_chart(
         1.6 + 2.6 * len(metrics), 0.9 + 0.32 * len(names), 1, len(metrics), sharey=True
     )
@@ -43,11 +36,12 @@ def score_chart(
                 color=colour(number),
             )  # fmt: skip
         if metric in own:
-            axis.axvline(own[metric], color="#8a8f98", ls="--", lw=1)
+            axis.axvline(own[metric], color=GREY, ls="--", lw=1)
         axis.set_title(METRICS[metric][0], fontsize=10)
+        axis.set_xlabel(UNITS[metric], fontsize=8)
         axis.grid(axis="x", alpha=0.3)
         axis.margins(x=0.15, y=0.3 / max(1, len(names)))
-    axes[0, 0].set_yticks(range(len(names)), names, fontsize=8)
+    axes[0, 0].set_yticks(range(len(names)), map(literal, names), fontsize=8)
     axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
     return figure
 
@@ -61,13 +55,13 @@ def plane_chart(
     for number, (name, row) in enumerate(zip(names, summaries, strict=True)):
         x, y = row["clip_i"], row["clip_t"]
         axis.errorbar(
-            x.mean, y.mean, xerr=bars(axis, x), yerr=bars(axis, y), fmt=MARKERS[number % 8], ms=6,
-            capsize=2, lw=1, color=colour(number), label=name,
+            x.mean, y.mean, xerr=bars(axis, x), yerr=bars(axis, y), fmt=marker(number), ms=6,
+            capsize=2, lw=1, color=colour(number), label=literal(name),
         )  # fmt: skip
     if "clip_i" in own:
-        axis.axvline(own["clip_i"], color="#8a8f98", ls="--", lw=1)
-    axis.set_xlabel("CLIP-I: likeness to the subject", fontsize=8)
-    axis.set_ylabel("CLIP-T: obedience to the prompt", fontsize=8)
+        axis.axvline(own["clip_i"], color=GREY, ls="--", lw=1)
+    axis.set_xlabel("CLIP-I, cosine: similarity to the subject", fontsize=8)
+    axis.set_ylabel("CLIP-T, cosine: agreement with the prompt", fontsize=8)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7, frameon=False)
     return figure

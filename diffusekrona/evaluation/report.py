@@ -17,7 +17,11 @@ from .scoring import METRICS, Scores
 from .statistics import Summary, summarise
 
 DIFFERENCES = (
-    "Differences of pictures of the same prompt and seed; an interval without 0 tells two apart"
+    "Differences between pictures of the same prompt and seed; an interval without 0 separates two"
+)
+ONE_RUN = (
+    "One training run and one subject per row: the intervals do not say how much of a difference "
+    "is the chance of a single run. diffusekrona.study repeats runs over seeds and subjects."
 )
 
 
@@ -32,11 +36,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that the reports tell.
+    """Everything that the reports show.
 
     Attributes:
-        texts: what CLIP-T compares with, one a prompt.
-        own: metric to how like each other the subject's photos are.
+        texts: what CLIP-T compares with, one per prompt.
+        own: metric to the similarity of the subject's photos to each other.
         settings: base, clip, dino, steps, guidance.
         notes: what the reader must know, such as a score that was left out.
     """
@@ -73,7 +77,7 @@ def overall_table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
         rows.append([row.name, *(_cell(summaries[m]) for m in metrics)])
     if evaluation.own:
         own = [f"{evaluation.own[m]:.3f}" if m in evaluation.own else "–" for m in metrics]
-        rows.append(["the photos among themselves", *own])
+        rows.append(["the photos, to each other", *own])
     return ["", *(METRICS[m][0] for m in metrics)], rows
 
 
@@ -153,7 +157,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def pictures_csv(evaluation: Evaluation) -> str:
-    """A line a picture."""
+    """One line per picture."""
     names = list(evaluation.rows[0].scores.pictures)
     rows = []
     for row in evaluation.rows:
@@ -165,7 +169,7 @@ def pictures_csv(evaluation: Evaluation) -> str:
 
 
 def summary_csv(evaluation: Evaluation) -> str:
-    """A line a variant and metric."""
+    """One line per variant and metric."""
     rows = []
     for row, summaries in zip(evaluation.rows, overall(evaluation), strict=True):
         for metric, s in summaries.items():
@@ -174,7 +178,7 @@ def summary_csv(evaluation: Evaluation) -> str:
 
 
 def caption(evaluation: Evaluation) -> str:
-    """By whom and on how many pictures; belongs to every table of these scores."""
+    """What the scores are of and which models gave them; belongs to every table of them."""
     count = len(evaluation.prompts) * len(evaluation.seeds)
     by = evaluation.settings["clip"]
     by += f" and {evaluation.settings['dino']}" if evaluation.settings["dino"] else ""

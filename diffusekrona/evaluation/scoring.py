@@ -16,10 +16,16 @@ from .encoders import Encoder
 from .prompts import Prompt
 
 METRICS = {
-    "clip_i": ("CLIP-I", "likeness to the subject's photos, by CLIP"),
-    "dino": ("DINO", "likeness to the subject's photos, by DINO"),
-    "clip_t": ("CLIP-T", "obedience to the prompt"),
+    "clip_i": ("CLIP-I", "similarity to the subject's photos in CLIP's space"),
+    "dino": ("DINO", "similarity to the subject's photos in DINO's space"),
+    "clip_t": ("CLIP-T", "agreement with the prompt"),
     "diversity": ("diversity", "distance between pictures of one prompt"),
+}
+UNITS = {
+    "clip_i": "cosine similarity",
+    "dino": "cosine similarity",
+    "clip_t": "cosine similarity",
+    "diversity": "1 − cosine similarity",
 }
 
 

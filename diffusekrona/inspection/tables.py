@@ -1,4 +1,4 @@
-"""What `diffusekrona.inspect` tells, as tables of text: for the terminal and the page alike."""
+"""What `diffusekrona.inspect` shows, as tables of text: for the terminal and the page alike."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .lowered import Lowered, smaller
 
 GROUPS = ("projection", "attention", "block")
 LAYER_HEAD = ["layer", "out×in", "factors", "‖ΔW‖", "‖ΔW‖/‖W‖", "σ₁", "eff. rank", "of A", "of B"]
-LOWERED_HEAD = ["(a1, a2)", "parameters", "of now", "error", "worst layer"]
+LOWERED_HEAD = ["(a1, a2)", "parameters", "of the present", "error", "worst layer"]
 
 
 def totals(facts: Sequence[Facts]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the table that compares whole adapters, a column an adapter."""
+    """Head and rows of the table that compares whole adapters, one column per adapter."""
     rows: dict[str, list[str]] = {}
 
     def add(name: str, values: Sequence[Any]) -> None:
@@ -58,7 +58,7 @@ def _sizes(facts: Facts) -> str:
 
 
 def share_tables(facts: Sequence[Facts]) -> dict[str, tuple[list[str], list[list[str]]]]:
-    """Group to head and rows: its part of ‖ΔW‖², with its part of the parameters in brackets."""
+    """Group to head and rows: its share of ‖ΔW‖², its share of the parameters in brackets."""
     tables = {}
     for attribute in GROUPS:
         parts = [shares(f.layers, attribute) for f in facts]
@@ -77,7 +77,7 @@ def share_tables(facts: Sequence[Facts]) -> dict[str, tuple[list[str], list[list
 
 
 def layer_rows(facts: Facts) -> list[list[str]]:
-    """A row a layer, under LAYER_HEAD."""
+    """One row per layer, under LAYER_HEAD."""
     rows = []
     for x in facts.layers:
         ranks = [effective_rank(s) for s in (x.singular, x.singular_a, x.singular_b)]
@@ -89,7 +89,7 @@ def layer_rows(facts: Facts) -> list[list[str]]:
 
 
 def lowered_rows(facts: Facts, results: Sequence[Lowered]) -> list[list[str]]:
-    """A row a pair of factors, under LOWERED_HEAD."""
+    """One row per pair of factors, under LOWERED_HEAD."""
     rows = []
     for r in results:
         size = [f"({r.pair[0]}, {r.pair[1]})", f"{r.parameters:,}"]
@@ -102,13 +102,13 @@ def print_tables(facts: Sequence[Facts], results: Sequence[Sequence[Lowered]], e
     """The terminal's view."""
     show_table("Adapters", *totals(facts))
     for title, (head, rows) in share_tables(facts).items():
-        show_table(f"Part of ‖ΔW‖² by {title} (part of the parameters)", head, rows)
+        show_table(f"Share of ‖ΔW‖² by {title} (share of the parameters)", head, rows)
     for one, outcome in zip(facts, results, strict=True):
         if every:
             show_table(one.label, LAYER_HEAD, layer_rows(one))
         rows = lowered_rows(one, smaller(one, outcome))
-        title = f"{one.label}: fewer parameters, and what the nearest product then misses of ‖ΔW‖"
+        title = f"{one.label}: smaller factors, the error of the nearest product in ‖ΔW‖"
         if rows:
             show_table(title, LOWERED_HEAD, rows)
         else:
-            print(f"{title}: no pair that was tried has fewer.\n")
+            print(f"{title}: no pair that was tried has fewer parameters.\n")

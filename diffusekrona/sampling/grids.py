@@ -7,6 +7,7 @@ import math
 import os
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
@@ -36,6 +37,35 @@ _SHOWN_AS = {
     "model": "Model",
     "pretrained_model_name_or_path": "Model",
 }
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Pictures in labelled rows and columns, for a page or as one picture.
+
+    Attributes:
+        rows: (label, pictures) of each row; None leaves a cell blank.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Image.Image | None, ...]], ...]
+
+    def with_photos(self, photos: Sequence[Image.Image], name: str = "photos") -> Grid:
+        """The grid with the subject's photos in its first column, one per row, repeated in turn."""
+        if not photos:
+            return self
+        rows = (
+            (label, (photos[number % len(photos)], *pictures))
+            for number, (label, pictures) in enumerate(self.rows)
+        )
+        return replace(self, columns=(name, *self.columns), rows=tuple(rows))
+
+    def image(self, cell: int | None = None) -> Image.Image:
+        """The whole grid as one picture: see `labelled_grid`."""
+        labels = [label for label, _ in self.rows]
+        pictures = [pictures for _, pictures in self.rows]
+        return labelled_grid(pictures, labels, self.columns, self.title, cell)
 
 
 def labelled_grid(

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from ..common.html_page import new_chart
-from ..evaluation.charts import MARKERS, bars, colour
-from ..evaluation.scoring import METRICS
-from .grid import Arm
+from ..common.charts import GREY, colour, literal, marker, new_chart
+from ..evaluation.charts import bars
+from ..evaluation.scoring import METRICS, UNITS
+from .grid import Arm, Axis
 from .results import Point, Results
-from .spread import Spread, summaries
+from .spread import FROM_CENTRE, Spread, summaries
 
 
 def charts_of(results: Results) -> dict[str, tuple[Any, str]]:
-    """File name to the study's figures and what is said under each."""
+    """File name to the study's figures and their captions."""
     charts = {}
     two_axes = [arm for arm in results.study.arms if len(arm.axes) == 2]
     if two_axes and not results.study.checkpoints:
@@ -24,13 +24,13 @@ def charts_of(results: Results) -> dict[str, tuple[Any, str]]:
     else:
         words = "Means with 95 % intervals over runs, prompts and seeds; dashed: the bare base."
         charts["scores"] = (along_chart(results), words)
-    words = "Further right is more like the subject, further up more obedient to the prompt."
+    words = "Further right is more like the subject, further up closer to the prompt."
     charts["plane"] = (plane_chart(results), words)
     return charts
 
 
 def along_chart(results: Results) -> Any:
-    """A panel a metric: every point of every arm in the order of its axis, with intervals."""
+    """One panel per metric: every point of every arm in the order of its axis, with intervals."""
     metrics = results.metrics()
     longest = max(len(results.of_arm(arm.label)) for arm in results.study.arms)
     width = min(14, (1.2 + 0.42 * longest) * len(metrics) + 1)
@@ -41,8 +41,10 @@ def along_chart(results: Results) -> Any:
             _line(axis, results.of_arm(arm.label), metric, number, arm.label)
         if base:
             mean = base[0].summary(metric).mean
-            axis.axhline(mean, color="#8a8f98", ls="--", lw=1, label="base")
+            axis.axhline(mean, color=GREY, ls="--", lw=1, label="base")
         axis.set_title(METRICS[metric][0], fontsize=10)
+        axis.set_ylabel(UNITS[metric], fontsize=8)
+        axis.set_xlabel(_along_what(results), fontsize=8)
         axis.grid(axis="y", alpha=0.3)
     axes[0, 0].legend(fontsize=7, frameon=False)
     return figure
@@ -57,8 +59,8 @@ def _line(axis: Any, points: Sequence[Point], metric: str, number: int, label: s
     joined = "-" if where is not None else ""
     x = where if where is not None else list(range(len(points)))
     axis.errorbar(
-        x, [s.mean for s in summaries], yerr=errors, fmt=MARKERS[number % 8] + joined, ms=5,
-        capsize=3, lw=1.2, color=colour(number), label=label,
+        x, [s.mean for s in summaries], yerr=errors, fmt=marker(number) + joined, ms=5,
+        capsize=3, lw=1.2, color=colour(number), label=literal(label),
     )  # fmt: skip
     if logarithmic:
         axis.set_xscale("log")
@@ -71,8 +73,16 @@ def _line(axis: Any, points: Sequence[Point], metric: str, number: int, label: s
     axis.margins(x=0.12)
 
 
+def _along_what(results: Results) -> str:
+    """What the horizontal axis holds, with its unit."""
+    if results.study.checkpoints:
+        return "training steps"
+    names = dict.fromkeys(axis.name for arm in results.study.arms for axis in arm.axes)
+    return literal(" · ".join(names)) or "arm"
+
+
 def _short(point: Point) -> str:
-    return " · ".join(point.labels) or (str(point.step) if point.step else point.arm)
+    return literal(" · ".join(point.labels) or (str(point.step) if point.step else point.arm))
 
 
 def _places(points: Sequence[Point]) -> tuple[list[float] | None, bool]:
@@ -88,7 +98,7 @@ def _places(points: Sequence[Point]) -> tuple[list[float] | None, bool]:
 
 
 def map_chart(results: Results, arm: Arm) -> Any:
-    """Heat maps of one arm with two axes, a panel a metric; scales shared over arms."""
+    """Heat maps of one arm with two axes, one panel per metric; scales shared over arms."""
     metrics = results.metrics()
     first, second = arm.axes
     figure, axes = new_chart(
@@ -110,13 +120,17 @@ def map_chart(results: Results, arm: Arm) -> Any:
                 axis.text(
                     column, row, f"{value:.3f}", ha="center", va="center", fontsize=7, color=tone
                 )
-        axis.set_xticks(range(len(first.values)), [v.label for v in first.values], fontsize=7)
-        axis.set_yticks(range(len(second.values)), [v.label for v in second.values], fontsize=7)
-        axis.set_xlabel(first.name, fontsize=8)
+        axis.set_xticks(range(len(first.values)), _labels(first), fontsize=7)
+        axis.set_yticks(range(len(second.values)), _labels(second), fontsize=7)
+        axis.set_xlabel(literal(first.name), fontsize=8)
         axis.set_title(METRICS[metric][0], fontsize=10)
-    axes[0, 0].set_ylabel(second.name, fontsize=8)
-    figure.suptitle(arm.label, fontsize=11)
+    axes[0, 0].set_ylabel(literal(second.name), fontsize=8)
+    figure.suptitle(literal(arm.label), fontsize=11)
     return figure
+
+
+def _labels(axis: Axis) -> list[str]:
+    return [literal(value.label) for value in axis.values]
 
 
 def spread_chart(found: Sequence[Spread]) -> Any:
@@ -127,29 +141,30 @@ def spread_chart(found: Sequence[Spread]) -> Any:
         for number, summary in enumerate(summaries(found, name)):
             axis.bar(number, summary.mean, 0.6, color=colour(number))
             error = bars(axis, summary)
-            axis.errorbar(number, summary.mean, yerr=error, fmt="none", capsize=4, color="#222")
-        axis.set_xticks(range(len(found)), [s.arm for s in found], fontsize=8)
+            axis.errorbar(number, summary.mean, yerr=error, fmt="none", capsize=4, color=GREY)
+        axis.set_xticks(range(len(found)), [literal(s.arm) for s in found], fontsize=8)
         axis.set_title(name, fontsize=9)
+        axis.set_ylabel("1 − cosine" if name == FROM_CENTRE else "score", fontsize=8)
         axis.set_ylim(bottom=0)
     return figure
 
 
 def plane_chart(results: Results) -> Any:
-    """Fidelity against obedience: CLIP-I to the right, CLIP-T upwards, a mark a point."""
+    """Fidelity against obedience: CLIP-I to the right, CLIP-T upwards, one mark per point."""
     figure, axes = new_chart(5.4, 4.0)
     axis = axes[0, 0]
     names: dict[tuple[float, float], str] = {}
     for number, arm in enumerate(results.study.arms):
         for point in results.of_arm(arm.label):
             x, y = point.summary("clip_i").mean, point.summary("clip_t").mean
-            axis.plot(x, y, MARKERS[number % 8], color=colour(number), ms=6)
+            axis.plot(x, y, marker(number), color=colour(number), ms=6)
             names[x, y] = _short(point)
-        axis.plot([], [], MARKERS[number % 8], color=colour(number), label=arm.label)
+        axis.plot([], [], marker(number), color=colour(number), label=literal(arm.label))
     for point in results.of_arm("base"):
         x, y = point.summary("clip_i").mean, point.summary("clip_t").mean
-        axis.plot(x, y, "*", color="#222", ms=11, label="base")
-    axis.set_xlabel("CLIP-I: likeness to the subject", fontsize=8)
-    axis.set_ylabel("CLIP-T: obedience to the prompt", fontsize=8)
+        axis.plot(x, y, "*", color=GREY, ms=11, label="base")
+    axis.set_xlabel("CLIP-I, cosine: similarity to the subject", fontsize=8)
+    axis.set_ylabel("CLIP-T, cosine: agreement with the prompt", fontsize=8)
     axis.grid(alpha=0.3)
     axis.margins(0.12)
     axis.legend(fontsize=7, frameon=False)
@@ -174,7 +189,14 @@ def _write_names(axis: Any, names: Mapping[tuple[float, float], str]) -> None:
     for point, name in names.items():
         for offset, right, top in _PLACES:
             text = axis.annotate(
-                name, point, offset, textcoords="offset points", fontsize=6.5, ha=right, va=top
+                name,
+                point,
+                offset,
+                textcoords="offset points",
+                fontsize=6.5,
+                ha=right,
+                va=top,
+                color=GREY,
             )
             box = text.get_window_extent()
             if not any(box.overlaps(other) for other in taken) and not any(

@@ -8,30 +8,30 @@ from pathlib import Path
 from PIL import Image
 
 from ..common.errors import UserError
-from ..common.pictures import fit_picture, load_picture
+from ..common.pictures import load_square
 from ..data.folder import find_pictures
-from ..sampling.grids import labelled_grid
-from .grid import Arm
+from ..sampling.grids import Grid
+from .grid import Arm, Axis
 from .results import Point, Results
 
 _MOST_PROMPTS = 4
 
 
-def grids_of(results: Results) -> dict[str, Image.Image]:
-    """Title to grid: for each subject one of all points, or one an arm where it has two axes."""
-    made = {}
+def grids_of(results: Results) -> list[Grid]:
+    """For each subject one grid of all points, or one per arm where it has two axes."""
+    made = []
     subjects = list(dict.fromkeys(name for point in results.points for name, _ in point.runs))
     for subject in subjects:
+        photos = photos_of(results, subject)
         for arm in results.study.arms:
             points = [p for p in results.of_arm(arm.label) if _run_of(p, subject) is not None]
             if not points:
                 continue
             title = f"{results.study.title}, {subject}"
             title += f", {arm.label}" if len(results.study.arms) > 1 else ""
-            if len(arm.axes) == 2 and not results.study.checkpoints:
-                made[title] = _over_two_axes(results, arm, points, subject, title)
-            else:
-                made[title] = _along(results, points, subject, title)
+            over_two = len(arm.axes) == 2 and not results.study.checkpoints
+            layout = _over_two_axes if over_two else _along
+            made.append(layout(results, arm, points, subject, title).with_photos(photos))
     return made
 
 
@@ -53,48 +53,48 @@ def picture(results: Results, point: Point, subject: str, prompt: int) -> Image.
         return None
 
 
-def _along(results: Results, points: Sequence[Point], subject: str, title: str) -> Image.Image:
-    """A row a prompt, a column a point; before them the subject's photos and the bare base."""
+def _along(results: Results, arm: Arm, points: Sequence[Point], subject: str, title: str) -> Grid:
+    """One row per prompt, one column per point, before them the bare base."""
     columns = [*results.of_arm("base"), *points]
-    count = min(_MOST_PROMPTS, len(results.prompts))
-    photos = [*photos_of(results, subject), *[None] * count]
-    rows = [
-        [photos[n], *(picture(results, point, subject, n) for point in columns)]
-        for n in range(count)
-    ]
-    labels = ["photos", *("base" if p.arm == "base" else p.label() for p in columns)]
-    return labelled_grid(rows, [_plain(t) for t in results.prompts[:count]], labels, title)
+    rows = (
+        (_plain(text), tuple(picture(results, point, subject, n) for point in columns))
+        for n, text in enumerate(results.prompts[:_MOST_PROMPTS])
+    )
+    labels = ("base" if p.arm == "base" else p.label() for p in columns)
+    return Grid(title, tuple(labels), tuple(rows))
 
 
 def photos_of(results: Results, subject: str) -> list[Image.Image]:
     """The subject's photos, cut square; none if they are no longer there."""
     try:
         paths, _ = find_pictures(Path(results.subjects[subject]))
-        images = [load_picture(path) for path in paths]
+        return [load_square(path) for path in paths]
     except UserError:
         return []
-    return [fit_picture(image, (min(image.size),) * 2)[0] for image in images]
 
 
 def _over_two_axes(
     results: Results, arm: Arm, points: Sequence[Point], subject: str, title: str
-) -> Image.Image:
-    """The first prompt: a column a value of the first axis, a row one of the second."""
-    first, second = ([value.label for value in axis.values] for axis in arm.axes)
+) -> Grid:
+    """The first prompt: one column per value of the first axis, one row per value of the second."""
     by_labels = {point.labels: point for point in points}
 
-    def cell(row: str, column: str) -> Image.Image | None:
-        point = by_labels.get((column, row))
+    def cell(*labels: str) -> Image.Image | None:
+        point = by_labels.get(labels)
         return point and picture(results, point, subject, 0)
 
-    rows = [[cell(row, column) for column in first] for row in second]
-    columns, names = (
-        [f"{axis.name} {v.label}" if v.label[0].isdigit() else v.label for v in axis.values]
-        for axis in arm.axes
+    def shown(axis: Axis, label: str) -> str:
+        return f"{axis.name} {label}" if label[0].isdigit() else label
+
+    first, second = arm.axes
+    rows = (
+        (shown(second, row.label), tuple(cell(column.label, row.label) for column in first.values))
+        for row in second.values
     )
-    return labelled_grid(rows, names, columns, f"{title}: {_plain(results.prompts[0])}")
+    columns = (shown(first, column.label) for column in first.values)
+    return Grid(f"{title}: {_plain(results.prompts[0])}", tuple(columns), tuple(rows))
 
 
 def _plain(template: str) -> str:
-    """A template as a label: the subject is told by the title."""
+    """A template as a label: the title names the subject."""
     return template.replace("{subject}", "…").replace("{name}", "…")

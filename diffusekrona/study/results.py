@@ -109,7 +109,7 @@ def _add(point: Point, cell: Cell, content: Any, cost: Any, folder: Path) -> Non
 
 
 def table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: a row a point, every score's mean and interval over runs."""
+    """Head and rows: one row per point, every score's mean and interval over runs."""
     metrics = results.metrics()
     rows = []
     for point in results.points:
@@ -158,7 +158,7 @@ def differences_table(results: Results) -> tuple[list[str], list[list[str]]] | N
 
 
 def csv_rows(results: Results) -> tuple[list[str], list[list[Any]]]:
-    """The same for programs: a line a point and metric, numbers unrounded."""
+    """The same for programs: one line per point and metric, numbers unrounded."""
     rows = []
     for point in results.points:
         for metric in results.metrics():

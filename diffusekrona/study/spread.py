@@ -19,6 +19,8 @@ from ..evaluation.scoring import METRICS
 from ..evaluation.statistics import Summary, summarise
 from .results import Point, Results
 
+FROM_CENTRE = "pictures from centre"
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -42,7 +44,7 @@ class Spread:
     def quantities(self) -> dict[str, np.ndarray]:
         """Title to array, for tables and charts."""
         named = {f"std of {METRICS[m][0]}": values for m, values in self.scores.items()}
-        return {"pictures from centre": self.pictures, **named}
+        return {FROM_CENTRE: self.pictures, **named}
 
 
 def spreads(results: Results) -> list[Spread]:
@@ -76,7 +78,7 @@ def _from_centre(points: Sequence[Point], run: tuple[str, int]) -> np.ndarray:
 
 
 def spread_table(found: Sequence[Spread]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: a quantity a row, an arm a column; of two arms their difference by run."""
+    """Head and rows: one row per quantity, one column per arm, two arms' difference by run."""
     names = list(found[0].quantities())
     rows = []
     for name in names:

@@ -57,6 +57,15 @@ def find_pictures(folder: Path) -> tuple[list[Path], list[str]]:
     return pictures, skipped
 
 
+def first_pictures(folder: Path, count: int) -> list[Path]:
+    """At most `count` usable pictures of `folder`, the first by name; none if it is gone."""
+    try:
+        entries = _entries(Path(folder).expanduser())
+    except UserError:
+        return []
+    return list(islice((entry for entry in entries if why_not(entry) is None), count))
+
+
 def _entries(folder: Path) -> list[Path]:
     """What lies in `folder`, sorted by name; a UserError if it cannot be listed."""
     try:

@@ -380,7 +380,8 @@ def validate(
 def _draw_validation(
     args: argparse.Namespace, plan: Plan, unet: nn.Module, data: Data, step: int
 ) -> list[Any]:
-    from .validation import draw_validation
+    from ..data.folder import first_pictures
+    from .validation import MOST_PHOTOS, draw_validation
 
     revision = {"revision": args.revision}
     states = data.states
@@ -413,6 +414,7 @@ def _draw_validation(
         size=(plan.resolution, plan.resolution),
         vae=vae,
         sampler=backbones.load_sampler(plan.base, **revision),
+        photos=first_pictures(args.instance_data_dir, MOST_PHOTOS),
     )
 
 

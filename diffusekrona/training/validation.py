@@ -12,8 +12,11 @@ from PIL import Image
 
 from ..bases.backbones import Family, build_pipeline
 from ..common.errors import UserError
-from ..sampling.grids import labelled_grid, read_recipe, save_png
+from ..common.pictures import load_square
+from ..sampling.grids import Grid, read_recipe, save_png
 from ..sampling.pipeline import generate
+
+MOST_PHOTOS = 8  # of the subject, in the first column of the grid
 
 
 @torch.no_grad()
@@ -32,14 +35,16 @@ def draw_validation(
     size: tuple[int, int],
     vae: Any,
     sampler: Any,
+    photos: Sequence[Path] = (),
 ) -> list[Image.Image]:
-    """Draw every prompt with seeds 0, 1 … and renew `folder/grid.png`, a row of pictures a step.
+    """Draw every prompt with seeds 0, 1 … and renew `folder/grid.png`, one row per step.
 
     Args:
         unet: the denoiser with its adapter live, of any dtype.
         states: cached text states of the prompts and of "" (for guidance), as `cache_texts` gives.
         size: (height, width) in pixels.
         vae: loaded for this and dropped by the caller, so that it does not stay during training.
+        photos: the subject's, for the first column of the grid.
     """
     device = next(unet.parameters()).device
     pipeline = build_pipeline(family, unet=unet, vae=vae.to(device), scheduler=sampler)
@@ -73,8 +78,10 @@ def draw_validation(
     for number, ((prompt, seed), image) in enumerate(zip(jobs, images, strict=True)):
         recipe = {"prompt": prompt, "seed": seed, "step": step, "base": base}
         save_png(image, folder / f"step-{step:06d}-{number:02d}.png", recipe)
-    grid = validation_grid(folder, [f"{p} · seed {s}" for p, s in jobs])
-    save_png(grid, folder / "grid.png", {"base": base})
+    grid = validation_grid(folder, [f"{prompt} · seed {seed}" for prompt, seed in jobs])
+    shown = photos[: len(grid.rows)]
+    grid = grid.with_photos([load_square(path) for path in shown])
+    save_png(grid.image(), folder / "grid.png", {"base": base})
     return images
 
 
@@ -97,17 +104,16 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def validation_grid(folder: Path, labels: Sequence[str]) -> Image.Image:
-    """All validation pictures saved in `folder`: a row a step, a column a prompt and seed."""
+def validation_grid(folder: Path, labels: Sequence[str]) -> Grid:
+    """All pictures saved in `folder`: one row per step, one column per prompt and seed."""
     rows: dict[int, dict[int, Path]] = {}
     for path in sorted(folder.glob("step-*.png")):
         match = re.fullmatch(r"step-(\d+)-(\d+)\.png", path.name)
         if match:
             rows.setdefault(int(match[1]), {})[int(match[2])] = path
-    pictures = [
-        [Image.open(row[n]).convert("RGB") if n in row else None for n in range(len(labels))]
+    pictures = (
+        tuple(Image.open(row[n]).convert("RGB") if n in row else None for n in range(len(labels)))
         for row in rows.values()
-    ]
-    return labelled_grid(
-        pictures, row_labels=[f"step {step}" for step in rows], column_labels=list(labels)
     )
+    named = zip((f"step {step}" for step in rows), pictures, strict=True)
+    return Grid("", tuple(labels), tuple(named))

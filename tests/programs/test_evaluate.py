@@ -302,6 +302,16 @@ def test_program(setting, tmp_path, capsys) -> None:
     assert "| KronA |" in (tmp_path / "results.md").read_text()
 
 
+def test_names_reach_the_page_as_text(setting, tmp_path) -> None:
+    name = "<script>alert(1) $a$"
+    there = [text.replace("KronA=", f"{name}=") for text in setting]
+    main([*there, "--output_dir", str(tmp_path), "--class_word", "<b>dog", "--dino", "none"])
+    page = (tmp_path / "index.html").read_text()
+    assert "<script" not in page and "<b>" not in page
+    assert "&lt;script&gt;alert(1) $a$" in page and "Scores of “&lt;b&gt;dog”" in page
+    assert "One training run" in page
+
+
 def test_arguments_that_cannot_be(setting, tmp_path) -> None:
     out = ["--output_dir", str(tmp_path)]
     for more, words in (

@@ -157,6 +157,14 @@ def test_page_needs_no_network(files) -> None:
     json.dumps(as_json(facts, results))
 
 
+def test_names_reach_the_page_as_text(files) -> None:
+    facts = [facts_of(read_adapter(files["krona"][0]), "<script>alert(1)</script> $x$ of $5")]
+    facts[0].metadata["learning_rate"] = "<img src=x>"
+    page = inspection_page(facts, [lowered(facts[0])], 1)
+    assert "<script" not in page and "<img src=x" not in page
+    assert "&lt;script&gt;" in page and "&lt;img src=x&gt;" in page
+
+
 def test_program(files, tmp_path: Path, capsys) -> None:
     more = ["--output", str(tmp_path / "page.html"), "--layers", "--factors", "1"]
     main([str(files["krona"][0].parent), *more, "--json", str(tmp_path / "all.json")])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
 from diffusekrona.common.errors import UserError
-from diffusekrona.sampling.grids import labelled_grid, read_recipe, save_png
+from diffusekrona.sampling.grids import Grid, labelled_grid, read_recipe, save_png
 
 RED, BLUE = (220, 30, 30), (30, 40, 220)
 
@@ -144,3 +144,15 @@ def test_a_full_disk_leaves_the_old_picture(
         save_png(square(BLUE), path, {"seed": 2})
     assert read_recipe(path) == {"seed": 1}
     assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_photos_stand_in_the_first_column() -> None:
+    rows = tuple((f"step {n}", (square(BLUE), None)) for n in range(3))
+    grid = Grid("a title", ("one", "two"), rows)
+    with_photos = grid.with_photos([square(RED), square((0, 200, 0))])
+    assert with_photos.columns == ("photos", "one", "two")
+    assert [pictures[0].getpixel((0, 0)) for _, pictures in with_photos.rows] == [
+        RED, (0, 200, 0), RED,
+    ]  # fmt: skip
+    assert colour_box(with_photos.image(), RED)[0] < colour_box(with_photos.image(), BLUE)[0]
+    assert grid.with_photos([]) is grid

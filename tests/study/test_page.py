@@ -1,0 +1,66 @@
+"""The page of a study: names are text, photos stand first, one run is called one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusekrona.study.cell import Judging
+from diffusekrona.study.grid import Arm, Study, axis
+from diffusekrona.study.page import markdown, study_page, write_results
+from diffusekrona.study.picture_grids import grids_of
+from diffusekrona.study.results import Point, Results
+
+NAME = "<script>$a$"
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Results:
+    """One arm over a rate, one subject, one run; two prompts with one picture each."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (20, 16), "red").save(photos / "one.png")
+    Image.new("RGB", (16, 16), "blue").save(tmp_path / "picture.png")
+    arm = Arm(NAME, {}, (axis("rate $", "learning_rate", (1e-3, 1e-2)),))
+    study = Study("tiny", NAME, (arm,), question="<b>why?", seeds=(0,))
+    points = [
+        Point(
+            NAME, (label,), None, 10, [("dog", 0)],
+            {m: [np.array([[0.1], [0.2]])] for m in ("clip_i", "clip_t")},
+            folders=[tmp_path], pictures=[["picture.png", "picture.png"]],
+        )
+        for label in ("0.001", "0.01")
+    ]  # fmt: skip
+    judging = Judging("<base>", "pocket", (0,), 2, 7.0, "clip", "transformers", None)
+    prompts = ["{subject} <i>in the snow", "a wet {name}"]
+    return Results(study, points, [], prompts, judging, {"dog": str(photos)})
+
+
+def test_names_are_text_and_one_run_is_called_one_run(results, tmp_path) -> None:
+    page = study_page(results, ["<u>a note"])
+    for tag in ("<script", "<b>", "<i>", "<u>", "<base>"):
+        assert tag not in page
+    assert "&lt;script&gt;$a$" in page and "One training run" in page
+    results.points[0].runs.append(("dog", 1))
+    for scores in results.points[0].scores.values():
+        scores.append(scores[0])
+    assert "One training run" not in study_page(results, [])
+    assert "rate $" in markdown(results)
+    assert (write_results(results, tmp_path / "out", [])).is_file()
+    assert list((tmp_path / "out").glob("grid_*.png"))
+
+
+def test_the_subjects_photo_is_in_the_first_column(results) -> None:
+    (grid,) = grids_of(results)
+    assert grid.columns == ("photos", "0.001", "0.01")
+    assert [len(pictures) for _, pictures in grid.rows] == [3, 3]
+    for _, (photo, first, _) in grid.rows:
+        assert photo.getpixel((0, 0)) == (255, 0, 0) and first.getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_photos_that_are_gone_leave_no_column(results, tmp_path) -> None:
+    results.subjects["dog"] = str(tmp_path / "nowhere")
+    assert grids_of(results)[0].columns == ("0.001", "0.01")

@@ -92,7 +92,7 @@ def measure(args: argparse.Namespace, plan: Any) -> dict[str, Any]:
     import torch
     from torch.profiler import record_function
 
-    from diffusekrona.adapters.methods import add_adapters
+    from diffusekrona.adapters.layers import add_adapters
     from diffusekrona.bases import backbones
     from diffusekrona.bases.small_cards import quantise
     from diffusekrona.data.cache import DTYPES

@@ -127,7 +127,7 @@ def read_variants(args: argparse.Namespace) -> list[Variant]:
             continue
         file, weight = parse_adapter(path)
         mixed = WeightedAdapter(file, weight, read_adapter(file))
-        default = f"{mixed.adapter.method} {file.absolute().parent.name}"
+        default = f"{mixed.adapter.method.name} {file.absolute().parent.name}"
         default += f" at {weight:g}" if weight != 1 else ""
         subject = f"{args.identifier} {args.class_word}"
         variants.append(Variant(name or default, subject, (mixed,)))

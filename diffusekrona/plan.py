@@ -140,29 +140,33 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def layer_shapes(args: argparse.Namespace) -> tuple[Any, list[Any]]:
-    """The base's family and every layer that would be adapted.
+def layer_shapes(args: argparse.Namespace) -> tuple[Any, list[Shape]]:
+    """The base's family and the (out, in) of every layer that would be adapted.
 
     Raises:
         UserError: no such base, or letters that are none.
     """
-    from .adapters.methods import TEXT_LETTERS, adapted_layers, lora_choice
+    from .adapters.layers import FEED_FORWARD, TEXT_LETTERS, UNET_LETTERS, matching
+    from .adapters.methods import targets_of
     from .bases import backbones
     from .bases.layer_shapes import linear_layers
 
     base = backbones.resolve_base(args.base)
     config = backbones.read_unet_config(base, args.revision)
     family = backbones.family_of(config)
-    shapes = {"unet": linear_layers("UNet2DConditionModel", config)}
     letters = args.attn_update_unet
-    # A LoRA asks nothing of the sizes, so it only finds the layers.
-    choices = {"unet": lora_choice(letters, 1, feed_forward=args.train_feed_forward)}
+    feed_forward = FEED_FORWARD if args.train_feed_forward else ()
+    targets = targets_of(letters, UNET_LETTERS, "unet", feed_forward)
+    found = matching(targets.names, linear_layers("UNet2DConditionModel", config))
+    shapes = list(found.values())
     if args.train_text_encoder:
         for name, kind in backbones.text_encoder_kinds(family).items():
             part = backbones.read_part_config(base, name, args.revision)
-            shapes[name] = linear_layers(kind, part)
-            choices[name] = lora_choice(letters, 1, names=TEXT_LETTERS)
-    return family, adapted_layers(choices, shapes)
+            targets = targets_of(letters, TEXT_LETTERS, name)
+            shapes += matching(targets.names, linear_layers(kind, part)).values()
+    if not shapes:
+        raise UserError(f"No layer of the UNet matches {', '.join(targets.names)}.")
+    return family, shapes
 
 
 HEAD = ("(a1, a2)", "parameters", "MB", "mult.", "of base", "rank ≤", "as a LoRA")
@@ -193,8 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.terms < 1:
         raise UserError(f"--terms must be at least 1, not {args.terms}.")
     limit = parse_budget(args.budget, args.save_precision) if args.budget else None
-    family, layers = layer_shapes(args)
-    shapes = [(layer.out_features, layer.in_features) for layer in layers]
+    family, shapes = layer_shapes(args)
     pairs = fitting_pairs(shapes)
     costs = sorted((cost_of(p, shapes, args.terms) for p in pairs), key=lambda c: nearness(c.pair))
     chosen = recommend(costs, limit)
@@ -202,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     shown = costs if args.all else fitting[:12]
     frozen = sum(out * inside for out, inside in shapes)
     print(
-        f"{args.base} ({family.title}): {len(layers)} layers of {frozen:,} weights; "
+        f"{args.base} ({family.title}): {len(shapes)} layers of {frozen:,} weights; "
         f"{len(pairs)} pairs divide them all"
         + (f", {len(fitting)} within {limit:,} parameters." if limit else ".")
     )

@@ -170,7 +170,7 @@ def main() -> None:
     before, after = compare(pipeline, adapters, args)
     scores = [score(clip, pictures, photos, args.class_word) for pictures in (before, after)]
     squares = [fit_picture(photo, (min(photo.size),) * 2)[0] for photo in photos]
-    method = {"krona": "KronA", "lora": "LoRA"}[adapters[0].adapter.method]
+    method = adapters[0].adapter.method.title
     title = (
         f"{method} on {Path(base).name}: CLIP-I {scores[0].clip_i:.2f} -> {scores[1].clip_i:.2f}, "
     )

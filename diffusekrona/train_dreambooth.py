@@ -97,7 +97,7 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
     """Build everything, train, save; returns the exit code."""
     import torch
 
-    from .adapters.methods import add_adapters
+    from .adapters.layers import add_adapters
     from .common.cpu_memory import keep_freed_memory
     from .data.cache import prepare_data
     from .training import setup

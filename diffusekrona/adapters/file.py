@@ -1,14 +1,14 @@
 """The adapter file: one safetensors file that says by itself what it is.
 
-Tensors are `<module path>.krona_a` (a1, a2) and `<module path>.krona_b` (b1, b2), with the path
-inside the UNet; those of a text encoder begin with its name (`text_encoder.`, `text_encoder_2.`).
-More terms than one stand in a leading dimension. A LoRA file holds `<module path>.lora_A.weight`
-(r, in) and `.lora_B.weight` (out, r), PEFT's names.
+Tensors have PEFT's names, `<module path>.<name>`, with the path inside the UNet; those of a text
+encoder begin with its name (`text_encoder.`, `text_encoder_2.`). KronA's are `krona_a` (a1, a2) and
+`krona_b` (b1, b2), with a leading dimension for more terms than one; LoRA's are `lora_A.weight`
+(r, in) and `lora_B.weight` (out, r).
 
 Metadata (strings, as the format wants them):
 
     diffusekrona   version of this layout, "1"
-    method         "krona" or "lora"
+    method         its name in `methods.METHODS`, such as "krona" or "lora"
     base_family    "sd1", "sd2" or "sdxl"
     config         JSON, component to its PEFT config: factors, pattern of factors, scale, terms …
     and whatever the writer adds: base_model, instance_prompt, steps, learning_rate …
@@ -17,15 +17,13 @@ Metadata (strings, as the format wants them):
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -34,11 +32,11 @@ from torch import nn
 from ..bases.backbones import TEXT_ENCODERS, family_of
 from ..common.errors import UserError
 from ..common.files import replace_whole
-from ..krona import KronAConfig, target_layers
-from ..krona.model import factors_of
+from ..krona import target_layers
+from .layers import tensor_shapes
+from .methods import METHODS, Method, method_of
 
 LAYOUT_VERSION = "1"
-METHODS: dict[str, type[PeftConfig]] = {"krona": KronAConfig, "lora": LoraConfig}
 
 
 @dataclass
@@ -50,8 +48,8 @@ class Adapter:
     metadata: dict[str, str] = field(default_factory=dict)
 
     @property
-    def method(self) -> str:
-        return self.metadata.get("method", "krona")
+    def method(self) -> Method:
+        return METHODS[self.metadata.get("method", "krona")]
 
     @property
     def base_family(self) -> str | None:
@@ -105,11 +103,10 @@ def collect_adapter(
         raise ValueError(f"The model carries no adapter named {adapter_name!r}.")
     if base_family is None and "unet" in parts:
         base_family = family_of(parts["unet"].config).name
-    method = str(next(iter(configs.values())).peft_type).rpartition(".")[2].lower()
     head = {
         "format": "pt",
         "diffusekrona": LAYOUT_VERSION,
-        "method": method,
+        "method": method_of(next(iter(configs.values()))).name,
         "config": json.dumps({name: config_to_json(c) for name, c in configs.items()}),
     }
     if base_family:
@@ -286,25 +283,21 @@ def _named_as_in(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[
     return {"text_model." + k if k.startswith(inner) else k: t for k, t in bare.items()}
 
 
-def _layers(tensors: Mapping[str, torch.Tensor]) -> set[str]:
-    return {re.split(r"\.(?:krona_[ab]|lora_[AB])(?:\.|$)", key)[0] for key in tensors}
-
-
 def _check_tensors(adapter: Adapter, path: Path) -> None:
-    pairs = {"krona_a": "krona_b", "lora_A.weight": "lora_B.weight"}
-    pairs |= {b: a for a, b in pairs.items()}
-    own = ("krona_a", "krona_b") if adapter.method == "krona" else tuple(pairs)
+    method = adapter.method
     if not adapter.tensors:
         raise UserError(f"{path} holds no tensors.")
     for key, tensor in adapter.tensors.items():
-        suffix = next((s for s in own if key.endswith("." + s)), None)
-        if suffix is None:
-            raise UserError(f"{path} holds a key that is no {adapter.method} factor: {key}.")
-        if key.removesuffix(suffix) + pairs[suffix] not in adapter.tensors:
-            raise UserError(f"{path} holds {key} without its {pairs[suffix]}.")
+        found = method.layer_of(key)
+        if found is None:
+            raise UserError(f"{path} holds a key that is not a {method.title} tensor: {key}.")
+        for name in method.tensor_names:
+            if f"{found[0]}.{name}" not in adapter.tensors:
+                raise UserError(f"{path} holds {key} without its {name}.")
         if tensor.dim() not in (2, 3) or tensor.numel() == 0 or not tensor.is_floating_point():
             raise UserError(
-                f"{path}: {key} of shape {tuple(tensor.shape)}, {tensor.dtype}, is no factor."
+                f"{path}: {key} of shape {tuple(tensor.shape)}, {tensor.dtype}, is not a valid "
+                "factor."
             )
         if not torch.isfinite(tensor).all():
             raise UserError(f"{path}: {key} holds NaN or infinite values.")
@@ -320,52 +313,40 @@ def _fit_config(
     source: str,
 ) -> PeftConfig:
     """The config under which PEFT builds exactly the layers and shapes that the file holds."""
-    layers = _layers(tensors)
+    method = method_of(config)
+    layers = method.by_layer(tensors)
     modules = dict(model.named_modules())
+    sizes = {}
     for name in sorted(layers):
         module = modules.get(name)
         base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         if not isinstance(base, nn.Linear):
             raise UserError(f"{source} adapts {component} layer {name}, which this base lacks.")
-        _check_layer(name, base, tensors, source)
+        sizes[name] = (base.out_features, base.in_features)
+        made = method.delta(layers[name], config, name).shape
+        if made != sizes[name]:
+            raise UserError(
+                f"{source} does not fit this base: layer {name} is {_by(sizes[name])}, its factors "
+                f"make {_by(made)}."
+            )
     # A copy, so that two models given one Adapter share nothing.
-    config = config_from_json(_method_of(config), config_to_json(config))
-    if set(target_layers(config, model)) != layers:
-        config.target_modules = layers
+    config = config_from_json(method.name, config_to_json(config))
+    if set(target_layers(config, model)) != set(layers):
+        config.target_modules = set(layers)
         config.exclude_modules = None
-    if isinstance(config, KronAConfig):
-        for name in layers:
-            a = tensors[f"{name}.krona_a"]
-            shape = (a.shape[-2], a.shape[-1])
-            if factors_of(config, name) != shape:
-                # First, since PEFT takes the first pattern that matches.
-                config.factor_pattern = {re.escape(name): shape, **config.factor_pattern}
+    config = method.fit(config, layers)
+    for name, shapes in tensor_shapes(config, sizes).items():
+        for end, shape in shapes.items():
+            have = tuple(layers[name][end].shape)
+            if have != shape:
+                raise UserError(
+                    f"{source}: {name}.{end} is {_by(have)}, but its config asks for {_by(shape)}."
+                )
     return config
 
 
-def _check_layer(
-    name: str, layer: nn.Linear, tensors: Mapping[str, torch.Tensor], source: str
-) -> None:
-    want = (layer.out_features, layer.in_features)
-    if f"{name}.krona_a" in tensors:
-        a, b = tensors[f"{name}.krona_a"], tensors[f"{name}.krona_b"]
-        have = (a.shape[-2] * b.shape[-2], a.shape[-1] * b.shape[-1])
-        if a.shape[:-2] != b.shape[:-2]:
-            have = (math.nan, math.nan)
-    else:
-        have = (
-            tensors[f"{name}.lora_B.weight"].shape[0],
-            tensors[f"{name}.lora_A.weight"].shape[1],
-        )
-    if have != want:
-        raise UserError(
-            f"{source} does not fit this base: layer {name} is {want[0]}x{want[1]}, "
-            f"its factors make {have[0]}x{have[1]}."
-        )
-
-
-def _method_of(config: PeftConfig) -> str:
-    return next(name for name, kind in METHODS.items() if isinstance(config, kind))
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 def config_to_json(config: PeftConfig) -> dict[str, Any]:
@@ -383,6 +364,6 @@ def config_to_json(config: PeftConfig) -> dict[str, Any]:
 
 
 def config_from_json(method: str, values: Mapping[str, Any]) -> PeftConfig:
-    kind = METHODS[method]
+    kind = METHODS[method].config_class
     known = {k: v for k, v in values.items() if k in kind.__dataclass_fields__}
     return kind(**known)

@@ -1,146 +1,174 @@
-"""From what a user asks for (letters, factors, rank) to one PEFT config a component.
+"""One record per adapter method: everything that the rest of the package wants to know of it.
 
-What is asked for is kept in plain values first: counting and checking it needs neither torch nor
-PEFT, whose imports take seconds.
+Adding a method that PEFT has, or that is registered with PEFT as KronA is, means adding a record
+here and its settings, if it needs new ones, to the training settings. The layers, shapes and counts
+of a method come from PEFT itself (`layers.py`), so a record holds only what PEFT does not know.
 
-The letters are those of the published scripts: k, q, v, o for the attention's key, query, value and
-output projections. Factors are (a1, a2) with a1 dividing out_features and a2 in_features.
+Importing this module imports neither torch nor PEFT, so that `--help` stays fast.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from ..bases.layer_shapes import Shapes
 from ..common.errors import UserError
-from ..krona.factors import Pair, check_pairs
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftConfig
-    from torch import nn
+    import torch
+    from peft import PeftConfig
 
-    from ..krona import KronAConfig
+    from .deltas import Delta
 
-UNET_LETTERS = {"k": "to_k", "q": "to_q", "v": "to_v", "o": "to_out.0"}
-TEXT_LETTERS = {"k": "k_proj", "q": "q_proj", "v": "v_proj", "o": "out_proj"}
-FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
-
-
-@dataclass(frozen=True)
-class AdaptedLayer:
-    """One layer of the plan: where it is, its size, its factors or rank in words, and how many
-    values each of its trained tensors has."""
-
-    component: str
-    name: str
-    out_features: int
-    in_features: int
-    factors: str
-    tensors: tuple[int, ...]
-
-    @property
-    def parameters(self) -> int:
-        return sum(self.tensors)
+Shape = tuple[int, ...]
+Tensors = Mapping[str, "torch.Tensor"]  # one layer's, by the names in `Method.tensor_names`
+LOW_RANK_FORMATS = ("lora", "lora-kohya", "peft-lora")
+KRONECKER_FORMATS = ("krona", "peft", "lokr", "lokr-diffusers")
 
 
 @dataclass(frozen=True)
-class KronAChoice:
-    """KronA on one component, in plain values.
+class Targets:
+    """The layers of one component that an adapter goes on.
 
     Attributes:
-        targets: ends of the names of the layers that are adapted.
-        pairs: (a1, a2) of single targets; all others have (a1, a2).
-        options: further fields of KronAConfig, such as `scale` and `init_weights`.
+        names: ends of the layers' names, such as "to_q".
+        letters: of k, q, v, o, each to the end that it stands for.
+        component: "unet", "text_encoder" or "text_encoder_2".
     """
 
-    targets: tuple[str, ...]
-    a1: int
-    a2: int
-    pairs: Mapping[str, Pair] = field(default_factory=dict)
-    terms: int = 1
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def pair(self, name: str) -> Pair:
-        """The (a1, a2) of a layer, by its full name."""
-        own = (pair for target, pair in self.pairs.items() if _ends_with(name, target))
-        return next(own, (self.a1, self.a2))
-
-    def size(self, name: str, out: int, inside: int) -> tuple[str, tuple[int, int]]:
-        """A layer's factors in words, and how many values A and B have."""
-        a1, a2 = self.pair(name)
-        b1, b2 = out // a1, inside // a2
-        terms = f" x{self.terms}" if self.terms > 1 else ""
-        return f"{a1}x{a2} (x) {b1}x{b2}{terms}", (self.terms * a1 * a2, self.terms * b1 * b2)
-
-    def check(self, shapes: Shapes) -> None:
-        """Refuse factors that do not divide a layer.
-
-        Raises:
-            UserError: naming the layer and the nearest pairs that would do.
-        """
-        try:
-            check_pairs(self.pair, [(name, *shape) for name, shape in shapes.items()])
-        except ValueError as error:
-            raise UserError(str(error)) from error
-
-    def config(self) -> KronAConfig:
-        """PEFT's form of it."""
-        from ..krona import KronAConfig
-
-        return KronAConfig(
-            a1=self.a1,
-            a2=self.a2,
-            target_modules=list(self.targets),
-            factor_pattern=dict(self.pairs),
-            terms=self.terms,
-            **self.options,
-        )
+    names: tuple[str, ...]
+    letters: Mapping[str, str]
+    component: str = "unet"
 
 
 @dataclass(frozen=True)
-class LoRAChoice:
-    """PEFT's LoRA on one component, started as diffusers' DreamBooth scripts start it."""
+class Method:
+    """One adapter method.
 
-    targets: tuple[str, ...]
-    rank: int
-    alpha: float | None = None
+    Attributes:
+        name: in files and on the command line; PEFT's type in lower case.
+        title: as people write it.
+        config_path: "module:class" of its PEFT configuration.
+        tensor_names: ends of the keys of one layer's tensors in a file.
+        settings: the training settings that it reads.
+        make_config: (settings, targets) to the PEFT configuration. Raises UserError.
+        delta: (tensors, configuration, layer name) to delta W with the scale in it. Raises
+            UserError for a configuration that makes no sense.
+        describe: the configuration in a few words, for the model card.
+        size: the shapes of a layer's tensors in a few words, for the dry run.
+        fit: (configuration, layer name to tensors) to the configuration under which PEFT makes
+            tensors of these shapes; by default the same one.
+        formats: targets of the converter that hold the method exactly.
+        merging_code: (configurations by component, file name) to Python lines for the model card,
+            which merge the file into `pipe` with torch and safetensors alone.
+        autocast: whether its layers need autocast in mixed precision; without it they cast by
+            themselves.
+        learning_rates: family to default learning rate; the key "" is any other family's.
+    """
 
-    def size(self, name: str, out: int, inside: int) -> tuple[str, tuple[int, int]]:
-        """A layer's rank in words, and how many values A and B have."""
-        return f"rank {self.rank}", (self.rank * inside, self.rank * out)
+    name: str
+    title: str
+    config_path: str
+    tensor_names: tuple[str, ...]
+    settings: tuple[str, ...]
+    make_config: Callable[[Any, Targets], PeftConfig]
+    delta: Callable[[Tensors, Any, str], Delta]
+    describe: Callable[[Any], str]
+    size: Callable[[Mapping[str, Shape]], str]
+    fit: Callable[[Any, Mapping[str, Tensors]], Any] = lambda config, layers: config
+    formats: tuple[str, ...] = ("merged",)
+    merging_code: Callable[[Mapping[str, Any], str], str] | None = None
+    autocast: bool = True
+    learning_rates: Mapping[str, float] = field(default_factory=lambda: {"": 1e-4})
 
-    def check(self, shapes: Shapes) -> None:
-        """Any rank fits any layer."""
+    @property
+    def config_class(self) -> type[PeftConfig]:
+        return resolve_name(self.config_path)
 
-    def config(self) -> LoraConfig:
-        """PEFT's form of it."""
-        from peft import LoraConfig
+    def learning_rate(self, family: str) -> float:
+        """The default learning rate for a family of base models."""
+        return self.learning_rates.get(family, self.learning_rates[""])
 
-        return LoraConfig(
-            r=self.rank,
-            lora_alpha=self.rank if self.alpha is None else self.alpha,
-            init_lora_weights="gaussian",
-            target_modules=list(self.targets),
-        )
+    def layer_of(self, key: str) -> tuple[str, str] | None:
+        """(layer, tensor name) of a key; None for a key that is not one of this method's."""
+        for end in self.tensor_names:
+            if key.endswith("." + end):
+                return key[: -len(end) - 1], end
+        return None
+
+    def by_layer(self, tensors: Tensors) -> dict[str, dict[str, torch.Tensor]]:
+        """Tensors grouped by layer; keys that are not this method's are left out."""
+        layers: dict[str, dict[str, torch.Tensor]] = {}
+        for key, tensor in tensors.items():
+            if found := self.layer_of(key):
+                layers.setdefault(found[0], {})[found[1]] = tensor
+        return layers
 
 
-Choice = KronAChoice | LoRAChoice
+METHODS: dict[str, Method] = {}
 
 
-def _ends_with(name: str, target: str) -> bool:
-    return name == target or name.endswith(f".{target}")  # as PEFT matches a list of targets
+def register(method: Method) -> Method:
+    """Add a method to those that the package knows. Raises ValueError for a name that is taken."""
+    if method.name in METHODS:
+        raise ValueError(f"There is already an adapter method named {method.name!r}.")
+    METHODS[method.name] = method
+    return method
 
 
-def parse_factors(text: str | None) -> dict[str, Pair]:
-    """ "k=8x64,o=2x64" to {"k": (8, 64), "o": (2, 64)}.
+def method_of(config: PeftConfig) -> Method:
+    """The record of a PEFT configuration's method. Raises LookupError for an unknown one."""
+    return METHODS[str(getattr(config.peft_type, "value", config.peft_type)).lower()]
+
+
+def valid_scale(value: object, where: object) -> float:
+    """A scale from a file's configuration.
+
+    Raises:
+        UserError: not a number, or not between -1e6 and 1e6; `where` is named.
+    """
+    fits = isinstance(value, int | float) and not isinstance(value, bool)
+    if not fits or not abs(value) < 1e6:  # also false for NaN
+        raise UserError(f"{where} has a damaged config: a scale of {value!r}.")
+    return float(value)
+
+
+# --- KronA ----------------------------------------------------------------------------------------
+
+
+def _krona_config(settings: Any, targets: Targets) -> PeftConfig:
+    a1, a2, pairs = settings.a1, settings.a2, {}
+    if targets.component == "unet":
+        pairs = parse_factors(settings.factors)
+        extra = [letter for letter in pairs if targets.letters[letter] not in targets.names]
+        if extra:
+            chosen = "".join(k for k, name in targets.letters.items() if name in targets.names)
+            raise UserError(f"--factors gives {extra[0]!r}, but --attn_update_unet is {chosen!r}.")
+    else:
+        a1, a2 = settings.text_encoder_a1 or a1, settings.text_encoder_a2 or a2
+    return METHODS["krona"].config_class(
+        a1=a1,
+        a2=a2,
+        target_modules=list(targets.names),
+        factor_pattern={targets.letters[letter]: pair for letter, pair in pairs.items()},
+        scale=settings.krona_scale,
+        terms=settings.terms,
+        init_weights=settings.init_weights,
+        output_order=settings.output_order,
+    )
+
+
+def parse_factors(text: str | None) -> dict[str, tuple[int, int]]:
+    """Parse "k=8x64,o=2x64" to {"k": (8, 64), "o": (2, 64)}.
 
     Raises:
         UserError: anything else, naming the piece.
     """
-    pairs: dict[str, Pair] = {}
+    pairs: dict[str, tuple[int, int]] = {}
     for piece in filter(None, re.split(r"[,;\s]+", text or "")):
         match = re.fullmatch(r"([kqvo])[=:](\d+)[x×](\d+)", piece)
         if not match or int(match[2]) < 1 or int(match[3]) < 1:
@@ -152,89 +180,162 @@ def parse_factors(text: str | None) -> dict[str, Pair]:
     return pairs
 
 
-def krona_choice(
-    letters: str,
-    a1: int,
-    a2: int,
-    factors: Mapping[str, Pair] | None = None,
-    names: Mapping[str, str] = UNET_LETTERS,
-    feed_forward: bool = False,
-    terms: int = 1,
-    **options: Any,
-) -> KronAChoice:
-    """KronA on the projections named by `letters`.
+def _krona_delta(tensors: Tensors, config: Any, layer: str) -> Delta:
+    from .deltas import KronDelta
+
+    a, b = tensors["krona_a"].float(), tensors["krona_b"].float()
+    if a.shape[:-2] != b.shape[:-2]:
+        raise UserError(f"{layer}: krona_a and krona_b differ in their number of terms.")
+    a, b = (a, b) if a.dim() == 3 else (a[None], b[None])
+    return KronDelta(a, b, valid_scale(config.scale, layer), config.output_order)
+
+
+def _krona_words(config: Any) -> str:
+    text = f"A ({config.a1}, {config.a2})"
+    own = {f"{k} ({a}, {b})" for k, (a, b) in config.factor_pattern.items()}
+    text += f", {len(own)} patterns of their own" if own else ""
+    text += f", {config.terms} terms" if config.terms > 1 else ""
+    return text + (f", {config.output_order} rows" if config.output_order != "kron" else "")
+
+
+def _krona_size(shapes: Mapping[str, Shape]) -> str:
+    (*terms, a1, a2), (b1, b2) = shapes["krona_a"], shapes["krona_b"][-2:]
+    return f"{a1}x{a2} (x) {b1}x{b2}" + "".join(f" x{n}" for n in terms)
+
+
+def _krona_fit(config: Any, layers: Mapping[str, Tensors]) -> Any:
+    from ..krona.model import factors_of
+
+    for name, tensors in layers.items():
+        pair = tuple(tensors["krona_a"].shape[-2:])
+        if factors_of(config, name) != pair:
+            # First, since PEFT takes the first pattern that matches.
+            config.factor_pattern = {re.escape(name): pair, **config.factor_pattern}
+    return config
+
+
+def _krona_merging_code(configs: Mapping[str, Any], file: str) -> str:
+    """W += scale * sum of kron(A, B)."""
+    parts = sorted(configs, key=len, reverse=True)
+    scales = {name: config.scale for name, config in configs.items()}
+    delta = "torch.kron(a_i, b_i)"
+    if {config.output_order for config in configs.values()} == {"interleaved"}:
+        # rows counted as the published code counts them
+        delta += ".view(len(a_i), len(b_i), -1).transpose(0, 1).reshape(layer.weight.shape)"
+    return f"""import torch
+from safetensors.torch import load_file
+
+factors, scales = load_file("{file}"), {scales!r}
+for key in [k for k in factors if k.endswith(".krona_a")]:
+    name = key.removesuffix(".krona_a")
+    part = next((p for p in {parts!r} if name.startswith(p + ".")), "unet")
+    layer = getattr(pipe, part).get_submodule(name.removeprefix(part + "."))
+    a, b = factors[key].float(), factors[name + ".krona_b"].float()
+    terms = zip(a.view(-1, *a.shape[-2:]), b.view(-1, *b.shape[-2:]))
+    delta = scales[part] * sum({delta} for a_i, b_i in terms)
+    layer.weight.data += delta.to(layer.weight)"""
+
+
+KRONA = register(
+    Method(
+        name="krona",
+        title="KronA",
+        config_path="diffusekrona.krona:KronAConfig",
+        tensor_names=("krona_a", "krona_b"),
+        settings=(
+            "a1", "a2", "text_encoder_a1", "text_encoder_a2", "factors", "krona_scale", "terms",
+            "init_weights", "output_order",
+        ),
+        make_config=_krona_config,
+        delta=_krona_delta,
+        describe=_krona_words,
+        size=_krona_size,
+        fit=_krona_fit,
+        formats=(*KRONECKER_FORMATS, *LOW_RANK_FORMATS, "merged"),
+        merging_code=_krona_merging_code,
+        autocast=False,  # its layers cast their factors themselves
+        learning_rates={"": 6e-4},  # the paper's optimum is 5e-4 to 6e-4
+    )
+)  # fmt: skip
+
+
+# --- LoRA -----------------------------------------------------------------------------------------
+
+
+def _lora_config(settings: Any, targets: Targets) -> PeftConfig:
+    """PEFT's LoRA, started as diffusers' DreamBooth scripts start it."""
+    if settings.rank < 1:
+        raise UserError(f"--rank must be at least 1, not {settings.rank}.")
+    return METHODS["lora"].config_class(
+        r=settings.rank,
+        lora_alpha=settings.rank if settings.lora_alpha is None else settings.lora_alpha,
+        init_lora_weights="gaussian",
+        target_modules=list(targets.names),
+    )
+
+
+def _lora_delta(tensors: Tensors, config: Any, layer: str) -> Delta:
+    from .deltas import LowRankDelta
+
+    up, down = tensors["lora_B.weight"].float(), tensors["lora_A.weight"].float()
+    if up.shape[1] != down.shape[0]:
+        raise UserError(f"{layer}: lora_A and lora_B differ in rank.")
+    kernel = tuple(down.shape[2:])
+    return LowRankDelta(up.flatten(1) * lora_scale(config, layer), down.flatten(1), kernel)
+
+
+def lora_scale(config: Any, layer: str) -> float:
+    """What PEFT multiplies a LoRA layer by.
 
     Raises:
-        UserError: a letter that is none of kqvo, none at all, or factors for one left out.
+        UserError: a LoRA with more than two factors, or a configuration that makes no sense.
     """
-    targets = _targets(letters, names, feed_forward)
-    extra = [letter for letter in factors or {} if letter not in letters]
-    if extra:
-        raise UserError(f"--factors gives {extra[0]!r}, but --attn_update_unet is {letters!r}.")
-    pairs = {names[letter]: pair for letter, pair in (factors or {}).items()}
-    return KronAChoice(targets, a1, a2, pairs, terms, options)
+    from peft.utils.other import get_pattern_key
+
+    if config.use_dora or config.lora_bias:
+        raise UserError("a LoRA with DoRA magnitudes or biases is more than a product of factors.")
+    try:
+        ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
+        rank = ranks.get(get_pattern_key(ranks, layer), config.r)
+        alpha = alphas.get(get_pattern_key(alphas, layer), config.lora_alpha)
+        scale = alpha / (math.sqrt(rank) if config.use_rslora else rank)
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError, re.error) as error:
+        raise UserError(f"{layer} has a damaged config ({error}).") from error
+    return valid_scale(scale, layer)
 
 
-def lora_choice(
+LORA = register(
+    Method(
+        name="lora",
+        title="LoRA",
+        config_path="peft:LoraConfig",
+        tensor_names=("lora_A.weight", "lora_B.weight"),
+        settings=("rank", "lora_alpha"),
+        make_config=_lora_config,
+        delta=_lora_delta,
+        describe=lambda config: f"rank {config.r}",
+        size=lambda shapes: f"rank {shapes['lora_A.weight'][0]}",
+        formats=(*LOW_RANK_FORMATS, "merged"),
+        # The defaults of diffusers' train_dreambooth_lora.py and train_dreambooth_lora_sdxl.py.
+        learning_rates={"sdxl": 1e-4, "": 5e-4},
+    )
+)
+
+
+def targets_of(
     letters: str,
-    rank: int,
-    alpha: float | None = None,
-    names: Mapping[str, str] = UNET_LETTERS,
-    feed_forward: bool = False,
-) -> LoRAChoice:
-    """LoRA on the same projections. Raises UserError for letters or a rank that cannot be."""
-    if rank < 1:
-        raise UserError(f"--rank must be at least 1, not {rank}.")
-    return LoRAChoice(_targets(letters, names, feed_forward), rank, alpha)
+    names: Mapping[str, str],
+    component: str = "unet",
+    feed_forward: Sequence[str] = (),
+) -> Targets:
+    """The layers that letters of kqvo name, and the feed-forward layers given beside them.
 
-
-def _targets(letters: str, names: Mapping[str, str], feed_forward: bool) -> tuple[str, ...]:
+    Raises:
+        UserError: a letter that is none of kqvo, or nothing at all.
+    """
     unknown = [letter for letter in letters if letter not in names]
     if unknown or not (letters or feed_forward):
-        raise UserError(
-            f"--attn_update_unet {letters!r}: give some of the letters k, q, v, o, such as kqvo."
-        )
+        flag = "--attn_update_unet" if component == "unet" else "--attn_update_text"
+        raise UserError(f"{flag} {letters!r}: give some of the letters k, q, v, o, such as kqvo.")
     projections = tuple(names[letter] for letter in dict.fromkeys(letters))
-    return projections + FEED_FORWARD * feed_forward
-
-
-def adapted_layers(
-    choices: Mapping[str, Choice], shapes: Mapping[str, Shapes]
-) -> list[AdaptedLayer]:
-    """Every layer that `choices` would adapt.
-
-    Args:
-        shapes: component to its linear layers, as `layer_shapes.linear_layers` gives them.
-
-    Raises:
-        UserError: factors that do not divide a layer; a choice that matches no layer.
-    """
-    layers = []
-    for component, choice in choices.items():
-        found = {
-            name: shape
-            for name, shape in shapes[component].items()
-            if any(_ends_with(name, target) for target in choice.targets)
-        }
-        if not found:
-            raise UserError(f"No layer of {component} matches {', '.join(choice.targets)}.")
-        choice.check(found)
-        for name, (out, inside) in found.items():
-            layers.append(
-                AdaptedLayer(component, name, out, inside, *choice.size(name, out, inside))
-            )
-    return layers
-
-
-def add_adapters(
-    configs: Mapping[str, PeftConfig], models: Mapping[str, nn.Module], adapter_name: str
-) -> list[nn.Parameter]:
-    """Put the adapters on their models, everything else frozen; returns what is trained."""
-    trained = []
-    for component, config in configs.items():
-        models[component].requires_grad_(False)
-        models[component].add_adapter(config, adapter_name)
-        trained += [p for p in models[component].parameters() if p.requires_grad]
-    for parameter in trained:
-        parameter.data = parameter.data.float()  # PEFT's LoRA takes the base's dtype
-    return trained
+    return Targets(projections + tuple(feed_forward), names, component)

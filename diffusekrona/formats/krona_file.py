@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftConfig
-from peft.utils.other import get_pattern_key
+from peft import PeftConfig
 
-from ..adapters.deltas import Delta, KronDelta, LowRankDelta, pad_terms
+from ..adapters.deltas import Delta, KronDelta, pad_terms
 from ..adapters.file import LAYOUT_VERSION, Adapter, config_to_json, read_adapter
+from ..adapters.methods import KRONA, method_of
 from ..common.errors import UserError
 from ..common.tensor_files import stored
 from ..krona import KronAConfig
@@ -42,7 +42,7 @@ def read(path: Path, hints: Hints) -> DeltaSet:
     dtypes = Counter(t.dtype for t in adapter.tensors.values())
     return DeltaSet(
         layers,
-        f"DiffuseKronA adapter ({adapter.method})",
+        f"DiffuseKronA adapter ({adapter.method.name})",
         find_family(layers, [], path, adapter.metadata, hints),
         dict(adapter.metadata),
         hints.layers_per_block or layers_from_metadata(adapter.metadata),
@@ -63,51 +63,16 @@ def component_deltas(
     """PEFT-named tensors (`<path>.krona_a`, `<path>.lora_A.weight`) to deltas, by module path.
 
     Raises:
-        UserError: two factors that do not belong together, or a config that says nonsense.
+        UserError: factors that do not belong together, or a config that makes no sense.
     """
+    method = method_of(config)
     deltas: dict[str, Delta] = {}
-    for key, tensor in tensors.items():
-        if key.endswith(".krona_a"):
-            path = key.removesuffix(".krona_a")
-            a, b = tensor.float(), tensors[f"{path}.krona_b"].float()
-            if a.shape[:-2] != b.shape[:-2]:
-                raise UserError(f"{where}: {key} and its krona_b differ in their number of terms.")
-            a, b = (a, b) if a.dim() == 3 else (a[None], b[None])
-            deltas[path] = KronDelta(a, b, number(config.scale, where), config.output_order)
-        elif key.endswith(".lora_A.weight"):
-            path = key.removesuffix(".lora_A.weight")
-            up = tensors[f"{path}.lora_B.weight"].float()
-            if up.shape[1] != tensor.shape[0]:
-                raise UserError(f"{where}: {key} and its lora_B differ in rank.")
-            deltas[path] = lora_delta(up, tensor.float(), lora_scale(config, path, where))
+    for path, own in method.by_layer(tensors).items():
+        try:
+            deltas[path] = method.delta(own, config, path)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
     return deltas
-
-
-def number(value: object, where: Path | str) -> float:
-    """A scale from a file's settings; refuses what is no number, or no sane one."""
-    fits = isinstance(value, int | float) and not isinstance(value, bool)
-    if not fits or not abs(value) < 1e6:  # also false for NaN
-        raise UserError(f"{where} has a damaged config: a scale of {value!r}.")
-    return float(value)
-
-
-def lora_delta(up: torch.Tensor, down: torch.Tensor, scale: float) -> LowRankDelta:
-    """up (out, r[, 1, 1]), down (r, in[, kh, kw]) to a delta with the scale in it."""
-    kernel = tuple(down.shape[2:])
-    return LowRankDelta(up.flatten(1) * scale, down.flatten(1), kernel)
-
-
-def lora_scale(config: LoraConfig, path: str, where: Path | str) -> float:
-    """What PEFT multiplies a LoRA layer by. Raises UserError for a kind that is no plain LoRA."""
-    if config.use_dora or config.lora_bias:
-        raise UserError(f"{where}: a LoRA with DoRA magnitudes or biases is no delta of factors.")
-    try:
-        rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern, path), config.r)
-        alphas = config.alpha_pattern
-        alpha = alphas.get(get_pattern_key(alphas, path), config.lora_alpha)
-        return number(alpha / (rank**0.5 if config.use_rslora else rank), where)
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError, re.error) as error:
-        raise UserError(f"{where} has a damaged config ({error}).") from error
 
 
 def to_adapter(source: DeltaSet, dtype: torch.dtype | None = None) -> Adapter:
@@ -139,7 +104,7 @@ def to_adapter(source: DeltaSet, dtype: torch.dtype | None = None) -> Adapter:
     metadata |= {
         "format": "pt",
         "diffusekrona": LAYOUT_VERSION,
-        "method": "krona",
+        "method": KRONA.name,
         "config": json.dumps({name: config_to_json(c) for name, c in configs.items()}),
         "layers_per_block": str(source.layers_per_block),
         "converted_from": source.title,

@@ -22,11 +22,11 @@ from pathlib import Path
 import torch
 
 from ..adapters.deltas import Delta, KronDelta, as_plain_kron, krons_equally
+from ..adapters.methods import valid_scale
 from ..common.errors import UserError
 from ..common.tensor_files import read_tensors, stored
 from .delta_set import DeltaSet, Hints, find_family, named_layers
 from .families import FAMILY_NAMES, metadata_for
-from .krona_file import number
 from .layer_names import kohya_stem
 from .to_kronecker import with_factors
 
@@ -79,7 +79,7 @@ def saved_scale(metadata: Mapping[str, str], where: Path | str) -> float | None:
         flat = json.loads(metadata.get("lora_adapter_metadata", "{}"))
         fields = {key.rpartition(".")[2]: value for key, value in flat.items()}
         known = {"alpha", "r"} <= fields.keys()
-        return number(fields["alpha"] / fields["r"], where) if known else None
+        return valid_scale(fields["alpha"] / fields["r"], where) if known else None
     except (ValueError, AttributeError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"{where}: lora_adapter_metadata is damaged ({error}).") from error
 

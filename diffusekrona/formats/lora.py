@@ -25,11 +25,11 @@ import torch
 from peft.utils.other import get_pattern_key
 
 from ..adapters.deltas import Delta, LowRankDelta, to_low_rank, truncate
+from ..adapters.methods import valid_scale
 from ..common.errors import UserError
 from ..common.tensor_files import read_tensors, stored
 from .delta_set import DeltaSet, Hints, find_family, named_layers
 from .families import FAMILY_NAMES, metadata_for
-from .krona_file import number
 from .layer_names import is_convolution, kernel_of, kohya_stem
 
 # Group 1 is the stem's end that belongs to the module's name, group 2 says which factor.
@@ -145,7 +145,7 @@ def _scale(
     try:
         alpha = alphas.get(get_pattern_key(alphas, path), own.get("lora_alpha", rank))
         rank = ranks.get(get_pattern_key(ranks, path), own.get("r", rank))
-        return number(alpha / (rank**0.5 if own.get("use_rslora") else rank), where)
+        return valid_scale(alpha / (rank**0.5 if own.get("use_rslora") else rank), where)
     except (TypeError, ValueError, AttributeError, ZeroDivisionError, re.error) as error:
         raise UserError(f"{where}: lora_adapter_metadata is damaged ({error}).") from error
 

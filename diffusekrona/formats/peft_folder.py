@@ -23,13 +23,14 @@ from peft.utils.other import get_pattern_key
 
 from ..adapters.deltas import Delta
 from ..adapters.file import config_from_json
+from ..adapters.methods import METHODS, Method, valid_scale
 from ..common.errors import UserError
 from ..common.tensor_files import entries_of, read_tensors, refuse_pickle, stored, write_entries
 from . import lokr
 from .delta_set import DeltaSet, Hints, find_family
 from .destination import MARK
 from .folders import read_json
-from .krona_file import component_deltas, number, to_adapter
+from .krona_file import component_deltas, to_adapter
 from .layer_names import layer_name
 from .lora import low_rank
 
@@ -87,34 +88,32 @@ def _deltas(
     bare = {key.removeprefix(_HEAD): tensor for key, tensor in tensors.items()}
     if kind == "LOKR":
         return lokr.from_tensors(bare, {}, where, hints, _lokr_scales(values, bare, where)).layers
-    if kind not in ("KRONA", "LORA"):
+    method = METHODS.get(kind.lower())
+    if method is None:
         raise UserError(f"{where / CONFIG}: PEFT method {kind} is not supported.")
     try:
-        config = config_from_json(kind.lower(), values)
+        config = config_from_json(method.name, values)
     except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
         raise UserError(f"{where / CONFIG} is damaged ({error}).") from error
-    _check_pairs(kind, bare, where)
+    _check_tensors(method, bare, where)
     found = component_deltas(bare, config, where)
     return {layer_name(path): delta for path, delta in found.items()}
 
 
-def _check_pairs(kind: str, tensors: Mapping[str, torch.Tensor], where: Path) -> None:
-    ends = (".krona_a", ".krona_b") if kind == "KRONA" else (".lora_A.weight", ".lora_B.weight")
+def _check_tensors(method: Method, tensors: Mapping[str, torch.Tensor], where: Path) -> None:
     for key, tensor in tensors.items():
-        end = next((e for e in ends if key.endswith(e)), None)
-        if end is None:
-            raise UserError(f"{where}: {key} is no {kind} factor.")
-        other = key.removesuffix(end) + ends[end == ends[0]]
-        if other not in tensors:
-            raise UserError(f"{where} holds {key} without {other}.")
-        shape, partner = tensor.shape, tensors[other].shape
-        fits = len(shape) in (2, 3, 4) and tensor.numel() and len(shape) == len(partner)
-        if kind == "LORA":
-            fits = fits and (end == ends[1] or shape[0] == partner[1])
-        elif fits:
-            fits = shape[:-2] == partner[:-2] and len(shape) < 4
-        if not fits or not tensor.is_floating_point():
-            raise UserError(f"{where}: {key} {tuple(shape)} does not fit {other} {tuple(partner)}.")
+        found = method.layer_of(key)
+        if found is None:
+            raise UserError(f"{where}: {key} is not a {method.title} tensor.")
+        for name in method.tensor_names:
+            other = f"{found[0]}.{name}"
+            if other not in tensors:
+                raise UserError(f"{where} holds {key} without {other}.")
+            shape, partner = tuple(tensor.shape), tuple(tensors[other].shape)
+            if len(shape) not in (2, 3, 4) or not tensor.numel() or len(shape) != len(partner):
+                raise UserError(f"{where}: {key} {shape} does not fit {other} {partner}.")
+        if not tensor.is_floating_point():
+            raise UserError(f"{where}: {key} holds {tensor.dtype}, not floating-point numbers.")
 
 
 def _lokr_scales(
@@ -127,7 +126,7 @@ def _lokr_scales(
         for stem in {key.rpartition(".lokr_")[0] for key in tensors}:
             rank = ranks.get(get_pattern_key(ranks, stem), config.get("r"))
             alpha = alphas.get(get_pattern_key(alphas, stem), config.get("alpha"))
-            scales[stem] = number(alpha / rank, where / CONFIG)
+            scales[stem] = valid_scale(alpha / rank, where / CONFIG)
     except (TypeError, ValueError, AttributeError, ZeroDivisionError, re.error) as error:
         raise UserError(f"{where / CONFIG} has no usable r and alpha ({error}).") from error
     return scales

@@ -58,7 +58,7 @@ def card_text(
     adapter = read_adapter(folder)
     metadata = adapter.metadata
     counts = {
-        name: (len(tensors := adapter.component_tensors(name)) // 2,
+        name: (len(adapter.method.by_layer(tensors := adapter.component_tensors(name))),
                sum(t.numel() for t in tensors.values()))
         for name in adapter.configs
     }  # fmt: skip
@@ -101,8 +101,7 @@ def _head(metadata: Mapping[str, str], license: str | None) -> str:
 
 def _introduction(adapter: Any, metadata: Mapping[str, str]) -> str:
     base = public_base(metadata) or Path(metadata.get("base_model", "")).name
-    kind = "Kronecker adapter (DiffuseKronA)" if adapter.method == "krona" else "LoRA"
-    text = f"A {kind}"
+    text = f"A {adapter.method.title} adapter"
     text += f" for `{plain(base)}`" if base else ""
     if prompt := metadata.get("instance_prompt"):
         text += f", trained by DreamBooth. Prompt it with `{plain(prompt)}`"
@@ -119,7 +118,9 @@ def _facts(
     rows = [("base family", metadata.get("base_family"))]
     for name, config in adapter.configs.items():
         layers, numbers = counts[name]
-        rows.append((name, f"{layers} layers, {numbers:,} parameters, {_factors(config)}"))
+        rows.append(
+            (name, f"{layers} layers, {numbers:,} parameters, {adapter.method.describe(config)}")
+        )
     rows.append(("file", f"{size / 1e6:.2f} MB"))
     for key in ("steps", "learning_rate", "resolution", "seed"):
         rows.append((key.replace("_", " "), metadata.get(key)))
@@ -127,16 +128,6 @@ def _facts(
     rows.append(("on", run.get("device")))
     body = "\n".join(f"| {name} | {plain(value)} |" for name, value in rows if value)
     return f"| | |\n|---|---|\n{body}\n"
-
-
-def _factors(config: Any) -> str:
-    if hasattr(config, "a1"):
-        text = f"A ({config.a1}, {config.a2})"
-        own = {f"{k} ({a}, {b})" for k, (a, b) in config.factor_pattern.items()}
-        text += f", {len(own)} patterns of their own" if own else ""
-        text += f", {config.terms} terms" if config.terms > 1 else ""
-        return text + (f", {config.output_order} rows" if config.output_order != "kron" else "")
-    return f"rank {config.r}"
 
 
 def _how_to_load(name: str, adapter: Any) -> str:
@@ -156,42 +147,23 @@ load_adapter(pipe, {json.dumps(ADAPTER)})  # downloaded from {plain(name)}
 image = pipe({prompt}).images[0]
 ```
 """
-    if adapter.method == "krona":
+    if adapter.method.merging_code:
         text += f"""
 Without it, merged into the pipeline's weights:
 
 ```python
-{_merging_code(adapter)}
+{adapter.method.merging_code(adapter.configs, ADAPTER)}
 ```
 """
-    return f"""{text}
-As a LoRA that is exactly equal, for plain `pipe.load_lora_weights`:
-`python -m diffusekrona.convert {ADAPTER} lora.safetensors --to lora`.
-For ComfyUI, Forge, A1111 and InvokeAI: `--to lokr` or `--to lora-kohya`, or the whole model in one
-file: `--to merged --base BASE`.
+    text += f"""
+As one file with the whole model, for any other program:
+`python -m diffusekrona.convert {ADAPTER} model.safetensors --to merged --base BASE`.
 """
-
-
-def _merging_code(adapter: Any) -> str:
-    """Code that needs torch and safetensors alone: W += scale * sum of kron(A, B)."""
-    parts = sorted(adapter.configs, key=len, reverse=True)
-    scales = {name: config.scale for name, config in adapter.configs.items()}
-    shuffled = {config.output_order for config in adapter.configs.values()} == {"interleaved"}
-    delta = "torch.kron(a_i, b_i)"
-    if shuffled:  # rows counted as the published code counts them
-        delta += ".view(len(a_i), len(b_i), -1).transpose(0, 1).reshape(layer.weight.shape)"
-    return f"""import torch
-from safetensors.torch import load_file
-
-factors, scales = load_file({json.dumps(ADAPTER)}), {scales!r}
-for key in [k for k in factors if k.endswith(".krona_a")]:
-    name = key.removesuffix(".krona_a")
-    part = next((p for p in {parts!r} if name.startswith(p + ".")), "unet")
-    layer = getattr(pipe, part).get_submodule(name.removeprefix(part + "."))
-    a, b = factors[key].float(), factors[name + ".krona_b"].float()
-    terms = zip(a.view(-1, *a.shape[-2:]), b.view(-1, *b.shape[-2:]))
-    delta = scales[part] * sum({delta} for a_i, b_i in terms)
-    layer.weight.data += delta.to(layer.weight)"""
+    formats = adapter.method.formats
+    if "lora" in formats:
+        text += "As an exactly equal LoRA, for plain `pipe.load_lora_weights`: `--to lora`.\n"
+    others = " or ".join(f"`--to {name}`" for name in ("lokr", "lora-kohya") if name in formats)
+    return text + (f"For ComfyUI, Forge, A1111 and InvokeAI: {others}.\n" if others else "")
 
 
 def _read_run(folder: Path) -> Mapping[str, Any]:

@@ -2,7 +2,8 @@
 
 The singular values of A (x) B are all products of one of A's and one of B's, and the Frobenius norm
 is the product of the norms, so nothing of the layer's size is formed for a single Kronecker
-product. A LoRA's up @ down is reduced by two QR decompositions to an (r, r) core.
+product. A LoRA's up @ down is reduced by two QR decompositions to an (r, r) core; any other
+method's delta W is first written as a LoRA, exactly.
 
 Effective rank is that of Roy and Vetterli, "The effective rank", 2007: exp of the entropy of the
 singular values taken as shares of their sum. That of A (x) B is the product of A's and B's.
@@ -18,8 +19,9 @@ from dataclasses import dataclass, field
 import torch
 from peft import PeftConfig
 
+from ..adapters.deltas import KronDelta, to_low_rank
 from ..adapters.file import Adapter
-from ..krona import KronAConfig
+from ..adapters.methods import method_of
 from ..krona.factors import Pair
 from ..krona.functional import kron_weight
 
@@ -35,10 +37,12 @@ class LayerFacts:
             number inside it, short.
         attention: "self", "cross", "feed-forward" or "text".
         projection: "Q", "K", "V", "O", or "FF".
-        factors: (a1, a2), or None for a LoRA; rank_limit: the LoRA's r, or min(a1,a2)*min(b1,b2).
+        factors: (a1, a2), or None for another method than KronA; rank_limit: the highest rank of
+            delta W, a LoRA's r or min(a1,a2)*min(b1,b2).
         norm: Frobenius norm of delta W; base_norm: of W, where a base was given.
         singular: singular values of delta W, falling; those of A and of B for a single product.
-        a, b: the factors (terms, …), scale not in them; for a LoRA, up and down.
+        a, b: the factors (terms, …), scale not in them; without factors, up and down of delta W as
+            a LoRA, scale in them.
     """
 
     component: str
@@ -90,10 +94,10 @@ def facts_of(adapter: Adapter, label: str) -> Facts:
     layers = []
     for component, config in adapter.configs.items():
         tensors = adapter.component_tensors(component)
-        for name in sorted({re.sub(r"\.(krona|lora)_[AaBb](\.weight)?$", "", k) for k in tensors}):
-            layers.append(_layer(component, name, config, tensors))
+        for name, own in sorted(adapter.method.by_layer(tensors).items()):
+            layers.append(_layer(component, name, config, own))
     layers.sort(key=lambda layer: (_block_rank(layer.block), _natural(layer.name)))
-    return Facts(label, adapter.method, layers, adapter.metadata)
+    return Facts(label, adapter.method.name, layers, adapter.metadata)
 
 
 def _layer(
@@ -101,39 +105,29 @@ def _layer(
 ) -> LayerFacts:
     block, place, attention, projection = where(component, name)
     common = (component, name, block, place, attention, projection)
-    if isinstance(config, KronAConfig):
-        a, b = tensors[f"{name}.krona_a"].float(), tensors[f"{name}.krona_b"].float()
-        a, b = (f if f.dim() == 3 else f.unsqueeze(0) for f in (a, b))
-        (terms, a1, a2), (_, b1, b2) = a.shape, b.shape
-        scale, order = float(config.scale), config.output_order
-        parts = None, None
-        if terms == 1:
-            parts = torch.linalg.svdvals(a[0].double()), torch.linalg.svdvals(b[0].double())
-            singular = torch.outer(*parts).flatten().sort(descending=True).values * abs(scale)
-        else:
-            singular = _singular_of_dense(kron_weight(a, b).double()) * abs(scale)
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    delta = method_of(config).delta(tensors, config, name)
+    if not isinstance(delta, KronDelta):
+        low = to_low_rank(delta)
+        core = torch.linalg.qr(low.up.double())[1] @ torch.linalg.qr(low.down.double().t())[1].t()
+        singular = torch.linalg.svdvals(core)
         return LayerFacts(
-            *common, (a1 * b1, a2 * b2), (a1, a2),
-            min(terms * min(a1, a2) * min(b1, b2), a1 * b1, a2 * b2),
-            a.numel() + b.numel(), scale, order, a, b, singular.norm().item(), singular, *parts,
+            *common, low.shape, None, low.rank, parameters, 1.0, "kron", low.up, low.down,
+            singular.norm().item(), singular,
         )  # fmt: skip
-    up, down = tensors[f"{name}.lora_B.weight"].float(), tensors[f"{name}.lora_A.weight"].float()
-    rank = down.shape[0]
-    scale = _lora_scale(config, name, rank)
-    core = torch.linalg.qr(up.double())[1] @ torch.linalg.qr(down.double().t())[1].t()
-    singular = torch.linalg.svdvals(core) * abs(scale)
+    a, b, scale, order = delta.a, delta.b, delta.scale, delta.output_order
+    (terms, a1, a2), (_, b1, b2) = a.shape, b.shape
+    parts = None, None
+    if terms == 1:
+        parts = torch.linalg.svdvals(a[0].double()), torch.linalg.svdvals(b[0].double())
+        singular = torch.outer(*parts).flatten().sort(descending=True).values * abs(scale)
+    else:
+        singular = _singular_of_dense(kron_weight(a, b).double()) * abs(scale)
+    rank_limit = min(terms * min(a1, a2) * min(b1, b2), *delta.shape)
     return LayerFacts(
-        *common, (up.shape[0], down.shape[1]), None, rank, up.numel() + down.numel(), scale, "kron",
-        up, down, singular.norm().item(), singular,
+        *common, delta.shape, (a1, a2), rank_limit, parameters, scale, order, a, b,
+        singular.norm().item(), singular, *parts,
     )  # fmt: skip
-
-
-def _lora_scale(config: PeftConfig, name: str, rank: int) -> float:
-    from peft.utils.other import get_pattern_key
-
-    key = get_pattern_key((config.alpha_pattern or {}).keys(), name)
-    alpha = (config.alpha_pattern or {}).get(key, config.lora_alpha)
-    return alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
 
 
 def _singular_of_dense(weight: torch.Tensor) -> torch.Tensor:

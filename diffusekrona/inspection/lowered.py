@@ -133,11 +133,11 @@ def smaller(facts: Facts, results: Sequence[Lowered]) -> list[Lowered]:
 
 
 def candidates(facts: Facts) -> list[Pair]:
-    """For KronA pairs nested with the one it has, whose error costs next to nothing; for a LoRA the
-    usual ones, whose error needs its delta W."""
-    if facts.method != "krona":
-        return [(4, 16), (16, 16), (2, 64), (4, 64), (8, 64)]
+    """For KronA pairs nested with the one it has, whose error costs next to nothing; for another
+    method the usual ones, whose error needs its delta W."""
     pairs = {layer.factors for layer in facts.layers}
+    if None in pairs:
+        return [(4, 16), (16, 16), (2, 64), (4, 64), (8, 64)]
     firsts = {n for a1, _ in pairs for n in _relatives(a1)}
     seconds = {n for _, a2 in pairs for n in _relatives(a2)}
     return sorted((a1, a2) for a1 in firsts for a2 in seconds)

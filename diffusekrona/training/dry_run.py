@@ -1,6 +1,6 @@
 """What `--dry_run` prints: the resolved plan, its memory, its schedule, its files.
 
-Answered from configs alone, without torch.
+Answered from configs alone; no weights are loaded.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from ..adapters.methods import AdaptedLayer
+from ..adapters.layers import AdaptedLayer
 from .lr_schedule import rate_factor
 from .memory.estimate import estimate, in_words
 from .memory.sizes import BYTES

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..adapters.methods import METHODS
 from ..common.errors import UserError
 
 SCHEDULES = (
@@ -80,7 +81,7 @@ def _base_and_data(parser: argparse.ArgumentParser) -> None:
 def _adapter(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("adapter")
     add = group.add_argument
-    add("--adapter_type", choices=("krona", "lora"), default="krona", help="lora: the baseline.")
+    add("--adapter_type", choices=tuple(METHODS), default="krona", help="lora: the baseline.")
     add(
         "--attn_update_unet",
         default="kqvo",

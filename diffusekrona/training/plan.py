@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..adapters.methods import (
+from ..adapters.layers import (
+    FEED_FORWARD,
     TEXT_LETTERS,
+    UNET_LETTERS,
     AdaptedLayer,
-    Choice,
     adapted_layers,
-    krona_choice,
-    lora_choice,
-    parse_factors,
 )
+from ..adapters.methods import METHODS, Method, targets_of
 from ..bases import backbones
 from ..bases.layer_shapes import linear_layers
 from ..common.errors import UserError
@@ -32,7 +30,8 @@ class Plan:
     Attributes:
         base: folder or hub name of the base model.
         family: its family.
-        choices: component to what is put on it.
+        method: the adapter method.
+        configs: component to the PEFT configuration of what is put on it.
         layers: every layer that is adapted, with its factors and parameter count.
         resolution: pixels a side.
         pixel_step: what picture sides must be multiples of, in pixels.
@@ -41,16 +40,12 @@ class Plan:
 
     base: str
     family: backbones.Family
-    choices: dict[str, Choice]
+    method: Method
+    configs: dict[str, PeftConfig]
     layers: list[AdaptedLayer]
     resolution: int
     pixel_step: int
     vae_config: Mapping[str, Any]
-
-    @cached_property
-    def configs(self) -> dict[str, PeftConfig]:
-        """Component to PEFT config, made when first asked for: the import is slow."""
-        return {name: choice.config() for name, choice in self.choices.items()}
 
     @property
     def parameters(self) -> int:
@@ -67,13 +62,17 @@ def make_plan(args: argparse.Namespace) -> Plan:
     unet_config = backbones.read_unet_config(base, args.revision)
     family = backbones.family_of(unet_config)
     shapes = {"unet": linear_layers("UNet2DConditionModel", unet_config)}
-    choices = {"unet": _unet_choice(args)}
+    method = METHODS[args.adapter_type]
+    feed_forward = FEED_FORWARD if args.train_feed_forward else ()
+    targets = targets_of(args.attn_update_unet, UNET_LETTERS, "unet", feed_forward)
+    configs = {"unet": method.make_config(args, targets)}
     if args.train_text_encoder:
         for name, kind in backbones.text_encoder_kinds(family).items():
             config = backbones.read_part_config(base, name, args.revision)
             shapes[name] = linear_layers(kind, config)
-            choices[name] = _text_choice(args)
-    layers = adapted_layers(choices, shapes)
+            targets = targets_of(args.attn_update_text, TEXT_LETTERS, name)
+            configs[name] = method.make_config(args, targets)
+    layers = adapted_layers(configs, shapes)
     vae_config = backbones.read_vae_config(
         base, args.pretrained_vae_model_name_or_path, args.revision
     )
@@ -85,39 +84,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         raise UserError(
             f"--resolution {resolution}: this base takes multiples of {scale} from {pixel_step} on."
         )
-    return Plan(base, family, choices, layers, resolution, pixel_step, vae_config)
-
-
-def _unet_choice(args: argparse.Namespace) -> Choice:
-    letters, feed_forward = args.attn_update_unet, args.train_feed_forward
-    if args.adapter_type == "lora":
-        return lora_choice(letters, args.rank, args.lora_alpha, feed_forward=feed_forward)
-    return krona_choice(
-        letters,
-        args.a1,
-        args.a2,
-        parse_factors(args.factors),
-        feed_forward=feed_forward,
-        scale=args.krona_scale,
-        terms=args.terms,
-        init_weights=args.init_weights,
-        output_order=args.output_order,
-    )
-
-
-def _text_choice(args: argparse.Namespace) -> Choice:
-    if args.adapter_type == "lora":
-        return lora_choice(args.attn_update_text, args.rank, args.lora_alpha, TEXT_LETTERS)
-    return krona_choice(
-        args.attn_update_text,
-        args.text_encoder_a1 or args.a1,
-        args.text_encoder_a2 or args.a2,
-        names=TEXT_LETTERS,
-        scale=args.krona_scale,
-        terms=args.terms,
-        init_weights=args.init_weights,
-        output_order=args.output_order,
-    )
+    return Plan(base, family, method, configs, layers, resolution, pixel_step, vae_config)
 
 
 def max_train_steps(args: argparse.Namespace, pictures: int, processes: int = 1) -> int:

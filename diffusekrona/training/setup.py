@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
+from ..adapters.methods import METHODS
 from ..bases import backbones
 from ..bases.small_cards import check_quantisation, checkpoints_on_host, quantise, tile_vae
 from ..common.errors import UserError, writing
@@ -140,9 +141,9 @@ def make_accelerator(args: argparse.Namespace) -> Any:
         raise _not_installed(f"--report_to {trackers}", trackers)  # accelerate would leave it out
     # SDXL's first text encoder ends one layer early, so its last layer's factors get no gradient.
     ddp = DistributedDataParallelKwargs(find_unused_parameters=args.train_text_encoder)
-    # The base is loaded in half precision and KronA casts its factors itself. Autocast would add
-    # casts, and on a GPU keep what it normalises in fp32. PEFT's LoRA needs it.
-    autocast = AutocastKwargs(enabled=args.adapter_type == "lora")
+    # The base is loaded in half precision. Where the adapter casts by itself, autocast would only
+    # add casts, and on a GPU keep what it normalises in fp32.
+    autocast = AutocastKwargs(enabled=METHODS[args.adapter_type].autocast)
     logs = args.output_dir / args.logging_dir
     with writing(args.output_dir):
         args.output_dir.mkdir(parents=True, exist_ok=True)

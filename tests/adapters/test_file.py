@@ -195,7 +195,7 @@ def spoil(tensors, metadata, how: str):
     [
         ("nan", "krona_b holds NaN"),
         ("alone", "without its krona_b"),
-        ("shape", "is no factor"),
+        ("shape", "is not a valid factor"),
         ("foreign", "conv_in.weight"),
         ("config", "damaged config"),
         ("factors", "damaged config"),

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch.profiler import ProfilerActivity, profile
 
 from diffusekrona import KronAConfig
-from diffusekrona.adapters.methods import add_adapters
+from diffusekrona.adapters.layers import add_adapters
 from diffusekrona.bases import small_cards
 from diffusekrona.bases.backbones import FAMILIES
 from diffusekrona.bases.published import BASES

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ...adapters.methods import add_adapters
+from ...adapters.layers import add_adapters
 from ...bases import backbones
 from ...bases.small_cards import quantisable, quantised_bytes, tile_vae
 from ...data.cache import DTYPES

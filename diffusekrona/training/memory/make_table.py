@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ...adapters.methods import add_adapters
+from ...adapters.layers import add_adapters
 from ...bases import backbones
 from ...bases.published import BASES
 from ...bases.small_cards import quantisable, quantised_bytes, tile_vae
@@ -58,10 +58,10 @@ def _unet(config: Mapping[str, Any]) -> dict[str, Any]:
     def empty(width: int) -> Any:
         return build_empty("UNet2DConditionModel", config, DTYPES[width])
 
-    def line(choice: Any, checkpointing: str, width: int) -> Line:
+    def line(adapter: Any, checkpointing: str, width: int) -> Line:
         def peak(samples: int, side: int) -> int:
             unet = empty(width)
-            for parameter in add_adapters({"unet": choice.config()}, {"unet": unet}, "default"):
+            for parameter in add_adapters({"unet": adapter}, {"unet": unet}, "default"):
                 parameter.grad = torch.empty_like(parameter)
             family = backbones.family_of(config)
             return step_peak(family, {"unet": unet}, samples, side, checkpointing)
@@ -77,10 +77,10 @@ def _unet(config: Mapping[str, Any]) -> dict[str, Any]:
         **{q: sum(quantised_bytes(layer, q) for layer in layers) for q in ("nf4", "int8")},
         "step": {
             name: {
-                where: {str(width): line(choice, where, width) for width in (4, 2)}
+                where: {str(width): line(adapter, where, width) for width in (4, 2)}
                 for where in CHECKPOINTS
             }
-            for name, choice in kinds().items()
+            for name, adapter in kinds().items()
         },
     }
 

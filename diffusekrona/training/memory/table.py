@@ -13,12 +13,15 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...adapters.methods import KronAChoice, LoRAChoice, krona_choice, lora_choice
+from ...adapters.layers import FEED_FORWARD, UNET_LETTERS
+from ...adapters.methods import METHODS, method_of, targets_of
 from ...bases import backbones
 from ...bases.layer_shapes import CLIP_DEFAULTS, UNET_DEFAULTS, unet_layers
 from .sizes import WIDTHS, Sizes, checkpoints, samples
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
+
     from ..plan import Plan
 
 TABLE = Path(__file__).parent / "table.json"
@@ -63,7 +66,7 @@ def look_up(args: argparse.Namespace, plan: Plan) -> Sizes | None:
     Raises:
         UserError: a component's config cannot be read.
     """
-    kind = _kind(plan.choices)
+    kind = _kind(plan.configs)
     config = backbones.read_unet_config(plan.base, args.revision)
     unet, vae = _find("unet", config), _find("vae", plan.vae_config)
     encoders = [
@@ -91,28 +94,31 @@ def look_up(args: argparse.Namespace, plan: Plan) -> Sizes | None:
     )
 
 
-def _kind(choices: Mapping[str, Any]) -> str | None:
+def _kind(configs: Mapping[str, PeftConfig]) -> str | None:
     """What is adapted, as the table names it; None for what it does not hold."""
-    choice = choices["unet"]
-    if len(choices) > 1 or (isinstance(choice, LoRAChoice) and choice.rank > LARGEST_RANK):
+    config = configs["unet"]
+    plain = getattr(config, "terms", 1) == 1 and getattr(config, "output_order", "kron") == "kron"
+    if len(configs) > 1 or getattr(config, "r", 0) > LARGEST_RANK or not plain:
         return None
-    if isinstance(choice, KronAChoice) and (
-        choice.terms > 1 or choice.options.get("output_order", "kron") != "kron"
-    ):
-        return None
-    targets = set(choice.targets)
-    same_type = ((name, c) for name, c in kinds().items() if type(c) is type(choice))
-    return next((name for name, c in same_type if set(c.targets) == targets), None)
+    wanted = (method_of(config), set(config.target_modules))
+    return next(
+        (name for name, c in kinds().items() if (method_of(c), set(c.target_modules)) == wanted),
+        None,
+    )
 
 
-def kinds() -> dict[str, KronAChoice | LoRAChoice]:
+def kinds() -> dict[str, PeftConfig]:
     """What the table holds: all four projections, with and without feed-forward layers."""
-    return {
-        "krona": krona_choice("kqvo", 4, 16),
-        "krona, feed-forward": krona_choice("kqvo", 4, 16, feed_forward=True),
-        "lora": lora_choice("kqvo", 4),
-        "lora, feed-forward": lora_choice("kqvo", 4, feed_forward=True),
-    }
+    settings = argparse.Namespace(
+        a1=4, a2=16, factors=None, krona_scale=1.0, terms=1, init_weights="normal",
+        output_order="kron", rank=4, lora_alpha=None,
+    )  # fmt: skip
+    found = {}
+    for name in ("krona", "lora"):
+        for ending, more in (("", ()), (", feed-forward", FEED_FORWARD)):
+            targets = targets_of("kqvo", UNET_LETTERS, "unet", more)
+            found[name + ending] = METHODS[name].make_config(settings, targets)
+    return found
 
 
 def _find(part: str, config: Mapping[str, Any]) -> dict[str, Any] | None:

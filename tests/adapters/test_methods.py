@@ -1,0 +1,140 @@
+"""A method is a record: one that is registered is trained, saved, loaded, counted and converted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+from peft import LoHaConfig
+from PIL import Image
+from safetensors.torch import load_file
+
+from diffusekrona import load_adapter
+from diffusekrona.adapters.deltas import DenseDelta
+from diffusekrona.adapters.file import read_adapter
+from diffusekrona.adapters.methods import METHODS, Method, Targets, method_of, register
+from diffusekrona.common.errors import UserError
+from diffusekrona.convert import main as convert
+from diffusekrona.formats.full_model import open_model
+from diffusekrona.inspection.facts import facts_of
+from diffusekrona.train_dreambooth import main as train
+
+
+def loha_config(settings, targets: Targets) -> LoHaConfig:
+    return LoHaConfig(
+        r=settings.rank,
+        alpha=settings.lora_alpha or settings.rank,
+        target_modules=list(targets.names),
+    )
+
+
+def loha_delta(tensors, config, layer: str) -> DenseDelta:
+    one, two = (tensors[f"hada_w{i}_a"] @ tensors[f"hada_w{i}_b"] for i in (1, 2))
+    return DenseDelta(lambda: (one * two).float() * (config.alpha / config.r), tuple(one.shape))
+
+
+LOHA = Method(
+    name="loha",
+    title="LoHa",
+    config_path="peft:LoHaConfig",
+    tensor_names=("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
+    settings=("rank", "lora_alpha"),
+    make_config=loha_config,
+    delta=loha_delta,
+    describe=lambda config: f"rank {config.r}",
+    size=lambda shapes: f"rank {shapes['hada_w1_b'][0]}",
+)
+
+
+@pytest.fixture
+def loha(monkeypatch: pytest.MonkeyPatch) -> Method:
+    monkeypatch.setitem(METHODS, "loha", LOHA)
+    return LOHA
+
+
+@pytest.fixture
+def run_flags(tiny_sd1: Path, tmp_path: Path) -> list[str]:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (40, 40), "red").save(pictures / "red.png")
+    flags = {
+        "pretrained_model_name_or_path": tiny_sd1,
+        "instance_data_dir": pictures,
+        "instance_prompt": "a sks dog",
+        "resolution": 32,
+        "output_dir": tmp_path / "out",
+        "adapter_type": "loha",
+        "max_train_steps": 2,
+        "learning_rate": 0.01,
+        "report_to": "none",
+    }
+    return [x for name, value in flags.items() for x in (f"--{name}", str(value))]
+
+
+def test_a_method_needs_a_record_and_nothing_else(
+    loha, run_flags, tiny_sd1: Path, tmp_path: Path, capsys
+) -> None:
+    assert train([*run_flags, "--dry_run"]) == 0
+    planned = capsys.readouterr().out
+    assert train(run_flags) == 0
+    file = tmp_path / "out" / "adapter.safetensors"
+    tensors = load_file(file)
+    count = sum(tensor.numel() for tensor in tensors.values())
+    assert f"loha, {len(tensors) // 4} layers, {count:,} parameters" in planned
+    assert any(t.abs().max() > 0 for k, t in tensors.items() if k.endswith("hada_w2_a"))
+
+    adapter = read_adapter(file)
+    assert adapter.method is loha
+    torch.manual_seed(0)
+    unet = tiny_models.unet("sd1").eval()
+    before = unet(**tiny_models.unet_inputs("sd1")).sample
+    load_adapter(unet, file)
+    assert not torch.equal(unet(**tiny_models.unet_inputs("sd1")).sample, before)
+    for key, tensor in tensors.items():
+        assert torch.equal(unet.get_parameter(f"{key}.default"), tensor)
+
+    facts = facts_of(adapter, "loha")
+    assert facts.parameters == count and 0 < facts.norm < float("inf")
+    name, _ = loha.layer_of(next(iter(tensors)))
+    layer = next(layer for layer in facts.layers if layer.name == name)
+    module = unet.get_submodule(name)
+    assert layer.norm == pytest.approx(module.get_delta_weight("default").norm().item(), rel=1e-4)
+
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "A LoHa adapter" in card and "rank 4" in card and "--to merged" in card
+    assert "--to lokr" not in card and "exactly equal" not in card
+
+
+def test_its_file_is_checked_and_converted(loha, run_flags, tiny_sd1: Path, tmp_path: Path) -> None:
+    assert train(run_flags) == 0
+    file, merged = tmp_path / "out" / "adapter.safetensors", tmp_path / "merged"
+    convert([str(file), str(merged), "--to", "merged", "--base", str(tiny_sd1)])
+    assert open_model(merged).family == "sd1"
+    adapter = read_adapter(file)
+    metadata = json.loads(adapter.metadata["config"])
+    metadata["unet"]["r"] = 2
+    adapter.metadata["config"] = json.dumps(metadata)
+    from diffusekrona.adapters.file import write_adapter
+
+    write_adapter(adapter, file)
+    unet = tiny_models.unet("sd1")
+    with pytest.raises(UserError, match=r"hada_w1_a is 64x4, but its config asks for 64x2"):
+        load_adapter(unet, file)
+    assert not hasattr(unet, "peft_config")
+
+
+def test_records_are_found_by_their_config() -> None:
+    for method in METHODS.values():
+        assert method_of(method.config_class(target_modules=["x"])) is method
+    with pytest.raises(ValueError, match="already an adapter method named 'krona'"):
+        register(dataclasses.replace(LOHA, name="krona"))
+
+
+def test_default_learning_rates_are_of_method_and_family() -> None:
+    assert METHODS["krona"].learning_rate("sdxl") == METHODS["krona"].learning_rate("sd1") == 6e-4
+    assert METHODS["lora"].learning_rate("sdxl") == 1e-4
+    assert METHODS["lora"].learning_rate("sd1") == METHODS["lora"].learning_rate("another") == 5e-4

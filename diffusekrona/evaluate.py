@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .adapters.mixing import WeightedAdapter, choose_base, parse_adapter
-from .common.devices import choose_device
+from .common.devices import choose_device, process_state
 from .common.errors import UserError, exit_on_user_error
 from .sampling.inference_args import DTYPES, check_drawing
 from .sampling.schedulers import SCHEDULERS
@@ -219,14 +219,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: draw, score, write."""
     args = build_parser().parse_args(argv)
     check_arguments(args)
-    from accelerate import PartialState
-
     from .bases.backbones import quiet_libraries
     from .evaluation.page import write_results
     from .evaluation.report import print_results
 
     quiet_libraries()
-    state = PartialState(cpu=args.device == "cpu")
+    state = process_state(args.device)
     level = logging.INFO if state.is_main_process else logging.ERROR
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("diffusekrona").setLevel(level)

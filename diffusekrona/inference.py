@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .adapters.mixing import WeightedAdapter, apply_adapters, choose_base, read_adapters
-from .common.devices import choose_device
+from .common.devices import choose_device, process_state
 from .common.errors import UserError, exit_on_user_error, writing
 from .common.files import slug
 from .sampling.inference_args import DTYPES, build_parser, check_arguments, read_prompts
@@ -193,12 +193,10 @@ def main() -> None:
     """Entry point: parse, build, draw."""
     args = build_parser().parse_args()
     check_arguments(args)
-    from accelerate import PartialState
-
     from .bases.backbones import quiet_libraries
 
     quiet_libraries()
-    state = PartialState(cpu=args.device == "cpu")
+    state = process_state(args.device)
     level = logging.WARNING if state.is_main_process else logging.ERROR
     logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
     try:

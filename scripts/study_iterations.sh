@@ -1,32 +1,16 @@
 #!/usr/bin/env bash
 # Training iterations: each run is scored at several checkpoints.
-# One page with scores, charts and pictures; run again, it goes on where it stopped. From anywhere:
+# One page with scores, charts and pictures; run again, it continues where it stopped. From anywhere:
 #   SUBJECTS=dog SEEDS="0 1" bash scripts/study_iterations.sh
 set -euo pipefail
-ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$(dirname "${BASH_SOURCE[0]}")/common/launch.sh"
 
 MODEL_NAME="${MODEL_NAME:-pocket}"     # base: hub name, folder, pocket or pocket-sdxl
 SUBJECTS="${SUBJECTS:-dog cat teapot}" # folders in data/; the class word after a colon: dog6:dog
 CHECKPOINTS="${CHECKPOINTS:-}"         # steps at which to score, such as "100 200 400"; empty: by the base
-SEEDS="${SEEDS:-0 1 2}"                # training seeds, a run for each
-IMAGE_SEEDS="${IMAGE_SEEDS:-0 1}"      # pictures of every prompt
+SEEDS="${SEEDS:-0 1 2}"                # training seeds, one run each
+IMAGE_SEEDS="${IMAGE_SEEDS:-0 1}"      # pictures per prompt
 ENGINE="${ENGINE:-local}"              # local: this machine, one run per GPU; ray: a Ray cluster
 OUTPUT_DIR="${OUTPUT_DIR:-$ROOT/outputs/studies/iterations}"
-CELLS_DIR="${CELLS_DIR:-$ROOT/outputs/studies/cells}" # runs, shared by all studies
 
-FOLDERS=()
-for subject in $SUBJECTS; do FOLDERS+=(--subject "$ROOT/data/$subject"); done
-# The Python of an active environment, or else of the quick start's .venv.
-[ -n "${VIRTUAL_ENV:-}" ] || PATH="$ROOT/.venv/bin:$PATH"
-PYTHON="${PYTHON:-$(command -v python || command -v python3)}"
-export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
-exec "$PYTHON" -m diffusekrona.study iterations \
-  --base "$MODEL_NAME" \
-  "${FOLDERS[@]}" \
-  ${CHECKPOINTS:+--checkpoints $CHECKPOINTS} \
-  --seeds $SEEDS \
-  --image_seeds $IMAGE_SEEDS \
-  --engine "$ENGINE" \
-  --output_dir "$OUTPUT_DIR" \
-  --cells_dir "$CELLS_DIR" \
-  "$@"
+study iterations ${CHECKPOINTS:+--checkpoints $CHECKPOINTS} "$@"

@@ -1,4 +1,4 @@
-"""The device that a program computes on."""
+"""The device that a program computes on, and the processes that share its work."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ from .errors import UserError
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import PartialState
+
+
+def process_state(device: str | None) -> PartialState:
+    """accelerate's account of the processes, for a program that draws on `device` (None: its own).
+
+    Processes on CPUs count only when accelerate is told that they are; it reads the launcher's
+    answer for training, but not here.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    return PartialState(cpu=device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def choose_device(name: str | None, default: torch.device) -> torch.device:

@@ -1,0 +1,123 @@
+# Sourced by the scripts, never run: what they share. The scripts themselves hold the values.
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+# The Python of an active environment, or else of the quick start's .venv.
+[ -n "${VIRTUAL_ENV:-}" ] || PATH="$ROOT/.venv/bin:$PATH"
+PYTHON="${PYTHON:-$(command -v python || command -v python3)}"
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+# On a CPU with other work, threads that sleep while they wait are many times faster than spinning.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
+
+fail() { echo "error: $*" >&2; exit 2; }
+
+# launch MODULE FLAG...: run a program of the package through `accelerate launch`, as one process or
+# as $NUM_PROCESSES; what `accelerate config` saved holds where the script sets nothing else.
+launch() {
+  local module="diffusekrona.$1"; shift
+  # `accelerate launch SCRIPT` has prepared the process already.
+  [ -z "${LAUNCHED_BY_ACCELERATE:-}" ] || exec "$PYTHON" -m "$module" "$@"
+  exec "$PYTHON" "$ROOT/scripts/common/launch.py" \
+    ${NUM_PROCESSES:+--num_processes "$NUM_PROCESSES"} \
+    ${PRECISION:+--mixed_precision "$PRECISION"} \
+    -m "$module" "$@"
+}
+
+# defaults_for MODEL_NAME ADAPTER_TYPE: set the values that differ from a script's own on the small
+# bundled models, and for LoRA. A value that is set already stays.
+defaults_for() {
+  case "$1" in pocket*)
+    LR="${LR:-5e-3}" STEPS="${STEPS:-500}" SCHEDULE="${SCHEDULE:-cosine}" BATCH_SIZE="${BATCH_SIZE:-4}"
+    ACCUMULATION="${ACCUMULATION:-1}" PRECISION="${PRECISION:-no}" VARIANT="${VARIANT-}"
+    CHECKPOINTING="${CHECKPOINTING:-no}" TEXT_ENCODER="${TEXT_ENCODER:-no}" ;;
+  esac
+  case "$2" in lora) LR="${LR:-1e-4}" ;; esac  # as in diffusers' DreamBooth LoRA scripts
+}
+
+# A text as part of a file name.
+as_name() { tr -c 'A-Za-z0-9._\n-' '-' <<< "$1"; }
+
+# finetune FLAG...: train with the values of the script.
+finetune() {
+  local shape="${A1}x$A2${FACTORS:+_$FACTORS}" name flags=()
+  [ "$ADAPTER_TYPE" != lora ] || shape="r$RANK"
+  name="$(as_name "${ADAPTER_TYPE}_${ATTN}_${shape}_$(basename "$MODEL_NAME")_lr$LR")"
+  [ "${TEXT_ENCODER:-no}" != yes ] || flags+=(--train_text_encoder)
+  [ "$CHECKPOINTING" != yes ] || flags+=(--gradient_checkpointing)
+  [ "$LOW_VRAM" != yes ] || flags+=(--low_vram)
+  launch train_dreambooth \
+    --pretrained_model_name_or_path "$MODEL_NAME" ${VARIANT:+--variant "$VARIANT"} \
+    --instance_data_dir "$ROOT/data/$SUBJECT/input" \
+    --instance_prompt "a $TOKEN $CLASS" \
+    --output_dir "${OUTPUT_DIR:-$ROOT/outputs/$SUBJECT/$name}" \
+    --resume_from_checkpoint latest \
+    --adapter_type "$ADAPTER_TYPE" \
+    --attn_update_unet "$ATTN" --a1 "$A1" --a2 "$A2" --factors "$FACTORS" --rank "$RANK" \
+    --learning_rate "$LR" --lr_scheduler "$SCHEDULE" --max_train_steps "$STEPS" \
+    --train_batch_size "$BATCH_SIZE" --gradient_accumulation_steps "$ACCUMULATION" \
+    ${RESOLUTION:+--resolution "$RESOLUTION"} \
+    --mixed_precision "$PRECISION" --seed "$SEED" \
+    --validation_prompt "$VALIDATION" \
+    ${flags[@]+"${flags[@]}"} "$@"
+}
+
+# newest PATTERN: the adapter of the newest run of the subject that matches, or nothing.
+newest() { ls -t "$ROOT/outputs/$SUBJECT"/$1/adapter.safetensors 2>/dev/null | head -n 1 || true; }
+
+# inference USUAL_BASE SCRIPT FLAG...: draw with the values of the script. Without ADAPTER, the newest
+# run on the base (run folders contain its name), or else the newest of all.
+inference() {
+  local usual="$1" trainer="$2" flags=(); shift 2
+  ADAPTER="${ADAPTER:-$(newest "*_$(as_name "$(basename "${MODEL_NAME:-$usual}")")_*")}"
+  ADAPTER="${ADAPTER:-$(newest "*")}"
+  [ -n "$ADAPTER" ] || fail "no adapter in $ROOT/outputs/$SUBJECT: run $trainer, or set ADAPTER"
+  [ "$LOW_VRAM" != yes ] || flags+=(--low_vram)
+  while IFS= read -r prompt; do
+    [ -z "${prompt// /}" ] || flags+=("--prompt=$prompt")
+  done <<< "${PROMPTS//|/$'\n'}"
+  local beside="$ADAPTER"
+  [ -d "$ADAPTER" ] || beside="$(dirname "$ADAPTER")"
+  launch inference \
+    ${MODEL_NAME:+--pretrained_model_name_or_path "$MODEL_NAME"} ${VARIANT:+--variant "$VARIANT"} \
+    --adapter "$ADAPTER:$WEIGHT" \
+    --seeds $SEEDS \
+    --num_inference_steps "$STEPS" --guidance_scale "$GUIDANCE" --batch_size "$BATCH_SIZE" \
+    ${PRECISION:+--mixed_precision "$PRECISION"} ${REFINER:+--refiner "$REFINER"} \
+    --output_dir "${OUTPUT_DIR:-$beside/images}" \
+    ${flags[@]+"${flags[@]}"} "$@"
+}
+
+# evaluate FLAG...: score with the values of the script.
+evaluate() {
+  local flags=() adapter newest_run=""
+  [ -n "$ADAPTERS" ] || newest_run="$(newest "*")"
+  [ -n "$ADAPTERS$newest_run" ] || fail "no adapter in $ROOT/outputs/$SUBJECT: run a finetune" \
+    "script, or set ADAPTERS"
+  [ -z "$newest_run" ] || flags=(--adapter none --adapter "$newest_run")
+  for adapter in $ADAPTERS; do flags+=(--adapter "$adapter"); done
+  launch evaluate \
+    ${MODEL_NAME:+--pretrained_model_name_or_path "$MODEL_NAME"} ${VARIANT:+--variant "$VARIANT"} \
+    "${flags[@]}" \
+    --subject_dir "$ROOT/data/$SUBJECT/input" --class_word "$CLASS" \
+    --prompts "$PROMPTS" --seeds $SEEDS \
+    --num_inference_steps "$STEPS" --guidance_scale "$GUIDANCE" \
+    ${PRECISION:+--mixed_precision "$PRECISION"} \
+    --clip "$CLIP" --clip_backend "$CLIP_BACKEND" --dino "$DINO" \
+    --output_dir "$OUTPUT_DIR" "$@"
+}
+
+# study NAME FLAG...: run a built-in study over the script's subjects and seeds. It starts its own
+# processes, one per GPU.
+study() {
+  local name="$1" folders=(); shift
+  for subject in $SUBJECTS; do folders+=(--subject "$ROOT/data/$subject"); done
+  exec "$PYTHON" -m diffusekrona.study "$name" \
+    --base "$MODEL_NAME" "${folders[@]}" \
+    ${STEPS:+--set max_train_steps="$STEPS"} \
+    ${LEARNING_RATE:+--set learning_rate="$LEARNING_RATE"} \
+    ${A1:+--set a1="$A1"} ${A2:+--set a2="$A2"} \
+    --seeds $SEEDS --image_seeds $IMAGE_SEEDS \
+    --engine "${ENGINE:-local}" \
+    --output_dir "${OUTPUT_DIR:-$ROOT/outputs/studies/$name}" \
+    --cells_dir "${CELLS_DIR:-$ROOT/outputs/studies/cells}" \
+    "$@"
+}

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 def process_state(device: str | None) -> PartialState:
     """accelerate's account of the processes, for a program that draws on `device` (None: its own).
 
-    Processes on CPUs count only when accelerate is told that they are; it reads the launcher's
-    answer for training, but not here.
+    On a machine without an accelerator it must be told that the processes are CPUs: else each of
+    them would believe that it is alone, and do all of the work.
     """
+    import torch
     from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
 
-    return PartialState(cpu=device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"))
+    there_is_one = torch.cuda.is_available() or torch.accelerator.is_available()
+    return PartialState(cpu=device == "cpu" or not there_is_one)
 
 
 def choose_device(name: str | None, default: torch.device) -> torch.device:

@@ -1,0 +1,137 @@
+"""How the scripts launch programs: values, exit codes, processes, saved configurations."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+
+
+@pytest.fixture(scope="module")
+def launch() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("launch", ROOT / "scripts/common/launch.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def words(tmp_path: Path):
+    """Run a script with a Python that prints its arguments, one per line; returns them."""
+    stub = tmp_path / "python"
+    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    stub.chmod(0o755)
+
+    def run(script: str, *arguments: str, **variables: str) -> list[str]:
+        env = {"PATH": os.environ["PATH"], "PYTHON": str(stub), **variables}
+        command = ["bash", str(ROOT / "scripts" / script), *arguments]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    return run
+
+
+def value(words: list[str], flag: str) -> str:
+    return words[words.index(flag) + 1]
+
+
+def test_fine_tuning_passes_its_block_on(words) -> None:
+    told = words("finetune_sdxl.sh", "--random_flip", VARIANT="fp16", LOW_VRAM="yes", LR="2e-4")
+    assert told[0].endswith("launch.py") and "--num_processes" not in told
+    assert value(told, "-m") == "diffusekrona.train_dreambooth"
+    assert value(told, "--learning_rate") == "2e-4" and value(told, "--variant") == "fp16"
+    assert {"--low_vram", "--gradient_checkpointing", "--random_flip"} <= set(told)
+    assert value(told, "--output_dir").endswith(
+        "outputs/dog/krona_kqvo_4x64_stable-diffusion-xl-base-1.0_lr2e-4"
+    )
+    assert value(words("finetune_sd.sh", NUM_PROCESSES="2"), "--num_processes") == "2"
+
+
+@pytest.mark.parametrize(
+    ("variables", "rate"),
+    [
+        ({}, "6e-4"),
+        ({"ADAPTER_TYPE": "lora"}, "1e-4"),
+        ({"MODEL_NAME": "pocket"}, "5e-3"),
+        ({"MODEL_NAME": "pocket", "ADAPTER_TYPE": "lora"}, "5e-3"),
+        ({"ADAPTER_TYPE": "lora", "LR": "3e-4"}, "3e-4"),
+    ],
+)
+def test_the_rate_suits_the_method_and_the_base(words, variables: dict, rate: str) -> None:
+    assert value(words("finetune_sd.sh", **variables), "--learning_rate") == rate
+
+
+@pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "scripts").glob("study_*.sh")))
+def test_studies_pass_their_block_on(words, script: str) -> None:
+    name = script.removeprefix("study_").removesuffix(".sh").replace("_", "-")
+    told = words(script, SUBJECTS="dog a:cat", SEEDS="4 5")
+    assert told[:3] == ["-m", "diffusekrona.study", name]
+    assert value(told, "--base") == "pocket" and value(told, "--seeds") == "4"
+    assert told.count("--subject") == 2
+    assert value(told, "--output_dir").endswith(f"outputs/studies/{name}")
+
+
+def test_drawing_takes_prompts_apart(words, tmp_path: Path) -> None:
+    told = words(
+        "inference_sd.sh", ADAPTER=str(tmp_path), PROMPTS="a cat|$HOME, it's *| ", SEEDS="1"
+    )
+    assert [w for w in told if w.startswith("--prompt=")] == [
+        "--prompt=a cat",
+        "--prompt=$HOME, it's *",
+    ]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("code", [0, 2])
+def test_the_programs_exit_code_is_the_scripts(tmp_path: Path, processes: int, code: int) -> None:
+    (tmp_path / "program.py").write_text(f"import sys; print('here'); sys.exit({code})")
+    done = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "scripts/common/launch.py",
+            f"--num_processes={processes}",
+            tmp_path / "program.py",
+        ],
+        env={**os.environ, "HF_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code and done.stdout.count("here") == processes
+    assert "Traceback" not in done.stderr
+
+
+def parse(launch: ModuleType, *flags: str):
+    parser = launch.launch.launch_command_parser()
+    return launch.complete(parser.parse_args([*flags, "program.py"]))
+
+
+def test_a_saved_configuration_holds_but_for_more_processes(
+    launch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "")  # so that what is set is taken back
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(launch, "default_config_file", str(tmp_path / "none.yaml"))
+    alone = parse(launch)
+    assert (alone.num_processes, alone.mixed_precision, alone.multi_gpu) == (1, "no", False)
+    assert alone.num_cpu_threads_per_process == launch.physical_cores() >= 1
+    one = tmp_path / "one.yaml"
+    one.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nmixed_precision: bf16\n"
+        "num_processes: 1\nnum_machines: 1\nuse_cpu: false\n"
+    )
+    saved = parse(launch, "--config_file", str(one))
+    assert saved.num_processes is None and saved.mixed_precision is None  # accelerate reads them
+    assert not saved.multi_gpu
+    assert parse(launch, "--config_file", str(one), "--num_processes", "2").multi_gpu
+    sharded = str(ROOT / "configs/accelerate/fsdp.yaml")
+    assert not parse(launch, "--config_file", sharded, "--num_processes", "2").multi_gpu

@@ -18,7 +18,13 @@ from .adapters.mixing import WeightedAdapter, apply_adapters, choose_base, read_
 from .common.devices import choose_device, process_state
 from .common.errors import UserError, exit_on_user_error, writing
 from .common.files import slug
-from .sampling.inference_args import DTYPES, build_parser, check_arguments, read_prompts
+from .sampling.inference_args import (
+    DTYPES,
+    build_parser,
+    check_arguments,
+    parse_steps,
+    read_prompts,
+)
 from .sampling.schedulers import set_scheduler
 
 log = logging.getLogger(__name__)
@@ -33,6 +39,11 @@ def __getattr__(name: str) -> Any:
 
         return getattr(sampling, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _merges(args: argparse.Namespace) -> bool:
+    """Whether adapters are merged for good: not if they are switched on and off on the way."""
+    return not (args.no_merge or args.adapter_steps)
 
 
 def build(
@@ -50,7 +61,7 @@ def build(
     dtype = getattr(torch, DTYPES[precision])
     options = {"revision": args.revision, "variant": args.variant}
     pipeline = load_pipeline(base, dtype, "cpu", args.vae, **options)
-    apply_adapters(pipeline, adapters, merge=not args.no_merge)
+    apply_adapters(pipeline, adapters, merge=_merges(args))
     if args.scheduler:
         set_scheduler(pipeline, args.scheduler)
     refiner = load_refiner(pipeline, args.refiner, dtype) if args.refiner else None
@@ -86,7 +97,8 @@ def recipe_of(
         "scheduler": type(pipeline.scheduler).__name__,
         "base": base,
         "adapters": [mixed.recipe() for mixed in adapters],
-        "merged": bool(adapters) and not args.no_merge,
+        "merged": bool(adapters) and _merges(args),
+        **({"adapter_steps": args.adapter_steps} if args.adapter_steps else {}),
         "vae": args.vae,
         "refiner": args.refiner,
         "refiner_start": args.refiner_start if args.refiner else None,
@@ -151,6 +163,7 @@ def draw(
         progress=state.is_main_process,
         finish=refiner and refine_with(refiner, prompts, args.negative_prompt, start),
         handover=start,
+        adapter_steps=parse_steps(args.adapter_steps),
     )
     for n, image in zip(mine, images, strict=True):
         row, seed = jobs[n]
@@ -193,6 +206,7 @@ def main() -> None:
     """Entry point: parse, build, draw."""
     args = build_parser().parse_args()
     check_arguments(args)
+    from .adapters.groups import parse_groups
     from .bases.backbones import quiet_libraries
 
     quiet_libraries()
@@ -200,7 +214,8 @@ def main() -> None:
     level = logging.WARNING if state.is_main_process else logging.ERROR
     logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
     try:
-        adapters = read_adapters(args.adapter)
+        groups = parse_groups(args.blocks, args.projections, args.attention)
+        adapters = read_adapters(args.adapter, groups)
         prompts = choose_prompts(args, adapters)
         base = choose_base(args.pretrained_model_name_or_path, adapters, args.revision)
         pipeline, refiner = build(args, base, adapters, state)

@@ -108,12 +108,12 @@ def add_base_norms(facts: Sequence[Facts], base: str) -> None:
 
 def as_json(facts: Sequence[Facts], results: Sequence[Sequence[Any]]) -> dict[str, Any]:
     """Every number of every layer."""
+    from .adapters.groups import KINDS
     from .inspection.facts import effective_rank, shares
-    from .inspection.tables import GROUPS
 
     def layer(x: Any) -> dict[str, Any]:
-        names = "component name block attention projection shape factors parameters norm base_norm"
-        values = {name: getattr(x, name) for name in names.split()}
+        names = "component name shape factors parameters norm base_norm"
+        values = {name: getattr(x, name) for name in names.split()} | asdict(x.place)
         for name in ("singular", "singular_a", "singular_b"):
             spectrum = getattr(x, name)
             values[name] = None if spectrum is None else spectrum.tolist()
@@ -125,7 +125,7 @@ def as_json(facts: Sequence[Facts], results: Sequence[Sequence[Any]]) -> dict[st
             "method": one.method,
             "parameters": one.parameters,
             "norm": one.norm,
-            "shares": {a: shares(one.layers, a) for a in GROUPS},
+            "shares": {a: shares(one.layers, a) for a in KINDS},
             "layers": [layer(x) for x in one.layers],
             "lowered": [asdict(r) for r in outcome],
         }

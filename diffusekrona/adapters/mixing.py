@@ -12,39 +12,57 @@ from ..common.errors import UserError
 
 if TYPE_CHECKING:
     from .file import Adapter
+    from .groups import GroupWeights
 
 ADAPTER_FILE = "adapter.safetensors"  # the name that a run's folder holds it under
 
 
 @dataclass(frozen=True)
 class WeightedAdapter:
-    """An adapter read from its file, and the weight that its delta is multiplied by."""
+    """An adapter read from its file, the weight that its delta is multiplied by, and further
+    weights for groups of its layers."""
 
     path: Path
     weight: float
     adapter: Adapter
+    groups: GroupWeights | None = None
 
     @property
     def title(self) -> str:
         """For people: the run's name, and the weight if it is not 1."""
         own = self.path.absolute()
         name = own.parent.name if own.name == ADAPTER_FILE else own.stem
-        return name if self.weight == 1 else f"{name} x {self.weight:g}"
+        name += "" if self.weight == 1 else f" x {self.weight:g}"
+        return f"{name} ({self.groups})" if self.groups else name
 
     def recipe(self) -> dict[str, Any]:
         """What a picture's recipe tells of it; no more of the path than tells which it is."""
         from ..common.pictures import content_key
 
         name = "/".join(self.path.absolute().parts[-2:])
-        return {"file": name, "weight": self.weight, "sha256": content_key(self.path)}
+        recipe = {"file": name, "weight": self.weight, "sha256": content_key(self.path)}
+        return recipe | (self.groups.as_dict() if self.groups else {})
 
 
-def read_adapters(texts: Sequence[str]) -> list[WeightedAdapter]:
-    """Every `--adapter`, read and checked. Raises UserError for one that is missing or damaged."""
+def read_adapters(
+    texts: Sequence[str], groups: GroupWeights | None = None
+) -> list[WeightedAdapter]:
+    """Every `--adapter`, read and checked.
+
+    Args:
+        groups: weights of groups of layers, the same for all adapters.
+
+    Raises:
+        UserError: an adapter that is missing or damaged; a group that none of them has.
+    """
     from .file import read_adapter
+    from .groups import places_of
 
     pairs = [parse_adapter(text) for text in texts]
-    return [WeightedAdapter(path, weight, read_adapter(path)) for path, weight in pairs]
+    read = [WeightedAdapter(path, weight, read_adapter(path), groups) for path, weight in pairs]
+    if groups:
+        groups.check(place for one in read for place in places_of(one.adapter))
+    return read
 
 
 def choose_base(
@@ -109,9 +127,13 @@ def apply_adapters(pipeline: Any, adapters: Sequence[WeightedAdapter], merge: bo
     """
     from ..krona import merge_and_unload
     from .file import components_of, put_adapter
+    from .groups import set_group_weights
 
     for number, mixed in enumerate(adapters):
-        put_adapter(pipeline, mixed.adapter, f"adapter_{number}", mixed.weight, str(mixed.path))
+        name = f"adapter_{number}"
+        put_adapter(pipeline, mixed.adapter, name, mixed.weight, str(mixed.path))
+        if mixed.groups:
+            set_group_weights(pipeline, name, mixed.groups, mixed.weight, allow_unknown=True)
     for part in components_of(pipeline).values():
         if merge and getattr(part, "peft_config", None):
             merge_and_unload(part)

@@ -7,29 +7,29 @@ from typing import Any
 
 import torch
 
+from ..adapters.groups import KINDS
 from ..common.charts import colour, literal, new_chart
 from .facts import Facts, LayerFacts, shares
 from .lowered import Lowered
-from .tables import GROUPS
+from .tables import in_order
 
 _KINDS = ("self", "cross", "text", "feed-forward", "other")
 
 
 def share_chart(facts: Sequence[Facts]) -> Any:
     """One panel per kind of group: each group's share of the summed ||delta W||^2."""
-    figure, axes = new_chart(11, 2.8, 1, len(GROUPS))
-    for axis, attribute in zip(axes[0], GROUPS, strict=True):
-        parts = [shares(f.layers, attribute) for f in facts]
+    figure, axes = new_chart(11, 2.8, 1, len(KINDS))
+    for axis, kind in zip(axes[0], KINDS, strict=True):
+        parts = [shares(f.layers, kind) for f in facts]
         keys = list(dict.fromkeys(key for part in parts for key in part))
-        if attribute == "projection":
-            keys.sort(key="QKVO".find)
+        keys = in_order(kind, keys)
         width = 0.8 / len(facts)
         for number, (one, part) in enumerate(zip(facts, parts, strict=True)):
             places = [i + (number - (len(facts) - 1) / 2) * width for i in range(len(keys))]
             values = [100 * part.get(key, 0) for key in keys]
             axis.bar(places, values, width * 0.92, color=colour(number), label=literal(one.label))
         axis.set_xticks(range(len(keys)), keys, rotation=30 if len(keys) > 5 else 0)
-        axis.set_title(attribute, fontsize=10)
+        axis.set_title(kind, fontsize=10)
         axis.set_ylabel("% of ‖ΔW‖²", fontsize=8)
     axes[0, 0].legend(fontsize=7, frameon=False)
     return figure
@@ -38,9 +38,9 @@ def share_chart(facts: Sequence[Facts]) -> Any:
 def layer_maps(facts: Sequence[Facts], values: Sequence[Sequence[float]], title: str) -> Any:
     """One heat map per adapter, a number per layer: `values` in the order of `facts`."""
     layers = [x for f in facts for x in f.layers]
-    rows = list(dict.fromkeys(x.place for x in layers))
-    kinds = dict.fromkeys((x.attention, x.projection) for x in layers)
-    columns = sorted(kinds, key=lambda k: (_KINDS.index(k[0]), "QKVOF".find(k[1][0])))
+    rows = list(dict.fromkeys(_row(x) for x in layers))
+    kinds = dict.fromkeys((x.place.attention, x.place.projection) for x in layers)
+    columns = sorted(kinds, key=lambda k: (_KINDS.index(k[0]), "qkvof".find(k[1][0])))
     top = max((v for row in values for v in row), default=1) or 1
     few = len(rows) <= 24
     height = 0.9 + (0.24 if few else 0.11) * len(rows)
@@ -49,7 +49,8 @@ def layer_maps(facts: Sequence[Facts], values: Sequence[Sequence[float]], title:
     for number, (axis, one, numbers) in enumerate(zip(axes[0], facts, values, strict=True)):
         grid = torch.full((len(rows), len(columns)), float("nan"))
         for layer, value in zip(one.layers, numbers, strict=True):
-            place = rows.index(layer.place), columns.index((layer.attention, layer.projection))
+            column = (layer.place.attention, layer.place.projection)
+            place = rows.index(_row(layer)), columns.index(column)
             grid[place] = torch.nan_to_num(grid[place]).clamp_min(value)
         image = axis.imshow(grid, cmap="viridis", vmin=0, vmax=top, aspect="auto")
         if annotate:
@@ -63,6 +64,10 @@ def layer_maps(facts: Sequence[Facts], values: Sequence[Sequence[float]], title:
     axes[0, 0].set_ylabel("block and layer", fontsize=8)
     figure.colorbar(image, ax=list(axes[0]), shrink=0.9, label=title)
     return figure
+
+
+def _row(layer: LayerFacts) -> str:
+    return f"{layer.place.block} {layer.place.position}".strip()
 
 
 def _annotate(axis: Any, grid: torch.Tensor, top: float) -> None:

@@ -12,7 +12,6 @@ singular values taken as shares of their sum. That of A (x) B is the product of 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -21,11 +20,10 @@ from peft import PeftConfig
 
 from ..adapters.deltas import KronDelta, to_low_rank
 from ..adapters.file import Adapter
+from ..adapters.groups import Place, place_of
 from ..adapters.methods import method_of
 from ..krona.factors import Pair
 from ..krona.functional import kron_weight
-
-ATTENTION = {"attn1": "self", "attn2": "cross", "self_attn": "text", "ff": "feed-forward"}
 
 
 @dataclass
@@ -33,10 +31,7 @@ class LayerFacts:
     """One adapted layer.
 
     Attributes:
-        block: "down 0", "mid", "up 1", or the text encoder's name; place: that with the layer's
-            number inside it, short.
-        attention: "self", "cross", "feed-forward" or "text".
-        projection: "Q", "K", "V", "O", or "FF".
+        place: its block, attention and projection.
         factors: (a1, a2), or None for another method than KronA; rank_limit: the highest rank of
             delta W, a LoRA's r or min(a1,a2)*min(b1,b2).
         norm: Frobenius norm of delta W; base_norm: of W, where a base was given.
@@ -47,10 +42,7 @@ class LayerFacts:
 
     component: str
     name: str
-    block: str
-    place: str
-    attention: str
-    projection: str
+    place: Place
     shape: tuple[int, int]
     factors: Pair | None
     rank_limit: int
@@ -96,15 +88,14 @@ def facts_of(adapter: Adapter, label: str) -> Facts:
         tensors = adapter.component_tensors(component)
         for name, own in sorted(adapter.method.by_layer(tensors).items()):
             layers.append(_layer(component, name, config, own))
-    layers.sort(key=lambda layer: (_block_rank(layer.block), _natural(layer.name)))
+    layers.sort(key=lambda layer: (_block_rank(layer.place.block), _natural(layer.name)))
     return Facts(label, adapter.method.name, layers, adapter.metadata)
 
 
 def _layer(
     component: str, name: str, config: PeftConfig, tensors: dict[str, torch.Tensor]
 ) -> LayerFacts:
-    block, place, attention, projection = where(component, name)
-    common = (component, name, block, place, attention, projection)
+    common = (component, name, place_of(component, name))
     parameters = sum(tensor.numel() for tensor in tensors.values())
     delta = method_of(config).delta(tensors, config, name)
     if not isinstance(delta, KronDelta):
@@ -135,24 +126,9 @@ def _singular_of_dense(weight: torch.Tensor) -> torch.Tensor:
     return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0)
 
 
-def where(component: str, name: str) -> tuple[str, str, str, str]:
-    """(block, place, attention, projection) of a layer, from its name in diffusers' models."""
-    attention = next((ATTENTION[p] for p in name.split(".") if p in ATTENTION), "other")
-    end = re.search(r"(?:to_|)([qkv])(?:_proj)?$|(to_out\.0|out_proj)$", name)
-    projection = (end[1] or "o").upper() if end else "FF"
-    if match := re.match(r"(down|up)_blocks\.(\d+)(.*)", name):
-        block, rest = f"{match[1]} {match[2]}", match[3]
-    elif name.startswith("mid_block"):
-        block, rest = "mid", name.removeprefix("mid_block")
-    else:
-        block, rest = component.replace("_", " "), name
-    numbers = re.findall(r"\.(?:attentions|transformer_blocks|layers)\.(\d+)", rest)
-    return block, " ".join([block, ".".join(numbers)]).strip(), attention, projection
-
-
 def _block_rank(block: str) -> tuple[int, str]:
-    kinds = ("down", "mid", "up")
-    return (kinds.index(block.split()[0]) if block.split()[0] in kinds else 3, block)
+    kinds, kind = ("down", "mid", "up"), block.partition(".")[0]
+    return (kinds.index(kind) if kind in kinds else 3, block)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -181,11 +157,11 @@ def rank_holding(singular: torch.Tensor, share: float) -> int:
     return int((energy < share * energy[-1] * (1 - 1e-12)).sum()) + 1
 
 
-def shares(layers: Iterable[LayerFacts], attribute: str) -> dict[str, float]:
-    """Value of `attribute` to its layers' part of the summed ||delta W||^2."""
+def shares(layers: Iterable[LayerFacts], kind: str) -> dict[str, float]:
+    """Group of a kind (blocks, projections, attention) to its share of the summed ||delta W||^2."""
     sums: dict[str, float] = {}
     for layer in layers:
-        key = getattr(layer, attribute)
+        key = layer.place.group(kind)
         sums[key] = sums.get(key, 0.0) + layer.norm**2
     total = sum(sums.values())
     return {key: value / total if total > 0 else 0.0 for key, value in sums.items()}

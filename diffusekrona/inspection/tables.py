@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from ..adapters.groups import KINDS
 from ..common.tables import show_table
 from .facts import Facts, effective_rank, rank_holding, shares
 from .lowered import Lowered, smaller
 
-GROUPS = ("projection", "attention", "block")
 LAYER_HEAD = ["layer", "out×in", "factors", "‖ΔW‖", "‖ΔW‖/‖W‖", "σ₁", "eff. rank", "of A", "of B"]
 LOWERED_HEAD = ["(a1, a2)", "parameters", "of the present", "error", "worst layer"]
 
@@ -60,20 +60,24 @@ def _sizes(facts: Facts) -> str:
 def share_tables(facts: Sequence[Facts]) -> dict[str, tuple[list[str], list[list[str]]]]:
     """Group to head and rows: its share of ‖ΔW‖², its share of the parameters in brackets."""
     tables = {}
-    for attribute in GROUPS:
-        parts = [shares(f.layers, attribute) for f in facts]
+    for kind in KINDS:
+        parts = [shares(f.layers, kind) for f in facts]
         keys = list(dict.fromkeys(key for part in parts for key in part))
-        if attribute == "projection":
-            keys.sort(key="QKVO".find)
+        keys = in_order(kind, keys)
         rows = []
         for key in keys:
             cells = []
             for one, part in zip(facts, parts, strict=True):
-                count = sum(x.parameters for x in one.layers if getattr(x, attribute) == key)
+                count = sum(x.parameters for x in one.layers if x.place.group(kind) == key)
                 cells.append(f"{part.get(key, 0):.1%} ({count / one.parameters:.1%})")
             rows.append([key, *cells])
-        tables[attribute] = ([attribute, *(f.label for f in facts)], rows)
+        tables[kind] = ([kind, *(f.label for f in facts)], rows)
     return tables
+
+
+def in_order(kind: str, groups: Sequence[str]) -> list[str]:
+    """Groups as tables and charts show them: projections as q, k, v, o."""
+    return sorted(groups, key="qkvoff".find) if kind == "projections" else list(groups)
 
 
 def layer_rows(facts: Facts) -> list[list[str]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from pathlib import Path
+from typing import Any
 
 from ..common.errors import UserError
 from .schedulers import SCHEDULERS
@@ -33,6 +35,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="Adapter file, or the run folder that holds it; repeat to mix. Weight 1 by default.",
     )
     add("--no_merge", action="store_true", help="Leave adapters live instead of merging them.")
+    add_group_flags(add)
+    add(
+        "--adapter_steps",
+        metavar="FROM-TO",
+        help="Part of the denoising steps in which adapters take part, such as 0.0-0.4: the first "
+        "lay out shapes, the last add detail. Leaves adapters live.",
+    )
     add("--vae", metavar="NAME_OR_PATH", help="Another VAE, such as one made for fp16.")
     add("--refiner", metavar="NAME_OR_PATH", help="A refiner that takes the last steps.")
     add("--refiner_start", type=float, default=0.8, help="Part of the way at which it does (0.8).")
@@ -79,9 +88,55 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_group_flags(add: Any) -> None:
+    """The weights of groups of adapted layers: `adapters.groups.parse_groups` reads them."""
+    add(
+        "--blocks",
+        nargs="+",
+        default=[],
+        metavar="NAME=WEIGHT",
+        help="Weights of the adapters in blocks of the denoiser, such as down.1=0.5 mid=0.",
+    )
+    add(
+        "--projections",
+        nargs="+",
+        default=[],
+        metavar="NAME=WEIGHT",
+        help="Weights of the adapters in attention's k, q, v, o, such as k=0.",
+    )
+    add(
+        "--attention",
+        nargs="+",
+        default=[],
+        metavar="NAME=WEIGHT",
+        help="Weights of the adapters in self- and cross-attention, such as self=0.",
+    )
+
+
+def parse_steps(text: str | None) -> tuple[float, float] | None:
+    """ "0.0-0.4" to (0.0, 0.4); None stays None.
+
+    Raises:
+        UserError: anything else, or a range that is empty or leaves 0 … 1.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d*\.?\d+)-(\d*\.?\d+)", text.strip())
+    if not match or not 0 <= float(match[1]) < float(match[2]) <= 1:
+        raise UserError(
+            f"--adapter_steps {text}: give two numbers from 0 (noise) to 1 (picture), the smaller "
+            "first, such as 0.0-0.4."
+        )
+    return float(match[1]), float(match[2])
+
+
 def check_arguments(args: argparse.Namespace) -> None:
     """Raises UserError for a value out of range, naming the flag."""
     check_drawing(args)
+    flags = ("blocks", "projections", "attention", "adapter_steps")
+    if given := [flag for flag in flags if getattr(args, flag) and not args.adapter]:
+        raise UserError(f"--{given[0]} changes adapters: give --adapter too.")
+    parse_steps(args.adapter_steps)
     if args.refiner and not 0 < args.refiner_start < 1:
         raise UserError(f"--refiner_start must lie between 0 and 1, not {args.refiner_start}.")
 

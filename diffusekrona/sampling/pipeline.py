@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
+from ..adapters.groups import enable_adapters
 from ..bases.backbones import (
     channels_last,
     family_of,
@@ -219,6 +220,7 @@ def iter_pictures(
     progress: bool = True,
     finish: Finish | None = None,
     handover: float | None = None,
+    adapter_steps: tuple[float, float] | None = None,
 ) -> Iterator[Image.Image]:
     """Pictures one by one, as they come out.
 
@@ -227,6 +229,8 @@ def iter_pictures(
         jobs: (row of the text states, seed) of each picture.
         finish: `refine_with(…)`, which takes the latents over at `handover`, a part of the way
             from 0 to 1.
+        adapter_steps: the part of the steps, from 0 (noise) to 1 (picture), in which the
+            denoiser's adapters take part; they must be live, not merged.
     """
     height, width = size or (None, None)
     device, dtype = pipeline._execution_device, pipeline.unet.dtype
@@ -242,6 +246,8 @@ def iter_pictures(
                 name: tensor[rows if len(tensor) > 1 else [0] * len(rows)].to(device, dtype)
                 for name, tensor in states.items()
             }
+            if adapter_steps:
+                enable_adapters(pipeline.unet, adapter_steps[0] <= 0)
             latents = pipeline(
                 **text,
                 height=height,
@@ -250,9 +256,11 @@ def iter_pictures(
                 guidance_scale=guidance,
                 generator=generators,
                 output_type="latent",
-                callback_on_step_end=_ticker(bar, own_steps),
+                callback_on_step_end=_ticker(bar, own_steps, adapter_steps),
                 **extra,
             ).images
+            if adapter_steps:
+                enable_adapters(pipeline.unet, True)
             if finish is not None:
                 ticker = _ticker(bar, steps - own_steps)
                 latents = finish(latents, rows, generators, steps, guidance, ticker)
@@ -260,12 +268,18 @@ def iter_pictures(
                 yield decode(pipeline, latent)
 
 
-def _ticker(bar: tqdm, steps: int) -> Callable[..., dict]:
-    """A callback that moves `bar` by `steps` in all; some schedulers call the UNet more often."""
+def _ticker(
+    bar: tqdm, steps: int, adapter_steps: tuple[float, float] | None = None
+) -> Callable[..., dict]:
+    """A callback that moves `bar` by `steps` in all, and switches adapters on and off for the step
+    that comes next. Some schedulers call the denoiser more often than once per step."""
 
     def tick(pipeline: Any, step: int, timestep: Any, values: dict) -> dict:
         calls = pipeline.num_timesteps
         bar.update((step + 1) * steps // calls - step * steps // calls)
+        if adapter_steps:
+            start, end = adapter_steps
+            enable_adapters(pipeline.unet, start <= (step + 1) / calls < end)
         return values
 
     return tick

@@ -22,6 +22,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..adapters.file import collect_adapter, write_adapter
+from ..adapters.norms import NORMS_KEY, relative_norms, summarise_norms
 from ..common.errors import UserError
 from ..common.files import write_text
 from ..data.cache import DTYPES
@@ -163,7 +164,8 @@ class RunLog:
             return
         self.bar.close()
         args, path = self.args, self.args.output_dir / ADAPTER
-        metadata = {**origin, "steps": self.steps}
+        norms = summarise_norms(relative_norms(models, adapter_name))
+        metadata = {**origin, "steps": self.steps, **({NORMS_KEY: norms} if norms else {})}
         dtype = DTYPES[args.save_precision]
         adapter = collect_adapter(models, adapter_name, self.plan.family.name, metadata, dtype)
         try:
@@ -172,7 +174,10 @@ class RunLog:
             rescue = Path(tempfile.mkdtemp(prefix="diffusekrona-")) / ADAPTER
             write_adapter(adapter, rescue)
             raise UserError(f"{error}; the trained adapter was saved to {rescue}") from error
-        write_text(args.output_dir / RUN_RECORD, json.dumps(self.summary(path), indent=1))
+        write_text(
+            args.output_dir / RUN_RECORD,
+            json.dumps({**self.summary(path), NORMS_KEY: norms}, indent=1),
+        )
         log.info("saved %s (%.2f MB)", path, path.stat().st_size / 1e6)
 
     def summary(self, path: Path) -> dict[str, Any]:

@@ -219,6 +219,41 @@ def test_recipe_names_and_grid(run: Run, adapters: tuple[Path, Path], tiny_sd1: 
     assert apart(again[:2], again[2:]) == 0
 
 
+def test_groups_of_layers_have_weights_of_their_own(
+    run: Run, adapters: tuple[Path, Path], tiny_sd1: Path
+) -> None:
+    both = ["--adapter", adapters[0], "--adapter", adapters[1], "--prompt", "a dog"]
+    whole = run(*both, out="whole")
+    groups = ["--blocks", "mid=0.5", "text_encoder=0", "--projections", "k=0", "v=2"]
+    merged = run(*both, *groups, out="merged")
+    assert apart(merged, run(*both, *groups, "--no_merge", out="live")) <= 1
+    assert apart(merged, whole) > 0
+    recipe = read_recipe(merged[0])["adapters"][0]
+    assert recipe["blocks"] == {"mid": 0.5, "text_encoder": 0.0}
+    assert recipe["projections"] == {"k": 0.0, "v": 2.0} and "attention" not in recipe
+    nothing = run(*both, "--attention", "self=0", "cross=0", "text=0", out="nothing")
+    plain = ["--pretrained_model_name_or_path", tiny_sd1, "--prompt", "a dog"]
+    assert apart(nothing, run(*plain, out="base")) == 0
+
+
+def test_adapters_take_part_in_some_steps_only(
+    run: Run, adapters: tuple[Path, Path], tiny_sd1: Path
+) -> None:
+    flags = ["--adapter", adapters[0], "--prompt", "a dog"]
+    live = run(*flags, "--no_merge", out="live")
+    part = run(*flags, "--adapter_steps", "0.0-0.4", out="part")
+    recipe = read_recipe(part[0])
+    assert recipe["adapter_steps"] == "0.0-0.4" and recipe["merged"] is False
+    late = run(*flags, "--adapter_steps", "0.4-1", out="late")
+    plain = ["--pretrained_model_name_or_path", tiny_sd1, "--prompt", "a dog"]
+    base = run(*plain, out="base")
+    drawn = [live, part, late, base]
+    assert all(apart(a, b) > 0 for n, a in enumerate(drawn) for b in drawn[n + 1 :])
+    assert apart(live, run(*flags, "--adapter_steps", "0-1", out="all")) == 0
+    never = run(*flags, "--adapter_steps", "0.1-0.3", out="never")  # steps begin at 0, 1/3, 2/3
+    assert apart(base, never) == 0
+
+
 def test_prompts_from_a_file_from_flags_and_from_the_adapter(
     run: Run, adapters: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -318,6 +353,11 @@ def test_a_picture_that_is_nan_is_told(tiny_sd1: Path, caplog: pytest.LogCapture
         (["--adapter", "ONE", "--height", "16"], "--width"),
         (["--adapter", "ONE", "--num_inference_steps", "0"], "--num_inference_steps"),
         (["--adapter", "ONE", "--device", "teapot"], "teapot"),
+        (["--adapter", "ONE", "--blocks", "up.9=0"], "--blocks up.9: .* has down.0, mid, up.1"),
+        (["--adapter", "ONE", "--projections", "k"], "--projections k: write name=weight"),
+        (["--adapter", "ONE", "--adapter_steps", "0.4-0.2"], "--adapter_steps 0.4-0.2"),
+        (["--adapter", "ONE", "--adapter_steps", "0-1.5"], "--adapter_steps 0-1.5"),
+        (["--pretrained_model_name_or_path", "BASE", "--blocks", "mid=0"], "--blocks .* --adapter"),
         (["--adapter", "ONE", "--output_dir", "ONE"], "a file stands"),
     ],
 )

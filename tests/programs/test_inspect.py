@@ -13,9 +13,10 @@ from peft import LoraConfig
 
 from diffusekrona import KronAConfig, save_adapter
 from diffusekrona.adapters.file import read_adapter
+from diffusekrona.adapters.groups import place_of
 from diffusekrona.common.errors import UserError
 from diffusekrona.inspect import add_base_norms, as_json, main, read
-from diffusekrona.inspection.facts import effective_rank, facts_of, rank_holding, shares, where
+from diffusekrona.inspection.facts import effective_rank, facts_of, rank_holding, shares
 from diffusekrona.inspection.lowered import lowered, missed, smaller
 from diffusekrona.inspection.page import inspection_page
 from diffusekrona.inspection.tables import share_tables, totals
@@ -114,15 +115,15 @@ def test_what_was_small_can_be_lowered_for_nothing() -> None:
 @pytest.mark.parametrize(
     "name, want",
     [
-        ("down_blocks.1.attentions.0.transformer_blocks.2.attn1.to_q", ("down 1", "self", "Q")),
-        ("mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0", ("mid", "cross", "O")),
-        ("up_blocks.0.attentions.2.transformer_blocks.1.ff.net.2", ("up 0", "feed-forward", "FF")),
-        ("text_model.encoder.layers.3.self_attn.v_proj", ("text encoder", "text", "V")),
+        ("down_blocks.1.attentions.0.transformer_blocks.2.attn1.to_q", ("down.1", "self", "q")),
+        ("mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0", ("mid", "cross", "o")),
+        ("up_blocks.0.attentions.2.transformer_blocks.1.ff.net.2", ("up.0", "feed-forward", "ff")),
+        ("text_model.encoder.layers.3.self_attn.v_proj", ("text_encoder", "text", "v")),
     ],
 )
 def test_where(name, want) -> None:
-    block, _, attention, projection = where("unet" if "block" in name else "text_encoder", name)
-    assert (block, attention, projection) == want
+    place = place_of("unet" if "block" in name else "text_encoder", name)
+    assert (place.block, place.attention, place.projection) == want
 
 
 def test_base_norms_shares_and_tables(files, tiny_sd1) -> None:
@@ -135,10 +136,10 @@ def test_base_norms_shares_and_tables(files, tiny_sd1) -> None:
     layer = facts[0].layers[5]
     norm = unet.get_submodule(layer.name).weight.norm().item()
     assert layer.relative == pytest.approx(layer.norm / norm, rel=1e-4)
-    parts = shares(facts[0].layers, "projection")
-    assert set(parts) == set("QKVO") and sum(parts.values()) == pytest.approx(1)
+    parts = shares(facts[0].layers, "projections")
+    assert set(parts) == set("qkvo") and sum(parts.values()) == pytest.approx(1)
     assert any("‖W‖" in row[0] for row in totals(facts)[1])
-    assert [row[0] for row in share_tables(facts)["block"][1]] == ["down 0", "mid", "up 1"]
+    assert [row[0] for row in share_tables(facts)["blocks"][1]] == ["down.0", "mid", "up.1"]
 
 
 def test_another_familys_base_is_refused(files, tiny_sdxl) -> None:

@@ -1,0 +1,188 @@
+"""Groups of adapted layers (blocks, projections, self- and cross-attention) and their weights.
+
+A weight of 0 switches a group off, 1 leaves it as trained. A layer's delta is multiplied by the
+weights of all the groups that it belongs to:
+
+    put_adapter(pipeline, adapter, "dog")
+    set_group_weights(pipeline, "dog", GroupWeights(blocks={"up.1": 0.5}, projections={"k": 0}))
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ..common.errors import UserError
+from .file import Adapter, components_of
+
+_ATTENTION = {"attn1": "self", "attn2": "cross", "self_attn": "text", "ff": "feed-forward"}
+KINDS = ("blocks", "projections", "attention")  # of groups, and the flags that weight them
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a layer stands.
+
+    Attributes:
+        block: "down.0", "mid", "up.1", or the text encoder's name.
+        position: the layer's numbers inside its block, such as "0.1".
+        attention: "self", "cross", "text" (a text encoder's), "feed-forward" or "other".
+        projection: "q", "k", "v", "o" or "ff".
+    """
+
+    block: str
+    position: str
+    attention: str
+    projection: str
+
+    def group(self, kind: str) -> str:
+        """The layer's group of a kind, one of KINDS."""
+        return {"blocks": self.block, "projections": self.projection}.get(kind, self.attention)
+
+
+def place_of(component: str, name: str) -> Place:
+    """The place of a layer, from its name in diffusers' and transformers' models."""
+    attention = next((_ATTENTION[p] for p in name.split(".") if p in _ATTENTION), "other")
+    end = re.search(r"(?:to_|)([qkv])(?:_proj)?$|(to_out\.0|out_proj)$", name)
+    projection = (end[1] or "o") if end else "ff"
+    if match := re.match(r"(down|up)_blocks\.(\d+)(.*)", name):
+        block, rest = f"{match[1]}.{match[2]}", match[3]
+    elif name.startswith("mid_block"):
+        block, rest = "mid", name.removeprefix("mid_block")
+    else:
+        block, rest = component, name
+    numbers = re.findall(r"\.(?:attentions|transformer_blocks|layers)\.(\d+)", rest)
+    return Place(block, ".".join(numbers), attention, projection)
+
+
+@dataclass(frozen=True)
+class GroupWeights:
+    """Weights of groups by name; groups that are not named have weight 1."""
+
+    blocks: Mapping[str, float] = field(default_factory=dict)
+    projections: Mapping[str, float] = field(default_factory=dict)
+    attention: Mapping[str, float] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, kind) for kind in KINDS)
+
+    def of(self, place: Place) -> float:
+        """The product of the weights of a layer's groups."""
+        return math.prod(getattr(self, kind).get(place.group(kind), 1.0) for kind in KINDS)
+
+    def check(self, places: Iterable[Place]) -> None:
+        """Refuse groups that none of the layers belongs to.
+
+        Raises:
+            UserError: naming the group and those that there are.
+        """
+        places = list(places)
+        for kind in KINDS:
+            there = {place.group(kind) for place in places}
+            for name in getattr(self, kind):
+                if name not in there:
+                    raise UserError(
+                        f"--{kind} {name}: the adapter has no such group; it has "
+                        f"{', '.join(sorted(there))}."
+                    )
+
+    def __str__(self) -> str:
+        pairs = (pair for kind in KINDS for pair in getattr(self, kind).items())
+        return ", ".join(f"{name}={weight:g}" for name, weight in pairs)
+
+    def as_dict(self) -> dict[str, dict[str, float]]:
+        """The weights that were given, for a picture's recipe."""
+        return {kind: dict(getattr(self, kind)) for kind in KINDS if getattr(self, kind)}
+
+
+def parse_weights(flag: str, texts: Sequence[str]) -> dict[str, float]:
+    """["up.1=0.5", "mid=0"] to {"up.1": 0.5, "mid": 0.0}.
+
+    Raises:
+        UserError: a piece that is not name=number.
+    """
+    weights = {}
+    for text in texts:
+        name, sign, number = text.partition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not (sign and name.strip() and math.isfinite(weight)):
+            raise UserError(f"--{flag} {text}: write name=weight, such as {_EXAMPLES[flag]}.")
+        weights[name.strip()] = weight
+    return weights
+
+
+_EXAMPLES = {"blocks": "up.1=0.5", "projections": "k=0", "attention": "self=0"}
+
+
+def parse_groups(
+    blocks: Sequence[str] = (), projections: Sequence[str] = (), attention: Sequence[str] = ()
+) -> GroupWeights:
+    """The three flags of the programs. Raises UserError for one that is not name=weight."""
+    given = {"blocks": blocks, "projections": projections, "attention": attention}
+    return GroupWeights(**{kind: parse_weights(kind, texts) for kind, texts in given.items()})
+
+
+def places_of(adapter: Adapter) -> set[Place]:
+    """Where an adapter's layers stand."""
+    return {
+        place_of(component, name)
+        for component in adapter.configs
+        for name in adapter.method.by_layer(adapter.component_tensors(component))
+    }
+
+
+def set_group_weights(
+    model: Any,
+    adapter_name: str,
+    groups: GroupWeights,
+    weight: float = 1.0,
+    allow_unknown: bool = False,
+) -> None:
+    """Set the weight of every layer of an adapter that is not merged: `weight` times its groups'.
+
+    Args:
+        model: a denoiser, a pipeline or a mapping of components that carries the adapter.
+        allow_unknown: ignore groups that the adapter does not have, as when several share weights.
+
+    Raises:
+        UserError: a group that the adapter does not have; nothing is changed then.
+        ValueError: no such adapter, or one that is merged already.
+    """
+    found = layers_with(model, adapter_name)
+    layers = [(place_of(component, name), layer) for component, name, layer in found]
+    if not layers:
+        raise ValueError(f"The model carries no adapter named {adapter_name!r}.")
+    if any(adapter_name in layer.merged_adapters for _, layer in layers):
+        raise ValueError(f"The adapter {adapter_name!r} is merged: set weights before.")
+    if not allow_unknown:
+        groups.check(place for place, _ in layers)
+    for place, layer in layers:
+        layer.set_scale(adapter_name, weight * groups.of(place))
+
+
+def layers_with(model: Any, adapter_name: str) -> Iterator[tuple[str, str, BaseTunerLayer]]:
+    """(component, name, layer) of every layer that carries the adapter."""
+    for component, part in components_of(model).items():
+        for name, module in part.named_modules():
+            if isinstance(module, BaseTunerLayer) and _carries(module, adapter_name):
+                yield component, name, module
+
+
+def _carries(layer: BaseTunerLayer, adapter_name: str) -> bool:
+    return any(adapter_name in getattr(layer, names) for names in layer.adapter_layer_names)
+
+
+def enable_adapters(model: nn.Module, on: bool) -> None:
+    """Let live adapters take part, or leave the bare base; merged ones are not touched."""
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer) and module.disable_adapters == on:
+            module.enable_adapters(on)

@@ -1,0 +1,45 @@
+"""How large an adapter's change is beside the weights that it changes: ||delta W|| / ||W||.
+
+A fine-tune that keeps what its base knows stays at a few percent; near 1 the base is overwritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+from ..krona.layer import is_plain
+from .groups import layers_with
+
+NORMS_KEY = "relative_norms"  # in run.json and in an adapter file's metadata
+
+
+def relative_norms(model: Any, adapter_name: str) -> dict[str, float]:
+    """Layer to ||delta W|| / ||W||, Frobenius norms, of an adapter that is on its base.
+
+    Args:
+        model: a denoiser, a pipeline or a mapping of components.
+
+    Layers whose base is quantised are left out: their weights are codes, not numbers.
+    """
+    norms = {}
+    for component, name, layer in layers_with(model, adapter_name):
+        weight = layer.get_base_layer().weight
+        if is_plain(weight):
+            delta = layer.get_delta_weight(adapter_name).detach().float().norm()
+            base = weight.detach().float().norm().clamp_min(1e-30)
+            norms[f"{component}.{name}"] = (delta.to(base.device) / base).item()
+    return norms
+
+
+def summarise_norms(norms: Mapping[str, float]) -> dict[str, Any] | None:
+    """Median and largest, and in which layer that is; None without any layer."""
+    if not norms:
+        return None
+    layer = max(norms, key=norms.__getitem__)
+    return {
+        "median": round(median(norms.values()), 6),
+        "largest": round(norms[layer], 6),
+        "largest_layer": layer,
+    }

@@ -92,6 +92,9 @@ def test_a_run_leaves_an_adapter_that_describes_itself(
     assert (metadata["steps"], metadata["instance_prompt"]) == ("4", "a sks dog")
     summary = json.loads((tmp_path / "run.json").read_text())
     assert summary["trained_parameters"] == sum(t.numel() for t in tensors.values())
+    norms = summary["relative_norms"]
+    assert 0 < norms["median"] <= norms["largest"] < 1 and norms["largest_layer"].startswith("unet")
+    assert json.loads(metadata["relative_norms"]) == norms
     log = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2, 3, 4]
     assert "a sks dog" in (tmp_path / "README.md").read_text()  # the model card

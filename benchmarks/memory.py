@@ -79,15 +79,15 @@ def write_configs(folder: Path, name: str) -> Path:
     return folder
 
 
-def arguments(base: str, flags: list[str]) -> argparse.Namespace:
-    """The training program's arguments for a configuration."""
-    from diffusekrona.training.flags import parse_args
+def arguments(base: str, flags: list[str]) -> Any:
+    """The training program's settings for a configuration."""
+    from diffusekrona.training.settings import parse_settings
 
     required = ["--instance_data_dir", ".", "--output_dir", "unused", "--instance_prompt", "sks"]
-    return parse_args(["--pretrained_model_name_or_path", base, *required, *flags])
+    return parse_settings(["--pretrained_model_name_or_path", base, *required, *flags])
 
 
-def measure(args: argparse.Namespace, plan: Any) -> dict[str, Any]:
+def measure(settings: Any, plan: Any) -> dict[str, Any]:
     """Peak bytes of two training steps, weights included; the resident set's growth beside it."""
     import torch
     from torch.profiler import record_function
@@ -98,20 +98,21 @@ def measure(args: argparse.Namespace, plan: Any) -> dict[str, Any]:
     from diffusekrona.data.cache import DTYPES
     from diffusekrona.training import setup as train_setup
     from diffusekrona.training.losses import dreambooth_loss
+    from diffusekrona.training.optimizer import make_optimizer
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = DTYPES[args.mixed_precision or "no"]
+    dtype = DTYPES[settings.precision.mixed_precision or "no"]
     config = backbones.read_unet_config(plan.base)
-    quantised = args.quantize_base != "none"
+    quantised = settings.precision.quantize_base != "none"
 
     def run() -> None:
         unet = random_unet(dict(config), dtype, "cpu" if quantised else str(device))
-        unet = quantise(unet, args.quantize_base).to(device)
+        unet = quantise(unet, settings.precision.quantize_base).to(device)
         models = {"unet": unet}
         trained = add_adapters(plan.configs, models, "default")
-        train_setup.save_memory(args, models)
-        optimizer = train_setup.make_optimizer(args, models, 1)
-        batch = args.train_batch_size
+        train_setup.save_memory(settings.precision, models)
+        optimizer = make_optimizer(settings.optimisation, models, 1)
+        batch = settings.optimisation.train_batch_size
         side = plan.resolution // backbones.vae_scale(plan.vae_config)
 
         def draw(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
@@ -176,10 +177,10 @@ def one(name: str, run: bool) -> dict[str, Any]:
     base, flags, _ = CONFIGURATIONS[name]
     with tempfile.TemporaryDirectory() as folder:
         place = base if base not in BASES else str(write_configs(Path(folder), base))
-        args = arguments(place, flags)
-        plan = make_plan(args)
+        settings = arguments(place, flags)
+        plan = make_plan(settings.base, settings.adapter, settings.data.resolution)
         started = time.time()
-        phases = {phase.name: phase for phase in estimate(args, plan)}
+        phases = {phase.name: phase for phase in estimate(settings, plan)}
         row: dict[str, Any] = {
             "name": name,
             "flags": flags,
@@ -188,7 +189,7 @@ def one(name: str, run: bool) -> dict[str, Any]:
             "phases": {n: phase.peak for n, phase in phases.items()},
             "estimate_seconds": round(time.time() - started, 2),
         }
-        return {**row, **(measure(args, plan) if run else {})}
+        return {**row, **(measure(settings, plan) if run else {})}
 
 
 def table(rows: list[dict[str, Any]]) -> str:

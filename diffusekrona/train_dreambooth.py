@@ -9,7 +9,6 @@ batch would.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import gc
 import logging
@@ -20,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .common.errors import UserError, exit_on_user_error
-from .training.flags import low_vram_in_words, parse_args
+from .common.settings import with_values, write_settings_file
+from .training.settings import TrainSettings, low_vram_in_words, parse_settings
 
 if TYPE_CHECKING:
     from .data.cache import Data, Item
@@ -32,44 +32,51 @@ ADAPTER_NAME = "default"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The entry point; returns the process's exit code (130 or 143 after a signal)."""
-    args = parse_args(argv)
+    settings = parse_settings(argv)
     if not log.handlers:  # only ours: the libraries' loggers have handlers of their own
         log.addHandler(logging.StreamHandler(sys.stderr))
     log.setLevel(logging.INFO)
-    return train(args)
+    return train(settings)
 
 
-def train(args: argparse.Namespace) -> int:
-    """One training run, from checked arguments to adapter.safetensors in `args.output_dir`."""
+def train(settings: TrainSettings) -> int:
+    """One training run, from settings to adapter.safetensors in the output folder."""
     from .data.folder import read_folder
     from .training.plan import make_plan
 
-    plan = make_plan(args)
-    if args.low_vram:
-        log.info("--low_vram: %s", low_vram_in_words(args))
-    pictures, captions = read_folder(args.instance_data_dir, args.instance_prompt)
-    if args.dry_run:  # answered before anything slow is imported
+    plan = make_plan(settings.base, settings.adapter, settings.data.resolution)
+    if settings.precision.low_vram:
+        log.info("--low_vram: %s", low_vram_in_words(settings))
+    pictures, captions = read_folder(settings.data.instance_data_dir, settings.data.instance_prompt)
+    if settings.output.dry_run:  # answered before anything slow is imported
         from .training.dry_run import print_plan
 
-        print_plan(plan, args, pictures, captions)
+        print_plan(settings, plan, pictures, captions)
         return 0
+    started = time.time()
     import_libraries()
     import torch
 
-    from .training.setup import claim_output, refuse_to_overwrite
+    from .training.output import claim_output, delete_old_run, refuse_to_overwrite
+    from .training.setup import make_accelerator, start_trackers
 
-    lock = claim_output(args)
+    output = settings.output
+    accelerator = make_accelerator(settings)
+    # So that run.yaml repeats the run where accelerate is configured otherwise.
+    settings = with_values(settings, mixed_precision=accelerator.mixed_precision)
     try:
-        refuse_to_overwrite(args)
-        return run(args, plan, pictures, captions)
+        with claim_output(output.output_dir, accelerator.is_main_process):
+            refuse_to_overwrite(output)
+            accelerator.wait_for_everyone()
+            if output.overwrite_output_dir and accelerator.is_main_process:
+                delete_old_run(output.output_dir)
+            start_trackers(accelerator, settings)
+            return run(settings, plan, accelerator, pictures, captions, started)
     except torch.OutOfMemoryError as error:
         raise UserError(
             "Out of GPU memory: try --low_vram, --train_batch_size 1, --sample_batch_size 1 (class "
-            "pictures), or a smaller --resolution; --dry_run tells what training needs."
+            "pictures), or a smaller --resolution; --dry_run prints what training needs."
         ) from error
-    finally:
-        if lock is not None:
-            lock.release()
 
 
 @functools.cache  # once a process: what lies there later may be garbage of another run
@@ -93,7 +100,14 @@ def import_libraries() -> None:
         gc.enable()
 
 
-def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: list[str]) -> int:
+def run(
+    settings: TrainSettings,
+    plan: Plan,
+    accelerator: Any,
+    pictures: list[Path],
+    captions: list[str],
+    started: float,
+) -> int:
     """Build everything, train, save; returns the exit code."""
     import torch
 
@@ -104,57 +118,70 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
     from .training.checkpoint import save_checkpoint
     from .training.log import RunLog, StopVote, origin_of, stop_signals
     from .training.lr_schedule import make_lr_scheduler
+    from .training.optimizer import make_ema, make_optimizer
+    from .training.output import RUN_SETTINGS, already_finished, write_card_and_upload
     from .training.plan import max_train_steps
+    from .training.resume import fixed_settings, resume, with_content
     from .training.sharded import average_gradients, distribute, shards_base
     from .training.training_state import TrainingState
+    from .training.validation import validate
 
-    started = time.time()
-    accelerator = setup.make_accelerator(args)
+    base, optimisation, precision = settings.base, settings.optimisation, settings.precision
+    output, processes = settings.output, accelerator.num_processes
     keep_freed_memory(accelerator.device)
-    steps = max_train_steps(args, len(pictures), accelerator.num_processes)
-    settings = setup.settings_to_keep(args, plan, accelerator, pictures, captions)
-    if setup.already_finished(args, steps, settings):
-        if args.push_to_hub:  # it may be what failed the last time
-            setup.share(args, accelerator)
+    steps = max_train_steps(optimisation, len(pictures), processes)
+    fixed = fixed_settings(settings, plan, accelerator, pictures, captions)
+    if already_finished(output, steps, fixed):
+        if output.push_to_hub:  # it may be what failed the last time
+            write_card_and_upload(output, accelerator)
         return 0
-    data = prepare_data(args, plan, accelerator, pictures, captions)
-    unet = setup.load_denoiser(args, plan, accelerator)
+    data = prepare_data(
+        base, settings.data, settings.prior, precision, plan, accelerator, pictures, captions,
+        seed=optimisation.seed,
+        train_text_encoder=settings.adapter.train_text_encoder,
+        validation_prompts=settings.validation.validation_prompt,
+    )  # fmt: skip
+    unet = setup.load_denoiser(base, precision, plan, accelerator)
+    fixed = with_content(fixed, settings, plan)
     models = {"unet": unet, **data.text_encoders}
-    torch.manual_seed(args.seed)  # for the factors' start
+    torch.manual_seed(optimisation.seed)  # for the factors' start
     trained = add_adapters(plan.configs, models, ADAPTER_NAME)
-    setup.save_memory(args, models)
+    setup.save_memory(precision, models)
 
-    plain_optimizer = setup.make_optimizer(args, models, accelerator.num_processes)
-    lr_scheduler = make_lr_scheduler(args, plain_optimizer, steps)
-    ema = setup.make_ema(args, trained, accelerator)
-    noise_scheduler = setup.load_noise_schedule(args, plan)
+    plain_optimizer = make_optimizer(optimisation, models, processes)
+    lr_scheduler = make_lr_scheduler(optimisation, plain_optimizer, steps)
+    ema = make_ema(optimisation, trained, accelerator)
+    noise_scheduler = setup.load_noise_schedule(base, plan)
     adapted = {name: models[name] for name in plan.configs}
-    origin = origin_of(args, plan)
-    shard = shards_base(args, accelerator)
+    origin = origin_of(settings, plan)
+    shard = shards_base(precision, optimisation.train_batch_size, accelerator)
     wrapped, optimizer = distribute(accelerator, models, plain_optimizer, trained, shard)
     # The schedule is not prepared: accelerate would step it once a process.
     state = TrainingState(adapted, optimizer, lr_scheduler, ema, origin, ADAPTER_NAME)
-    first = setup.resume(args, accelerator, settings, steps, state)
-    if shard and args.validation_prompt:
+    first = resume(output, accelerator, fixed, steps, state)
+    if accelerator.is_main_process:
+        write_settings_file(settings, output.output_dir / RUN_SETTINGS)
+    drawn = settings
+    if shard and settings.validation.validation_prompt:
         log.warning("no validation pictures: the base is sharded over the processes")
-        args.validation_prompt = None
-    validate = functools.partial(setup.validate, args, plan, accelerator, unet, data)
+        drawn = with_values(settings, validation_prompt=())
+    show = functools.partial(validate, drawn, plan, accelerator, unet, data)
     if first == 0:
-        validate(0)
-    run_log = RunLog(args, plan, accelerator, trained, first, steps, settings, started)
+        show(0)
+    run_log = RunLog(settings, plan, accelerator, trained, first, steps, fixed, started)
     stop_vote = StopVote(accelerator)
     with run_log, stop_signals() as caught:
         for step in range(first, steps):
-            for micro in range(args.gradient_accumulation_steps):
-                number = step * args.gradient_accumulation_steps + micro
-                batch = make_batch(args, data, accelerator, noise_scheduler, number)
+            for micro in range(optimisation.gradient_accumulation_steps):
+                number = step * optimisation.gradient_accumulation_steps + micro
+                batch = make_batch(settings, data, accelerator, noise_scheduler, number)
                 with accelerator.accumulate(*wrapped.values()):
-                    loss = training_loss(args, plan, data, wrapped, noise_scheduler, batch)
+                    loss = training_loss(settings, plan, data, wrapped, noise_scheduler, batch)
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
                         if shard:
                             average_gradients(trained)
-                        accelerator.clip_grad_norm_(trained, args.max_grad_norm)
+                        accelerator.clip_grad_norm_(trained, optimisation.max_grad_norm)
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
             if not accelerator.optimizer_step_was_skipped:
@@ -165,28 +192,28 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
             done = step + 1
             run_log.step(done, loss.detach(), lr_scheduler.get_last_lr()[0])
             stop = stop_vote(bool(caught))
-            if done % args.checkpointing_steps == 0 or stop:
+            if done % output.checkpointing_steps == 0 or stop:
                 run_log.settle(trained)
                 folder = save_checkpoint(
                     accelerator,
-                    args.output_dir,
+                    output.output_dir,
                     done,
-                    settings,
-                    args.checkpoints_total_limit,
+                    fixed,
+                    output.checkpoints_total_limit,
                     state,
                 )
             if stop:
                 return run_log.stopped(done, folder, caught)
-            if done % args.validation_steps == 0 and done < steps:
-                validate(done)
+            if done % settings.validation.validation_steps == 0 and done < steps:
+                show(done)
 
         # The result comes before anything else that could fail.
         run_log.settle(trained)
         if ema is not None:
             ema.copy_to(trained)
         run_log.save_result(adapted, origin, ADAPTER_NAME)
-    validate(steps)
-    setup.share(args, accelerator)
+    show(steps)
+    write_card_and_upload(output, accelerator)
     # DDP's wrappers go before the process group: if theirs is the last hold on it, torch may wait
     # for ever, the group's thread for Python and Python for the thread.
     wrapped.clear()
@@ -196,7 +223,7 @@ def run(args: argparse.Namespace, plan: Plan, pictures: list[Path], captions: li
 
 
 def make_batch(
-    args: argparse.Namespace, data: Data, accelerator: Any, noise_scheduler: Any, number: int
+    settings: TrainSettings, data: Data, accelerator: Any, noise_scheduler: Any, number: int
 ) -> dict[str, Any]:
     """This process's share of micro-step `number`, a pure function of (seed, number).
 
@@ -209,25 +236,25 @@ def make_batch(
     from .common.seeds import seed_for
     from .training.losses import draw
 
-    per_device, processes = args.train_batch_size, accelerator.num_processes
+    seed, processes = settings.optimisation.seed, accelerator.num_processes
+    per_device = settings.optimisation.train_batch_size
     everyone = per_device * processes
     mine = slice(
         accelerator.process_index * per_device, (accelerator.process_index + 1) * per_device
     )
-    torch.manual_seed(seed_for(args.seed, "model", number, accelerator.process_index))
+    torch.manual_seed(seed_for(seed, "model", number, accelerator.process_index))
     numbers = range(number * everyone, (number + 1) * everyone)[mine]
-    size, chosen = pick(data.instance, everyone, args.seed, number)
+    size, chosen = pick(data.instance, everyone, seed, number)
     samples = [
-        (item, seed_for(args.seed, "instance", n))
-        for item, n in zip(chosen[mine], numbers, strict=True)
+        (item, seed_for(seed, "instance", n)) for item, n in zip(chosen[mine], numbers, strict=True)
     ]
     if data.prior:
-        _, chosen = pick(data.prior, everyone, args.seed, number)
+        _, chosen = pick(data.prior, everyone, seed, number)
         samples += [
-            (item, seed_for(args.seed, "class", n))
+            (item, seed_for(seed, "class", n))
             for item, n in zip(chosen[mine], numbers, strict=True)
         ]
-    generators = [torch.Generator().manual_seed(seed) for _, seed in samples]
+    generators = [torch.Generator().manual_seed(own) for _, own in samples]
     variants = []
     for (item, _), generator in zip(samples, generators, strict=True):
         choices = item.variants[size]
@@ -238,7 +265,7 @@ def make_batch(
         generators,
         (channels, *moments.shape[2:]),
         noise_scheduler.config.num_train_timesteps,
-        args.noise_offset,
+        settings.loss.noise_offset,
     )
     tensors = {
         "moments": moments,
@@ -276,7 +303,7 @@ def epoch_batches(sizes: tuple, batch_size: int, seed: int, epoch: int) -> list[
 
 
 def training_loss(
-    args: argparse.Namespace,
+    settings: TrainSettings,
     plan: Plan,
     data: Data,
     models: dict[str, Any],
@@ -285,32 +312,24 @@ def training_loss(
 ) -> Any:
     """The loss of one batch, a scalar with gradients to the factors."""
     from .bases.backbones import denoiser_arguments, sample_latents
-    from .training.losses import denoising_target, dreambooth_loss, snr_weight
+    from .training.losses import batch_loss
 
     latents = sample_latents(batch["moments"], batch["posterior"], data.vae_config)
     noise, timesteps = batch["noise"], batch["timesteps"]
     noisy = noise_scheduler.add_noise(latents, noise, timesteps)
-    text = text_of(args, plan, data, models, batch["captions"], latents.device)
+    text = text_of(plan, data, models, batch["captions"], latents.device)
     text = {name: state.to(data.dtype) for name, state in text.items()}
     prediction = models["unet"](
         noisy.to(data.dtype), timesteps, **denoiser_arguments(plan.family, text, batch["time_ids"])
     ).sample
-    return dreambooth_loss(
-        prediction,
-        denoising_target(noise_scheduler, latents, noise, timesteps),
-        snr_weight(noise_scheduler, timesteps, args.snr_gamma) if args.snr_gamma else None,
-        num_prior=len(noise) // 2 if data.prior else 0,
-        prior_loss_weight=args.prior_loss_weight,
+    num_prior = len(noise) // 2 if data.prior else 0
+    return batch_loss(
+        settings.loss, noise_scheduler, prediction, latents, noise, timesteps, num_prior
     )
 
 
 def text_of(
-    args: argparse.Namespace,
-    plan: Plan,
-    data: Data,
-    models: dict[str, Any],
-    captions: Sequence[str],
-    device: Any,
+    plan: Plan, data: Data, models: dict[str, Any], captions: Sequence[str], device: Any
 ) -> dict[str, Any]:
     """The batch's text states: from the cache, or through the encoders that are trained."""
     import torch
@@ -318,7 +337,7 @@ def text_of(
     from .bases.backbones import text_states
     from .data.cache import stack_states
 
-    if not args.train_text_encoder:
+    if not data.text_encoders:
         states = stack_states([data.states[caption] for caption in captions])
         return {name: to_device(state, device) for name, state in states.items()}
     ids = [

@@ -34,6 +34,11 @@ def shortened(text: object, length: int = 60) -> str:
     return line if len(line) <= length else line[: length - 1] + "…"
 
 
+def not_installed(flag: str, package: str) -> UserError:
+    """The error of a flag whose package is missing."""
+    return UserError(f"{flag} needs {package}, which is not installed: pip install {package}")
+
+
 def _is_disk_full(error: BaseException | None) -> bool:
     """Whether `error`, or what it was raised from, says that a disk is full."""
     while error is not None:

@@ -7,27 +7,42 @@ on the disk, and what is found there needs neither loaded.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import gc
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
 from ..bases import backbones
+from ..bases.settings import BaseSettings, PrecisionSettings
 from ..common.pictures import picture_size
-from .disk_cache import OFF, DiskCache, default_folder, origin
+from .disk_cache import OFF, DiskCache, cache_of, origin
 from .folder import bucket_sizes, nearest_bucket
 from .latents import Cropping, Item, cache_pictures
-
-if TYPE_CHECKING:
-    from ..training.plan import Plan
+from .settings import DataSettings, PriorSettings
 
 log = logging.getLogger(__name__)
+
+
+class ReadBase(Protocol):
+    """A base model whose configs have been read.
+
+    Attributes:
+        base: its folder or hub name.
+        resolution: pixels per side of the pictures trained on.
+        pixel_step: what picture sides must be multiples of, in pixels.
+        vae_config: of the VAE that makes the latents.
+    """
+
+    base: str
+    family: backbones.Family
+    resolution: int
+    pixel_step: int
+    vae_config: Mapping[str, Any]
 
 
 @dataclass
@@ -58,42 +73,55 @@ DTYPES = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf
 
 
 def prepare_data(
-    args: argparse.Namespace,
-    plan: Plan,
+    base: BaseSettings,
+    data: DataSettings,
+    prior: PriorSettings,
+    precision: PrecisionSettings,
+    plan: ReadBase,
     accelerator: Any,
     pictures: Sequence[Path],
     captions: Sequence[str],
+    *,
+    seed: int,
+    train_text_encoder: bool,
+    validation_prompts: Sequence[str],
 ) -> Data:
-    """Pictures and captions to cached latents and text states; VAE and encoders are then freed."""
+    """Pictures and captions to cached latents and text states; VAE and encoders are then freed.
+
+    Args:
+        seed: of the random crops.
+        train_text_encoder: keep the text encoders, and token ids in place of text states.
+        validation_prompts: whose text states are needed as well.
+    """
     dtype = DTYPES[accelerator.mixed_precision]
     show = accelerator.is_local_main_process
     class_pictures: list[Path] = []
-    if args.with_prior_preservation:
+    if prior.with_prior_preservation:
         from .class_images import draw_class_pictures
 
         class_pictures = draw_class_pictures(
             accelerator,
             plan.base,
-            args.class_prompt,
-            args.class_data_dir,
-            args.num_class_images,
-            args.sample_batch_size,
-            low_vram=args.low_vram,
+            prior.class_prompt,
+            prior.class_data_dir,
+            prior.num_class_images,
+            prior.sample_batch_size,
+            low_vram=precision.low_vram,
             dtype=dtype,
-            vae=args.pretrained_vae_model_name_or_path,
-            revision=args.revision,
-            variant=args.variant,
+            vae=base.pretrained_vae_model_name_or_path,
+            revision=base.revision,
+            variant=base.variant,
         )
-    cropping = Cropping(args.center_crop, args.random_flip, args.seed)
+    cropping = Cropping(data.center_crop, data.random_flip, seed)
     sizes = [(plan.resolution, plan.resolution)] * len(pictures)
-    if args.aspect_ratio_buckets:
+    if data.aspect_ratio_buckets:
         buckets = bucket_sizes(plan.resolution, plan.pixel_step)
         sizes = [nearest_bucket(picture_size(p), buckets) for p in pictures]
     each, every = [[size] for size in sizes], [sorted(set(sizes))] * len(class_pictures)
-    class_captions = [args.class_prompt] * len(class_pictures)
-    kept = DiskCache(None if args.no_latents_cache else args.latents_cache_dir or default_folder())
+    class_captions = [prior.class_prompt or ""] * len(class_pictures)
+    kept = cache_of(data)
 
-    vae, made_by = _vae_and_origin(args, plan, accelerator, kept)
+    vae, made_by = _vae_and_origin(base, precision, plan, accelerator, kept)
     latents = functools.partial(
         cache_pictures,
         vae,
@@ -107,7 +135,13 @@ def prepare_data(
     del vae, latents
     if loaded:
         _free()
-    states, ids, encoders = _texts(args, plan, accelerator, kept, [*captions, *class_captions])
+    texts = [*captions, *class_captions]
+    if train_text_encoder:
+        states: dict[str, dict[str, torch.Tensor]] = {}
+        ids, encoders = _token_ids(base, plan, accelerator, texts)
+    else:
+        texts += [*validation_prompts, ""]
+        states, ids, encoders = _text_states(base, plan, accelerator, kept, texts), {}, {}
     kept.shrink()
     if kept.found and accelerator.is_main_process:
         log.info("%d latents and text states found in %s", kept.found, kept.folder)
@@ -122,17 +156,21 @@ def _free() -> None:
 
 
 def _vae_and_origin(
-    args: argparse.Namespace, plan: Plan, accelerator: Any, kept: DiskCache
+    base: BaseSettings,
+    precision: PrecisionSettings,
+    plan: ReadBase,
+    accelerator: Any,
+    kept: DiskCache,
 ) -> tuple[Any, dict[str, Any]]:
     """The VAE, loaded when first called for, and what latents depend on beside the picture."""
-    other = args.pretrained_vae_model_name_or_path
+    other = base.pretrained_vae_model_name_or_path
     place, subfolder = backbones.vae_place(plan.base, other)
-    revision = args.revision if other is None else None
-    dtype = DTYPES[args.vae_dtype]
+    revision = base.revision if other is None else None
+    dtype = DTYPES[precision.vae_dtype]
 
     @functools.cache
     def vae() -> Any:
-        hub = {"revision": args.revision, "variant": args.variant}
+        hub = {"revision": base.revision, "variant": base.variant}
         loaded = backbones.load_vae(plan.base, other, torch_dtype=dtype, **hub)
         return loaded.to(accelerator.device)
 
@@ -140,48 +178,54 @@ def _vae_and_origin(
     if weights is None:  # not downloaded yet, so nothing can have been made with them
         vae()
         weights = kept.fingerprint(place, subfolder, revision)
-    return vae, {"vae": weights, "variant": args.variant, **origin(accelerator.device, dtype)}
+    return vae, {"vae": weights, "variant": base.variant, **origin(accelerator.device, dtype)}
 
 
-def _texts(
-    args: argparse.Namespace, plan: Plan, accelerator: Any, kept: DiskCache, captions: Sequence[str]
-) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, list[torch.Tensor]], dict[str, Any]]:
-    """Text states; or, of encoders that are trained, token ids and the encoders themselves."""
+def _encoders(
+    base: BaseSettings, plan: ReadBase, accelerator: Any
+) -> tuple[list[Any], dict[str, Any]]:
+    """Tokenizers, and the text encoders on the device."""
     dtype = DTYPES[accelerator.mixed_precision]
+    hub = {"revision": base.revision, "variant": base.variant}
+    tokenizers = backbones.load_tokenizers(plan.base, plan.family, revision=base.revision)
+    encoders = backbones.load_text_encoders(plan.base, plan.family, torch_dtype=dtype, **hub)
+    return tokenizers, {name: part.to(accelerator.device) for name, part in encoders.items()}
 
-    @functools.cache
-    def load() -> tuple[list[Any], dict[str, Any]]:
-        tokenizers = backbones.load_tokenizers(plan.base, plan.family, revision=args.revision)
-        hub = {"revision": args.revision, "variant": args.variant}
-        encoders = backbones.load_text_encoders(plan.base, plan.family, torch_dtype=dtype, **hub)
-        return tokenizers, {name: part.to(accelerator.device) for name, part in encoders.items()}
 
-    if args.train_text_encoder:
-        tokenizers, encoders = load()
-        prompts = dict.fromkeys(captions)
-        return {}, {p: backbones.tokenize(tokenizers, [p]) for p in prompts}, encoders
+def _token_ids(
+    base: BaseSettings, plan: ReadBase, accelerator: Any, captions: Sequence[str]
+) -> tuple[dict[str, list[torch.Tensor]], dict[str, Any]]:
+    """Of encoders that are trained: token ids of each caption, and the encoders themselves."""
+    tokenizers, encoders = _encoders(base, plan, accelerator)
+    return {p: backbones.tokenize(tokenizers, [p]) for p in dict.fromkeys(captions)}, encoders
+
+
+def _text_states(
+    base: BaseSettings, plan: ReadBase, accelerator: Any, kept: DiskCache, prompts: Sequence[str]
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Text states of the prompts, from the disk or from encoders that are then freed."""
+    load = functools.cache(lambda: _encoders(base, plan, accelerator))
 
     def weights() -> list[str | None]:
         names = plan.family.text_encoders
         tokens = [name.replace("text_encoder", "tokenizer") for name in names]
         return [
-            *(kept.fingerprint(plan.base, name, args.revision) for name in names),
-            *(kept.fingerprint(plan.base, name, args.revision, weights=False) for name in tokens),
+            *(kept.fingerprint(plan.base, name, base.revision) for name in names),
+            *(kept.fingerprint(plan.base, name, base.revision, weights=False) for name in tokens),
         ]
 
     made_with = weights()
     if None in made_with:
         load()
         made_with = weights()
-    made_by = {"weights": made_with, "variant": args.variant, "family": plan.family.name}
-    made_by |= origin(accelerator.device, dtype)
-    prompts = [*captions, *(args.validation_prompt or []), ""]
+    made_by = {"weights": made_with, "variant": base.variant, "family": plan.family.name}
+    made_by |= origin(accelerator.device, DTYPES[accelerator.mixed_precision])
     kept = OFF if None in made_with else kept
     states = _kept_texts(plan.family, load, prompts, kept, made_by)
     if load.cache_info().currsize:
         load.cache_clear()
         _free()
-    return states, {}, {}
+    return states
 
 
 def _kept_texts(

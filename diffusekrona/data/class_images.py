@@ -76,7 +76,13 @@ def draw_class_pictures(
         bar.close()
         del pipeline
     accelerator.wait_for_everyone()
-    return find_pictures(folder)[0][:wanted]
+    return class_pictures(folder, wanted)
+
+
+def class_pictures(folder: Path, wanted: int) -> list[Path]:
+    """The class pictures in `folder` that a run uses: `wanted`, or fewer if there are fewer."""
+    have = folder.is_dir() and any(p.suffix.lower() in PICTURE_SUFFIXES for p in folder.iterdir())
+    return find_pictures(folder)[0][:wanted] if have else []
 
 
 def _name(number: int) -> str:

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from ..common.errors import UserError
 from ..common.files import replace_whole, write_text
 from ..common.pictures import content_key
+from .settings import DataSettings
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +158,21 @@ class DiskCache:
             return None
         return _hash(_text([[path.name, self.file_digest(path)] for path in files]))
 
+    def weights_digest(
+        self, base: str, subfolder: str, revision: str | None, variant: str | None
+    ) -> str | None:
+        """A hash over the weights that loading one part of a base reads; None while they are not
+        on this machine. Other files of the part, and weights of other variants, do not count."""
+        folder = _part_folder(base, subfolder, revision)
+        if folder is None or not folder.is_dir():
+            return None
+        files = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHTS)
+        own = [path for path in files if variant and f".{variant}." in path.name]
+        chosen = own or [path for path in files if path.name.count(".") == 1] or files
+        safe = [path for path in chosen if path.suffix == ".safetensors"]
+        digests = [self.file_digest(path) for path in safe or chosen]
+        return _hash(_text(digests)) if digests else None
+
     def _path(self, kind: str, key: Mapping[str, Any]) -> Path | None:
         return self.folder and self.folder / kind / f"{_hash(_text(key))}.safetensors"
 
@@ -166,6 +182,13 @@ class DiskCache:
 
 
 OFF = DiskCache(None)
+
+
+def cache_of(data: DataSettings) -> DiskCache:
+    """The cache that a run uses."""
+    if data.no_latents_cache:
+        return DiskCache(None)
+    return DiskCache(data.latents_cache_dir or default_folder())
 
 
 def origin(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

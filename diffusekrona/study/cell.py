@@ -10,7 +10,6 @@ keep their cells in one folder share them.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
+from ..common.settings import options_of
+from ..training.settings import TrainSettings
 from .grid import Flags, Study, Subject
 
 RESULT, LOG = "result.json", "log.txt"
@@ -116,12 +117,10 @@ class Cell:
         return self.folder(root) / f"judged-{self.drawn_by()}"
 
 
-@functools.cache
 def default_of(flag: str) -> Any:
-    """Of a training flag; remembered, as cells are asked for their names again and again."""
-    from ..training.flags import build_parser
-
-    return build_parser().get_default(flag)
+    """Of a training flag; None for one that does not exist."""
+    option = options_of(TrainSettings).get(flag)
+    return option.default if option else None
 
 
 def _hash(content: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import shutil
@@ -12,7 +11,8 @@ from typing import Any
 
 from ..common.errors import UserError
 from ..common.files import write_text
-from ..training.flags import build_parser
+from ..common.settings import build, check_limits, typed_values
+from ..training.settings import TrainSettings
 from .cell import RESULT, Cell, default_of, finished
 from .grid import Flags
 from .judging import judge
@@ -79,29 +79,30 @@ def check_flags(cells: Iterable[Cell]) -> None:
     Raises:
         UserError: naming the cell and the flag.
     """
-    parser = build_parser()
-    parser.exit_on_error = False
     for cell in cells:
-        if cell.flags is None:
-            continue
-        arguments = _command_line(cell, Path(cell.subject.folder), Path("run"))
-        try:
-            _, unknown = parser.parse_known_args(arguments)
-        except argparse.ArgumentError as error:
-            raise UserError(f"{cell.title()}: {error}.") from error
-        if unknown:
-            raise UserError(f"{cell.title()}: training has no flag {unknown[0]}.")
+        if cell.flags is not None:
+            flags = _training_flags(cell, Path(cell.subject.folder), Path("run"))
+            values = typed_values(TrainSettings, flags, cell.title())
+            try:
+                check_limits(build(TrainSettings, values))
+            except UserError as error:
+                raise UserError(f"{cell.title()}: {error}") from error
 
 
 def _command_line(cell: Cell, pictures: Path, out: Path) -> list[str]:
+    flags = _training_flags(cell, pictures, out)
+    return ["--resume_from_checkpoint", "latest", *_written(flags)]
+
+
+def _training_flags(cell: Cell, pictures: Path, out: Path) -> Flags:
     from ..evaluation.prompts import article
 
     flags = {k: v for k, v in (cell.flags or {}).items() if k != "pictures"}
     name = f"{cell.subject.identifier} {cell.subject.class_word}"
     flags |= {
         "pretrained_model_name_or_path": cell.judging.base,
-        "instance_data_dir": pictures,
-        "output_dir": out,
+        "instance_data_dir": str(pictures),
+        "output_dir": str(out),
         "seed": cell.seed,
     }
     flags.setdefault("instance_prompt", f"{article(name)} {name}")
@@ -114,19 +115,21 @@ def _command_line(cell: Cell, pictures: Path, out: Path) -> list[str]:
         flags.setdefault("checkpoints_total_limit", 1)
     if cell.device == "cpu":
         flags["cpu"] = True
-    return ["--resume_from_checkpoint", "latest", *_written(flags)]
+    return flags
 
 
 def _written(flags: Flags) -> list[str]:
     """Flags as a command line. None leaves a flag out, and so does False a switch."""
-    arguments = []
+    arguments: list[str] = []
     for flag, value in flags.items():
         if value is True:
             arguments.append(f"--{flag}")
         elif value is False and not isinstance(default_of(flag), bool):
             arguments += [f"--{flag}", "no"]  # YAML takes the word for it
+        elif isinstance(value, list):
+            arguments += [part for one in value for part in (f"--{flag}", str(one))]
         elif value is not None and value is not False:
-            arguments += [f"--{flag}", str(value)]
+            arguments.append(f"--{flag}={value}")
     return arguments
 
 

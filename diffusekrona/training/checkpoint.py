@@ -172,24 +172,6 @@ def read_settings(checkpoint: Path) -> tuple[int, dict[str, Any]]:
     return record.step, record.settings
 
 
-def check_settings(where: Path, saved: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Refuse to go on with settings under which the run would not be the same one.
-
-    Args:
-        where: the checkpoint or run, for the message.
-
-    Raises:
-        UserError: naming the first setting that differs, and both its values.
-    """
-    for name, value in settings.items():
-        if name in saved and saved[name] != json.loads(json.dumps(value)):
-            raise UserError(
-                f"{where} was trained with {name} = {saved[name]}, this run has {value}: "
-                "use the same, or start anew with another --output_dir, or with "
-                "--overwrite_output_dir and without --resume_from_checkpoint."
-            )
-
-
 def what_is_wrong(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be trusted, in a few words; None if it can."""
     if not checkpoint.is_dir():

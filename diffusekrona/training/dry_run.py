@@ -5,7 +5,6 @@ Answered from configs alone; no weights are loaded.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +13,11 @@ from .lr_schedule import rate_factor
 from .memory.estimate import estimate, in_words
 from .memory.sizes import BYTES
 from .plan import Plan, max_train_steps
+from .settings import OptimisationSettings, TrainSettings
 
 
 def print_plan(
-    plan: Plan, args: argparse.Namespace, pictures: Sequence[Any], captions: Sequence[str]
+    settings: TrainSettings, plan: Plan, pictures: Sequence[Any], captions: Sequence[str]
 ) -> None:
     """Print the resolved plan: what is trained, for how long, and which files it will write."""
     from rich import box
@@ -40,20 +40,21 @@ def print_plan(
         row = (f"{block}: {names}", str(len(group)), str(out), str(inside), factors, f"{count:,}")
         table.add_row(*row)
     console.print(table)
-    steps = max_train_steps(args, len(pictures))
-    width = BYTES[args.save_precision]
+    optimisation, saved = settings.optimisation, settings.output.save_precision
+    steps = max_train_steps(optimisation, len(pictures))
     lines = {
-        "base": f"{args.pretrained_model_name_or_path} ({plan.family.title})",
-        "pictures": f"{len(pictures)} in {args.instance_data_dir}",
+        "base": f"{settings.base.pretrained_model_name_or_path} ({plan.family.title})",
+        "pictures": f"{len(pictures)} in {settings.data.instance_data_dir}",
         "captions": "; ".join(dict.fromkeys(captions)),
-        "resolution": f"{plan.resolution} px" + " in buckets" * args.aspect_ratio_buckets,
-        "adapter": f"{args.adapter_type}, {len(plan.layers)} layers, "
+        "resolution": f"{plan.resolution} px" + " in buckets" * settings.data.aspect_ratio_buckets,
+        "adapter": f"{settings.adapter.adapter_type}, {len(plan.layers)} layers, "
         f"{plan.parameters:,} parameters",
-        "adapter file": f"{plan.parameters * width / 1e6:.2f} MB in {args.save_precision}",
-        "steps": f"{steps} of batch {args.train_batch_size} x {args.gradient_accumulation_steps}",
-        "learning rate": _schedule_in_words(args, steps),
-        "memory": in_words(estimate(args, plan)),
-        "will write": "\n    ".join(_files(args, steps)),
+        "adapter file": f"{plan.parameters * BYTES[saved] / 1e6:.2f} MB in {saved}",
+        "steps": f"{steps} of batch {optimisation.train_batch_size} x "
+        f"{optimisation.gradient_accumulation_steps}",
+        "learning rate": _schedule_in_words(optimisation, steps),
+        "memory": in_words(estimate(settings, plan)),
+        "will write": "\n    ".join(_files(settings, steps)),
     }
     for name, value in lines.items():
         console.print(f"  {name:14}{value}", highlight=False, markup=False)
@@ -70,23 +71,24 @@ def _projection(layer_name: str) -> str:
     return layer_name.rpartition(f"{_block(layer_name)}.")[2]
 
 
-def _schedule_in_words(args: argparse.Namespace, steps: int) -> str:
-    factor = rate_factor(args, steps, args.learning_rate)
+def _schedule_in_words(optimisation: OptimisationSettings, steps: int) -> str:
+    factor = rate_factor(optimisation, steps, optimisation.learning_rate)
     marks = sorted({1, max(1, steps // 4), max(1, steps // 2), max(1, 3 * steps // 4), steps})
-    rates = {step: args.learning_rate * factor(step - 1) for step in marks}
+    rates = {step: optimisation.learning_rate * factor(step - 1) for step in marks}
     points = ", ".join(f"{rate:.3g} at {step}" for step, rate in rates.items())
-    return f"{args.lr_scheduler}, warm-up {args.lr_warmup_steps}: {points}"
+    return f"{optimisation.lr_scheduler}, warm-up {optimisation.lr_warmup_steps}: {points}"
 
 
-def _files(args: argparse.Namespace, steps: int) -> list[str]:
-    files = ["adapter.safetensors", "run.json", "train_log.jsonl"]
-    saved = range(args.checkpointing_steps, steps + 1, args.checkpointing_steps)
+def _files(settings: TrainSettings, steps: int) -> list[str]:
+    output = settings.output
+    files = ["adapter.safetensors", "run.json", "run.yaml", "train_log.jsonl"]
+    saved = range(output.checkpointing_steps, steps + 1, output.checkpointing_steps)
     names = [f"checkpoint-{step}/" for step in saved]
-    if args.checkpoints_total_limit:
-        names = names[-args.checkpoints_total_limit :]
+    if output.checkpoints_total_limit:
+        names = names[-output.checkpoints_total_limit :]
     files += names if len(names) < 5 else [names[0], "…", names[-1]]
-    if args.validation_prompt:
+    if settings.validation.validation_prompt:
         files.append("validation/grid.png")
-    if args.report_to != "none":
-        files.append(f"{args.logging_dir}/")
-    return [str(args.output_dir / name) for name in files]
+    if output.report_to != "none":
+        files.append(f"{output.logging_dir}/")
+    return [str(output.output_dir / name) for name in files]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import math
@@ -25,9 +24,11 @@ from ..adapters.file import collect_adapter, write_adapter
 from ..adapters.norms import NORMS_KEY, relative_norms, summarise_norms
 from ..common.errors import UserError
 from ..common.files import write_text
+from ..common.settings import flat, options_of
 from ..data.cache import DTYPES
-from .checkpoint import ADAPTER, RUN_RECORD
+from .checkpoint import ADAPTER, RUN_RECORD, checkpoints_in
 from .plan import Plan
+from .settings import TrainSettings
 
 log = logging.getLogger("diffusekrona")
 
@@ -45,28 +46,28 @@ class RunLog:
 
     def __init__(
         self,
-        args: argparse.Namespace,
+        settings: TrainSettings,
         plan: Plan,
         accelerator: Any,
         trained: Sequence[torch.nn.Parameter],
         first: int,
         steps: int,
-        settings: Mapping[str, Any],
+        fixed: Mapping[str, Any],
         started: float,
     ) -> None:
-        self.args, self.plan, self.accelerator = args, plan, accelerator
+        self.settings, self.plan, self.accelerator = settings, plan, accelerator
         self.first, self.steps, self.started = first, steps, started
-        self.settings = settings
+        self.fixed = fixed
         self.trained = sum(p.numel() for p in trained)
         self.pending: Pending | None = None
         self.last_loss = math.nan
-        self.path = args.output_dir / "train_log.jsonl"
+        self.path = settings.output.output_dir / "train_log.jsonl"
         self.main = accelerator.is_main_process
         if self.main:
             log.info(
                 "training %s parameters in %d layers of %s with %s, %d steps; memory so far: %s",
-                f"{self.trained:,}", len(plan.layers), plan.family.title, args.adapter_type,
-                steps, peak_memory(accelerator.device),
+                f"{self.trained:,}", len(plan.layers), plan.family.title,
+                settings.adapter.adapter_type, steps, peak_memory(accelerator.device),
             )  # fmt: skip
             self._forget_after(first)
         self.file = open(self.path, "a", encoding="utf-8") if self.main else None  # noqa: SIM115
@@ -133,11 +134,12 @@ class RunLog:
             self.accelerator.log({"loss": loss, "lr": lr}, step=done)
 
     def _diverged(self, what: str, step: int) -> UserError:
-        good = sorted(self.args.output_dir.glob("checkpoint-*"), key=lambda p: int(p.name[11:]))
-        kept = f"the last good checkpoint is {good[-1]}" if good else "no checkpoint was due yet"
+        good = checkpoints_in(self.settings.output.output_dir)
+        kept = f"the last good checkpoint is {good[0]}" if good else "no checkpoint was due yet"
+        rate = self.settings.optimisation.learning_rate
         return UserError(
-            f"{what} became NaN or infinite at step {step} (learning rate "
-            f"{self.args.learning_rate:g}): lower --learning_rate, or train without fp16; {kept}."
+            f"{what} became NaN or infinite at step {step} (learning rate {rate:g}): lower "
+            f"--learning_rate, or train without fp16; {kept}."
         )
 
     def stopped(self, done: int, folder: Path | None, caught: Sequence[int]) -> int:
@@ -163,10 +165,11 @@ class RunLog:
         if not self.main:
             return
         self.bar.close()
-        args, path = self.args, self.args.output_dir / ADAPTER
+        output = self.settings.output
+        path = output.output_dir / ADAPTER
         norms = summarise_norms(relative_norms(models, adapter_name))
         metadata = {**origin, "steps": self.steps, **({NORMS_KEY: norms} if norms else {})}
-        dtype = DTYPES[args.save_precision]
+        dtype = DTYPES[output.save_precision]
         adapter = collect_adapter(models, adapter_name, self.plan.family.name, metadata, dtype)
         try:
             write_adapter(adapter, path)
@@ -175,7 +178,7 @@ class RunLog:
             write_adapter(adapter, rescue)
             raise UserError(f"{error}; the trained adapter was saved to {rescue}") from error
         write_text(
-            args.output_dir / RUN_RECORD,
+            output.output_dir / RUN_RECORD,
             json.dumps({**self.summary(path), NORMS_KEY: norms}, indent=1),
         )
         log.info("saved %s (%.2f MB)", path, path.stat().st_size / 1e6)
@@ -183,11 +186,15 @@ class RunLog:
     def summary(self, path: Path) -> dict[str, Any]:
         """What run.json keeps: settings, counts, times, memory, versions."""
         packages = ("torch", "diffusers", "transformers", "peft", "accelerate")
-        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.args).items()}
-        settings.pop("hub_token", None)  # run.json is shared
+        options = options_of(TrainSettings)
+        settings = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in flat(self.settings).items()
+            if options[name].metadata["in_file"]  # not the token: run.json is shared
+        }
         return {
             "settings": settings,
-            "fixed_settings": dict(self.settings),
+            "fixed_settings": dict(self.fixed),
             "base_family": self.plan.family.name,
             "resolution": self.plan.resolution,
             "layers": len(self.plan.layers),
@@ -204,13 +211,13 @@ class RunLog:
         }
 
 
-def origin_of(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
+def origin_of(settings: TrainSettings, plan: Plan) -> dict[str, Any]:
     """What every adapter file of a run tells of where it comes from, a checkpoint's too."""
     return {
-        "base_model": args.pretrained_model_name_or_path,
-        "instance_prompt": args.instance_prompt or "",
-        "learning_rate": args.learning_rate,
-        "seed": args.seed,
+        "base_model": settings.base.pretrained_model_name_or_path,
+        "instance_prompt": settings.data.instance_prompt or "",
+        "learning_rate": settings.optimisation.learning_rate,
+        "seed": settings.optimisation.seed,
         "resolution": plan.resolution,
     }
 

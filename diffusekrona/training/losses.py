@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from .settings import LossSettings
+
 
 def draw(
     generators: Sequence[torch.Generator],
@@ -71,6 +73,28 @@ def snr_weight(scheduler: Any, timesteps: torch.Tensor, gamma: float) -> torch.T
         return clipped
     # At zero terminal SNR the ratio's limit is 1; the clamp keeps 0 / 0 away.
     return clipped / (snr + 1) if kind == "v_prediction" else clipped / snr.clamp(min=1e-12)
+
+
+def batch_loss(
+    settings: LossSettings,
+    scheduler: Any,
+    prediction: torch.Tensor,
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+    num_prior: int = 0,
+) -> torch.Tensor:
+    """The loss of one batch, as the settings ask for it: a scalar.
+
+    Args:
+        prediction, latents, noise: (n, c, h, w); timesteps: (n,).
+        num_prior: how many samples, the last ones, are of the class.
+    """
+    weight = None
+    if settings.snr_gamma is not None:
+        weight = snr_weight(scheduler, timesteps, settings.snr_gamma)
+    target = denoising_target(scheduler, latents, noise, timesteps)
+    return dreambooth_loss(prediction, target, weight, num_prior, settings.prior_loss_weight)
 
 
 def dreambooth_loss(

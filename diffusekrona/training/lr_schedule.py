@@ -4,27 +4,29 @@ without torch. A run follows the same functions (and a test compares them with d
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
 from typing import Any
 
 from ..common.errors import UserError
+from .settings import OptimisationSettings
 
 POLYNOMIAL_END = 1e-7  # learning rate at the end of the polynomial schedule
 
 
-def rate_factor(args: argparse.Namespace, steps: int, rate: float) -> Callable[[int], float]:
+def rate_factor(
+    optimisation: OptimisationSettings, steps: int, rate: float
+) -> Callable[[int], float]:
     """What multiplies the learning rate `rate` at optimizer step 0, 1, 2 … of a run of `steps`.
 
     Raises:
         UserError: step rules that cannot be read; a rate below the polynomial schedule's end.
     """
-    name, warmup = args.lr_scheduler, args.lr_warmup_steps
+    name, warmup = optimisation.lr_scheduler, optimisation.lr_warmup_steps
     if name == "constant":
         return lambda step: 1.0
     if name == "piecewise_constant":
-        return _piecewise(args.lr_step_rules)
+        return _piecewise(optimisation.lr_step_rules)
     if name == "polynomial" and rate <= POLYNOMIAL_END:
         raise UserError(f"--lr_scheduler polynomial ends at {POLYNOMIAL_END}: start above it.")
     rest = max(1, steps - warmup)
@@ -33,18 +35,18 @@ def rate_factor(args: argparse.Namespace, steps: int, rate: float) -> Callable[[
         "linear": lambda step: max(0.0, (rest - step) / rest),
         "cosine": lambda step: _cosine(step / rest),
         "cosine_with_restarts": lambda step: (
-            _cosine(args.lr_num_cycles * (step / rest) % 1.0) if step < rest else 0.0
+            _cosine(optimisation.lr_num_cycles * (step / rest) % 1.0) if step < rest else 0.0
         ),
-        "polynomial": lambda step: _polynomial(step / rest, args.lr_power, rate),
+        "polynomial": lambda step: _polynomial(step / rest, optimisation.lr_power, rate),
     }[name]
     return lambda step: step / max(1, warmup) if step < warmup else after(step - warmup)
 
 
-def make_lr_scheduler(args: argparse.Namespace, optimizer: Any, steps: int) -> Any:
+def make_lr_scheduler(optimisation: OptimisationSettings, optimizer: Any, steps: int) -> Any:
     """torch's learning-rate scheduler for `steps` optimizer steps."""
     from torch.optim.lr_scheduler import LambdaLR
 
-    return LambdaLR(optimizer, rate_factor(args, steps, optimizer.defaults["lr"]))
+    return LambdaLR(optimizer, rate_factor(optimisation, steps, optimizer.defaults["lr"]))
 
 
 def move_to(lr_scheduler: Any, position: int) -> None:

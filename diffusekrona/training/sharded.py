@@ -12,17 +12,17 @@ run takes from it only the number of processes and the precision.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..bases.settings import PrecisionSettings
 from ..common.errors import UserError
 
 
-def shards_base(args: argparse.Namespace, accelerator: Any) -> bool:
+def shards_base(precision: PrecisionSettings, batch_size: int, accelerator: Any) -> bool:
     """Whether the base is to be shared out: asked for by flag or by accelerate's configuration.
 
     Raises:
@@ -39,12 +39,12 @@ def shards_base(args: argparse.Namespace, accelerator: Any) -> bool:
                 "--shard_base with accelerate's multi-GPU configuration."
             )
         # It reads the batch off a dataloader, which this loop does not have.
-        config["train_micro_batch_size_per_gpu"] = args.train_batch_size
+        config["train_micro_batch_size_per_gpu"] = batch_size
         return False
-    wanted = args.shard_base or kind == DistributedType.FSDP
+    wanted = precision.shard_base or kind == DistributedType.FSDP
     if kind == DistributedType.FSDP:
         accelerator.state.distributed_type = DistributedType.MULTI_GPU
-    if wanted and args.quantize_base != "none":
+    if wanted and precision.quantize_base != "none":
         raise UserError("--quantize_base and a sharded base do not go together: take one.")
     return wanted and accelerator.num_processes > 1
 

@@ -2,19 +2,92 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
+from ..bases import backbones
 from ..bases.backbones import Family, build_pipeline
-from ..common.errors import UserError
+from ..bases.small_cards import tile_vae
+from ..common.errors import UserError, shortened
 from ..common.pictures import load_square
+from ..data.cache import DTYPES, Data, cache_texts
+from ..data.folder import first_pictures
 from ..sampling.grids import Grid, read_recipe, save_png
 from ..sampling.pipeline import generate
+from .plan import Plan
+from .settings import TrainSettings
+
+log = logging.getLogger("diffusekrona")
+
+
+def validate(
+    settings: TrainSettings,
+    plan: Plan,
+    accelerator: Any,
+    unet: nn.Module,
+    data: Data,
+    step: int,
+) -> None:
+    """Draw the validation prompts, on the main process.
+
+    A failure costs no training and is logged. Only before the first step is it raised: what cannot
+    be drawn then, nobody would see arrive.
+    """
+    if settings.validation.validation_prompt and accelerator.is_main_process:
+        try:
+            images = _draw(settings, plan, unet, data, step)
+            show_in_trackers(accelerator, images, step)
+        except Exception as error:
+            if step == 0:
+                raise
+            log.warning("no validation pictures at step %d: %s", step, shortened(error, 300))
+    accelerator.wait_for_everyone()
+
+
+def _draw(
+    settings: TrainSettings, plan: Plan, unet: nn.Module, data: Data, step: int
+) -> list[Image.Image]:
+    base, precision, validation = settings.base, settings.precision, settings.validation
+    revision = {"revision": base.revision}
+    states = data.states
+    if data.text_encoders:
+        tokenizers = backbones.load_tokenizers(plan.base, plan.family, **revision)
+        prompts = [*validation.validation_prompt, ""]
+        states = cache_texts(plan.family, tokenizers, data.text_encoders, prompts)
+    vae = backbones.load_vae(
+        plan.base,
+        base.pretrained_vae_model_name_or_path,
+        torch_dtype=DTYPES[precision.vae_dtype],
+        variant=base.variant,
+        **revision,
+    )
+    if precision.vae_tiling:
+        tile_vae(vae)
+    return draw_validation(
+        plan.family,
+        plan.base,
+        unet,
+        states,
+        validation.validation_prompt,
+        settings.output.output_dir / "validation",
+        step,
+        num_images=validation.num_validation_images,
+        steps=validation.validation_inference_steps,
+        guidance=validation.validation_guidance_scale,
+        size=(plan.resolution, plan.resolution),
+        vae=vae,
+        sampler=backbones.load_sampler(plan.base, **revision),
+        photos=first_pictures(settings.data.instance_data_dir, MOST_PHOTOS),
+    )
+
 
 MOST_PHOTOS = 8  # of the subject, in the first column of the grid
 
@@ -117,3 +190,15 @@ def validation_grid(folder: Path, labels: Sequence[str]) -> Grid:
     )
     named = zip((f"step {step}" for step in rows), pictures, strict=True)
     return Grid("", tuple(labels), tuple(named))
+
+
+def show_in_trackers(accelerator: Any, images: Sequence[Any], step: int) -> None:
+    """Put validation pictures where the losses are."""
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            stack = np.stack([np.asarray(image) for image in images])
+            tracker.writer.add_images("validation", stack, step, dataformats="NHWC")
+        elif tracker.name == "wandb":
+            import wandb
+
+            tracker.log({"validation": [wandb.Image(image) for image in images]}, step=step)

@@ -51,7 +51,7 @@ from diffusekrona.study.results import (
 )
 from diffusekrona.study.spread import spreads
 from diffusekrona.study.yaml_files import read_study, to_yaml
-from diffusekrona.training.flags import build_parser, parse_args
+from diffusekrona.training.settings import parse_settings
 
 COLOURS = ("red", "green", "blue")
 FLAGS = {"max_train_steps": 2, "a2": 16, "cpu": True}
@@ -98,8 +98,9 @@ def test_declared_studies_are_training_runs(bundled, subject, tmp_path) -> None:
             continue  # wants four pictures
         for cell in cells_of(study, [subject], judging)[1:]:
             arguments = training_arguments(cell, tmp_path, tmp_path / "run")
-            args = build_parser().parse_args(arguments)  # every flag is one of the trainer's
-            assert args.instance_prompt == "a sks dog" and args.seed == cell.seed
+            settings = parse_settings(arguments)  # every flag is one of the trainer's
+            assert settings.data.instance_prompt == "a sks dog"
+            assert settings.optimisation.seed == cell.seed
     with pytest.raises(UserError, match="3 pictures, the study wants 4"):
         cells_of(declared["few-shot"], [subject], judging)
 
@@ -433,19 +434,21 @@ def test_other_pictures_are_drawn_from_the_run_that_is_there(subject, judging, t
 
 
 def test_every_flag_reaches_training(subject, judging, tmp_path) -> None:
-    flags = {"adam_weight_decay": 0, "max_grad_norm": 0.0, "mixed_precision": False}
+    flags = {"adam_weight_decay": 0, "lr_power": 0.0, "mixed_precision": False}
     flags |= {"random_flip": True, "center_crop": False, "snr_gamma": None}
     cells = cells_of(with_flags(tiny_study(), flags), [subject], judging)
     check_flags(cells)
-    args = parse_args(training_arguments(cells[1], tmp_path, tmp_path / "run"))
-    assert (args.adam_weight_decay, args.max_grad_norm, args.mixed_precision) == (0, 0, "no")
-    assert args.random_flip and not args.center_crop and args.snr_gamma is None
+    settings = parse_settings(training_arguments(cells[1], tmp_path, tmp_path / "run"))
+    optimisation, data = settings.optimisation, settings.data
+    assert (optimisation.adam_weight_decay, optimisation.lr_power) == (0, 0)
+    assert settings.precision.mixed_precision == "no" and settings.loss.snr_gamma is None
+    assert data.random_flip and not data.center_crop
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"learning_rte": 1e-3}, "no flag --learning_rte"),
+        ({"learning_rte": 1e-3}, "'learning_rte' is not a setting (did you mean learning_rate?)"),
         ({"lr_scheduler": "cosin"}, "lr_scheduler"),
         ({"rank": 4.5}, "rank"),
     ],

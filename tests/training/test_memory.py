@@ -21,10 +21,10 @@ from diffusekrona.bases.backbones import FAMILIES
 from diffusekrona.bases.published import BASES
 from diffusekrona.common.errors import UserError
 from diffusekrona.train_dreambooth import main
-from diffusekrona.training.flags import parse_args
 from diffusekrona.training.losses import dreambooth_loss
 from diffusekrona.training.memory import count, estimate, table, trace
 from diffusekrona.training.plan import make_plan
+from diffusekrona.training.settings import parse_settings
 
 CONFIG = KronAConfig(a1=4, a2=16, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
 
@@ -145,8 +145,8 @@ def write_configs(folder: Path, parts: dict[str, dict[str, Any]]) -> Path:
 
 def planned(base: str, *more: str) -> tuple[Any, Any]:
     required = ["--instance_data_dir", ".", "--output_dir", "unused", "--instance_prompt", "a dog"]
-    args = parse_args(["--pretrained_model_name_or_path", base, *required, *more])
-    return args, make_plan(args)
+    settings = parse_settings(["--pretrained_model_name_or_path", base, *required, *more])
+    return settings, make_plan(settings.base, settings.adapter, settings.data.resolution)
 
 
 BF16, DRAW = ["--mixed_precision", "bf16"], ["--validation_prompt", "a dog"]
@@ -169,11 +169,11 @@ PRIOR = ["--with_prior_preservation", "--class_data_dir", "class", "--class_prom
 def test_the_table_holds_what_is_counted(base, more, tmp_path: Path) -> None:
     if base in BASES:
         base = str(write_configs(tmp_path / base, BASES[base]))
-    args, plan = planned(base, *more)
-    known = table.look_up(args, plan)
+    settings, plan = planned(base, *more)
+    known = table.look_up(settings, plan)
     assert known is not None
-    told = estimate.phases(args, plan, known)
-    counted = estimate.phases(args, plan, count.count(args, plan))
+    told = estimate.phases(settings, plan, known)
+    counted = estimate.phases(settings, plan, count.count(settings, plan))
     assert len(told) == len(counted)
     for ours, exact in zip(told, counted, strict=True):
         assert ours.parts == pytest.approx(exact.parts, rel=0.05), ours.name
@@ -195,9 +195,9 @@ def test_what_the_table_cannot_hold_is_counted(tiny_sd1) -> None:
     for more in (["--terms", "2"], ["--attn_update_unet", "o"], ["--train_text_encoder"]):
         assert table.look_up(*planned("pocket", *more)) is None
     assert table.look_up(*planned("pocket", *LORA, "--rank", "64")) is None
-    args, plan = planned(str(tiny_sd1), "--a2", "16")
-    assert table.look_up(args, plan) is None
-    assert estimate.estimate(args, plan)[-1].parts["factors"] == 4 * plan.parameters
+    settings, plan = planned(str(tiny_sd1), "--a2", "16")
+    assert table.look_up(settings, plan) is None
+    assert estimate.estimate(settings, plan)[-1].parts["factors"] == 4 * plan.parameters
 
 
 def test_bytes_of_states_are_adams() -> None:
@@ -211,13 +211,13 @@ def test_bytes_of_states_are_adams() -> None:
 
 def test_low_vram_is_a_recipe_that_gives_way() -> None:
     required = ["--pretrained_model_name_or_path", "b", "--instance_data_dir", ".", "--output_dir"]
-    plain = parse_args([*required, "o"])
+    plain = parse_settings([*required, "o"]).precision
     assert not (plain.gradient_checkpointing or plain.vae_tiling)
-    low = parse_args([*required, "o", "--low_vram"])
+    low = parse_settings([*required, "o", "--low_vram"]).precision
     assert low.gradient_checkpointing and low.cpu_offload_checkpointing and low.vae_tiling
     assert low.mixed_precision == "bf16"
     own = ["--mixed_precision", "fp16", "--no-cpu_offload_checkpointing", "--quantize_base", "none"]
-    mine = parse_args([*required, "o", "--low_vram", *own])
+    mine = parse_settings([*required, "o", "--low_vram", *own]).precision
     assert (mine.mixed_precision, mine.cpu_offload_checkpointing) == ("fp16", False)
     assert mine.quantize_base == "none" and mine.gradient_checkpointing
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -16,8 +16,8 @@ from diffusekrona.bases.layer_shapes import linear_layers
 from diffusekrona.bases.published import SD15_UNET, SD21_UNET, SDXL_UNET
 from diffusekrona.common.errors import UserError
 from diffusekrona.krona import target_layers
-from diffusekrona.training.flags import SCHEDULES
 from diffusekrona.training.lr_schedule import make_lr_scheduler, rate_factor
+from diffusekrona.training.settings import OptimisationSettings, Schedule
 
 UNET = "UNet2DConditionModel"
 ALL = (*UNET_LETTERS.values(), "ff.net.0.proj", "ff.net.2")
@@ -112,27 +112,27 @@ def test_a_vaes_config_is_complete() -> None:
     assert AutoencoderKL().config.scaling_factor == 0.18215  # what old configs leave to diffusers
 
 
-def schedule(name: str, warmup: int = 0, **more) -> argparse.Namespace:
+def schedule(name: str, warmup: int = 0, **more) -> OptimisationSettings:
     settings = {"lr_num_cycles": 3, "lr_power": 1.7, "lr_step_rules": "1:5,0.3:11,0.01", **more}
-    return argparse.Namespace(lr_scheduler=name, lr_warmup_steps=warmup, **settings)
+    return OptimisationSettings(lr_scheduler=name, lr_warmup_steps=warmup, **settings)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", get_args(Schedule))
 @pytest.mark.parametrize("warmup", [0, 4])
 def test_schedules_are_bit_for_bit_those_of_diffusers(name, warmup) -> None:
-    args, rate, steps = schedule(name, warmup), 6e-4, 23
+    optimisation, rate, steps = schedule(name, warmup), 6e-4, 23
     theirs, ours = (torch.optim.SGD([torch.zeros(1)], lr=rate) for _ in range(2))
     reference = get_scheduler(
         name,
         theirs,
-        step_rules=args.lr_step_rules,
+        step_rules=optimisation.lr_step_rules,
         num_warmup_steps=warmup,
         num_training_steps=steps,
-        num_cycles=args.lr_num_cycles,
-        power=args.lr_power,
+        num_cycles=optimisation.lr_num_cycles,
+        power=optimisation.lr_power,
     )
-    scheduler = make_lr_scheduler(args, ours, steps)
-    factor = rate_factor(args, steps, rate)
+    scheduler = make_lr_scheduler(optimisation, ours, steps)
+    factor = rate_factor(optimisation, steps, rate)
     for step in range(steps + 3):
         assert ours.param_groups[0]["lr"] == theirs.param_groups[0]["lr"] == rate * factor(step)
         for each in (theirs, reference, ours, scheduler):

@@ -7,7 +7,6 @@ libraries.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,33 +22,36 @@ from .trace import step_peak, without_gradients
 
 if TYPE_CHECKING:
     from ..plan import Plan
+    from ..settings import TrainSettings
 
 
-def count(args: argparse.Namespace, plan: Plan) -> Sizes:
+def count(settings: TrainSettings, plan: Plan) -> Sizes:
     """The sizes of a run.
 
     Raises:
         UserError: a component's config cannot be read.
     """
-    dtype = DTYPES[args.mixed_precision or "no"]
-    vae = build_empty("AutoencoderKL", plan.vae_config, DTYPES[args.vae_dtype])
+    dtype = DTYPES[settings.precision.mixed_precision or "no"]
+    vae = build_empty("AutoencoderKL", plan.vae_config, DTYPES[settings.precision.vae_dtype])
     encoders = {
-        name: build_empty(kind, backbones.read_part_config(plan.base, name, args.revision), dtype)
+        name: build_empty(
+            kind, backbones.read_part_config(plan.base, name, settings.base.revision), dtype
+        )
         for name, kind in backbones.text_encoder_kinds(plan.family).items()
     }
     text = sum(map(weight_bytes, encoders.values()))
-    config = backbones.read_unet_config(plan.base, args.revision)
+    config = backbones.read_unet_config(plan.base, settings.base.revision)
     unet = build_empty("UNet2DConditionModel", config, dtype)
-    quantised = args.quantize_base != "none"
-    base, whole = weight_bytes(unet, args.quantize_base), weight_bytes(unet)
+    quantised = settings.precision.quantize_base != "none"
+    base, whole = weight_bytes(unet, settings.precision.quantize_base), weight_bytes(unet)
     largest = max(layer.weight.nbytes for layer in quantisable(unet).values()) if quantised else 0
-    encoding, drawing = pictures_peaks(vae, plan.resolution, args.vae_tiling)
-    models = {"unet": unet, **(encoders if args.train_text_encoder else {})}
+    encoding, drawing = pictures_peaks(vae, plan.resolution, settings.precision.vae_tiling)
+    models = {"unet": unet, **(encoders if settings.adapter.train_text_encoder else {})}
     for parameter in add_adapters(plan.configs, models, "default"):
         # As in every later step of an accumulation; the gradients' own bytes are no activations.
         parameter.grad = torch.empty_like(parameter)
     side = plan.resolution // backbones.vae_scale(plan.vae_config)
-    step = step_peak(plan.family, models, samples(args), side, checkpoints(args))
+    step = step_peak(plan.family, models, samples(settings), side, checkpoints(settings))
     return Sizes(weight_bytes(vae), text, base, encoding, drawing, largest, step, whole)
 
 

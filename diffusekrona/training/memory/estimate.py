@@ -8,7 +8,6 @@ space that kernels take inside.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from .table import look_up
 
 if TYPE_CHECKING:
     from ..plan import Plan
+    from ..settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -32,34 +32,36 @@ class Phase:
         return sum(self.parts.values())
 
 
-def estimate(args: argparse.Namespace, plan: Plan) -> list[Phase]:
+def estimate(settings: TrainSettings, plan: Plan) -> list[Phase]:
     """The phases of a run in order, each with its peak.
 
     Args:
-        args: the training program's, with `mixed_precision` None counted as "no".
+        settings: of the run, with `mixed_precision` None counted as "no".
 
     Raises:
         UserError: a component's config cannot be read.
     """
-    sizes = look_up(args, plan)
+    sizes = look_up(settings, plan)
     if sizes is None:
         from .count import count  # brings torch
 
-        sizes = count(args, plan)
-    return phases(args, plan, sizes)
+        sizes = count(settings, plan)
+    return phases(settings, plan, sizes)
 
 
-def phases(args: argparse.Namespace, plan: Plan, sizes: Sizes) -> list[Phase]:
+def phases(settings: TrainSettings, plan: Plan, sizes: Sizes) -> list[Phase]:
     """The same from known sizes: what is held at once in each part of a run."""
     tensors = [values for layer in plan.layers for values in layer.tensors]
     factors = 4 * sum(tensors)
     kept = {"base": sizes.base}
-    if args.train_text_encoder:
+    if settings.adapter.train_text_encoder:
         kept["text encoders"] = sizes.text_encoders
     kept |= {
-        "factors": factors * (2 if args.use_ema else 1),
+        "factors": factors * (2 if settings.optimisation.use_ema else 1),
         "gradients": factors,
-        "optimizer": sum(state_bytes(args.optimizer, values) for values in tensors),
+        "optimizer": sum(
+            state_bytes(settings.optimisation.optimizer, values) for values in tensors
+        ),
     }
     if sizes.dequantised:
         kept["one weight dequantised"] = sizes.dequantised
@@ -68,12 +70,13 @@ def phases(args: argparse.Namespace, plan: Plan, sizes: Sizes) -> list[Phase]:
         Phase("captions to text states", {"text encoders": sizes.text_encoders}),
         Phase("training", {**kept, "activations": sizes.step}),
     ]
-    if args.with_prior_preservation:  # drawn by the base as it is, if they are not there yet
+    if settings.prior.with_prior_preservation:
+        # Drawn by the base as it is, if they are not there yet.
         parts = {"UNet": sizes.whole_unet, "activations": sizes.drawing}
-        if not args.low_vram:  # which has only the model on the card that is at work
+        if not settings.precision.low_vram:  # which has only the model on the card that is at work
             parts |= {"text encoders": sizes.text_encoders, "VAE": sizes.vae}
         told.insert(0, Phase("class pictures", parts))
-    if args.validation_prompt:
+    if settings.validation.validation_prompt:
         parts = {**kept, "VAE": sizes.vae, "activations": sizes.drawing}
         told.append(Phase("validation pictures", parts))
     return told

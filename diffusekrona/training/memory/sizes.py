@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..settings import TrainSettings
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}  # of a value, by precision
 WIDTHS = {"no": 4, **BYTES}  # by what --mixed_precision may say
@@ -31,13 +34,15 @@ class Sizes:
     whole_unet: int
 
 
-def samples(args: argparse.Namespace) -> int:
+def samples(settings: TrainSettings) -> int:
     """In a forward pass, those of prior preservation included."""
-    return args.train_batch_size * (2 if args.with_prior_preservation else 1)
+    return settings.optimisation.train_batch_size * (
+        2 if settings.prior.with_prior_preservation else 1
+    )
 
 
-def checkpoints(args: argparse.Namespace) -> str:
+def checkpoints(settings: TrainSettings) -> str:
     """Where gradient checkpointing keeps the blocks' inputs: "device", "host", or "none"."""
-    if not args.gradient_checkpointing:
+    if not settings.precision.gradient_checkpointing:
         return "none"
-    return "host" if args.cpu_offload_checkpointing else "device"
+    return "host" if settings.precision.cpu_offload_checkpointing else "device"

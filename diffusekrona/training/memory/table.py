@@ -6,7 +6,6 @@ of each kind give it for any batch and resolution (`make_table`).
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping
 from functools import cache
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...adapters.layers import FEED_FORWARD, UNET_LETTERS
 from ...adapters.methods import METHODS, method_of, targets_of
+from ...adapters.settings import AdapterSettings
 from ...bases import backbones
 from ...bases.layer_shapes import CLIP_DEFAULTS, UNET_DEFAULTS, unet_layers
 from .sizes import WIDTHS, Sizes, checkpoints, samples
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
     from ..plan import Plan
+    from ..settings import TrainSettings
 
 TABLE = Path(__file__).parent / "table.json"
 LARGEST_RANK = 16  # up to which a LoRA's rank hardly shows in a step
@@ -60,28 +61,31 @@ DECIDING["text_encoder"] = DECIDING["text_encoder_2"] = {
 }
 
 
-def look_up(args: argparse.Namespace, plan: Plan) -> Sizes | None:
+def look_up(settings: TrainSettings, plan: Plan) -> Sizes | None:
     """The sizes of a run, or None where the table does not know its base or its flags.
 
     Raises:
         UserError: a component's config cannot be read.
     """
     kind = _kind(plan.configs)
-    config = backbones.read_unet_config(plan.base, args.revision)
+    config = backbones.read_unet_config(plan.base, settings.base.revision)
     unet, vae = _find("unet", config), _find("vae", plan.vae_config)
     encoders = [
-        _find(name, backbones.read_part_config(plan.base, name, args.revision))
+        _find(name, backbones.read_part_config(plan.base, name, settings.base.revision))
         for name in plan.family.text_encoders
     ]
     if kind is None or unet is None or vae is None or None in encoders:
         return None
-    width, vae_width = WIDTHS[args.mixed_precision or "no"], WIDTHS[args.vae_dtype]
+    width, vae_width = (
+        WIDTHS[settings.precision.mixed_precision or "no"],
+        WIDTHS[settings.precision.vae_dtype],
+    )
     side = plan.resolution // backbones.vae_scale(plan.vae_config)
-    drawing = "tiled" if args.vae_tiling and side > vae["tile"] else "drawing"
-    quantised = args.quantize_base != "none"
+    drawing = "tiled" if settings.precision.vae_tiling and side > vae["tile"] else "drawing"
+    quantised = settings.precision.quantize_base != "none"
     base = unet["values"] * width
     if quantised:
-        base += unet[args.quantize_base] - unet["quantisable"] * width
+        base += unet[settings.precision.quantize_base] - unet["quantisable"] * width
     return Sizes(
         vae=vae["values"] * vae_width,
         text_encoders=sum(encoder["values"] for encoder in encoders if encoder) * width,
@@ -89,7 +93,7 @@ def look_up(args: argparse.Namespace, plan: Plan) -> Sizes | None:
         encoding=on(vae["encoding"][str(vae_width)], plan.resolution**2),
         drawing=on(vae[drawing][str(vae_width)], plan.resolution**2),
         dequantised=unet["largest"] * width if quantised else 0,
-        step=samples(args) * on(unet["step"][kind][checkpoints(args)][str(width)], side**2),
+        step=samples(settings) * on(unet["step"][kind][checkpoints(settings)][str(width)], side**2),
         whole_unet=unet["values"] * width,
     )
 
@@ -109,10 +113,7 @@ def _kind(configs: Mapping[str, PeftConfig]) -> str | None:
 
 def kinds() -> dict[str, PeftConfig]:
     """What the table holds: all four projections, with and without feed-forward layers."""
-    settings = argparse.Namespace(
-        a1=4, a2=16, factors=None, krona_scale=1.0, terms=1, init_weights="normal",
-        output_order="kron", rank=4, lora_alpha=None,
-    )  # fmt: skip
+    settings = AdapterSettings(a2=16)
     found = {}
     for name in ("krona", "lora"):
         for ending, more in (("", ()), (", feed-forward", FEED_FORWARD)):

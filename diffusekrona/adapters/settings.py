@@ -1,0 +1,44 @@
+"""Which adapter is trained, and on which layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..common.settings import setting
+from .methods import METHODS
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """The adapter."""
+
+    adapter_type: str = setting(
+        "krona", choices=tuple(METHODS), help="Method; lora is the baseline."
+    )
+    attn_update_unet: str = setting(
+        "kqvo", metavar="LETTERS", help="Attention projections to adapt: any of k, q, v, o."
+    )
+    a1: int = setting(4, help="Rows of A; must divide out_features.")
+    a2: int = setting(64, help="Columns of A; must divide in_features.")
+    factors: str | None = setting(
+        None, metavar="k=8x64,o=2x64", help="Factors a1 x a2 of single projections."
+    )
+    krona_scale: float = setting(1.0, help="Multiply delta W by this constant.")
+    terms: int = setting(1, minimum=1, help="Sum this many Kronecker products in each layer.")
+    init_weights: Literal["normal", "kaiming_uniform", "both"] = setting(
+        "normal", help="Initialise A like this (B starts at zero, except with both)."
+    )
+    output_order: Literal["kron", "interleaved"] = setting(
+        "kron",
+        help="Order of the output; interleaved is that of the published code's checkpoints.",
+    )
+    rank: int = setting(4, minimum=1, help="Rank of a LoRA.")
+    lora_alpha: float | None = setting(None, help="Alpha of a LoRA; by default its rank (scale 1).")
+    train_feed_forward: bool = setting(False, help="Adapt the feed-forward layers as well.")
+    train_text_encoder: bool = setting(False, help="Adapt the text encoders as well.")
+    text_encoder_a1: int | None = setting(None, help="a1 in the text encoders; default: --a1.")
+    text_encoder_a2: int | None = setting(None, help="a2 in the text encoders; default: --a2.")
+    attn_update_text: str = setting(
+        "kqvo", metavar="LETTERS", help="Projections of the text encoders to adapt."
+    )

@@ -1,0 +1,74 @@
+"""Which base model is used, and how its weights are held."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..common.settings import setting
+
+
+@dataclass(frozen=True)
+class BaseSettings:
+    """The base model."""
+
+    pretrained_model_name_or_path: str = setting(
+        metavar="NAME_OR_PATH",
+        help="Hub name, diffusers folder, or a bundled model: pocket, pocket-sdxl.",
+    )
+    pretrained_vae_model_name_or_path: str | None = setting(
+        None, metavar="NAME_OR_PATH", help="Use another VAE, such as an SDXL VAE made for fp16."
+    )
+    revision: str | None = setting(None, help="Use this revision of the base on the hub.")
+    variant: str | None = setting(None, help="Use this variant of the base's files, such as fp16.")
+
+
+@dataclass(frozen=True)
+class PrecisionSettings:
+    """Precision and memory."""
+
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
+        None,
+        may_change_on_resume=True,  # its outcome, with accelerate's configuration, may not
+        help="Compute the base in this precision; by default as accelerate is configured. The "
+        "factors stay fp32.",
+    )
+    vae_dtype: Literal["fp32", "fp16", "bf16"] = setting(
+        "fp32", help="Set the VAE's precision; the published SDXL VAE overflows in fp16."
+    )
+    low_vram: bool = setting(
+        False,
+        may_change_on_resume=True,  # what it stands for is compared
+        help="Use the recipe for small cards: gradient checkpointing with checkpoints in host "
+        "memory, bf16, a tiled VAE for validation pictures and, if bitsandbytes is installed, a "
+        "base quantised to nf4. Flags that you give take precedence.",
+    )
+    gradient_checkpointing: bool = setting(
+        False, may_change_on_resume=True, help="Save memory at the cost of slower steps."
+    )
+    cpu_offload_checkpointing: bool = setting(
+        False,
+        may_change_on_resume=True,
+        help="Use gradient checkpointing and keep the checkpoints in host memory.",
+    )
+    quantize_base: Literal["none", "nf4", "int8"] = setting(
+        "none",
+        ignore_case=True,
+        help="Keep the frozen base's transformer blocks in 4 or 8 bit; needs bitsandbytes.",
+    )
+    vae_tiling: bool = setting(
+        False,
+        may_change_on_resume=True,
+        help="Decode validation pictures in tiles: less memory, almost the same picture.",
+    )
+    shard_base: bool = setting(
+        False,
+        may_change_on_resume=True,
+        help="Shard the frozen UNet over the processes, if there are several (FSDP2).",
+    )
+    allow_tf32: bool = setting(False, help="Allow TF32 matrix products on Ampere and later.")
+    enable_xformers_memory_efficient_attention: bool = setting(
+        False,
+        help="Use xformers' attention; torch's own needs no more memory and is the default.",
+    )
+    cpu: bool = setting(False, may_change_on_resume=True, help="Train on the CPU despite a GPU.")

@@ -1,0 +1,65 @@
+"""What is trained on: the subject's pictures, and pictures of its class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..common.settings import setting
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """The subject's pictures."""
+
+    instance_data_dir: Path = setting(
+        metavar="FOLDER",
+        may_change_on_resume=True,  # the pictures' content is compared
+        help="Folder of the subject's pictures.",
+    )
+    instance_prompt: str | None = setting(
+        None,
+        may_change_on_resume=True,  # the captions are compared
+        help='Prompt with the identifier: "a sks dog". A picture.txt beside picture.jpg, or a '
+        "metadata.jsonl, gives single pictures captions of their own.",
+    )
+    resolution: int | None = setting(
+        None,
+        minimum=1,
+        may_change_on_resume=True,  # its outcome, with the base's own, may not
+        help="Train at this many pixels per side; by default the base's own.",
+    )
+    center_crop: bool = setting(False, help="Crop the middle instead of random places.")
+    random_flip: bool = setting(False, help="Add mirrored pictures.")
+    aspect_ratio_buckets: bool = setting(
+        False,
+        help="Keep pictures' shapes: train at sizes of equal area instead of cropping squares.",
+    )
+    latents_cache_dir: Path | None = setting(
+        None,
+        metavar="FOLDER",
+        may_change_on_resume=True,
+        help="Cache latents and text states here for later runs; by default beside the hub's "
+        "downloads, ~/.cache/huggingface/assets/diffusekrona.",
+    )
+    no_latents_cache: bool = setting(
+        False, may_change_on_resume=True, help="Neither read nor write that cache."
+    )
+
+
+@dataclass(frozen=True)
+class PriorSettings:
+    """Prior preservation."""
+
+    with_prior_preservation: bool = setting(False, help="Train on class pictures as well.")
+    class_data_dir: Path | None = setting(
+        None,
+        metavar="FOLDER",
+        may_change_on_resume=True,  # the pictures' content is compared
+        help="Folder of class pictures; missing ones are generated here.",
+    )
+    class_prompt: str | None = setting(None, help='Prompt without the identifier: "a dog".')
+    num_class_images: int = setting(100, minimum=1, help="Use this many class pictures.")
+    sample_batch_size: int = setting(
+        4, minimum=1, may_change_on_resume=True, help="Generate this many of them at once."
+    )

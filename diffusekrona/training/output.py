@@ -1,0 +1,139 @@
+"""The output folder of a run: one run at a time, and no result lost by mistake."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..common.errors import UserError, writing
+from ..common.json_files import read_json
+from .checkpoint import (
+    ADAPTER,
+    RUN_RECORD,
+    checkpoints_in,
+    remove_checkpoint,
+    remove_leftovers,
+)
+from .resume import check_agreement
+from .settings import OutputSettings
+from .validation import remove_validation
+
+log = logging.getLogger("diffusekrona")
+
+RUN_SETTINGS = "run.yaml"
+PATIENCE = 10.0  # seconds that a run which was killed may take to leave the system
+
+
+@contextmanager
+def claim_output(folder: Path, is_main_process: bool = True) -> Iterator[None]:
+    """Keep other runs out of `folder` for as long as the block runs, or this process lives.
+
+    Args:
+        is_main_process: of several processes of one run, only this one takes the lock.
+
+    Raises:
+        UserError: another run is writing there, or nothing can be written there.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder} is a file: give a folder.")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    if is_main_process:
+        with writing(folder):
+            _acquire(lock, folder)
+        remove_leftovers(folder)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, folder: Path) -> None:
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        raise UserError(
+            f"another run is writing to {folder}: choose another --output_dir, or wait for its end."
+        ) from None
+    except NotImplementedError:
+        log.warning("%s is on a file system without locks: start only one run in it", folder)
+
+
+def refuse_to_overwrite(output: OutputSettings) -> None:
+    """Keep an earlier run's result from being lost, unless its user says so.
+
+    Raises:
+        UserError: `output_dir` holds a result or an unfinished run, and no flag says what to do.
+    """
+    folder = output.output_dir
+    if output.overwrite_output_dir or output.resume_from_checkpoint:
+        return
+    for found in (*folder.glob(ADAPTER), *checkpoints_in(folder)):
+        raise UserError(
+            f"{folder} already holds {found.name}: choose another --output_dir, go on with "
+            "--resume_from_checkpoint latest, or replace it with --overwrite_output_dir."
+        )
+
+
+def delete_old_run(folder: Path) -> None:
+    """Delete what an earlier run left in `folder`, for `--overwrite_output_dir`. Its adapter stays
+    until the new one replaces it."""
+    (folder / RUN_RECORD).unlink(missing_ok=True)  # or the new run's checkpoints would be refused
+    for old in checkpoints_in(folder):
+        remove_checkpoint(old)
+    remove_validation(folder / "validation")
+
+
+def already_finished(output: OutputSettings, steps: int, fixed: Mapping[str, Any]) -> bool:
+    """Whether a run that would be resumed has nothing left to do: its result is there.
+
+    Args:
+        fixed: what must agree, as `resume.fixed_settings` gives it.
+
+    Raises:
+        UserError: the result is there, but was trained otherwise.
+    """
+    adapter, record = output.output_dir / ADAPTER, output.output_dir / RUN_RECORD
+    if output.resume_from_checkpoint != "latest" or not adapter.is_file():
+        return False
+    if not record.is_file():
+        return False
+    try:
+        run = read_json(record, FinishedRun)
+    except UserError as error:
+        log.warning("%s; looking for a checkpoint instead", error)
+        return False
+    check_agreement(output.output_dir, run.fixed_settings, fixed)
+    if run.steps < steps:
+        return False
+    log.info("%s is trained already (%d steps)", adapter, run.steps)
+    return True
+
+
+@dataclass
+class FinishedRun:
+    """What a later run needs of `run.json`."""
+
+    steps: int
+    fixed_settings: dict[str, Any] = field(default_factory=dict)
+
+
+def write_card_and_upload(output: OutputSettings, accelerator: Any) -> None:
+    """Write the run's model card and, if asked for, upload it with the adapter and the grid."""
+    if accelerator.is_main_process:
+        from ..hub.card import write_model_card
+
+        write_model_card(output.output_dir, repo_id=output.hub_model_id)
+        if output.push_to_hub:
+            from ..hub.upload import push_to_hub
+
+            name = output.hub_model_id or output.output_dir.resolve().name
+            address = push_to_hub(output.output_dir, name, token=output.hub_token)
+            log.info("uploaded to %s", address)

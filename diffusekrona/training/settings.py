@@ -1,0 +1,281 @@
+"""The training program's settings. Those that diffusers' DreamBooth scripts have bear their names.
+
+A new setting is one field here, in the group that it belongs to: its flag, its help, its place in
+`run.yaml`, its limits and whether a resumed run must agree in it follow from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from ..adapters.settings import AdapterSettings
+from ..bases.settings import BaseSettings, PrecisionSettings
+from ..common.command_line import parse
+from ..common.errors import UserError
+from ..common.settings import SEEDS, setting, with_values
+from ..data.settings import DataSettings, PriorSettings
+
+Schedule = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "piecewise_constant",
+]
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The loss."""
+
+    snr_gamma: float | None = setting(
+        None, above=0, help="Use Min-SNR weighting with this gamma; 5.0 is its paper's choice."
+    )
+    noise_offset: float = setting(
+        0.0, help="Add offset noise of this strength, for dark or light pictures."
+    )
+    prior_loss_weight: float = setting(1.0, help="Weight of the class pictures' loss.")
+
+
+@dataclass(frozen=True)
+class OptimisationSettings:
+    """Optimisation."""
+
+    train_batch_size: int = setting(
+        1,
+        minimum=1,
+        may_change_on_resume=True,  # the batch over all processes may not
+        help="Pictures per step on each device.",
+    )
+    gradient_accumulation_steps: int = setting(1, minimum=1, help="Batches summed in each step.")
+    max_train_steps: int | None = setting(
+        None,
+        minimum=1,
+        may_change_on_resume=True,
+        help="Number of steps; by default 1000, or as --num_train_epochs says.",
+    )
+    num_train_epochs: int | None = setting(
+        None,
+        minimum=1,
+        may_change_on_resume=True,
+        help="Number of passes over the pictures, instead of steps.",
+    )
+    learning_rate: float = setting(
+        6e-4, above=0, help="Learning rate; 5e-4 to 6e-4 is the optimum in the paper."
+    )
+    text_encoder_lr: float | None = setting(
+        None, above=0, help="Learning rate of the text encoders; by default half of the other."
+    )
+    scale_lr: bool = setting(
+        False, help="Multiply the learning rate by batch, accumulation and processes."
+    )
+    lr_scheduler: Schedule = setting("constant", help="Learning-rate schedule.")
+    lr_warmup_steps: int = setting(0, minimum=0, help="Steps of warm-up.")
+    lr_num_cycles: int = setting(
+        1, minimum=1, help="Number of hard restarts of cosine_with_restarts."
+    )
+    lr_power: float = setting(1.0, help="Power of the polynomial schedule.")
+    lr_step_rules: str | None = setting(
+        None, metavar="RULES", help='Rules of piecewise_constant, such as "1:500,0.1".'
+    )
+    optimizer: Literal["adamw", "adamw8bit", "prodigy"] = setting(
+        "adamw",
+        ignore_case=True,
+        help="Optimizer; adamw8bit needs bitsandbytes, prodigy needs prodigyopt and a learning "
+        "rate of 1.",
+    )
+    use_8bit_adam: bool = setting(
+        False,
+        may_change_on_resume=True,  # --optimizer is compared
+        help="The same as --optimizer adamw8bit.",
+    )
+    adam_beta1: float = setting(0.9, minimum=0, below=1, help="Decay of Adam's first moment.")
+    adam_beta2: float = setting(0.999, minimum=0, below=1, help="Decay of Adam's second moment.")
+    adam_weight_decay: float = setting(1e-2, minimum=0, help="Weight decay.")
+    adam_epsilon: float = setting(1e-8, minimum=0, help="Term that keeps Adam's division finite.")
+    max_grad_norm: float = setting(1.0, above=0, help="Clip gradients to this norm.")
+    use_ema: bool = setting(False, help="Save the moving average of the factors.")
+    ema_decay: float = setting(0.999, minimum=0, maximum=1, help="Decay of that average.")
+    seed: int = setting(0, **SEEDS, help="Seed of all randomness: same seed, same run.")
+
+
+@dataclass(frozen=True)
+class ValidationSettings:
+    """Validation pictures."""
+
+    validation_prompt: tuple[str, ...] = setting(
+        (),
+        append=True,
+        metavar="PROMPT",
+        may_change_on_resume=True,
+        help="Draw this prompt during training; repeat the flag for several.",
+    )
+    validation_steps: int = setting(
+        250,
+        minimum=1,
+        may_change_on_resume=True,
+        help="Draw after every so many steps, besides start and end.",
+    )
+    num_validation_images: int = setting(
+        2, minimum=1, may_change_on_resume=True, help="Pictures per prompt, of seeds 0, 1 …"
+    )
+    validation_inference_steps: int = setting(
+        25, minimum=1, may_change_on_resume=True, help="Denoising steps of these pictures."
+    )
+    validation_guidance_scale: float = setting(
+        7.0, may_change_on_resume=True, help="Classifier-free guidance of these pictures."
+    )
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """Output."""
+
+    output_dir: Path = setting(
+        metavar="FOLDER",
+        may_change_on_resume=True,
+        help="Write adapter.safetensors and all else here.",
+    )
+    overwrite_output_dir: bool = setting(
+        False,
+        may_change_on_resume=True,
+        in_file=False,
+        help="Delete the run that is there and start anew.",
+    )
+    save_precision: Literal["fp32", "fp16", "bf16"] = setting(
+        "fp32", may_change_on_resume=True, help="Precision of the adapter file; fp16 halves it."
+    )
+    checkpointing_steps: int = setting(
+        500,
+        minimum=1,
+        may_change_on_resume=True,
+        help="Save the training state after every so many steps.",
+    )
+    checkpoints_total_limit: int | None = setting(
+        None, minimum=1, may_change_on_resume=True, help="Keep only this many of the newest."
+    )
+    resume_from_checkpoint: str | None = setting(
+        None,
+        metavar="latest|PATH",
+        may_change_on_resume=True,
+        in_file=False,
+        help="Go on from a saved training state.",
+    )
+    report_to: str = setting(
+        "tensorboard", may_change_on_resume=True, help="tensorboard, wandb, all or none."
+    )
+    logging_dir: str = setting(
+        "logs", may_change_on_resume=True, help="Folder of the trackers' logs in --output_dir."
+    )
+    push_to_hub: bool = setting(
+        False, may_change_on_resume=True, help="Upload adapter, card and grid when done."
+    )
+    hub_model_id: str | None = setting(
+        None,
+        metavar="NAME",
+        may_change_on_resume=True,
+        help="Repository on the hub; by default the name of --output_dir.",
+    )
+    hub_token: str | None = setting(
+        None,
+        may_change_on_resume=True,
+        in_file=False,
+        help="Token for the hub; by default that of your login.",
+    )
+    dry_run: bool = setting(
+        False,
+        may_change_on_resume=True,
+        in_file=False,
+        help="Print what the run would do and the memory that it needs, and exit.",
+    )
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Everything that a training run is told, group by group."""
+
+    base: BaseSettings
+    data: DataSettings
+    adapter: AdapterSettings
+    prior: PriorSettings
+    loss: LossSettings
+    optimisation: OptimisationSettings
+    precision: PrecisionSettings
+    validation: ValidationSettings
+    output: OutputSettings
+
+
+def parse_settings(argv: Sequence[str] | None = None) -> TrainSettings:
+    """The settings of a run, checked as far as nothing need be loaded for it.
+
+    Raises:
+        UserError: values that cannot work, one line each.
+        SystemExit: after `--help`.
+    """
+    settings = _parse(argv)
+    if settings.precision.low_vram:  # once more, with other defaults: what was given counts more
+        settings = _parse(argv, low_vram_recipe())
+    return resolve(settings)
+
+
+def _parse(argv: Sequence[str] | None, defaults: dict[str, Any] | None = None) -> TrainSettings:
+    return parse(
+        TrainSettings,
+        argv,
+        prog="diffusekrona.train_dreambooth",
+        description="DreamBooth fine-tuning of Stable Diffusion and SDXL with a Kronecker adapter.",
+        defaults=defaults,
+    )
+
+
+def resolve(settings: TrainSettings) -> TrainSettings:
+    """The settings with what one of them implies for another; refuses those that contradict.
+
+    Raises:
+        UserError: naming the flags.
+    """
+    optimisation, precision, prior = settings.optimisation, settings.precision, settings.prior
+    if prior.with_prior_preservation and not (prior.class_data_dir and prior.class_prompt):
+        raise UserError("--with_prior_preservation needs --class_data_dir and --class_prompt.")
+    if optimisation.lr_scheduler == "piecewise_constant" and not optimisation.lr_step_rules:
+        raise UserError('--lr_scheduler piecewise_constant needs --lr_step_rules, as "1:500,0.1".')
+    output = settings.output
+    if output.overwrite_output_dir and output.resume_from_checkpoint:
+        raise UserError(
+            "--overwrite_output_dir would delete what --resume_from_checkpoint "
+            f"{output.resume_from_checkpoint} goes on from: give one of the two."
+        )
+    optimizer = "adamw8bit" if optimisation.use_8bit_adam else optimisation.optimizer
+    checkpointing = precision.gradient_checkpointing or precision.cpu_offload_checkpointing
+    return with_values(settings, optimizer=optimizer, gradient_checkpointing=checkpointing)
+
+
+def low_vram_recipe() -> dict[str, Any]:
+    """What `--low_vram` stands for on this machine, by name. The optimizer is not in it: only the
+    factors have a state, a few megabytes."""
+    quantised = {"quantize_base": "nf4"} if find_spec("bitsandbytes") else {}
+    return {
+        "gradient_checkpointing": True,
+        "cpu_offload_checkpointing": True,
+        "mixed_precision": "bf16",
+        "vae_tiling": True,
+        **quantised,
+    }
+
+
+def low_vram_in_words(settings: TrainSettings) -> str:
+    """What `--low_vram` came to, the user's own flags included."""
+    precision, optimisation = settings.precision, settings.optimisation
+    names = dict.fromkeys([*low_vram_recipe(), "quantize_base"])
+    values = {name: getattr(precision, name) for name in names}
+    values["train_batch_size"] = optimisation.train_batch_size
+    values["optimizer"] = optimisation.optimizer
+    words = ", ".join(f"{name} {value}" for name, value in values.items())
+    missing = "" if find_spec("bitsandbytes") else "; pip install bitsandbytes for a 4-bit base"
+    return f"{words}{missing}"

@@ -44,12 +44,12 @@ finetune() {
   [ "${TEXT_ENCODER:-no}" != yes ] || flags+=(--train_text_encoder)
   [ "$CHECKPOINTING" != yes ] || flags+=(--gradient_checkpointing)
   [ "$LOW_VRAM" != yes ] || flags+=(--low_vram)
+  case " $* " in *" --overwrite_output_dir "*) ;; *) flags+=(--resume_from_checkpoint latest) ;; esac
   launch train_dreambooth \
     --pretrained_model_name_or_path "$MODEL_NAME" ${VARIANT:+--variant "$VARIANT"} \
     --instance_data_dir "$ROOT/data/$SUBJECT/input" \
     --instance_prompt "a $TOKEN $CLASS" \
     --output_dir "${OUTPUT_DIR:-$ROOT/outputs/$SUBJECT/$name}" \
-    --resume_from_checkpoint latest \
     --adapter_type "$ADAPTER_TYPE" \
     --attn_update_unet "$ATTN" --a1 "$A1" --a2 "$A2" --factors "$FACTORS" --rank "$RANK" \
     --learning_rate "$LR" --lr_scheduler "$SCHEDULE" --max_train_steps "$STEPS" \

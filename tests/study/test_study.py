@@ -448,7 +448,7 @@ def test_every_flag_reaches_training(subject, judging, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"learning_rte": 1e-3}, "'learning_rte' is not a setting (did you mean learning_rate?)"),
+        ({"learning_rte": 1e-3}, "'learning_rte' is not a setting .did you mean learning_rate"),
         ({"lr_scheduler": "cosin"}, "lr_scheduler"),
         ({"rank": 4.5}, "rank"),
     ],

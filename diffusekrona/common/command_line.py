@@ -29,6 +29,7 @@ from .settings import (
     kind_in_words,
     options_of,
     read_settings_file,
+    with_values,
 )
 
 _CONFIG = Option(
@@ -71,15 +72,22 @@ def parse(
             description=description,
             use_underscores=True,
             config=(tyro.conf.OmitArgPrefixes,),
-            registry=_registry(cls, values, argv),
+            registry=_registry(cls, values),
         )
-    return check_limits(settings)
+    # A repeated flag would be added to what the file has, so tyro does not know of it.
+    kept = {
+        name: values[name]
+        for name, option in options_of(cls).items()
+        if option.metadata.get("append") and name in values
+        if _value_of(option.flag, argv) is None
+    }
+    return check_limits(with_values(settings, **kept))
 
 
 def _value_of(flag: str, argv: Sequence[str]) -> str | None:
     """The last value that a command line gives to a flag, or None."""
     found = None
-    for argument, following in zip(argv, [*argv[1:], None], strict=True):
+    for argument, following in zip(argv, [*argv, None][1:], strict=True):
         if argument == flag:
             found = following
         elif argument.startswith(f"{flag}="):
@@ -87,15 +95,15 @@ def _value_of(flag: str, argv: Sequence[str]) -> str | None:
     return found
 
 
-def _registry(cls: type, values: Mapping[str, Any], argv: Sequence[str]) -> ConstructorRegistry:
+def _registry(cls: type, values: Mapping[str, Any]) -> ConstructorRegistry:
     """How tyro reads `cls`: `values` are the defaults, help and choices come from the metadata."""
     registry = ConstructorRegistry()
     options = {**options_of(cls), "config": _CONFIG}
 
     def field(option: Option) -> StructFieldSpec:
         default = values.get(option.name, option.default)
-        if option.metadata.get("append") and _value_of(option.flag, argv) is not None:
-            default = ()  # tyro would append to what the file has
+        if option.metadata.get("append"):
+            default = ()
         missing = default is dataclasses.MISSING
         default = MISSING_NONPROP if missing else default
         return StructFieldSpec(option.name, _annotated(option, default), default)

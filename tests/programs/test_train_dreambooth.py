@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from diffusekrona.adapters.file import read_adapter
 from diffusekrona.common.errors import UserError
@@ -415,6 +415,40 @@ def test_a_finished_run_is_not_run_again(tiny_sd1, pictures, tmp_path: Path, cap
         run(tiny_sd1, pictures, tmp_path, *resume, "--learning_rate", "1e-3")
 
 
+def test_run_yaml_repeats_the_run(tiny_sd1, pictures, tmp_path: Path) -> None:
+    more = ("--snr_gamma", "5", "--seed", "3", "--random_flip", "--validation_prompt", "a sks dog")
+    more += ("--validation_inference_steps", "1", "--resume_from_checkpoint", "latest")
+    first = run(tiny_sd1, pictures, tmp_path / "1", *more)
+    again = ["--config", str(tmp_path / "1" / "run.yaml"), "--output_dir", str(tmp_path / "2")]
+    assert main(again) == 0
+    assert same(load_file(tmp_path / "2" / "adapter.safetensors"), first)
+    assert main([*again, "--overwrite_output_dir", "--seed", "4"]) == 0
+    assert not same(load_file(tmp_path / "2" / "adapter.safetensors"), first)
+
+
+def test_a_resume_with_other_content_is_refused(tiny_sd1, pictures, tmp_path: Path) -> None:
+    base, classes = shutil.copytree(tiny_sd1, tmp_path / "base"), tmp_path / "class"
+    classes.mkdir()
+    Image.new("RGB", (32, 32), "red").save(classes / "a.png")
+    more = ("--with_prior_preservation", "--class_data_dir", str(classes), "--class_prompt", "a")
+    more += ("--num_class_images", "1", "--no_latents_cache")
+    run(base, pictures, tmp_path / "out", *more, "--checkpointing_steps", "2")
+    (tmp_path / "out" / "adapter.safetensors").unlink()
+    resume = (*more, "--resume_from_checkpoint", "latest", "--max_train_steps", "5")
+    with pytest.raises(UserError, match=r"--max_grad_norm = 1\.0; this run has 2\.0"):
+        run(base, pictures, tmp_path / "out", *resume, "--max_grad_norm", "2")
+    Image.new("RGB", (32, 32), "blue").save(classes / "a.png")
+    with pytest.raises(UserError, match="the pictures of --class_data_dir"):
+        run(base, pictures, tmp_path / "out", *resume)
+    Image.new("RGB", (32, 32), "red").save(classes / "a.png")
+    weights = next(base.glob("vae/*.safetensors"))
+    tensors = load_file(weights)
+    tensors[min(tensors)].view(-1)[0] += 1
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(UserError, match="the weights of --pretrained_model_name_or_path"):
+        run(base, pictures, tmp_path / "out", *resume)
+
+
 def test_a_diverging_run_stops_and_keeps_the_last_good_state(
     tiny_sd1, pictures, tmp_path: Path
 ) -> None:
@@ -511,6 +545,15 @@ def test_two_runs_do_not_write_to_one_folder(
             main(flags(tiny_sd1, pictures, tmp_path, "--overwrite_output_dir"))
         assert (tmp_path / "checkpoint-2").exists()
     assert main(flags(tiny_sd1, pictures, tmp_path, "--overwrite_output_dir")) == 0
+
+
+def test_the_rank_of_a_recipe_is_not_a_process(
+    tiny_sd1, pictures, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(output, "PATIENCE", 0.2)
+    monkeypatch.setenv("RANK", "4")  # as the scripts name the rank of a LoRA
+    with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="another run is writing to"):
+        main(flags(tiny_sd1, pictures, tmp_path))
 
 
 def test_a_killed_run_may_take_a_moment_to_leave(tmp_path: Path) -> None:

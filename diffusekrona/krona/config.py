@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from peft import PeftConfig
 
 from .functional import OUTPUT_ORDERS
 
-PEFT_TYPE = "KRONA"
+
+class KronAType(str, Enum):  # noqa: UP042, behaves as `peft.PeftType` does, which is not a StrEnum
+    """PEFT's name of the method; `peft.PeftType` itself cannot be extended."""
+
+    KRONA = "KRONA"
+
+
+PEFT_TYPE = KronAType.KRONA
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 INITIALISATIONS = ("normal", "kaiming_uniform", "both")
 
@@ -29,7 +37,10 @@ class KronAConfig(PeftConfig):
         terms: how many Kronecker products are summed.
         init_weights: "normal": A ~ N(0, std 1/a2), B = 0 (the paper's best); "kaiming_uniform":
             A Kaiming-uniform, B = 0; "both": A and B normal, so the start is not the base model.
+            As in PEFT's other methods, True is the default and False a start that is not the base
+            model: "normal" and "both".
         output_order: row order of delta W; "interleaved" is what the published code computes.
+        layers_to_transform, layers_pattern, modules_to_save: as in every PEFT method.
 
     Raises:
         ValueError: for a value out of range, naming the field.
@@ -37,10 +48,10 @@ class KronAConfig(PeftConfig):
 
     a1: int = field(default=4, metadata={"help": "Rows of A; divides out_features."})
     a2: int = field(default=64, metadata={"help": "Columns of A; divides in_features."})
-    target_modules: list[str] | str | None = field(
+    target_modules: set[str] | list[str] | str | None = field(
         default=None, metadata={"help": "Modules to adapt; default: a UNet's attention q, k, v, o."}
     )
-    exclude_modules: list[str] | str | None = field(
+    exclude_modules: set[str] | list[str] | str | None = field(
         default=None, metadata={"help": "Modules to leave alone although they match."}
     )
     factor_pattern: dict[str, tuple[int, int]] = field(
@@ -48,10 +59,19 @@ class KronAConfig(PeftConfig):
     )
     scale: float = field(default=1.0, metadata={"help": "Multiplies delta W."})
     terms: int = field(default=1, metadata={"help": "Number of Kronecker products summed."})
-    init_weights: str = field(
-        default="normal", metadata={"help": f"One of {', '.join(INITIALISATIONS)}."}
+    init_weights: bool | str = field(
+        default="normal", metadata={"help": f"One of {', '.join(INITIALISATIONS)}, or a bool."}
     )
     output_order: str = field(default="kron", metadata={"help": " or ".join(OUTPUT_ORDERS)})
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Indices of the layers to adapt; default: all."}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "Name of the module list that the indices count in."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules to train and save whole beside the adapter."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,6 +80,12 @@ class KronAConfig(PeftConfig):
             self.target_modules = list(ATTENTION_PROJECTIONS)
         if not isinstance(self.target_modules, str):
             self.target_modules = set(self.target_modules)
+        if isinstance(self.exclude_modules, list):
+            self.exclude_modules = set(self.exclude_modules)
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("layers_pattern needs layers_to_transform, the indices to adapt.")
+        if isinstance(self.init_weights, bool):
+            self.init_weights = "normal" if self.init_weights else "both"
         self.factor_pattern = {k: (int(p[0]), int(p[1])) for k, p in self.factor_pattern.items()}
         for name, (a1, a2) in {"(a1, a2)": (self.a1, self.a2), **self.factor_pattern}.items():
             if a1 < 1 or a2 < 1:

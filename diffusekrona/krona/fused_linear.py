@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
 from .factors import cheaper_order
 
@@ -67,9 +66,9 @@ class _FusedKronLinear(torch.autograd.Function):
         b: torch.Tensor,
         scale: float,
     ) -> torch.Tensor:
-        ctx.scale, ctx.dtypes = scale, (a.dtype, b.dtype)
+        ctx.scale, factors = scale, (a, b)
         a, b = (a * scale if scale != 1.0 else a).to(x.dtype), b.to(x.dtype)
-        ctx.save_for_backward(x, weight, a, b)
+        ctx.save_for_backward(x, weight, a, b, *factors)
         (a1, a2), (b1, b2) = a.shape, b.shape
         y = F.linear(x, weight, bias)
         if cheaper_order(a1, a2, b1, b2) == "a_first":
@@ -84,9 +83,10 @@ class _FusedKronLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight, a, b = ctx.saved_tensors
+        x, weight, a, b, *factors = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: these gradients are differentiated again
+            return _plain_gradients(ctx, dy, x, weight, *factors)
         (a1, a2), (b1, b2) = a.shape, b.shape
         dy = dy.to(x.dtype).contiguous()  # attention hands back transposed heads
         X, Y = x.reshape(-1, a2, b2), dy.reshape(-1, a1, b1)
@@ -107,8 +107,29 @@ class _FusedKronLinear(torch.autograd.Function):
             db = _sum_of_products(V.reshape(-1, b1), X.reshape(-1, b2))
             T = torch.mm(X.reshape(-1, b2), b.t()).view(-1, a2, b1)
             da = _contract(way, Y, T)
-        da, db = da.to(ctx.dtypes[0]), db.to(ctx.dtypes[1])
+        da, db = da.to(factors[0].dtype), db.to(factors[1].dtype)
         return dx, None, None, da * ctx.scale if ctx.scale != 1.0 else da, db, None
+
+
+def _plain_gradients(
+    ctx: Any,
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+) -> tuple[torch.Tensor | None, ...]:
+    """The same gradients by operations that autograd follows."""
+    A, B = (a * ctx.scale).to(x.dtype), b.to(x.dtype)
+    dy = dy.to(x.dtype)
+    X, Y = x.reshape(-1, a.shape[1], b.shape[1]), dy.reshape(-1, a.shape[0], b.shape[0])
+    AY = torch.matmul(A.t(), Y)  # (tokens, a2, b1)
+    dx = None
+    if ctx.needs_input_grad[0]:
+        dx = torch.matmul(dy, weight) + torch.matmul(AY, B).reshape(x.shape)
+    da = torch.einsum("nij,jl,nkl->ik", Y, B, X).to(a.dtype) * ctx.scale
+    db = torch.einsum("nkj,nkl->jl", AY, X).to(b.dtype)
+    return dx, None, None, da, db, None
 
 
 def _few_columns(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:

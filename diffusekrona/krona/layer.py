@@ -18,12 +18,17 @@ from .config import KronAConfig
 from .functional import add_kron_, kron_linear, kron_weight
 from .fused_linear import fused_kron_linear
 
+ONE_ADAPTER_SET = (
+    "KronA applies its active adapters to the whole batch: instead of adapter_names in a forward "
+    "call, use set_adapter and a call per adapter."
+)
+
 
 class KronALinear(nn.Module, BaseTunerLayer):
     """`nn.Linear`, with or without bias, and any number of named Kronecker adapters.
 
-    Factors are fp32 whatever the base's dtype and are cast to the input's dtype when used (under
-    autocast, to autocast's). A is (a1, a2), or (terms, a1, a2) for more terms than one; B likewise.
+    Factors are fp32 whatever the base's dtype, unless PEFT is asked for `autocast_adapter_dtype=
+    False`, and are cast to the input's dtype when used (under autocast, to autocast's). A is (a1, a2), or (terms, a1, a2) for more terms than one; B likewise.
     """
 
     adapter_layer_names = ("krona_a", "krona_b")
@@ -42,6 +47,9 @@ class KronALinear(nn.Module, BaseTunerLayer):
         self.output_order: dict[str, str] = {}
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
+        self.cast_input_dtype_enabled = (
+            True  # PEFT's switch; factors are cast to inputs in any case
+        )
         # The weight as it was before a merge. A buffer, so that it follows .to(); not saved.
         self.register_buffer("krona_base_weight", None, persistent=False)
         self._active_adapter = adapter_name
@@ -66,6 +74,13 @@ class KronALinear(nn.Module, BaseTunerLayer):
         self.scale[adapter_name] = self.scaling[adapter_name] = config.scale
         self.output_order[adapter_name] = config.output_order
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def cast_factors(self, adapter_name: str) -> None:
+        """Put an adapter's factors into the dtype that the base computes in."""
+        _, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
+        if adapter_name in self.krona_a and dtype is not None and dtype.is_floating_point:
+            for factors in (self.krona_a, self.krona_b):
+                factors[adapter_name].data = factors[adapter_name].data.to(dtype)
 
     # Scales, under the names that diffusers and PEFT call.
     def set_scale(self, adapter: str, scale: float) -> None:
@@ -97,31 +112,51 @@ class KronALinear(nn.Module, BaseTunerLayer):
         """Add delta W to the base weight.
 
         Args:
-            safe_merge: refuse a result that is not finite and leave the weight as it was.
+            safe_merge: refuse a result that is not finite; nothing is merged then.
             adapter_names: which adapters; by default the active ones.
             keep_base: keep the old weight, so that `unmerge` gives it back bit for bit. False
                 merges in place and for good, with no copy of the weight.
 
         Raises:
-            ValueError: with `safe_merge`, naming the adapter that holds a NaN or infinity; a
-                quantised base, which would round the sum away.
+            ValueError: with `safe_merge`, a result that is not finite; a quantised base, which
+                would round the sum away.
         """
         names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.krona_a]
         base = self.get_base_layer()
         if names and not is_plain(base.weight):
             raise ValueError(
-                "The base is quantised: merge into the same base loaded without quantisation, or "
-                "keep the adapter live."
+                f"A quantised weight ({type(base.weight).__name__}) cannot take an adapter: merge "
+                "into the model as it was before quantisation, or leave the adapter beside it."
             )
+        if safe_merge:
+            self.check_merge(names)
         for name in names:
-            a, b = self.krona_a[name].data, self.krona_b[name].data
-            if safe_merge and not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-                raise ValueError(f"Adapter {name!r} holds values that are not finite: not merged.")
             if keep_base and self.krona_base_weight is None:
                 self.krona_base_weight = base.weight.data
                 base.weight.data = base.weight.data.clone()
-            add_kron_(base.weight.data, a, b, self.scaling[name], self.output_order[name])
+            self._add_to(base.weight.data, name)
             self.merged_adapters.append(name)
+
+    def check_merge(self, adapter_names: list[str] | None = None) -> None:
+        """Merge into a copy of the weight.
+
+        Raises:
+            ValueError: the result is not finite in the weight's dtype; the first adapter after
+                which it is not is named.
+        """
+        total = self.get_base_layer().weight.detach().clone()
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name in self.krona_a:
+                self._add_to(total, name)
+                if not torch.isfinite(total).all():
+                    raise ValueError(
+                        f"Adapter {name!r} makes weights of {total.dtype} that are not finite: "
+                        "nothing was merged."
+                    )
+
+    def _add_to(self, weight: torch.Tensor, name: str) -> None:
+        a, b = self.krona_a[name].data, self.krona_b[name].data
+        add_kron_(weight, a, b, self.scaling[name], self.output_order[name])
 
     def unmerge(self) -> None:
         """Give the base weight back exactly as it was before the first merge."""
@@ -135,12 +170,14 @@ class KronALinear(nn.Module, BaseTunerLayer):
         self.merged_adapters.clear()
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(ONE_ADAPTER_SET)
         if self.disable_adapters:
             if self.merged:
                 self.unmerge()
             return self.base_layer(x, *args, **kwargs)
         active = [] if self.merged else self._active_here()
-        if len(active) == 1 and self._is_fusible(active[0]):
+        if len(active) == 1 and not (args or kwargs) and self._is_fusible(active[0]):
             if _autocasts(x.device.type):
                 x = x.to(torch.get_autocast_dtype(x.device.type))
             if x.dtype == self.base_layer.weight.dtype:

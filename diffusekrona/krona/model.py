@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from peft.utils.other import get_pattern_key
@@ -11,7 +12,7 @@ from torch import nn
 
 from .config import PEFT_TYPE, KronAConfig
 from .factors import check_pairs
-from .layer import KronALinear
+from .layer import ONE_ADAPTER_SET, KronALinear
 
 PREFIX = "krona_"
 
@@ -81,11 +82,57 @@ class KronAModel(BaseTuner):
             layer.requires_grad_(False)  # an additional adapter is not trainable by itself
         self._replace_module(parent, target_name, layer, target)
 
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if (
+            not autocast_adapter_dtype
+        ):  # PEFT's other methods are in the base's dtype from the start
+            for layer in self._layers():
+                layer.cast_factors(adapter_name)
+
+    def merge_adapter(
+        self, adapter_names: list[str] | None = None, safe_merge: bool = False
+    ) -> None:
+        """As in every PEFT method; with `safe_merge`, no layer is merged when one cannot be.
+
+        Raises:
+            ValueError: what `KronALinear.merge` refuses.
+        """
+        if safe_merge:
+            self._check_merge(adapter_names)
+        super().merge_adapter(adapter_names)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        if merge and safe_merge:
+            self._check_merge(adapter_names)
+        return super()._unload_and_optionally_merge(merge, progressbar, False, adapter_names)
+
+    def _check_merge(self, adapter_names: list[str] | None) -> None:
+        for layer in self._layers():
+            layer.check_merge(adapter_names)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PeftModel enters this around a forward call, and then drops `adapter_names`."""
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(ONE_ADAPTER_SET)
+        yield
+
+    def _layers(self) -> Iterator[KronALinear]:
+        return (module for module in self.model.modules() if isinstance(module, KronALinear))
+
 
 def register_krona() -> None:
     """Enter the method into PEFT's tables, so that diffusers and PEFT drive it as their own.
 
-    PEFT's `register_peft_method` takes only names of its own enumeration, hence the tables.
+    PEFT's `register_peft_method` takes only names of its own enumeration, hence the tables that it
+    fills.
     """
     from peft import mapping
 

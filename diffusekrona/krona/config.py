@@ -76,9 +76,7 @@ class KronAConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PEFT_TYPE
-        if self.target_modules is None:
-            self.target_modules = list(ATTENTION_PROJECTIONS)
-        if not isinstance(self.target_modules, str):
+        if isinstance(self.target_modules, list | tuple):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)

@@ -27,8 +27,9 @@ ONE_ADAPTER_SET = (
 class KronALinear(nn.Module, BaseTunerLayer):
     """`nn.Linear`, with or without bias, and any number of named Kronecker adapters.
 
-    Factors are fp32 whatever the base's dtype, unless PEFT is asked for `autocast_adapter_dtype=
-    False`, and are cast to the input's dtype when used (under autocast, to autocast's). A is (a1, a2), or (terms, a1, a2) for more terms than one; B likewise.
+    Factors are fp32 whatever the base's dtype, unless PEFT is asked for
+    `autocast_adapter_dtype=False`, and are cast to the input's dtype when used (under autocast, to
+    autocast's). A is (a1, a2), or (terms, a1, a2) for more terms than one; B likewise.
     """
 
     adapter_layer_names = ("krona_a", "krona_b")
@@ -47,9 +48,7 @@ class KronALinear(nn.Module, BaseTunerLayer):
         self.output_order: dict[str, str] = {}
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
-        self.cast_input_dtype_enabled = (
-            True  # PEFT's switch; factors are cast to inputs in any case
-        )
+        self.cast_input_dtype_enabled = True  # PEFT's switch; here it is factors that are cast
         # The weight as it was before a merge. A buffer, so that it follows .to(); not saved.
         self.register_buffer("krona_base_weight", None, persistent=False)
         self._active_adapter = adapter_name

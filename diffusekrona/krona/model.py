@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from peft.utils.other import get_pattern_key
 from torch import nn
 
-from .config import PEFT_TYPE, KronAConfig
+from .config import ATTENTION_PROJECTIONS, PEFT_TYPE, KronAConfig
 from .factors import check_pairs
 from .layer import ONE_ADAPTER_SET, KronALinear
 
@@ -23,8 +25,18 @@ def factors_of(config: KronAConfig, layer_name: str) -> tuple[int, int]:
     return config.factor_pattern.get(key, (config.a1, config.a2))
 
 
-def target_layers(config: KronAConfig, model: nn.Module) -> dict[str, nn.Module]:
+def with_targets(config: PeftConfig) -> PeftConfig:
+    """The config, or where it names no target modules a copy with those of a UNet's attention."""
+    if config.target_modules is not None:
+        return config
+    config = copy.copy(config)
+    config.target_modules = set(ATTENTION_PROJECTIONS)
+    return config
+
+
+def target_layers(config: PeftConfig, model: nn.Module) -> dict[str, nn.Module]:
     """Name to module of every layer that `config` would adapt in `model` (without wrapping it)."""
+    config = with_targets(config)
     layers = {}
     for name, module in model.named_modules():
         if name and check_target_module_exists(config, name):
@@ -44,15 +56,17 @@ class KronAModel(BaseTuner):
     tuner_layer_cls = KronALinear
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
+    @staticmethod
+    def _prepare_adapter_config(peft_config: KronAConfig, model_config: object) -> KronAConfig:
+        peft_config.target_modules = with_targets(peft_config).target_modules
+        return peft_config
+
     def _prepare_model(self, peft_config: KronAConfig, model: nn.Module) -> None:
         # Before the first layer is wrapped, so that a refused config leaves the model untouched.
         try:
             layers = target_layers(peft_config, model)
             for name, layer in layers.items():
-                if not isinstance(layer, nn.Linear):
-                    raise ValueError(
-                        f"KronA adapts nn.Linear layers only; {name!r} is a {type(layer).__name__}."
-                    )
+                _check_linear(name, layer)
             check_factors(
                 peft_config, ((n, m.out_features, m.in_features) for n, m in layers.items())
             )
@@ -77,6 +91,7 @@ class KronAModel(BaseTuner):
         if isinstance(target, KronALinear):
             target.update_layer(adapter_name, peft_config, a1, a2)
             return
+        _check_linear(current_key, target)  # "all-linear" is resolved after the first check
         layer = KronALinear(target, adapter_name, peft_config, a1, a2)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # an additional adapter is not trainable by itself
@@ -126,6 +141,13 @@ class KronAModel(BaseTuner):
 
     def _layers(self) -> Iterator[KronALinear]:
         return (module for module in self.model.modules() if isinstance(module, KronALinear))
+
+
+def _check_linear(name: str, layer: nn.Module) -> None:
+    base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+    if not isinstance(base, nn.Linear):
+        kind = type(base).__name__
+        raise ValueError(f"KronA adapts nn.Linear layers only; {name!r} is a {kind}.")
 
 
 def register_krona() -> None:

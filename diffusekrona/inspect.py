@@ -33,12 +33,30 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="ADAPTER",
         help="Adapter file or run folder; several are compared. NAME=PATH gives it a name.",
     )
-    add("--base", metavar="NAME_OR_PATH", help="Base model: sizes are then told relative to W.")
+    add(
+        "--base",
+        metavar="NAME_OR_PATH",
+        help="Base model: sizes are then reported relative to its weights. Default: the adapter's "
+        "own, if it is bundled or a folder.",
+    )
     add("--output", type=Path, metavar="FILE", help="The page; default: inspect.html beside it.")
     add("--json", type=Path, metavar="FILE", help="Every number, for programs.")
     add("--layers", action="store_true", help="Print every layer, not only blocks.")
     add("--factors", type=int, default=3, metavar="N", help="Layers whose factors are drawn (3).")
     add("--layer", action="append", default=[], metavar="NAME", help="Draw these layers' factors.")
+    add = parser.add_argument_group("pictures").add_argument
+    add(
+        "--draw",
+        metavar="PROMPT",
+        help="Draw the prompt with each projection, attention and block alone and off, and with "
+        "fewer singular terms: one sheet, with the scores that are lost.",
+    )
+    add("--photos", type=Path, metavar="FOLDER", help="The subject's photos, to score CLIP-I.")
+    add("--seeds", type=int, nargs="+", default=[0, 1], metavar="N", help="Of each variant (0 1).")
+    add("--num_inference_steps", type=int, default=20, help="Denoising steps (20).")
+    add("--guidance_scale", type=float, default=7.0, help="Classifier-free guidance (7).")
+    add("--clip", default="auto", metavar="NAME_OR_PATH", help="As in diffusekrona.evaluate.")
+    add("--device", help="Such as cuda or cpu. Default: the best there is.")
     return parser
 
 
@@ -106,10 +124,13 @@ def add_base_norms(facts: Sequence[Facts], base: str) -> None:
             layer.base_norm = module.weight.detach().to(torch.float32).norm().item()
 
 
-def as_json(facts: Sequence[Facts], results: Sequence[Sequence[Any]]) -> dict[str, Any]:
+def as_json(
+    facts: Sequence[Facts], results: Sequence[Sequence[Any]], sheets: Sequence[Any] = ()
+) -> dict[str, Any]:
     """Every number of every layer."""
     from .adapters.groups import KINDS
     from .inspection.facts import effective_rank, shares
+    from .inspection.switched import sheet_json
 
     def layer(x: Any) -> dict[str, Any]:
         names = "component name shape factors parameters norm base_norm"
@@ -120,7 +141,7 @@ def as_json(facts: Sequence[Facts], results: Sequence[Sequence[Any]]) -> dict[st
             values[f"effective_rank_{name}"] = effective_rank(spectrum)
         return values
 
-    return {
+    numbers = {
         one.label: {
             "method": one.method,
             "parameters": one.parameters,
@@ -131,6 +152,9 @@ def as_json(facts: Sequence[Facts], results: Sequence[Sequence[Any]]) -> dict[st
         }
         for one, outcome in zip(facts, results, strict=True)
     }
+    for one, (sheet, _) in zip(facts, sheets, strict=False):
+        numbers[one.label]["drawn"] = sheet_json(sheet)
+    return numbers
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -144,16 +168,90 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     quiet_libraries()
     facts = read(args.adapter)
-    if args.base:
-        add_base_norms(facts, args.base)
+    path = args.output or _beside(_split_name(args.adapter[0])[1])
+    if base := args.base or _base_at_hand(facts):
+        add_base_norms(facts, base)
     results = [lowered(one) for one in facts]
     print_tables(facts, results, args.layers)
-    page = inspection_page(facts, results, args.factors, args.layer)
-    path = args.output or _beside(_split_name(args.adapter[0])[1])
+    sheets = draw_sheets(args, facts, path) if args.draw else []
+    page = inspection_page(facts, results, args.factors, args.layer, sheets)
     write_text(path, page)
     if args.json:
-        write_text(args.json, json.dumps(as_json(facts, results), indent=1))
+        write_text(args.json, json.dumps(as_json(facts, results, sheets), indent=1))
     print(f"The page: {path}")
+
+
+def _base_at_hand(facts: Sequence[Facts]) -> str | None:
+    """The base that all adapters were trained on, if it need not be fetched."""
+    from .bases.backbones import bundled_models
+
+    named = {one.metadata.get("base_model") for one in facts}
+    base = named.pop() if len(named) == 1 else None
+    return base if base and (base in bundled_models() or Path(base).is_dir()) else None
+
+
+def draw_sheets(args: argparse.Namespace, facts: Sequence[Facts], page: Path) -> list[Any]:
+    """The sheet of each adapter, printed, and saved as a PNG file beside the page.
+
+    Raises:
+        UserError: no base is known, a photo cannot be read, or a flag is out of range.
+    """
+    import torch
+
+    from .adapters.mixing import choose_base, read_adapters
+    from .bases.backbones import bundled_models
+    from .common.devices import choose_device
+    from .common.files import slug
+    from .common.pictures import load_square
+    from .common.tables import show_table
+    from .data.folder import find_pictures
+    from .inspection.switched import Drawing, draw_sheet, sheet_grid, sheet_table
+    from .sampling.grids import save_png
+    from .sampling.pipeline import load_pipeline
+
+    if args.num_inference_steps < 1 or min(args.seeds) < 0:
+        raise UserError("--num_inference_steps must be at least 1 and --seeds not below 0.")
+    device = choose_device(
+        args.device, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    )
+    adapters = read_adapters([str(_split_name(text)[1]) for text in args.adapter])
+    photos = find_pictures(args.photos)[0] if args.photos else []
+    squares = [load_square(path) for path in photos]
+    drawing = Drawing(args.draw, tuple(args.seeds), args.num_inference_steps, args.guidance_scale)
+    sheets = []
+    for one, weighted in zip(facts, adapters, strict=True):
+        base = choose_base(args.base, [weighted])
+        score = scorer(args, base in bundled_models(), photos, device)
+
+        def load(base: str = base) -> Any:
+            dtype = torch.float32 if device.type == "cpu" else torch.float16
+            return load_pipeline(base, dtype, device)
+
+        sheet = draw_sheet(load, weighted.adapter, one, drawing, score)
+        show_table(f"{one.label}: {args.draw}", *sheet_table(sheet))
+        grid = sheet_grid(sheet, one.label).with_photos(squares)
+        save_png(grid.image(), page.with_name(f"{page.stem}_{slug(one.label)}_groups.png"))
+        sheets.append((sheet, grid))
+    return sheets
+
+
+def scorer(args: argparse.Namespace, bundled: bool, photos: Sequence[Path], device: Any) -> Any:
+    """A function from pictures to their mean CLIP-T and, with photos, CLIP-I."""
+    from .common.pictures import load_picture
+    from .evaluation.encoders import choose_names, load_clip_encoder
+
+    clip = load_clip_encoder(choose_names(args.clip, "none", bundled)[0], device=device)
+    texts = clip.texts([args.draw])
+    reference = clip.images([load_picture(path) for path in photos]) if photos else None
+
+    def score(images: Sequence[Any]) -> dict[str, float]:
+        features = clip.images(images)
+        scores = {"CLIP-T": (features @ texts.T).mean().item()}
+        if reference is not None:
+            scores = {"CLIP-I": (features @ reference.T).mean().item(), **scores}
+        return scores
+
+    return score
 
 
 def _beside(path: Path) -> Path:

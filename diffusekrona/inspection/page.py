@@ -8,9 +8,11 @@ from typing import Any
 from ..common.charts import Chart, chart
 from ..common.errors import UserError
 from ..common.pages import render
+from ..sampling.grids import Grid
 from .charts import factor_chart, layer_maps, lowered_chart, share_chart, spectrum_chart
 from .facts import Facts, effective_rank
 from .lowered import Lowered, smaller
+from .switched import Sheet, sheet_table
 from .tables import LAYER_HEAD, LOWERED_HEAD, layer_rows, lowered_rows, share_tables, totals
 
 _MOST_DRAWN = 24  # layers whose factors are drawn
@@ -21,6 +23,7 @@ def inspection_page(
     results: Sequence[Sequence[Lowered]],
     count: int = 3,
     names: Sequence[str] = (),
+    sheets: Sequence[tuple[Sheet, Grid]] = (),
 ) -> str:
     """The whole page.
 
@@ -28,6 +31,7 @@ def inspection_page(
         results: of `lowered`, one for each adapter.
         count: how many layers' factors are drawn: those that changed most in the first adapter.
         names: layers, or ends of their names, to draw instead.
+        sheets: of `draw_sheet`, and their pictures.
 
     Raises:
         UserError: a name that fits no layer.
@@ -38,6 +42,7 @@ def inspection_page(
         lead="What each adapter changes: ‖·‖ is the Frobenius norm, ΔW what the adapter adds to W.",
         totals=totals(facts),
         relative=_relative(facts),
+        sheets=[(grid, sheet_table(sheet)) for sheet, grid in sheets],
         share_chart=chart(share_chart(facts), "Shares of the summed ‖ΔW‖²."),
         shares=list(share_tables(facts).values()),
         maps=_maps(facts),

@@ -1,0 +1,63 @@
+"""How few singular terms of delta W do: a Kronecker product's are sigma_i(A) sigma_j(B).
+
+With A = sum_i sigma_i u_i v_i^T and B likewise, A (x) B is the sum over (i, j) of sigma_i(A)
+sigma_j(B) (u_i (x) u_j) (v_i (x) v_j)^T, which is its singular value decomposition. Keeping the
+largest terms gives the nearest matrix of that rank: a LoRA, whose rank differs from layer to layer.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from peft import LoraConfig
+
+from ..adapters.deltas import truncate
+from ..adapters.file import Adapter
+from ..adapters.methods import method_of
+from .facts import Facts, rank_holding
+
+
+@dataclass(frozen=True)
+class KeptTerms:
+    """An adapter reduced to the terms that hold `share` of each layer's ||delta W||^2.
+
+    Attributes:
+        terms: kept in all layers; of: how many there are.
+        adapter: a LoRA of these terms.
+    """
+
+    share: float
+    terms: int
+    of: int
+    adapter: Adapter
+
+
+def keep_terms(adapter: Adapter, facts: Facts, share: float) -> KeptTerms:
+    """The least terms of every layer that hold `share` of its ||delta W||^2.
+
+    Args:
+        facts: of the same adapter.
+    """
+    ranks = {(x.component, x.name): max(1, rank_holding(x.singular, share)) for x in facts.layers}
+    tensors, configs = {}, {}
+    for component, config in adapter.configs.items():
+        layers = adapter.method.by_layer(adapter.component_tensors(component))
+        patterns = {}
+        for name, own in layers.items():
+            delta = method_of(config).delta(own, config, name)
+            low = truncate(delta, ranks[component, name])
+            tensors[f"{component}.{name}.lora_A.weight"] = low.down
+            tensors[f"{component}.{name}.lora_B.weight"] = low.up
+            patterns[re.escape(name)] = low.rank
+        top = max(patterns.values())
+        configs[component] = LoraConfig(
+            r=top,
+            lora_alpha=top,
+            rank_pattern=patterns,
+            alpha_pattern=patterns,
+            target_modules=list(layers),
+        )
+    kept = Adapter(tensors, configs, {**adapter.metadata, "method": "lora"})
+    of = sum(int((x.singular > 0).sum()) for x in facts.layers)
+    return KeptTerms(share, sum(ranks.values()), of, kept)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .adapters.mixing import WeightedAdapter, choose_base, parse_adapter
+from .adapters.mixing import WeightedAdapter, choose_base, parse_adapter, run_name
 from .common.devices import choose_device, process_state
 from .common.errors import UserError, exit_on_user_error
 from .sampling.inference_args import DTYPES, check_drawing
@@ -127,7 +127,7 @@ def read_variants(args: argparse.Namespace) -> list[Variant]:
             continue
         file, weight = parse_adapter(path)
         mixed = WeightedAdapter(file, weight, read_adapter(file))
-        default = f"{mixed.adapter.method.name} {file.absolute().parent.name}"
+        default = f"{mixed.adapter.method.name} {run_name(file, mixed.adapter)}"
         default += f" at {weight:g}" if weight != 1 else ""
         subject = f"{args.identifier} {args.class_word}"
         variants.append(Variant(name or default, subject, (mixed,)))
@@ -142,6 +142,15 @@ def _split_name(text: str) -> tuple[str, str]:
     name, sign, rest = text.partition("=")
     named = sign and "/" not in name and not Path(text).expanduser().exists()
     return (name, rest) if named else ("", text)
+
+
+def relative_norm(variant: Variant) -> float | None:
+    """The median of ||delta W|| / ||W|| as the adapter's file has it, times its weight."""
+    from .adapters.norms import norms_in
+
+    found = [(one.weight, norms_in(one.adapter.metadata)) for one in variant.adapters]
+    norms = [abs(weight) * norms["median"] for weight, norms in found if norms]
+    return norms[0] if len(norms) == 1 else None
 
 
 def drawing_of(args: argparse.Namespace, base: str, device: Any) -> Drawing:
@@ -206,7 +215,8 @@ def evaluate(args: argparse.Namespace, state: Any) -> Evaluation | None:
     rows = []
     for variant, its_jobs in zip(variants, jobs, strict=True):
         images = load_rows(its_jobs)
-        rows.append(Row(variant.name, images, score(images, texts, reference, clip, dino)))
+        scores = score(images, texts, reference, clip, dino)
+        rows.append(Row(variant.name, images, scores, relative_norm(variant)))
     notes = [missing] if missing else []
     return Evaluation(
         args.class_word, prompts, texts, args.seeds, photos, rows, reference.own_scores(),

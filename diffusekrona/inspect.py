@@ -67,12 +67,18 @@ def read(texts: Sequence[str]) -> list[Facts]:
         UserError: an adapter that is missing or damaged.
     """
     from .adapters.file import read_adapter
+    from .adapters.mixing import parse_adapter, run_name
     from .inspection.facts import facts_of
 
     named = [_split_name(text) for text in texts]
-    labels = _distinct(named)
-    pairs = zip(labels, named, strict=True)
-    return [facts_of(read_adapter(path), label) for label, (_, path) in pairs]
+    adapters = [read_adapter(path) for _, path in named]
+    files = [parse_adapter(str(path))[0] for _, path in named]
+    runs = [
+        name or run_name(file, adapter)
+        for (name, _), file, adapter in zip(named, files, adapters, strict=True)
+    ]
+    labels = runs if len(set(runs)) == len(runs) else _distinct(named)
+    return [facts_of(adapter, label) for adapter, label in zip(adapters, labels, strict=True)]
 
 
 def _split_name(text: str) -> tuple[str, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,7 @@ class WeightedAdapter:
     @property
     def title(self) -> str:
         """For people: the run's name, and the weight if it is not 1."""
-        own = self.path.absolute()
-        name = own.parent.name if own.name == ADAPTER_FILE else own.stem
+        name = run_name(self.path, self.adapter)
         name += "" if self.weight == 1 else f" x {self.weight:g}"
         return f"{name} ({self.groups})" if self.groups else name
 
@@ -42,6 +42,23 @@ class WeightedAdapter:
         name = "/".join(self.path.absolute().parts[-2:])
         recipe = {"file": name, "weight": self.weight, "sha256": content_key(self.path)}
         return recipe | (self.groups.as_dict() if self.groups else {})
+
+
+def run_name(path: Path, adapter: Adapter) -> str:
+    """What a run is called: its folder's name, or what the file says of it where that name is a
+    hash or "run", as in a study's cells."""
+    own = path.absolute()
+    folder = own.parent if own.name == ADAPTER_FILE else own
+    name = folder.name if folder.suffix != ".safetensors" else folder.stem
+    if re.fullmatch(r"checkpoint-\d+|checkpoint-best", name):
+        name = f"{folder.parent.name}/{name}"
+    if not re.fullmatch(r"(run|[0-9a-f]{8,64})(/.*)?", name):
+        return name
+    said = adapter.metadata
+    parts = [said.get("instance_prompt"), adapter.method.title]
+    words = {"learning_rate": "learning rate {}", "steps": "{} steps", "seed": "seed {}"}
+    parts += [text.format(said[key]) for key, text in words.items() if said.get(key)]
+    return ", ".join(filter(None, parts))
 
 
 def read_adapters(

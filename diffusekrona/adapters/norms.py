@@ -5,6 +5,7 @@ A fine-tune that keeps what its base knows stays at a few percent; near 1 the ba
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from statistics import median
 from typing import Any
@@ -13,6 +14,16 @@ from ..krona.layer import is_plain
 from .groups import layers_with
 
 NORMS_KEY = "relative_norms"  # in run.json and in an adapter file's metadata
+
+
+def norms_in(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The summary that an adapter file's metadata or a run.json holds; None if there is none."""
+    found = metadata.get(NORMS_KEY)
+    try:
+        found = json.loads(found) if isinstance(found, str) else found
+        return {name: float(found[name]) for name in ("median", "largest")}
+    except (LookupError, TypeError, ValueError):
+        return None
 
 
 def relative_norms(model: Any, adapter_name: str) -> dict[str, float]:

@@ -27,11 +27,13 @@ ONE_RUN = (
 
 @dataclass(frozen=True)
 class Row:
-    """One variant: its name, pictures [prompt][seed] and their scores."""
+    """One variant: its name, pictures [prompt][seed], their scores, and the median over layers of
+    ||delta W|| / ||W|| where its adapter's file has it."""
 
     name: str
     images: list[list[Image.Image]]
     scores: Scores
+    relative_norm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,14 @@ def overall_table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     if evaluation.own:
         own = [f"{evaluation.own[m]:.3f}" if m in evaluation.own else "–" for m in metrics]
         rows.append(["the photos, to each other", *own])
-    return ["", *(METRICS[m][0] for m in metrics)], rows
+    head = ["", *(METRICS[m][0] for m in metrics)]
+    norms = [row.relative_norm for row in evaluation.rows]
+    if any(norm is not None for norm in norms):
+        head.append("‖ΔW‖/‖W‖")
+        norms += [None] * (len(rows) - len(norms))
+        for cells, norm in zip(rows, norms, strict=True):
+            cells.append("–" if norm is None else f"{norm:.1%}")
+    return head, rows
 
 
 def _cell(summary: Summary) -> str:
@@ -132,6 +141,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
     for row, summaries in zip(evaluation.rows, overall(evaluation), strict=True):
         levels = {m: row.scores.levels(m) for m in metrics}
         variants[row.name] = {
+            "relative_norm": row.relative_norm,
             "overall": {m: s.as_dict() for m, s in summaries.items()},
             "prompts": [
                 {

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from ..adapters.groups import KINDS
+from ..adapters.norms import norms_in
 from ..common.tables import show_table
 from .facts import Facts, effective_rank, rank_holding, shares
 from .lowered import Lowered, smaller
@@ -32,6 +33,9 @@ def totals(facts: Sequence[Facts]) -> tuple[list[str], list[list[str]]]:
     if all(layer.base_norm for f in facts for layer in f.layers):
         add("‖ΔW‖ / ‖W‖, median", [f"{median(x.relative for x in f.layers):.3%}" for f in facts])
         add("‖ΔW‖ / ‖W‖, largest", [f"{max(x.relative for x in f.layers):.3%}" for f in facts])
+    elif all(norms := [norms_in(f.metadata) for f in facts]):
+        for name in ("median", "largest"):
+            add(f"‖ΔW‖ / ‖W‖, {name}", [f"{one[name]:.3%}" for one in norms])
     for title, number in (
         ("highest rank it can have", lambda x: x.rank_limit),
         ("effective rank", lambda x: effective_rank(x.singular)),

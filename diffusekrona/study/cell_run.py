@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..adapters.norms import NORMS_KEY
 from ..common.errors import UserError
 from ..common.files import write_text
 from ..common.settings import build, check_limits, typed_values
@@ -153,4 +154,4 @@ def _cost(run: Path | None) -> dict[str, Any]:
         return {}
     summary = json.loads((run / "run.json").read_text(encoding="utf-8"))
     names = "trained_parameters adapter_bytes last_loss seconds_training peak_memory device"
-    return {name: summary.get(name) for name in names.split()}
+    return {name: summary.get(name) for name in (*names.split(), NORMS_KEY)}

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
 
+from ..adapters.norms import norms_in
 from ..evaluation.scoring import METRICS
 from ..evaluation.statistics import Summary, summarise
 from .cell import Cell, Judging, finished
@@ -27,6 +29,7 @@ class Point:
     Attributes:
         runs: (subject, seed) of each run, in the study's order.
         scores: metric to one (prompts, seeds) a run; diversity's is (prompts,).
+        norms: of each run, the median over layers of ||delta W|| / ||W|| where it is known.
         folders: of each run's cell; pictures: their paths in it, prompt by prompt.
     """
 
@@ -36,6 +39,7 @@ class Point:
     parameters: int | None = None
     runs: list[tuple[str, int]] = field(default_factory=list)
     scores: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    norms: list[float] = field(default_factory=list)
     features: list[Path] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     pictures: list[list[str]] = field(default_factory=list)
@@ -99,6 +103,8 @@ def gather(study: Study, cells: Sequence[Cell], root: Path) -> Results:
 def _add(point: Point, cell: Cell, content: Any, cost: Any, folder: Path) -> None:
     point.runs.append((cell.subject.name, cell.seed))
     point.parameters = cost.get("trained_parameters")
+    norms = norms_in(cost) if content["step"] is None else None
+    point.norms += [norms["median"]] if norms else []
     for name, values in content["scores"].items():
         point.scores.setdefault(name, []).append(np.array(values))
     if content["diversity"] is not None:
@@ -117,10 +123,14 @@ def table(results: Results) -> tuple[list[str], list[list[str]]]:
         cells = [str(point.summary(m)) for m in metrics]
         name = point.label() if len(results.study.arms) == 1 else f"{point.arm}: {point.label()}"
         name = "base" if point.arm == "base" else name
-        rows.append([name, count, str(len(point.runs)), *cells])
+        norm = f"{mean(point.norms):.1%}" if point.norms else "–"
+        rows.append([name, count, str(len(point.runs)), norm, *cells])
     axes = dict.fromkeys(axis.name for arm in results.study.arms for axis in arm.axes)
-    head = [" · ".join(axes), "parameters", "runs"]
-    return [*head, *(METRICS[m][0] for m in metrics)], rows
+    head = [" · ".join(axes), "parameters", "runs", "‖ΔW‖/‖W‖"]
+    head += [METRICS[m][0] for m in metrics]
+    if not any(point.norms for point in results.points):
+        return head[:3] + head[4:], [row[:3] + row[4:] for row in rows]
+    return head, rows
 
 
 def reference_of(results: Results) -> Point | None:
@@ -177,6 +187,7 @@ def as_json(results: Results) -> dict[str, Any]:
             "labels": p.labels,
             "step": p.step,
             "parameters": p.parameters,
+            "relative_norms": p.norms,
             "runs": p.runs,
             "summary": {m: p.summary(m).as_dict() for m in results.metrics()},
             "scores": {m: [v.tolist() for v in p.scores[m]] for m in results.metrics()},

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import tiny_models
 import torch
@@ -18,7 +21,8 @@ from diffusekrona.adapters.groups import (
     places_of,
     set_group_weights,
 )
-from diffusekrona.adapters.norms import relative_norms, summarise_norms
+from diffusekrona.adapters.mixing import run_name
+from diffusekrona.adapters.norms import NORMS_KEY, norms_in, relative_norms, summarise_norms
 from diffusekrona.common.errors import UserError
 from diffusekrona.krona import merge_and_unload
 
@@ -130,3 +134,23 @@ def test_norms_relative_to_the_base(kind) -> None:
     assert summary["largest"] == pytest.approx(max(wanted.values()), abs=1e-6)
     assert wanted[summary["largest_layer"]] == max(wanted.values())
     assert summarise_norms({}) is None
+
+
+def test_norms_are_read_back_from_metadata() -> None:
+    summary = {"median": 0.02, "largest": 0.1, "largest_layer": "unet.x"}
+    want = {"median": 0.02, "largest": 0.1}
+    assert norms_in({NORMS_KEY: summary}) == norms_in({NORMS_KEY: json.dumps(summary)}) == want
+    for damaged in (None, "", "{", "[]", '{"median": 1}', {"median": "x", "largest": 1}):
+        assert norms_in({NORMS_KEY: damaged}) is None
+
+
+def test_runs_have_names_not_hashes() -> None:
+    adapter = collect_adapter(adapted("krona"), "dog", metadata={"steps": 500, "seed": 1})
+    for path, want in (
+        ("runs/dog/adapter.safetensors", "dog"),
+        ("runs/my.safetensors", "my"),
+        ("runs/dog/checkpoint-4/adapter.safetensors", "dog/checkpoint-4"),
+        ("cells/0123456789abcdef/run/adapter.safetensors", "KronA, 500 steps, seed 1"),
+        ("cells/0123456789abcdef/adapter.safetensors", "KronA, 500 steps, seed 1"),
+    ):
+        assert run_name(Path(path), adapter) == want

@@ -104,7 +104,7 @@ def test_one_sheet_with_every_group_alone_and_off(setting, tmp_path, capsys) -> 
     assert "‖ΔW‖ / ‖W‖, median" in page  # the adapter's own base is a folder here
     (sheet,) = tmp_path.glob("page_*_groups.png")
     assert np.asarray(Image.open(sheet)).std() > 0
-    assert "projection k" in capsys.readouterr().out
+    assert "projection" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

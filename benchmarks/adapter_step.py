@@ -401,7 +401,8 @@ def main() -> None:
     show(title, table(rows))
     if args.output:
         write_record(args.output, "adapter_step", {"title": title, "rows": rows}, settings)
-        plot(rows, title, args.output.with_suffix(".png"))
+        if find_spec("matplotlib"):  # gpu.sh does without
+            plot(rows, title, args.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -38,9 +38,11 @@ part() {
   say "$name: exit $status"
   [ "$status" = 0 ] || tail -n 15 "$parts/$name.log" >&2
   echo "$name $status $((SECONDS - begun))" >> "$parts/status"
+  # After each part: a machine that is taken away keeps what was measured.
+  "$PYTHON" benchmarks/gather.py "$parts" "$RESULTS" "$DEVICE" > "$parts/where" || true
 }
 
-needed='import accelerate, diffusers, matplotlib, peft, pytest, rich, safetensors, transformers'
+needed='import accelerate, diffusers, peft, pydantic, pytest, rich, safetensors, transformers'
 "$PYTHON" -c 'import torch' || { say "$PYTHON has no torch"; exit 2; }
 if [ "$DEVICE" = cuda ] && ! "$PYTHON" -c 'import torch; torch.zeros(1, device="cuda")'; then
   say "torch sees no GPU"; exit 2
@@ -52,15 +54,19 @@ if ! "$PYTHON" -c "$needed" 2> /dev/null; then
   "$PYTHON" -c 'import site, sys, sysconfig; print("\n".join({*site.getsitepackages(), sysconfig.get_path("purelib")}))' \
     > "$(.venv-gpu/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth"
   source=(${WHEELS:+--no-index --find-links "$WHEELS"})
-  # Without dependencies, so that nothing brings another torch: the list is complete.
-  timeout 200 .venv-gpu/bin/python -m pip install --quiet --no-deps \
-    --disable-pip-version-check "${source[@]}" -r benchmarks/gpu-requirements.txt 2>&1 | tail -n 3 >&2
+  # Without dependencies, so that nothing brings another torch: the list is complete. One by one:
+  # what is there, of whatever version, stays, and one that cannot be found stops no other.
+  has='import sys; from importlib.metadata import version; version(sys.argv[1])'
+  grep -v '^#' benchmarks/gpu-requirements.txt | while read -r pin; do
+    .venv-gpu/bin/python -c "$has" "${pin%%==*}" 2> /dev/null && continue
+    timeout 60 .venv-gpu/bin/python -m pip install --quiet --no-deps --disable-pip-version-check \
+      "${source[@]}" "$pin" < /dev/null 2>&1 | tail -n 1 >&2
+  done
   .venv-gpu/bin/python -c "$needed" 2> /dev/null && PYTHON="$PWD/.venv-gpu/bin/python"
 fi
 
 KRONA_TEST_DEVICE=$DEVICE part maths 60 "$PYTHON" tests/gpu/test_maths.py
 if "$PYTHON" -c "$needed" 2> /dev/null; then
-  part tests 120 "$PYTHON" -m pytest -q -rs tests/gpu/test_cuda.py
   if [ "$DEVICE" = cuda ]; then
     step=(--arch sdxl --dtype bf16 --no_peak) memory=(--only "sdxl, 1024 px") vae=(--pixels 1024)
     gib=$("$PYTHON" -c 'import torch; print(torch.cuda.get_device_properties(0).total_memory >> 30)')
@@ -71,6 +77,12 @@ if "$PYTHON" -c "$needed" 2> /dev/null; then
     step=(--arch sd15) memory=(--only "pocket, batch 4") vae=(--pixels 64)
   fi
   [ -z "$QUICK" ] || memory=(--only "pocket, batch 4, checkpointing")
+  # What a user would ask, then whether it is right, then the rest, as far as the time goes. The
+  # limits add up to more than the budget: they are for a part that hangs.
+  program=(); [ "$DEVICE" = cuda ] && [ -z "$QUICK" ] || program=(--quick)
+  [ "${gib:-80}" -ge 22 ] || program+=(--checkpointing)
+  part sdxl_program 300 "$PYTHON" benchmarks/sdxl_program.py "${program[@]}" --output "$parts/sdxl_program.json"
+  part tests 120 "$PYTHON" -m pytest -q -rs tests/gpu/test_cuda.py
   part adapter_layer 40 "$PYTHON" benchmarks/adapter_layer.py --device "$DEVICE" "${quick[@]}" \
     --output "$parts/adapter_layer.json"
   part adapter_step 170 "$PYTHON" benchmarks/adapter_step.py --device "$DEVICE" "${step[@]}" \
@@ -85,4 +97,4 @@ if "$PYTHON" -c "$needed" 2> /dev/null; then
 else
   say "no diffusers, PEFT … here and none to be had: only the maths was tested (see WHEELS above)"
 fi
-"$PYTHON" benchmarks/gather.py "$parts" "$RESULTS" "$DEVICE"
+cat "$parts/where"

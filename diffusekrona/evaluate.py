@@ -64,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--width", type=int, metavar="PIXELS", help=argparse.SUPPRESS)
     add("--batch_size", type=int, default=4, help="Pictures at once (4).")
     add("--mixed_precision", choices=tuple(DTYPES), help="Default: fp16 on a GPU, no on a CPU.")
+    add("--low_vram", action="store_true", help="Only the model at work on the GPU, tiled VAE.")
     add("--vae", metavar="NAME_OR_PATH", help="Another VAE.")
     add("--revision", help="Revision of the base on the hub.")
     add("--variant", help="Variant of the base's files, such as fp16.")
@@ -168,6 +169,7 @@ def drawing_of(args: argparse.Namespace, base: str, device: Any) -> Drawing:
         dtype=DTYPES[precision],
         vae=args.vae,
         batch_size=args.batch_size,
+        low_vram=args.low_vram,
         options={"revision": args.revision, "variant": args.variant},
     )
 

@@ -53,7 +53,7 @@ def build(
     import torch
 
     from .common.cpu_memory import keep_freed_memory
-    from .sampling.pipeline import load_pipeline, load_refiner
+    from .sampling.pipeline import load_pipeline, load_refiner, place
 
     device = choose_device(args.device, state.device)
     keep_freed_memory(device)
@@ -66,12 +66,7 @@ def build(
         set_scheduler(pipeline, args.scheduler)
     refiner = load_refiner(pipeline, args.refiner, dtype) if args.refiner else None
     for part in filter(None, (pipeline, refiner)):
-        if args.low_vram and device.type == "cuda":
-            part.enable_model_cpu_offload(device=device)
-        else:
-            part.to(device, silence_dtype_warnings=True)
-    if args.low_vram:
-        pipeline.vae.enable_tiling()
+        place(part, device, args.low_vram)
     return pipeline, refiner
 
 
@@ -136,9 +131,12 @@ def draw(
     """Draw this process's share of prompts times seeds, and save each picture as it comes out.
 
     Returns:
-        The paths of all pictures of the run, those of other processes too: prompt by prompt.
+        The paths of all pictures of the run, those of other processes too: prompt by prompt. A name
+        that another run takes in the meantime is left to it.
     """
-    from .sampling.grids import save_png
+    from accelerate.utils import gather_object
+
+    from .sampling.grids import save_new_png
     from .sampling.pipeline import encode, iter_pictures, refine_with
 
     with writing(args.output_dir):
@@ -165,12 +163,14 @@ def draw(
         handover=start,
         adapter_steps=parse_steps(args.adapter_steps),
     )
+    saved = []
     for n, image in zip(mine, images, strict=True):
         row, seed = jobs[n]
         own = {"prompt": prompts[row], "seed": seed, "height": image.height, "width": image.width}
-        save_png(image, paths[n], {**own, **recipe})
+        saved.append((n, save_new_png(image, paths[n], {**own, **recipe})))
     state.wait_for_everyone()
-    return paths
+    everyone = gather_object(saved) if state.num_processes > 1 else saved
+    return [path for _, path in sorted(everyone)]
 
 
 def save_grid(
@@ -181,13 +181,12 @@ def save_grid(
     adapters: Sequence[WeightedAdapter],
 ) -> Path:
     """`grid.png` of a run: a row a prompt, a column a seed. Replaces that of the run before."""
-    from PIL import Image
-
+    from .common.pictures import open_png
     from .sampling.grids import labelled_grid, save_png
 
     images = []
     for path in paths:
-        with Image.open(path) as image:
+        with open_png(path) as image:
             images.append(image.convert("RGB"))
     across = len(args.seeds)
     rows = [images[start : start + across] for start in range(0, len(images), across)]

@@ -116,8 +116,9 @@ def run(
     from .data.cache import prepare_data
     from .training import setup
     from .training.checkpoint import save_checkpoint
-    from .training.log import RunLog, StopVote, origin_of, stop_signals
-    from .training.lr_schedule import make_lr_scheduler
+    from .training.init_from import start_from
+    from .training.log import Peaks, RunLog, StopVote, origin_of, stop_signals
+    from .training.lr_schedule import make_lr_scheduler, stepped
     from .training.optimizer import make_ema, make_optimizer
     from .training.output import RUN_SETTINGS, already_finished, write_card_and_upload
     from .training.plan import max_train_steps
@@ -129,6 +130,7 @@ def run(
     base, optimisation, precision = settings.base, settings.optimisation, settings.precision
     output, processes = settings.output, accelerator.num_processes
     keep_freed_memory(accelerator.device)
+    peaks = Peaks(accelerator.device)
     steps = max_train_steps(optimisation, len(pictures), processes)
     fixed = fixed_settings(settings, plan, accelerator, pictures, captions)
     if already_finished(output, steps, fixed):
@@ -141,18 +143,22 @@ def run(
         train_text_encoder=settings.adapter.train_text_encoder,
         validation_prompts=settings.validation.validation_prompt,
     )  # fmt: skip
+    peaks.end("data")
     unet = setup.load_denoiser(base, precision, plan, accelerator)
     fixed = with_content(fixed, settings, plan)
     models = {"unet": unet, **data.text_encoders}
     torch.manual_seed(optimisation.seed)  # for the factors' start
     trained = add_adapters(plan.configs, models, ADAPTER_NAME)
+    adapted = {name: models[name] for name in plan.configs}
+    if (source := settings.adapter.init_from) is not None:
+        count = start_from(source, adapted, plan.family.name, ADAPTER_NAME)
+        log.info("starting from %s: %d layers", source, count)
     setup.save_memory(precision, models)
 
     plain_optimizer = make_optimizer(optimisation, models, processes)
     lr_scheduler = make_lr_scheduler(optimisation, plain_optimizer, steps)
     ema = make_ema(optimisation, trained, accelerator)
     noise_scheduler = setup.load_noise_schedule(base, plan)
-    adapted = {name: models[name] for name in plan.configs}
     origin = origin_of(settings, plan)
     shard = shards_base(precision, optimisation.train_batch_size, accelerator)
     wrapped, optimizer = distribute(accelerator, models, plain_optimizer, trained, shard)
@@ -166,31 +172,36 @@ def run(
         log.warning("no validation pictures: the base is sharded over the processes")
         drawn = with_values(settings, validation_prompt=())
     show = functools.partial(validate, drawn, plan, accelerator, unet, data)
+    peaks.end("loading")
     if first == 0:
         show(0)
-    run_log = RunLog(settings, plan, accelerator, trained, first, steps, fixed, started)
+        peaks.end("validation")
+    run_log = RunLog(settings, plan, accelerator, trained, first, steps, fixed, started, peaks)
     stop_vote = StopVote(accelerator)
     with run_log, stop_signals() as caught:
         for step in range(first, steps):
+            losses = []
+            rate = lr_scheduler.get_last_lr()[0]
             for micro in range(optimisation.gradient_accumulation_steps):
                 number = step * optimisation.gradient_accumulation_steps + micro
                 batch = make_batch(settings, data, accelerator, noise_scheduler, number)
                 with accelerator.accumulate(*wrapped.values()):
                     loss = training_loss(settings, plan, data, wrapped, noise_scheduler, batch)
+                    losses.append(loss.detach())
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
                         if shard:
                             average_gradients(trained)
                         accelerator.clip_grad_norm_(trained, optimisation.max_grad_norm)
-                    optimizer.step()
+                    moved = stepped(accelerator, optimizer)
                     optimizer.zero_grad(set_to_none=True)
-            if not accelerator.optimizer_step_was_skipped:
+            if moved:
                 lr_scheduler.step()
                 if ema is not None:
                     ema.step(trained)
 
             done = step + 1
-            run_log.step(done, loss.detach(), lr_scheduler.get_last_lr()[0])
+            run_log.step(done, torch.stack(losses).mean(), rate)
             stop = stop_vote(bool(caught))
             if done % output.checkpointing_steps == 0 or stop:
                 run_log.settle(trained)
@@ -205,8 +216,11 @@ def run(
             if stop:
                 return run_log.stopped(done, folder, caught)
             if done % settings.validation.validation_steps == 0 and done < steps:
+                peaks.end("training")
                 show(done)
+                peaks.end("validation")
 
+        peaks.end("training")
         # The result comes before anything else that could fail.
         run_log.settle(trained)
         if ema is not None:

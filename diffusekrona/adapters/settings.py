@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ..common.settings import setting
@@ -32,6 +33,11 @@ class AdapterSettings:
     output_order: Literal["kron", "interleaved"] = setting(
         "kron",
         help="Order of the output; interleaved is that of the published code's checkpoints.",
+    )
+    init_from: Path | None = setting(
+        None,
+        metavar="FILE",
+        help="Start from this adapter, of any format that diffusekrona.convert reads, exactly.",
     )
     rank: int = setting(4, minimum=1, help="Rank of a LoRA.")
     lora_alpha: float | None = setting(None, help="Alpha of a LoRA; by default its rank (scale 1).")

@@ -241,8 +241,6 @@ def load_vae(
 ) -> Any:
     """The frozen VAE. Its published files are fp32 or fp16; it is returned as they are.
 
-    Its convolutions run on channels-last tensors, which is faster (benchmarks/vae_layout.py).
-
     Args:
         revision, variant: of the base; another VAE's repository has its own.
     """
@@ -250,11 +248,12 @@ def load_vae(
     if other is None:
         options |= {"revision": revision, "variant": variant}
     vae = load_part(place, "AutoencoderKL", subfolder, **options)
-    return channels_last(vae.requires_grad_(False).eval())
+    return vae.requires_grad_(False).eval()
 
 
 def channels_last(vae: Any) -> Any:
-    """Lay a VAE's weights so that its convolutions run on channels-last tensors."""
+    """Lay a VAE's weights so that its convolutions run on channels-last tensors, which is faster on
+    a CPU (benchmarks/vae_layout.py)."""
     import torch
 
     return vae.to(memory_format=torch.channels_last)

@@ -98,6 +98,15 @@ def _complain(line: str) -> None:
     print("error: " + " ".join(line.split("\n")).strip(), file=sys.stderr, flush=True)
 
 
+def _line_for(error: RuntimeError) -> str | None:
+    """The line for a RuntimeError that is no bug; None for others."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which not every program imports
+        return "Out of GPU memory: smaller batches or pictures, or --low_vram, need less."
+    if "home directory" in str(error):  # pathlib's, which does not say of whom
+        return "A path begins with ~ and the name of a user that this machine does not know."
+    return None
+
+
 def exit_on_user_error(main: Callable[[], int | None]) -> None:
     """Run an entry point and leave the process with its exit code.
 
@@ -108,6 +117,13 @@ def exit_on_user_error(main: Callable[[], int | None]) -> None:
     Raises:
         SystemExit: always.
     """
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:  # closed by the shell: give what is printed somewhere to go
+            handle = os.open(os.devnull, os.O_WRONLY)
+            if handle != number:  # or a file that is opened later would take its number
+                os.dup2(handle, number)
+                os.close(handle)
+            setattr(sys, name, os.fdopen(number, "w"))
     for stream in (sys.stdout, sys.stderr):
         # A file name that the terminal's encoding lacks must not end a run.
         if hasattr(stream, "reconfigure"):
@@ -124,6 +140,12 @@ def exit_on_user_error(main: Callable[[], int | None]) -> None:
         # Python flushes stdout once more on its way out; give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except RuntimeError as error:
+        line = _line_for(error)
+        if line is None:
+            raise
+        _complain(line)
+        sys.exit(2)
     except OSError as error:
         where = error.filename2 or error.filename
         if _is_disk_full(error):

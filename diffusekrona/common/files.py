@@ -9,6 +9,7 @@ and removes only the former (`clean_leftovers`).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -44,6 +45,33 @@ def replace_whole(path: Path | str) -> Iterator[Path]:
         _flush(work / "new" / path.name)
         os.replace(work / "new" / path.name, path)
         _flush_folder(path.parent)
+
+
+@contextlib.contextmanager
+def new_file(path: Path | str) -> Iterator[tuple[Path, list[Path]]]:
+    """As `replace_whole`, but never in the place of another file: should `path` be taken, the file
+    is called `name-2`, `name-3` … Any number of processes may write into one folder.
+
+    Yields:
+        The path to write to, and a list that holds the final path once the block has ended.
+    """
+    path, final = Path(path), []
+    with writing(path), _working_folder(path.parent) as work:
+        yield work / "new" / path.name, final
+        _flush(work / "new" / path.name)
+        final.append(_claim(path))
+        os.replace(work / "new" / path.name, final[0])
+        _flush_folder(path.parent)
+
+
+def _claim(path: Path) -> Path:
+    """Make an empty file at `path`, or at the next name that is free; its path."""
+    for number in itertools.count(1):
+        name = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            return name
+    raise AssertionError("unreachable")
 
 
 @contextlib.contextmanager

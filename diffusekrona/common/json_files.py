@@ -32,10 +32,28 @@ def parse_json(text: str | bytes, schema: type[T]) -> T:
     try:
         return _validator(schema).validate_json(text, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])[:100]
-        reason = " ".join(first["msg"].split())[:200]
-        raise ValueError(f"{where}: {reason}" if where else reason) from None
+        raise ValueError(_one_line(error)) from None
+
+
+def _one_line(error: Any) -> str:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])[:100]
+    reason = " ".join(first["msg"].split())[:200]
+    return f"{where}: {reason}" if where else reason
+
+
+def check_value(value: Any, schema: type[T]) -> T:
+    """A value that another parser has read, such as YAML's, as `schema`; see `parse_json`.
+
+    Raises:
+        ValueError: it is not what the schema says; in one line.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return _validator(schema).validate_python(value, strict=True)
+    except ValidationError as error:
+        raise ValueError(_one_line(error)) from None
 
 
 def read_json(path: Path | str, schema: type[T]) -> T:

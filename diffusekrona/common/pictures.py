@@ -5,23 +5,33 @@ Sizes are (height, width) in pixels throughout, as tensors have them; PIL's own 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps
 
+from . import colours
 from .errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif")
 PICTURE_SUFFIXES += (".tif", ".tiff", ".ppm", ".pgm")
+HEIF_SUFFIXES = (".heic", ".heif")  # read through pillow-heif, where it is installed
+PICTURE_SUFFIXES += HEIF_SUFFIXES
+# What the suffixes stand for, whatever they really hold: Pillow would hand EPS to Ghostscript.
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM")
 SMALLEST_SIDE = 8  # pixels: one cell of the autoencoder's latents
-MOST_PIXELS = 180_000_000  # about 0.5 GB once decoded; a file that claims more is likely hostile
+MOST_PIXELS = 180_000_000  # a file that claims more is likely hostile
+MOST_BYTES = 1_000_000_000  # of a decoded picture and its RGB copy together
+_BAND_PIXELS = 4_000_000  # converted at once
 
 
 def why_not(path: Path) -> str | None:
@@ -33,8 +43,8 @@ def why_not(path: Path) -> str | None:
             return "a folder (only pictures directly in the folder given are used)"
         if not path.is_file():  # before opening: reading a named pipe would wait for ever
             return "a link that leads nowhere" if path.is_symlink() else "not a file"
-        if path.suffix.lower() in (".heic", ".heif"):
-            return "HEIC pictures cannot be read; save it as JPEG or PNG"
+        if path.suffix.lower() in HEIF_SUFFIXES and not _register_heif():
+            return "HEIC pictures need pillow-heif: pip install pillow-heif, or save it as JPEG"
         if path.suffix.lower() not in PICTURE_SUFFIXES:
             return "not a picture"
         if path.stat().st_size == 0:
@@ -50,13 +60,38 @@ def why_not(path: Path) -> str | None:
     return None
 
 
+@functools.cache
+def _register_heif() -> bool:
+    """Let Pillow read HEIC; whether it can."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def _opened(path: Path) -> Image.Image:
+    """Pillow's own `open`, of the formats that are accepted."""
+    Image.init()  # `formats` finds only what is registered
+    if path.suffix.lower() in HEIF_SUFFIXES and _register_heif():
+        return Image.open(path, formats=("HEIF", *_FORMATS))
+    return Image.open(path, formats=_FORMATS)
+
+
+def open_png(path: Path) -> Image.Image:
+    """Open a picture of our own making, which is a PNG; raises what Pillow raises."""
+    Image.preinit()
+    return Image.open(path, formats=("PNG",))
+
+
 def _open(path: Path, min_size: int | None = None) -> Image.Image:
     """Open and decode `path`; a UserError gives the reason alone, without the path."""
     with warnings.catch_warnings():
         # Size and metadata warnings; the size is judged here, on one line of our own.
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(path)
+            image = _opened(path)
             with image:
                 if image.width * image.height > MOST_PIXELS:
                     raise Image.DecompressionBombError
@@ -64,6 +99,11 @@ def _open(path: Path, min_size: int | None = None) -> Image.Image:
                 if min_size is not None:
                     # JPEG can decode at 1/2, 1/4, 1/8. Twice the size leaves the resize its work.
                     image.draft(None, (2 * min_size, 2 * min_size))
+                if (needed := _bytes_needed(image)) > MOST_BYTES:
+                    raise UserError(
+                        f"{image.width}×{image.height} pixels of mode {image.mode} need "
+                        f"{needed / 1e9:.1f} GB of memory; make it smaller"
+                    )
                 drafted = _oriented_size(image) != full
                 image.load()
             if drafted:
@@ -72,6 +112,8 @@ def _open(path: Path, min_size: int | None = None) -> Image.Image:
         except Image.DecompressionBombError:
             limit = MOST_PIXELS // 1_000_000
             raise UserError(f"over {limit} million pixels; make it smaller") from None
+        except UserError:
+            raise
         # Decoders meet a broken file with errors of any kind: OSError, SyntaxError, ValueError,
         # struct.error, IndexError, EOFError …
         except Exception as error:
@@ -80,6 +122,13 @@ def _open(path: Path, min_size: int | None = None) -> Image.Image:
             else:
                 reason = "broken or not a picture (cannot be decoded)"
             raise UserError(reason) from error
+
+
+def _bytes_needed(image: Image.Image) -> int:
+    """Of the decoded picture and the RGB copy that is made of it."""
+    each = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if image.mode.startswith("I;16") else 4)
+    copied = image.mode != "RGB" or "icc_profile" in image.info
+    return image.width * image.height * (each + 4 * copied)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -95,7 +144,8 @@ def _oriented_size(image: Image.Image) -> tuple[int, int]:
 
 
 def load_picture(path: Path, min_size: int | None = None) -> Image.Image:
-    """Read a picture as 8-bit RGB: turned as its EXIF says, transparency laid on white.
+    """Read a picture as 8-bit sRGB: turned as its EXIF says, its colour profile applied,
+    transparency laid on white.
 
     Args:
         path: the file. Grey, palette, CMYK, 16-bit, 32-bit and float pictures are converted; of
@@ -128,7 +178,7 @@ def picture_size(path: Path, min_size: int | None = None) -> tuple[int, int]:
         UserError: the file is missing, broken or not a picture.
     """
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             if min_size is not None:
                 image.draft(None, (2 * min_size, 2 * min_size))
             return _oriented_size(image)
@@ -137,31 +187,74 @@ def picture_size(path: Path, min_size: int | None = None) -> tuple[int, int]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        return _deep_grey_to_8_bit(image).convert("RGB")
+    """8-bit sRGB: by the picture's colour profile, grey stretched, transparency laid on white.
+
+    Band by band, so that a large picture needs no more than itself and its RGB copy.
+    """
+    to_srgb = colours.to_srgb(image)
+    if image.mode == "RGB" and to_srgb is None and "transparency" not in image.info:
+        return image
+    top = _brightest(image) if _is_deep(image) else None
+    result = Image.new("RGB", image.size)
+    rows = max(1, _BAND_PIXELS // image.width)
+    for start in range(0, image.height, rows):
+        band = image.crop((0, start, image.width, min(start + rows, image.height)))
+        result.paste(_band_to_rgb(band, to_srgb, top), (0, start))
+    return result
+
+
+def _band_to_rgb(
+    image: Image.Image, to_srgb: Callable[[Image.Image], Image.Image] | None, top: float | None
+) -> Image.Image:
+    if top is not None:
+        image = _deep_grey_to_8_bit(image, top)
+    alpha = None
     if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
         if image.mode == "La":  # PIL has no direct way from premultiplied grey
             image = image.convert("LA")
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+        grey = image.mode == "LA"
+        rgba = image.convert("RGBA")
+        alpha = rgba.getchannel("A")
+        image = rgba.convert("RGB").convert("L") if grey else rgba.convert("RGB")
+    rgb = (to_srgb(image) if to_srgb else image).convert("RGB")
+    if alpha is None:
+        return rgb
+    rgb.putalpha(alpha)
+    white = Image.new("RGBA", rgb.size, "white")
+    return Image.alpha_composite(white, rgb).convert("RGB")
 
 
-def _deep_grey_to_8_bit(image: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits or floats to 8 bits; PIL's own conversion clips where it should scale.
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode.startswith("I") or image.mode == "F"
 
-    The range is the mode's (16-bit), or else the smallest of the usual ones that holds the values.
-    """
-    import numpy as np
 
-    grey = np.nan_to_num(np.asarray(image).astype(np.float64))
+def _brightest(image: Image.Image) -> float:
+    """The value that becomes white in grey of 16 or 32 bits or floats: the mode's largest (16-bit),
+    or else the smallest of the usual ones that holds the values."""
     usual = (65535.0,) if image.mode.startswith("I;16") else (255.0, 65535.0)
     if image.mode == "F":
         usual = (1.0, *usual)
-    brightest = max(float(grey.max()), 0.0)
-    top = next((value for value in usual if brightest <= value), brightest)
-    return Image.fromarray(np.clip(np.rint(grey * (255 / top)), 0, 255).astype(np.uint8))
+    rows = max(1, _BAND_PIXELS // image.width)
+    brightest = 0.0
+    for start in range(0, image.height, rows):
+        band = image.crop((0, start, image.width, min(start + rows, image.height)))
+        brightest = max(brightest, float(_values(band).max()))
+    return next((value for value in usual if brightest <= value), brightest)
+
+
+def _values(image: Image.Image) -> np.ndarray:
+    import numpy as np
+
+    return np.nan_to_num(np.asarray(image).astype(np.float64))
+
+
+def _deep_grey_to_8_bit(image: Image.Image, top: float) -> Image.Image:
+    """Grey of 16 or 32 bits or floats to 8 bits; PIL's own conversion clips where it should
+    scale."""
+    import numpy as np
+
+    scaled = np.rint(_values(image) * (255 / top))
+    return Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8))
 
 
 def fit_picture(

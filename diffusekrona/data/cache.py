@@ -20,6 +20,7 @@ import torch
 from ..bases import backbones
 from ..bases.settings import BaseSettings, PrecisionSettings
 from ..common.pictures import picture_size
+from ..common.prompts import warn_of_syntax
 from .disk_cache import OFF, DiskCache, cache_of, origin
 from .folder import bucket_sizes, nearest_bucket
 from .latents import Cropping, Item, cache_pictures
@@ -172,7 +173,9 @@ def _vae_and_origin(
     def vae() -> Any:
         hub = {"revision": base.revision, "variant": base.variant}
         loaded = backbones.load_vae(plan.base, other, torch_dtype=dtype, **hub)
-        return loaded.to(accelerator.device)
+        loaded = loaded.to(accelerator.device)
+        on_cpu = accelerator.device.type == "cpu"  # measured there only
+        return backbones.channels_last(loaded) if on_cpu else loaded
 
     weights = kept.fingerprint(place, subfolder, revision)
     if weights is None:  # not downloaded yet, so nothing can have been made with them
@@ -197,6 +200,7 @@ def _token_ids(
 ) -> tuple[dict[str, list[torch.Tensor]], dict[str, Any]]:
     """Of encoders that are trained: token ids of each caption, and the encoders themselves."""
     tokenizers, encoders = _encoders(base, plan, accelerator)
+    warn_of_syntax(captions)
     return {p: backbones.tokenize(tokenizers, [p]) for p in dict.fromkeys(captions)}, encoders
 
 
@@ -240,6 +244,7 @@ def _kept_texts(
     if family.size_conditioned:
         shapes["pooled_prompt_embeds"] = (1, None)
     states = {}
+    warn_of_syntax(prompts)
     for prompt in dict.fromkeys(prompts):
         key = {"prompt": prompt, **made_by}
         found = kept.read("texts", key, shapes)

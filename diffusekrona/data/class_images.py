@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..common.errors import UserError
 from ..common.pictures import PICTURE_SUFFIXES, why_not
-from ..sampling.grids import save_png
+from ..sampling.grids import read_recipe, save_png
 from ..sampling.pipeline import generate, load_pipeline
 from .folder import find_pictures
 
@@ -19,6 +20,32 @@ def missing_class_pictures(folder: Path, wanted: int) -> list[int]:
     usable = {p.name for p in have if why_not(p) is None}
     free = (n for n in range(wanted + len(have)) if _name(n) not in usable)
     return [next(free) for _ in range(max(0, wanted - len(usable)))]
+
+
+def refuse_other_pictures(folder: Path, prompt: str, base: str) -> None:
+    """See that no picture that a run drew into `folder` is of another prompt or base.
+
+    A base is known by the last part of its name: folders are moved. Pictures that carry no recipe,
+    such as photographs, are the user's own and are used as they are.
+
+    Raises:
+        UserError: naming the first picture that differs.
+    """
+    if not folder.is_dir():
+        return
+    want = {"prompt": prompt, "base": Path(base).name}
+    for path in sorted(folder.glob("*.png")):
+        try:
+            have = read_recipe(path) or {}
+        except UserError:  # not a PNG: `find_pictures` says so
+            continue
+        for key, value in want.items():
+            drawn = have.get(key, value)
+            if (Path(str(drawn)).name if key == "base" else drawn) != value:
+                raise UserError(
+                    f"{path} was drawn with {key} {drawn!r}, this run has {value!r}: give another "
+                    "--class_data_dir, or delete its pictures."
+                )
 
 
 def draw_class_pictures(
@@ -43,6 +70,7 @@ def draw_class_pictures(
     Returns:
         `wanted` pictures' paths, sorted.
     """
+    refuse_other_pictures(folder, prompt, base)
     numbers = missing_class_pictures(folder, wanted)
     accelerator.wait_for_everyone()  # all have counted before one adds to the folder
     if numbers:

@@ -12,6 +12,8 @@ import hashlib
 import json
 import logging
 import os
+import re
+import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,17 +29,38 @@ from safetensors.torch import save_file
 
 from ..common.errors import UserError
 from ..common.files import replace_whole, write_text
+from ..common.json_files import read_json
 from ..common.pictures import content_key
 from .settings import DataSettings
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # of the entries; raised when the same key would be given other numbers
-MOST_BYTES = 4 * 2**30  # of the whole folder; the entries longest not used go first
+FORMAT = 3  # of the entries; raised when the same key would be given other numbers
+MOST_BYTES = 4 * 2**30  # of all entries; those longest not used go first
 _WEIGHTS = (".safetensors", ".bin")
 _READ_ERRORS = (OSError, SafetensorError, ValueError, KeyError, RuntimeError)
 
+KINDS = ("latents", "texts")
+_ENTRY_NAME = re.compile(r"[0-9a-f]{40}\.safetensors")
+
 Shape = Sequence[int | None]  # None: any size
+
+
+@dataclass
+class Memo:
+    """What is remembered of a large file.
+
+    Attributes:
+        state: size, time of change in ns, inode.
+        check: a hash of the two others, since nobody computes a digest to see whether it is right.
+    """
+
+    state: list[int]
+    sha256: str
+    check: str
+
+    def own_check(self) -> str:
+        return _hash(_text([self.state, self.sha256]))
 
 
 def default_folder() -> Path:
@@ -66,7 +89,7 @@ class DiskCache:
         """An entry's tensors, and the notes it was written with; None if there is none to trust.
 
         Args:
-            kind: subfolder, such as "latents".
+            kind: subfolder, one of `KINDS`.
             key: everything that the numbers depend on, as JSON can hold it.
             shapes: name to shape of the tensors that it must hold, neither more nor less.
         """
@@ -102,22 +125,27 @@ class DiskCache:
             self._give_up(error)
 
     def shrink(self, most: int = MOST_BYTES) -> None:
-        """Delete the files longest not used until the folder holds at most `most` bytes."""
+        """Delete the entries longest not used until they hold at most `most` bytes together.
+
+        Only entries: what else lies in the folder is neither counted nor touched.
+        """
         if self.folder is None:
             return
-        files = []
-        for path in self.folder.rglob("*"):
-            with suppress(OSError):  # another process may have taken it away
-                status = path.stat()
-                if path.is_file():
-                    files.append((status.st_mtime, status.st_size, path))
-        held = sum(size for _, size, _ in files)
-        for _, size, path in sorted(files):
+        entries = []
+        for kind in KINDS:
+            for path in (self.folder / kind).glob("*.safetensors"):
+                with suppress(OSError):  # another process may have taken it away
+                    status = path.lstat()
+                    if _ENTRY_NAME.fullmatch(path.name) and stat.S_ISREG(status.st_mode):
+                        entries.append((status.st_mtime, status.st_size, path))
+        held = sum(size for _, size, _ in entries)
+        for _, size, path in sorted(entries):
             if held <= most:
                 return
-            with suppress(OSError):
-                path.unlink()
-                held -= size
+            if _is_entry(path):
+                with suppress(OSError):
+                    path.unlink()
+                    held -= size
 
     def file_digest(self, path: Path) -> str:
         """SHA-256 of a file. Of a large one it is remembered until size or time of change differ;
@@ -130,14 +158,19 @@ class DiskCache:
         if self.folder is None or status.st_size < 1 << 20:
             return content_key(real)
         memo = self.folder / "weights" / f"{_hash(str(real))}.json"
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            known = json.loads(memo.read_text(encoding="utf-8"))
-            if known["state"] == state:
-                return str(known["sha256"])
+        if memo.is_file():
+            try:
+                known = read_json(memo, Memo)
+                if known.state == state and known.check == known.own_check():
+                    return known.sha256
+            except UserError as error:
+                log.warning("%s: computed again", error)
         digest = content_key(real)
         if self.writable:
             try:
-                write_text(memo, json.dumps({"state": state, "sha256": digest}))
+                known = Memo(state, digest, "")
+                known.check = known.own_check()
+                write_text(memo, json.dumps(vars(known)))
             except (OSError, UserError) as error:
                 self._give_up(error)
         return digest
@@ -215,6 +248,16 @@ def _part_folder(base: str, subfolder: str, revision: str | None) -> Path | None
         if isinstance(found, str):
             return Path(found).parent
     return None
+
+
+def _is_entry(path: Path) -> bool:
+    """Whether a file was written by us: its name is the hash of the key that stands in it."""
+    try:
+        with safe_open(path, "pt") as file:
+            notes = file.metadata() or {}
+    except _READ_ERRORS:
+        return False
+    return "checksum" in notes and path.stem == _hash(notes.get("key", ""))
 
 
 def _check(

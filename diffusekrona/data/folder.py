@@ -5,7 +5,6 @@ Sizes are (height, width) in pixels throughout, as tensors have them; PIL's own 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import random
@@ -15,18 +14,21 @@ from itertools import cycle, islice
 from pathlib import Path, PurePosixPath
 
 from ..common.errors import UserError
+from ..common.json_files import parse_json
 from ..common.pictures import PICTURE_SUFFIXES, why_not
 
 log = logging.getLogger(__name__)
 
-CAPTION_SUFFIXES = (".txt", ".jsonl")
+CAPTION_SUFFIXES = (".txt", ".caption", ".jsonl")
+# What other tools write captions and tags into, and nobody here reads.
+_OTHER_CAPTIONS = (".json", ".csv", ".tsv", ".tags", ".cap", ".captions", ".yaml", ".yml", ".xml")
 _TEXT_KEYS = ("text", "caption", "prompt")
 
 
 def read_folder(folder: Path, prompt: str | None) -> tuple[list[Path], list[str]]:
     """The usable pictures of a folder and a caption for each; what is skipped is told."""
     pictures, skipped = find_pictures(folder)
-    for line in skipped:
+    for line in [*skipped, *unread_captions(folder, pictures)]:
         log.warning("skipped in %s: %s", folder, line)
     return pictures, read_captions(folder, pictures, prompt)
 
@@ -45,6 +47,9 @@ def find_pictures(folder: Path) -> tuple[list[Path], list[str]]:
     pictures: list[Path] = []
     skipped: list[str] = []
     for entry in _entries(folder):
+        if entry.suffix.lower() in _OTHER_CAPTIONS and not entry.name.startswith("."):
+            skipped.append(f"{entry.name}: not read; captions come from .txt and .caption files")
+            continue
         if entry.suffix.lower() in CAPTION_SUFFIXES and not entry.name.startswith("."):
             continue
         reason = why_not(entry)
@@ -64,6 +69,21 @@ def first_pictures(folder: Path, count: int) -> list[Path]:
     except UserError:
         return []
     return list(islice((entry for entry in entries if why_not(entry) is None), count))
+
+
+def unread_captions(folder: Path, pictures: Sequence[Path]) -> list[str]:
+    """One line (`name: reason`) for each caption file that belongs to no picture."""
+    stems = {_plain_name(picture.stem) for picture in pictures}
+    lines = []
+    for entry in _entries(Path(folder)):
+        kind = entry.suffix.lower()
+        if kind not in CAPTION_SUFFIXES or entry.name.startswith("."):
+            continue
+        if kind == ".jsonl" and entry.name != "metadata.jsonl":
+            lines.append(f"{entry.name}: not read; only metadata.jsonl is")
+        elif kind != ".jsonl" and _plain_name(entry.stem) not in stems:
+            lines.append(f"{entry.name}: a caption, but no picture is called {entry.stem}")
+    return lines
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -98,9 +118,10 @@ def _nothing_found(folder: Path, skipped: list[str]) -> str:
 def read_captions(folder: Path, pictures: Sequence[Path], prompt: str | None) -> list[str]:
     """One caption for each picture, in the order of `pictures`.
 
-    `image.txt` beside `image.jpg` comes first, then the picture's line in `folder/metadata.jsonl`
-    (the imagefolder layout of Hugging Face datasets: `{"file_name": …, "text": …}`, where `caption`
-    or `prompt` may stand for `text`), then `prompt`. An empty caption counts as none.
+    `image.txt` or `image.caption` beside `image.jpg` comes first, then the picture's line in
+    `folder/metadata.jsonl` (the imagefolder layout of Hugging Face datasets: `{"file_name": …,
+    "text": …}`, where `caption` or `prompt` may stand for `text`), then `prompt`. An empty caption
+    counts as none.
 
     Raises:
         UserError: a picture has no caption and there is no prompt; a caption file is not UTF-8;
@@ -110,7 +131,8 @@ def read_captions(folder: Path, pictures: Sequence[Path], prompt: str | None) ->
     captions = []
     for picture in pictures:
         caption = ""
-        for beside in (picture.with_suffix(".txt"), picture.with_suffix(".TXT")):
+        for suffix in (".txt", ".TXT", ".caption", ".CAPTION"):
+            beside = picture.with_suffix(suffix)
             if not caption and beside.is_file():
                 caption = " ".join(_read_text(beside).split())
         caption = caption or table.get(_plain_name(picture.name), "") or (prompt or "").strip()
@@ -148,7 +170,7 @@ def _read_metadata(path: Path) -> dict[str, str]:
             continue
         where = f"{path}, line {number}"
         try:
-            entry = json.loads(line)
+            entry = parse_json(line, object)
         except ValueError as error:
             raise UserError(f"{where}: not valid JSON ({error}); one object a line") from None
         if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):

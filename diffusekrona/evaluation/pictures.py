@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from PIL import Image
 from ..adapters.mixing import WeightedAdapter, apply_adapters
 from ..common.errors import UserError
 from ..common.files import slug
+from ..common.pictures import open_png
 from ..sampling.grids import read_recipe, save_png
 from ..sampling.schedulers import set_scheduler
 from .fingerprint import fingerprint_of
@@ -31,7 +33,8 @@ class Drawing:
 
     Attributes:
         size: (height, width) in pixels; None: the base's own.
-        batch_size: pictures at once; it is in no recipe, since it changes the last bit at most.
+        batch_size, low_vram: pictures at once, and on a GPU no more than the model at work; they
+            are in no recipe, since they change the last bit at most.
     """
 
     base: str
@@ -43,6 +46,7 @@ class Drawing:
     dtype: str = "float32"
     vae: str | None = None
     batch_size: int = 4
+    low_vram: bool = False
     options: dict[str, str | None] = field(default_factory=dict)
 
     def recipe(self, variant: Variant) -> dict[str, Any]:
@@ -96,7 +100,9 @@ def jobs_of(
     for row, prompt in enumerate(prompts):
         words = prompt.text(variant.subject)
         for seed in seeds:
-            path = folder / variant.folder / f"{row:02d}_{slug(words)}_seed{seed}.png"
+            # Not the prompt's place in its list: others may be put in before it.
+            name = f"{slug(words)}_{hashlib.sha256(words.encode()).hexdigest()[:8]}_seed{seed}.png"
+            path = folder / variant.folder / name
             jobs.append(Job(row, seed, path, {"prompt": words, "seed": seed, **shared}))
     return jobs
 
@@ -112,9 +118,9 @@ def what_is_wrong(job: Job) -> str | None:
         return "is missing"
     try:
         have = read_recipe(job.path) or {}
-        with Image.open(job.path) as image:
+        with open_png(job.path) as image:
             image.load()
-    except (UserError, OSError, SyntaxError):
+    except Exception:  # Pillow meets damaged files with errors of many kinds
         return "is broken"  # pictures of ours are written whole, but disks fail
     want = json.loads(json.dumps(job.recipe))
     for key, value in want.items():
@@ -195,7 +201,7 @@ def _draw(
     import torch
 
     from ..common.cpu_memory import keep_freed_memory
-    from ..sampling.pipeline import encode, iter_pictures, load_pipeline
+    from ..sampling.pipeline import encode, iter_pictures, load_pipeline, place
 
     keep_freed_memory(device)
     dtype = getattr(torch, drawing.dtype)
@@ -203,7 +209,7 @@ def _draw(
     apply_adapters(pipeline, variant.adapters)
     if drawing.scheduler:
         set_scheduler(pipeline, drawing.scheduler)
-    pipeline.to(device, silence_dtype_warnings=True)
+    place(pipeline, device, drawing.low_vram)
     yield from iter_pictures(
         pipeline,
         encode(pipeline, words, drawing.negative_prompt),
@@ -225,9 +231,9 @@ def load_rows(jobs: Sequence[Job]) -> list[list[Image.Image]]:
     rows: dict[int, list[Image.Image]] = {}
     for job in jobs:
         try:
-            with Image.open(job.path) as image:
+            with open_png(job.path) as image:
                 rows.setdefault(job.row, []).append(image.convert("RGB"))
-        except OSError as error:
+        except Exception as error:  # as above
             raise UserError(
                 f"{job.path} is missing or broken: run without --score_only to draw it."
             ) from error

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.files import write_text
+from ..common.run_record import RunRecord, read_run_record_or_none
 
 ADAPTER = "adapter.safetensors"
 CARD = "README.md"
@@ -67,7 +68,7 @@ def card_text(
         _head(metadata, license),
         f"# {plain(title)}\n",
         _introduction(adapter, metadata),
-        _facts(adapter, metadata, counts, size, _read_run(folder)),
+        _facts(adapter, metadata, counts, size, read_run_record_or_none(folder)),
         _how_to_load(repo_id or title, adapter),
     ]
     if (folder / GRID).is_file():
@@ -113,7 +114,7 @@ def _facts(
     metadata: Mapping[str, str],
     counts: Mapping[str, tuple[int, int]],
     size: int,
-    run: Mapping[str, Any],
+    run: RunRecord | None,
 ) -> str:
     rows = [("base family", metadata.get("base_family"))]
     for name, config in adapter.configs.items():
@@ -124,8 +125,9 @@ def _facts(
     rows.append(("file", f"{size / 1e6:.2f} MB"))
     for key in ("steps", "learning_rate", "resolution", "seed"):
         rows.append((key.replace("_", " "), metadata.get(key)))
-    rows.append(("trained in", _duration(run.get("seconds_training"))))
-    rows.append(("on", run.get("device")))
+    if run is not None:
+        rows.append(("trained in", _duration(run.seconds_training)))
+        rows.append(("on", run.device))
     body = "\n".join(f"| {name} | {plain(value)} |" for name, value in rows if value)
     return f"| | |\n|---|---|\n{body}\n"
 
@@ -166,16 +168,8 @@ As one file with the whole model, for any other program:
     return text + (f"For ComfyUI, Forge, A1111 and InvokeAI: {others}.\n" if others else "")
 
 
-def _read_run(folder: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _duration(seconds: Any) -> str | None:
-    if not isinstance(seconds, int | float):
+def _duration(seconds: float | None) -> str | None:
+    if seconds is None:
         return None
     return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
 

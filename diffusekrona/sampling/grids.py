@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,10 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from diffusekrona.common.errors import UserError, writing
+from ..common.errors import UserError
+from ..common.files import new_file, replace_whole
+from ..common.json_files import parse_json
+from ..common.pictures import open_png
 
 RECIPE_KEY = "diffusekrona"
 _LEAST_CELL, _MOST_CELL = 160, 512
@@ -259,22 +261,23 @@ def save_png(image: Image.Image, path: Path, recipe: dict[str, Any] | None = Non
     Raises:
         UserError: the disk is full or does not let `path` be written.
     """
-    path = Path(path)
+    with replace_whole(path) as temporary:
+        image.save(temporary, "PNG", pnginfo=_text_chunks(recipe))
+
+
+def save_new_png(image: Image.Image, path: Path, recipe: dict[str, Any] | None = None) -> Path:
+    """As `save_png`, but under the next free name if `path` is taken; returns the file's path."""
+    with new_file(path) as (temporary, final):
+        image.save(temporary, "PNG", pnginfo=_text_chunks(recipe))
+    return final[0]
+
+
+def _text_chunks(recipe: dict[str, Any] | None) -> PngInfo:
     info = PngInfo()
     if recipe is not None:
         info.add_text(RECIPE_KEY, json.dumps(recipe, default=str))
         info.add_text("parameters", _parameters(recipe))
-    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}.part")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                image.save(file, "PNG", pnginfo=info)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    return info
 
 
 def _parameters(recipe: dict[str, Any]) -> str:
@@ -287,20 +290,19 @@ def _parameters(recipe: dict[str, Any]) -> str:
 
 
 def read_recipe(path: Path) -> dict[str, Any] | None:
-    """The recipe in a PNG that `save_png` wrote; None if the picture has none.
+    """The recipe in a PNG that `save_png` wrote; None if the picture has none that can be read.
 
     Raises:
-        UserError: the file is missing or is not a picture.
+        UserError: the file is missing or is not a PNG.
     """
     try:
-        with Image.open(path) as image:
+        with open_png(path) as image:
             text = image.info.get(RECIPE_KEY)
     except FileNotFoundError:
         raise UserError(f"no picture {path}") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path} is not a picture that can be read") from error
+    except Exception as error:  # Pillow meets damaged files with errors of many kinds
+        raise UserError(f"{path} is not a PNG that can be read") from error
     try:
-        recipe = json.loads(text or "null")
-    except (TypeError, ValueError):
+        return parse_json(text, dict[str, Any]) if isinstance(text, str) else None
+    except ValueError:
         return None
-    return recipe if isinstance(recipe, dict) else None

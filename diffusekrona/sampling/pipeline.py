@@ -9,9 +9,11 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers.training_utils import free_memory
 from PIL import Image
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
@@ -28,6 +30,7 @@ from ..bases.backbones import (
 )
 from ..common.errors import UserError
 from ..common.pictures import to_image
+from ..common.prompts import warn_of_syntax
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +75,21 @@ def load_pipeline(
     )
     if not pipeline.vae.config.get("force_upcast", True):
         pipeline.vae.to(dtype)
-    channels_last(pipeline.vae)
     return pipeline.to(device, silence_dtype_warnings=True)
+
+
+def place(pipeline: Any, device: torch.device | str, low_vram: bool = False) -> None:
+    """Put a pipeline on the device that it is to draw on.
+
+    Args:
+        low_vram: on a GPU only the model that is at work; pictures are decoded in tiles.
+    """
+    if low_vram and torch.device(device).type == "cuda":
+        pipeline.enable_model_cpu_offload(device=device)
+    else:
+        pipeline.to(device, silence_dtype_warnings=True)
+    if low_vram:
+        pipeline.vae.enable_tiling()
 
 
 def load_refiner(pipeline: Any, name: str, dtype: torch.dtype, **options: Any) -> Any:
@@ -139,6 +155,7 @@ def encode(
         return {name: tensor.cpu() for name, tensor in states.items()}
 
     distinct = list(dict.fromkeys(prompts))
+    warn_of_syntax([*distinct, negative_prompt or ""])
     # One by one: in a batch, a prompt's states would depend on the others in their last bits.
     pieces = [states_of([prompt]) for prompt in distinct]
     rows = [distinct.index(prompt) for prompt in prompts]
@@ -233,6 +250,8 @@ def iter_pictures(
             denoiser's adapters take part; they must be live, not merged.
     """
     height, width = size or (None, None)
+    if pipeline._execution_device.type == "cpu":  # measured there only
+        channels_last(pipeline.vae)
     device, dtype = pipeline._execution_device, pipeline.unet.dtype
     pipeline.set_progress_bar_config(disable=True)
     own_steps = steps if finish is None else int(steps * handover)
@@ -246,26 +265,41 @@ def iter_pictures(
                 name: tensor[rows if len(tensor) > 1 else [0] * len(rows)].to(device, dtype)
                 for name, tensor in states.items()
             }
-            if adapter_steps:
-                enable_adapters(pipeline.unet, adapter_steps[0] <= 0)
-            latents = pipeline(
-                **text,
-                height=height,
-                width=width,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                generator=generators,
-                output_type="latent",
-                callback_on_step_end=_ticker(bar, own_steps, adapter_steps),
-                **extra,
-            ).images
-            if adapter_steps:
-                enable_adapters(pipeline.unet, True)
-            if finish is not None:
-                ticker = _ticker(bar, steps - own_steps)
-                latents = finish(latents, rows, generators, steps, guidance, ticker)
+            with explain_out_of_memory():
+                if adapter_steps:
+                    enable_adapters(pipeline.unet, adapter_steps[0] <= 0)
+                latents = pipeline(
+                    **text,
+                    height=height,
+                    width=width,
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
+                    generator=generators,
+                    output_type="latent",
+                    callback_on_step_end=_ticker(bar, own_steps, adapter_steps),
+                    **extra,
+                ).images
+                if adapter_steps:
+                    enable_adapters(pipeline.unet, True)
+                if finish is not None:
+                    ticker = _ticker(bar, steps - own_steps)
+                    latents = finish(latents, rows, generators, steps, guidance, ticker)
             for latent in latents:
-                yield decode(pipeline, latent)
+                with explain_out_of_memory():
+                    image = decode(pipeline, latent)
+                yield image
+
+
+@contextmanager
+def explain_out_of_memory() -> Iterator[None]:
+    """Raises UserError, with what to do, where the GPU's memory does not suffice."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "Out of GPU memory: draw fewer pictures at once (--batch_size; of a study "
+            "--image_batch_size), smaller ones (--height, --width), or add --low_vram."
+        ) from error
 
 
 def _ticker(
@@ -316,7 +350,11 @@ def refine_with(
 
 @torch.no_grad()
 def decode(pipeline: Any, latent: torch.Tensor) -> Image.Image:
-    """One latent (c, h, w) to a picture, in the VAE's own precision."""
+    """One latent (c, h, w) to a picture, in the VAE's own precision.
+
+    Raises:
+        UserError: the picture has values that are not finite.
+    """
     vae, config = pipeline.vae, pipeline.vae.config
     latent = latent.to(pipeline._execution_device, vae.dtype).unsqueeze(0) / config.scaling_factor
     if config.get("latents_mean") and config.get("latents_std"):
@@ -324,11 +362,19 @@ def decode(pipeline: Any, latent: torch.Tensor) -> Image.Image:
         std = latent.new_tensor(config.latents_std).view(1, -1, 1, 1)
         latent = latent * std + mean
     latent = latent + (config.get("shift_factor") or 0.0)
-    pixels = vae.decode(latent, return_dict=False)[0][0]
+    try:
+        pixels = vae.decode(latent, return_dict=False)[0][0]
+    except torch.OutOfMemoryError:
+        if vae.use_tiling:
+            raise
+        log.warning("the decoder needs more GPU memory than there is: decoding in tiles")
+        free_memory()
+        vae.enable_tiling()
+        pixels = vae.decode(latent, return_dict=False)[0][0]
     if not torch.isfinite(pixels).all():
-        log.warning(
-            "a picture came out as NaN and is black: the adapter's weight may be too high, or "
-            "%s too coarse for this base",
-            str(pipeline.unet.dtype).removeprefix("torch."),
+        dtype = str(pipeline.unet.dtype).removeprefix("torch.")
+        raise UserError(
+            "A picture came out as NaN, which would be black: lower the adapter's weight, or give "
+            f"--mixed_precision no (now {dtype})."
         )
     return to_image(pixels)

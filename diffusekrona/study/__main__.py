@@ -53,6 +53,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--guidance_scale", type=float, default=7.0, help="Classifier-free guidance (7).")
     add("--image_precision", choices=tuple(DTYPES), help="Default: fp16 on a GPU, no on a CPU.")
     add("--image_batch_size", type=int, default=4, help="Pictures at once (4).")
+    add(
+        "--low_vram",
+        action="store_true",
+        help="Draw with only the model at work on the GPU; for training, --set low_vram=true.",
+    )
     add("--clip", default="auto", metavar="NAME_OR_PATH", help="As in diffusekrona.evaluate.")
     add("--clip_backend", choices=("transformers", "openai"), default="transformers", help="…")
     add("--dino", default="auto", metavar="NAME_OR_PATH", help="As in diffusekrona.evaluate.")
@@ -149,7 +154,7 @@ def choose_judging(
         args.base, prompts, tuple(args.image_seeds), args.num_inference_steps, args.guidance_scale,
         clip, args.clip_backend, dino, args.image_precision, args.image_batch_size,
         study.flags.get("revision"), study.flags.get("variant"),
-        study.flags.get("pretrained_vae_model_name_or_path"),
+        study.flags.get("pretrained_vae_model_name_or_path"), args.low_vram,
     )  # fmt: skip
     return judging, [note] if note else []
 

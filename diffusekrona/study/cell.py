@@ -13,11 +13,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import FiniteFloat
+
 from ..common.errors import UserError
+from ..common.json_files import read_json
 from ..common.settings import options_of
 from ..training.settings import TrainSettings
 from .grid import Flags, Study, Subject
@@ -33,7 +36,8 @@ class Judging:
         prompts: list name or file; seeds: of the pictures, the same for all cells.
         clip, dino: of scoring models, resolved; dino may be None.
         precision: that pictures are drawn in: "no", "fp16" or "bf16"; None: fp16 on a GPU, else no.
-        batch_size: pictures at once, which changes their last bit at most.
+        batch_size, low_vram: pictures at once, and no more than the model at work on a GPU; they
+            change the last bit at most.
         revision, variant, vae: of the base, as for training.
     """
 
@@ -50,6 +54,7 @@ class Judging:
     revision: str | None = None
     variant: str | None = None
     vae: str | None = None
+    low_vram: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,9 +181,40 @@ def _content_of(folder: Path) -> tuple[int, tuple[str, ...]]:
 
 def finished(cell: Cell, root: Path) -> dict[str, Any] | None:
     """The cell's result, if it has run to its end and is scored as it should be."""
+    folder = cell.judged(root)
     try:
-        result = json.loads((cell.judged(root) / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        result = read_json(folder / RESULT, CellResult)
+    except UserError:  # missing, or damaged: made again
         return None
-    wanted = {"key": cell.key(), "scored_by": cell.scored_by()}
-    return result if wanted.items() <= result.items() else None
+    if (result.key, result.scored_by) != (cell.key(), cell.scored_by()):
+        return None
+    if [point.step for point in result.points] != list(cell.checkpoints or (None,)):
+        return None
+    # Nothing outside the cell's folder.
+    names = [name for point in result.points for name in (*point.pictures, point.features)]
+    if not all((folder / n).resolve().is_relative_to(folder.resolve()) for n in names):
+        return None
+    return asdict(result) if all((folder / p.features).is_file() for p in result.points) else None
+
+
+@dataclass
+class PointResult:
+    """The scores of one point of a cell, prompts × seeds."""
+
+    point: str
+    step: int | None
+    scores: dict[str, list[list[FiniteFloat]]]
+    diversity: list[FiniteFloat] | None
+    pictures: list[str]
+    features: str
+
+
+@dataclass
+class CellResult:
+    """What result.json holds; `title` is for people."""
+
+    key: str
+    scored_by: str
+    title: str
+    points: list[PointResult]
+    cost: dict[str, Any]

@@ -12,11 +12,18 @@ from typing import Any
 from ..adapters.norms import NORMS_KEY
 from ..common.errors import UserError
 from ..common.files import write_text
+from ..common.run_record import read_run_record_or_none
 from ..common.settings import build, check_limits, typed_values
 from ..training.settings import TrainSettings
 from .cell import RESULT, Cell, default_of, finished
 from .grid import Flags
 from .judging import judge
+
+# What reaches out of the study's folder.
+_NOT_IN_STUDIES = (
+    "output_dir", "logging_dir", "resume_from_checkpoint", "overwrite_output_dir", "push_to_hub",
+    "hub_model_id", "hub_token",
+)  # fmt: skip
 
 
 def run_cell(cell: Cell, root: Path) -> dict[str, Any]:
@@ -52,6 +59,7 @@ def run_cell(cell: Cell, root: Path) -> dict[str, Any]:
 def train(cell: Cell, folder: Path) -> Path:
     """The cell's training run; returns its folder."""
     from accelerate.state import AcceleratorState, GradientState
+    from diffusers.training_utils import free_memory
 
     from ..train_dreambooth import main
 
@@ -61,6 +69,7 @@ def train(cell: Cell, folder: Path) -> Path:
     AcceleratorState._reset_state(reset_partial_state=True)  # of the cell before, in this process
     GradientState._reset_state()
     code = main(training_arguments(cell, folder, out))
+    free_memory()  # the trained denoiser, before another is loaded to draw
     if code:
         raise UserError(f"training was stopped (exit code {code})")
     return out
@@ -82,6 +91,9 @@ def check_flags(cells: Iterable[Cell]) -> None:
     """
     for cell in cells:
         if cell.flags is not None:
+            for name in _NOT_IN_STUDIES:
+                if name in cell.flags:
+                    raise UserError(f"{cell.title()}: a study cannot set {name}: leave it out.")
             flags = _training_flags(cell, Path(cell.subject.folder), Path("run"))
             values = typed_values(TrainSettings, flags, cell.title())
             try:
@@ -141,7 +153,7 @@ def first_pictures(source: Path, count: int, target: Path) -> Path:
     found, _ = find_pictures(source)
     target.mkdir(parents=True, exist_ok=True)
     for picture in found[:count]:
-        for path in (picture, picture.with_suffix(".txt")):
+        for path in (picture, picture.with_suffix(".txt"), picture.with_suffix(".caption")):
             if path.is_file():
                 shutil.copyfile(path, target / path.name)
     if (source / "metadata.jsonl").is_file():
@@ -152,6 +164,6 @@ def first_pictures(source: Path, count: int, target: Path) -> Path:
 def _cost(run: Path | None) -> dict[str, Any]:
     if run is None:
         return {}
-    summary = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    record = read_run_record_or_none(run)
     names = "trained_parameters adapter_bytes last_loss seconds_training peak_memory device"
-    return {name: summary.get(name) for name in (*names.split(), NORMS_KEY)}
+    return {name: getattr(record, name, None) for name in (*names.split(), NORMS_KEY)}

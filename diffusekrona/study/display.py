@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from ..common.json_files import parse_json
+from ..common.run_record import LogLine
 from .cell import LOG, Cell
 from .engines import RUNNING, Outcome
 
@@ -78,7 +79,7 @@ def _what(cell: Cell, root: Path) -> str:
     try:
         with open(cell.folder(root) / "run" / "train_log.jsonl", "rb") as file:
             file.seek(max(0, file.seek(0, 2) - _TAIL))
-            last = json.loads(file.read().splitlines()[-1])
-        return f"training, step {last['step']}"
-    except (OSError, ValueError, IndexError, KeyError, TypeError):
+            last = parse_json(file.read().splitlines()[-1], LogLine)
+        return f"training, step {last.step}"
+    except (OSError, ValueError, IndexError):
         return "starting"

@@ -216,7 +216,7 @@ def _value(axis: Axis, text: str) -> Value | None:
 
 
 def yaml_value(text: str) -> Any:
-    """ "3e-3" to 0.003, "true" to True; anything else as YAML reads it."""
+    """ "3e-3" to 0.003, "true" to True; what YAML reads as more than one value stays text."""
     try:
         return int(text)
     except ValueError:
@@ -224,4 +224,9 @@ def yaml_value(text: str) -> Any:
     try:
         return float(text)
     except ValueError:
-        return yaml.safe_load(text)
+        pass
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError, AttributeError):
+        return text
+    return value if isinstance(value, str | bool | int | float | None) else text

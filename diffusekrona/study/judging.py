@@ -41,6 +41,7 @@ def judge(cell: Cell, folder: Path, adapter: Path | None, step: int | None) -> d
         dtype=DTYPES[precision],
         vae=trained_with.get("pretrained_vae_model_name_or_path", judging.vae),
         batch_size=judging.batch_size,
+        low_vram=judging.low_vram,
         options={
             name: trained_with.get(name, getattr(judging, name)) for name in ("revision", "variant")
         },

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..common.errors import UserError
-from ..common.pictures import load_square
+from ..common.pictures import load_square, open_png
 from ..data.folder import find_pictures
 from ..sampling.grids import Grid
 from .grid import Arm, Axis
@@ -47,9 +47,9 @@ def picture(results: Results, point: Point, subject: str, prompt: int) -> Image.
         return None
     path = point.folders[run] / point.pictures[run][prompt * len(results.judging.seeds)]
     try:
-        with Image.open(path) as image:
+        with open_png(path) as image:
             return image.convert("RGB")
-    except OSError:
+    except Exception:  # Pillow meets damaged files with errors of many kinds
         return None
 
 

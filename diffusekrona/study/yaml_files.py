@@ -2,17 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ConfigDict, FiniteFloat
 
 from ..common.errors import UserError
+from ..common.json_files import check_value
 from .grid import Arm, Axis, Study, Value, label_of, yaml_value
 
-_KEYS = {"name", "title", "question", "paper", "flags", "seeds", "arms", "checkpoints", "spread"}
-_KEYS |= {"reference"}
+_MOST_BYTES = 1_000_000
+_NAME = re.compile(r"\w[\w .,()+-]{0,79}")  # it becomes a folder's
+
+Scalar = str | bool | int | FiniteFloat | None
+Setting = Scalar | list[Scalar]
+Text = str | int | FiniteFloat
+
+
+class _NoAliases(yaml.SafeLoader):
+    """YAML without aliases: a few lines of them can stand for more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.get_event()
+            raise yaml.YAMLError(f"alias *{event.anchor}: write its value out")
+        return super().compose_node(parent, index)
+
+
+@dataclass
+class _ValueFile:
+    label: Text
+    flags: dict[str, Setting]
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+@dataclass
+class _AxisFile:
+    name: Text
+    values: list[_ValueFile | Scalar]
+    flag: str = ""
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+@dataclass
+class _ArmFile:
+    label: Text
+    flags: dict[str, Setting] | None = None
+    axes: list[_AxisFile] | None = None
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+@dataclass
+class _StudyFile:
+    name: Text
+    arms: list[_ArmFile]
+    title: Text | None = None
+    question: Text | None = None
+    paper: Text | None = None
+    reference: Text | None = None
+    flags: dict[str, Setting] | None = None
+    seeds: list[int] | None = None
+    checkpoints: list[int] = field(default_factory=list)
+    spread: bool = False
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
 
 def to_yaml(study: Study) -> str:
@@ -50,54 +105,59 @@ def read_study(path: Path) -> Study:
     """A study from a YAML file.
 
     Raises:
-        UserError: it cannot be read, or something in it cannot be understood; it is named.
+        UserError: it cannot be read, or something in it is not as a study has it; it is named.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"Cannot read the study {path}: {' '.join(str(error).split())}.") from error
+        if path.stat().st_size > _MOST_BYTES:
+            raise yaml.YAMLError(f"it is larger than {_MOST_BYTES // 1000} kB")
+        content = yaml.load(path.read_text(encoding="utf-8"), _NoAliases)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, AttributeError) as error:
+        # A date such as 2024-99-99 is a ValueError, and odd tags are AttributeErrors.
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"Cannot read the study {path}: {reason}.") from error
     try:
-        return _study_from(content)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        missing = isinstance(error, KeyError)
-        reason = f"{error} is missing" if missing else " ".join(str(error).split())
+        return _study_from(check_value(content, _StudyFile))
+    except (ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{path} is no study: {reason}. Copy one: --print learning-rate."
+            f"{path} is not a study: {reason}. Copy one: --print learning-rate."
         ) from error
 
 
-def _study_from(content: Mapping[str, Any]) -> Study:
-    if not isinstance(content, Mapping):
-        raise ValueError("it holds no mapping")
-    if unknown := set(content) - _KEYS:
-        raise ValueError(f"unknown key {sorted(unknown)[0]!r}")
+def _study_from(file: _StudyFile) -> Study:
+    name = str(file.name)
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"name: {name[:80]!r} cannot be a folder's name")
+    if not file.arms:
+        raise ValueError("arms: there is none")
+    if any(number < 0 for number in (*(file.seeds or ()), *file.checkpoints)):
+        raise ValueError("seeds and checkpoints: numbers from 0 on")
     arms = []
-    for arm in content["arms"]:
-        axes = [Axis(str(a["name"]), tuple(_values_from(a))) for a in arm.get("axes") or []]
-        arms.append(Arm(str(arm["label"]), dict(arm.get("flags") or {}), tuple(axes)))
-    if not arms:
-        raise ValueError("it has no arms")
+    for arm in file.arms:
+        axes = [Axis(str(a.name), tuple(map(_value_from, a.values, [a] * len(a.values))))
+                for a in arm.axes or []]  # fmt: skip
+        if any(not axis.values for axis in axes):
+            raise ValueError(f"arms: an axis of {arm.label} has no values")
+        arms.append(Arm(str(arm.label), dict(arm.flags or {}), tuple(axes)))
     return Study(
-        name=str(content["name"]),
-        title=str(content.get("title") or content["name"]),
-        question=str(content.get("question") or ""),
-        paper=str(content.get("paper") or ""),
-        flags=dict(content.get("flags") or {}),
-        seeds=tuple(int(seed) for seed in content.get("seeds") or (0, 1, 2)),
-        checkpoints=tuple(int(step) for step in content.get("checkpoints") or ()),
-        spread=bool(content.get("spread")),
-        reference=str(content.get("reference") or ""),
+        name=name,
+        title=str(file.title or name),
+        question=str(file.question or ""),
+        paper=str(file.paper or ""),
+        flags=dict(file.flags or {}),
+        seeds=tuple(file.seeds or (0, 1, 2)),
+        checkpoints=tuple(file.checkpoints),
+        spread=file.spread,
+        reference=str(file.reference or ""),
         arms=tuple(arms),
     )
 
 
-def _values_from(axis: Mapping[str, Any]) -> list[Value]:
-    values = []
-    for value in axis["values"]:
-        if isinstance(value, Mapping):
-            values.append(Value(str(value["label"]), dict(value["flags"])))
-            continue
-        if isinstance(value, str):
-            value = yaml_value(value)  # YAML takes 1e-4 for a word
-        values.append(Value(label_of(value), {str(axis["flag"]): value}))
-    return values
+def _value_from(value: _ValueFile | Scalar, axis: _AxisFile) -> Value:
+    if isinstance(value, _ValueFile):
+        return Value(str(value.label), dict(value.flags))
+    if not axis.flag:
+        raise ValueError(f"axis {axis.name}: it has plain values, and no flag that they are for")
+    if isinstance(value, str):
+        value = yaml_value(value)  # YAML takes 1e-4 for a word
+    return Value(label_of(value), {axis.flag: value})

@@ -22,13 +22,13 @@ from typing import Any
 
 from ..common.errors import UserError, writing
 from ..common.json_files import read_json
+from ..common.run_record import RUN_RECORD
 from .training_state import STATE_FILE, TrainingState, load_training_state, save_training_state
 
 log = logging.getLogger(__name__)
 
 STATE = "state.json"
 ADAPTER = "adapter.safetensors"
-RUN_RECORD = "run.json"
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import platform
 import resource
 import signal
@@ -24,9 +25,11 @@ from ..adapters.file import collect_adapter, write_adapter
 from ..adapters.norms import NORMS_KEY, relative_norms, summarise_norms
 from ..common.errors import UserError
 from ..common.files import write_text
+from ..common.json_files import parse_json
+from ..common.run_record import RUN_RECORD, LogLine
 from ..common.settings import flat, options_of
 from ..data.cache import DTYPES
-from .checkpoint import ADAPTER, RUN_RECORD, checkpoints_in
+from .checkpoint import ADAPTER, checkpoints_in
 from .plan import Plan
 from .settings import TrainSettings
 
@@ -54,10 +57,11 @@ class RunLog:
         steps: int,
         fixed: Mapping[str, Any],
         started: float,
+        peaks: Peaks,
     ) -> None:
         self.settings, self.plan, self.accelerator = settings, plan, accelerator
         self.first, self.steps, self.started = first, steps, started
-        self.fixed = fixed
+        self.fixed, self.peaks = fixed, peaks
         self.trained = sum(p.numel() for p in trained)
         self.pending: Pending | None = None
         self.last_loss = math.nan
@@ -67,7 +71,7 @@ class RunLog:
             log.info(
                 "training %s parameters in %d layers of %s with %s, %d steps; memory so far: %s",
                 f"{self.trained:,}", len(plan.layers), plan.family.title,
-                settings.adapter.adapter_type, steps, peak_memory(accelerator.device),
+                settings.adapter.adapter_type, steps, peaks.total(),
             )  # fmt: skip
             self._forget_after(first)
         self.file = open(self.path, "a", encoding="utf-8") if self.main else None  # noqa: SIM115
@@ -85,23 +89,32 @@ class RunLog:
             self.file.close()
 
     def _forget_after(self, step: int) -> None:
-        """Drop the lines of steps that will be done again."""
-        if self.path.is_file():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step_of(line) <= step]
-            write_text(self.path, "".join(line + "\n" for line in kept))
+        """Drop the lines of steps that will be done again, and those that are damaged."""
+        if not self.path.is_file():
+            return
+        lines = self.path.read_bytes().split(b"\n")
+        kept = [line for line in lines if (read := _read_line(line)) and read.step <= step]
+        write_text(self.path, "".join(line.decode() + "\n" for line in kept))
+        if kept:
+            self.last_loss = _read_line(kept[-1]).loss
 
     def step(self, done: int, loss: torch.Tensor, lr: float) -> None:
-        """Note the loss of step `done`, and tell that of the step before.
+        """Note the loss of step `done`, and log that of the step before.
+
+        Args:
+            loss: the step's mean on this process; logged is the mean over all.
+            lr: the learning rate that the step was done with.
 
         Raises:
-            UserError: a loss that is no number.
+            UserError: a loss that is not finite.
         """
+        if self.accelerator.num_processes > 1:
+            loss = self.accelerator.reduce(loss, reduction="mean")
         before, self.pending = self.pending, (done, *send_to_host(loss), lr)
         self._tell(before)
         self.bar.update()
         if done == self.first + 1 and self.main:
-            log.info("peak memory after the first step: %s", peak_memory(self.accelerator.device))
+            log.info("peak memory after the first step: %s", self.peaks.total())
 
     def settle(self, trained: Sequence[torch.nn.Parameter]) -> None:
         """Tell what is pending, and see that nothing broken is about to be saved.
@@ -113,7 +126,8 @@ class RunLog:
         self._tell(before)
         if self.file:
             self.file.flush()
-        if not all(torch.isfinite(p).all() for p in trained):
+        # The device is asked once, not once per factor.
+        if not torch.stack([torch.isfinite(p).all() for p in trained]).all():
             raise self._diverged("a factor", self.bar.n)
 
     def _tell(self, pending: Pending | None) -> None:
@@ -177,10 +191,8 @@ class RunLog:
             rescue = Path(tempfile.mkdtemp(prefix="diffusekrona-")) / ADAPTER
             write_adapter(adapter, rescue)
             raise UserError(f"{error}; the trained adapter was saved to {rescue}") from error
-        write_text(
-            output.output_dir / RUN_RECORD,
-            json.dumps({**self.summary(path), NORMS_KEY: norms}, indent=1),
-        )
+        summary = _finite({**self.summary(path), NORMS_KEY: norms})
+        write_text(output.output_dir / RUN_RECORD, json.dumps(summary, indent=1, allow_nan=False))
         log.info("saved %s (%.2f MB)", path, path.stat().st_size / 1e6)
 
     def summary(self, path: Path) -> dict[str, Any]:
@@ -204,7 +216,8 @@ class RunLog:
             "last_loss": self.last_loss,
             "seconds_until_training": round(self.loop_started - self.started, 2),
             "seconds_training": round(time.time() - self.loop_started, 2),
-            "peak_memory": peak_memory(self.accelerator.device),
+            "peak_memory": self.peaks.total(),
+            "peak_memory_by_phase": self.peaks.in_words(),
             "processes": self.accelerator.num_processes,
             "device": device_name(self.accelerator.device),
             "versions": {name: version(name) for name in packages},
@@ -235,20 +248,58 @@ def send_to_host(number: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event |
     return copy, copied
 
 
-def _step_of(line: str) -> float:
+def _read_line(line: bytes) -> LogLine | None:
+    """A line of the log; None if it is damaged, such as one cut short by a kill."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # a line cut short by a kill
+        return parse_json(line, LogLine)
+    except ValueError:
+        return None
 
 
-def peak_memory(device: torch.device) -> str:
-    """The most memory this process has held: on the GPU where there is one, else resident."""
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB of GPU memory"
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage's unit differs
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return f"{peak / 2**30:.2f} GiB of memory"
+def _finite(value: Any) -> Any:
+    """`value` as JSON can hold it: None for a number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
+
+
+class Peaks:
+    """The most memory that this process has held, phase by phase: on the GPU where there is one.
+
+    Of resident memory the system keeps one peak for the whole process: there a phase's is that
+    until its end.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.bytes: dict[str, int] = {}
+
+    def end(self, phase: str) -> None:
+        """The phase that began with the last call, or with the process, is over."""
+        self.bytes[phase] = max(self.bytes.get(phase, 0), self._now())
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def _now(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        unit = 1 if sys.platform == "darwin" else 1024  # getrusage's unit differs
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    def total(self) -> str:
+        """The largest so far, for people."""
+        return self._words(max(self._now(), *self.bytes.values(), 0))
+
+    def in_words(self) -> dict[str, str]:
+        return {phase: self._words(peak) for phase, peak in self.bytes.items()}
+
+    def _words(self, peak: int) -> str:
+        kind = "GPU memory" if self.device.type == "cuda" else "memory"
+        return f"{peak / 2**30:.2f} GiB of {kind}"
 
 
 def device_name(device: torch.device) -> str:
@@ -260,16 +311,25 @@ def device_name(device: torch.device) -> str:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that the loop can save and leave; a second ends at once."""
+    """Collect SIGINT, SIGTERM and SIGHUP, so that the loop can save and leave; a second SIGINT or
+    SIGTERM ends at once."""
     caught: list[int] = []
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+    terminals = [number for number in (1, 2) if os.isatty(number)]
 
     def note(number: int, _frame: Any) -> None:
-        if caught:
+        if number == hang_up:  # the terminal is gone: what writes to it would fail
+            for terminal in terminals:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
+        elif caught:
             raise KeyboardInterrupt
         caught.append(number)
         log.warning("signal received: saving after this step (again to leave at once)")
 
-    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    wanted = [signal.SIGINT, signal.SIGTERM]
+    if hang_up is not None and signal.getsignal(hang_up) != signal.SIG_IGN:  # as nohup sets it
+        wanted.append(hang_up)
+    old = {number: signal.signal(number, note) for number in wanted}
     try:
         yield caught
     finally:

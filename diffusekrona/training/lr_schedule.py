@@ -49,6 +49,21 @@ def make_lr_scheduler(optimisation: OptimisationSettings, optimizer: Any, steps:
     return LambdaLR(optimizer, rate_factor(optimisation, steps, optimizer.defaults["lr"]))
 
 
+def stepped(accelerator: Any, optimizer: Any) -> bool:
+    """Step the optimizer; whether the factors may have moved: with fp16, not where the gradients
+    overflowed.
+
+    The fused AdamW skips such a step inside its kernel, which accelerate does not see. The loss
+    scale, which is lowered after each of them, tells.
+    """
+    scaler = accelerator.scaler
+    before = scaler.get_scale() if scaler is not None else None
+    optimizer.step()
+    if before is None or not accelerator.sync_gradients:
+        return not accelerator.optimizer_step_was_skipped
+    return scaler.get_scale() >= before
+
+
 def move_to(lr_scheduler: Any, position: int) -> None:
     """Have the next step be the one numbered `position`, by this run's own schedule: it may have
     been lengthened since the state was saved."""

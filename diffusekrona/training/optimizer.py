@@ -78,6 +78,6 @@ def make_ema(
         return None
     from diffusers.training_utils import EMAModel
 
-    ema = EMAModel(trained, decay=optimisation.ema_decay)
+    ema = EMAModel(trained, decay=optimisation.ema_decay, foreach=True)
     ema.to(accelerator.device)
     return ema

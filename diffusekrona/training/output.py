@@ -5,21 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from ..common.errors import UserError, writing
-from ..common.json_files import read_json
-from .checkpoint import (
-    ADAPTER,
-    RUN_RECORD,
-    checkpoints_in,
-    remove_checkpoint,
-    remove_leftovers,
-)
+from ..common.run_record import RUN_RECORD, read_run_record
+from .checkpoint import ADAPTER, checkpoints_in, remove_checkpoint, remove_leftovers
 from .resume import check_agreement
 from .settings import OutputSettings
 from .validation import remove_validation
@@ -100,15 +93,15 @@ def already_finished(output: OutputSettings, steps: int, fixed: Mapping[str, Any
     Raises:
         UserError: the result is there, but was trained otherwise.
     """
-    adapter, record = output.output_dir / ADAPTER, output.output_dir / RUN_RECORD
+    adapter = output.output_dir / ADAPTER
     if output.resume_from_checkpoint != "latest" or not adapter.is_file():
         return False
-    if not record.is_file():
-        return False
     try:
-        run = read_json(record, FinishedRun)
+        run = read_run_record(output.output_dir)
     except UserError as error:
         log.warning("%s; looking for a checkpoint instead", error)
+        return False
+    if run is None:
         return False
     check_agreement(output.output_dir, run.fixed_settings, fixed)
     if run.steps < steps:
@@ -117,20 +110,15 @@ def already_finished(output: OutputSettings, steps: int, fixed: Mapping[str, Any
     return True
 
 
-@dataclass
-class FinishedRun:
-    """What a later run needs of `run.json`."""
-
-    steps: int
-    fixed_settings: dict[str, Any] = field(default_factory=dict)
-
-
 def write_card_and_upload(output: OutputSettings, accelerator: Any) -> None:
     """Write the run's model card and, if asked for, upload it with the adapter and the grid."""
     if accelerator.is_main_process:
         from ..hub.card import write_model_card
 
-        write_model_card(output.output_dir, repo_id=output.hub_model_id)
+        try:
+            write_model_card(output.output_dir, repo_id=output.hub_model_id)
+        except (UserError, OSError) as error:  # the result is there, and worth more than its card
+            log.warning("no model card: %s", error)
         if output.push_to_hub:
             from ..hub.upload import push_to_hub
 

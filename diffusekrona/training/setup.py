@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -19,6 +20,9 @@ from ..data.cache import DTYPES
 from .plan import Plan
 from .settings import OutputSettings, TrainSettings
 
+# How long processes wait for one another: the main one may draw validation pictures meanwhile.
+TIMEOUT = datetime.timedelta(hours=1)
+
 
 def make_accelerator(settings: TrainSettings) -> Any:
     """accelerate's state: device, precision, processes. Its trackers start with `start_trackers`.
@@ -26,7 +30,7 @@ def make_accelerator(settings: TrainSettings) -> Any:
     Raises:
         UserError: a precision that the device does not have, a tracker that is not installed.
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.utils import AutocastKwargs, ProjectConfiguration
 
     output, adapter, precision = settings.output, settings.adapter, settings.precision
@@ -46,12 +50,16 @@ def make_accelerator(settings: TrainSettings) -> Any:
             log_with=trackers,
             cpu=precision.cpu,
             project_config=ProjectConfiguration(str(output.output_dir), str(logs)),
-            kwargs_handlers=[ddp, autocast],
+            kwargs_handlers=[ddp, autocast, InitProcessGroupKwargs(timeout=TIMEOUT)],
         )
     except (ValueError, ImportError) as error:
         raise UserError(shortened(error, 300)) from error
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("--mixed_precision fp16 needs a GPU: on a CPU use no or bf16.")
+    on_gpu = accelerator.device.type == "cuda"
+    has_bf16 = not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False)
+    if accelerator.mixed_precision == "bf16" and not has_bf16:
+        raise UserError("This GPU does not compute in bf16: give --mixed_precision fp16.")
     if accelerator.mixed_precision not in DTYPES:
         raise UserError(f"--mixed_precision {accelerator.mixed_precision} is not supported.")
     return accelerator

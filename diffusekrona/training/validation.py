@@ -17,7 +17,7 @@ from ..bases import backbones
 from ..bases.backbones import Family, build_pipeline
 from ..bases.small_cards import tile_vae
 from ..common.errors import UserError, shortened
-from ..common.pictures import load_square
+from ..common.pictures import load_square, open_png
 from ..data.cache import DTYPES, Data, cache_texts
 from ..data.folder import first_pictures
 from ..sampling.grids import Grid, read_recipe, save_png
@@ -185,7 +185,7 @@ def validation_grid(folder: Path, labels: Sequence[str]) -> Grid:
         if match:
             rows.setdefault(int(match[1]), {})[int(match[2])] = path
     pictures = (
-        tuple(Image.open(row[n]).convert("RGB") if n in row else None for n in range(len(labels)))
+        tuple(open_png(row[n]).convert("RGB") if n in row else None for n in range(len(labels)))
         for row in rows.values()
     )
     named = zip((f"step {step}" for step in rows), pictures, strict=True)

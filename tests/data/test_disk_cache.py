@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -136,6 +137,40 @@ def test_the_entries_longest_not_used_go_first(cache) -> None:
     assert left == [0, 3]
     cache.shrink(10 * size)
     assert cache.read("latents", keys[0], SHAPES)
+
+
+def test_what_we_did_not_write_is_never_deleted(cache) -> None:
+    cache.write("latents", {"n": 0}, TENSORS)
+    (entry,) = (cache.folder / "latents").iterdir()
+    names = ("photo.jpg", "latents/photo.png", "latents/mine.safetensors", "notes/a.safetensors")
+    mine = [cache.folder / name for name in names]
+    # Even under a name like ours, and even an entry of ours under another's name.
+    mine += [cache.folder / "latents" / f"{digit * 40}.safetensors" for digit in "ab"]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x" * 100_000)
+        os.utime(path, (1, 1))
+    shutil.copy(entry, mine[-1])
+    cache.shrink(0)
+    assert not entry.exists() and all(path.exists() for path in mine)
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_a_damaged_digest_is_not_believed(seed: int, cache, tmp_path: Path) -> None:
+    weights = tmp_path / "model.bin"
+    weights.write_bytes(b"w" * (1 << 20))
+    digest = cache.file_digest(weights)
+    (memo,) = (cache.folder / "weights").iterdir()
+    chance, data = random.Random(seed), bytearray(memo.read_bytes())
+    for _ in range(chance.choice((1, 1, 3))):
+        place = chance.randrange(len(data))
+        if chance.random() < 0.5:
+            data[place] = chance.randrange(256)
+        else:
+            data[place:place] = chance.choice((b"[", b"null", b"0", b"NaN", b"\xff", b'"', b"{}"))
+    memo.write_bytes(data[: len(data) if chance.random() < 0.8 else chance.randrange(len(data))])
+    assert cache.file_digest(weights) == digest
+    assert cache.file_digest(weights) == digest
 
 
 def test_a_fingerprint_is_of_the_contents(cache, tmp_path: Path) -> None:

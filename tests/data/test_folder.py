@@ -12,19 +12,29 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
+from diffusekrona.common import pictures as pictures_module
 from diffusekrona.common.errors import UserError
-from diffusekrona.common.pictures import content_key, fit_picture, load_picture, to_image, to_tensor
+from diffusekrona.common.pictures import (
+    content_key,
+    fit_picture,
+    load_picture,
+    to_image,
+    to_tensor,
+    why_not,
+)
 from diffusekrona.data.folder import (
     batches,
     bucket_sizes,
     find_pictures,
     nearest_bucket,
     read_captions,
+    unread_captions,
 )
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -245,7 +255,123 @@ def test_damaged_bytes_give_a_picture_or_a_user_error(seed: int, suffix: str) ->
             assert str(path) in str(error)
 
 
+def display_p3() -> bytes:
+    """Display P3's profile, the colours of phone cameras, made from its published primaries."""
+    import struct
+
+    def chunk(kind: bytes, *values: float) -> bytes:
+        numbers = b"".join(struct.pack(">i", round(v * 65536)) for v in values)
+        return kind + b"\0" * 4 + numbers
+
+    curve = b"para\0\0\0\0\0\3\0\0" + b"".join(
+        struct.pack(">i", round(v * 65536))
+        for v in (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+    )
+    parts = {
+        b"wtpt": chunk(b"XYZ ", 0.9642, 1.0, 0.8249),
+        b"rXYZ": chunk(b"XYZ ", 0.51512, 0.2412, -0.00105),
+        b"gXYZ": chunk(b"XYZ ", 0.29198, 0.69225, 0.04189),
+        b"bXYZ": chunk(b"XYZ ", 0.1571, 0.06657, 0.78407),
+        **{name: curve for name in (b"rTRC", b"gTRC", b"bTRC")},
+    }
+    at, table, body = 128 + 4 + 12 * len(parts), b"", b""
+    for name, content in parts.items():
+        table += name + struct.pack(">II", at + len(body), len(content))
+        body += content
+    size = at + len(body)
+    head = struct.pack(">I4sI4s4s4s", size, b"lcms", 0x04300000, b"mntr", b"RGB ", b"XYZ ")
+    head += b"\0" * 12 + b"acsp" + b"\0" * 28 + struct.pack(">iii", 63190, 65536, 54061)
+    head = head.ljust(128, b"\0")
+    return head + struct.pack(">I", len(parts)) + table + body
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_colours_are_those_of_the_pictures_profile(suffix: str, tmp_path: Path) -> None:
+    # Display P3 calls the colour so that sRGB calls (200, 40, 40).
+    path = tmp_path / f"a.{suffix}"
+    photo = Image.new("RGB", (64, 64), (184, 56, 49))
+    photo.save(
+        path, icc_profile=display_p3(), **{"quality": 98} if suffix in ("jpg", "webp") else {}
+    )
+    near = np.abs(np.array(load_picture(path).getpixel((30, 30))) - (200, 40, 40))
+    assert near.max() <= (1 if suffix in ("png", "tif") else 5)
+    rgba = photo.convert("RGBA")
+    rgba.putpixel((0, 0), (0, 0, 0, 0))
+    rgba.save(tmp_path / "b.png", icc_profile=display_p3())
+    image = load_picture(tmp_path / "b.png")
+    assert image.getpixel((0, 0)) == (255, 255, 255)
+    assert np.abs(np.array(image.getpixel((30, 30))) - (200, 40, 40)).max() <= 1
+
+
+@pytest.mark.parametrize("profile", [b"junk", b"", "srgb", "grey"])
+def test_a_profile_that_says_nothing_changes_nothing(profile, tmp_path: Path) -> None:
+    if profile == "srgb":
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    elif profile == "grey":  # of another kind of picture
+        profile = display_p3().replace(b"RGB ", b"GRAY")
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(numbers).save(tmp_path / "a.png", icc_profile=profile)
+    assert (np.asarray(load_picture(tmp_path / "a.png")) == numbers).all()
+
+
+def test_only_the_formats_of_the_suffixes_are_opened(tmp_path: Path, monkeypatch) -> None:
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("was run"))
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "photo.jpg").write_bytes(eps)
+    assert why_not(tmp_path / "photo.jpg") == "broken or not a picture (cannot be decoded)"
+
+
+def test_the_bytes_of_a_decoded_picture_are_bounded(tmp_path: Path, monkeypatch) -> None:
+    for mode in ("I;16", "RGBA", "RGB"):
+        Image.new(mode, (100, 100)).save(tmp_path / "a.png")
+        monkeypatch.setattr(pictures_module, "MOST_BYTES", 100 * 100 * 5)
+        assert (why_not(tmp_path / "a.png") is None) == (mode == "RGB")
+        monkeypatch.setattr(pictures_module, "MOST_BYTES", 10**9)
+        assert why_not(tmp_path / "a.png") is None
+
+
+def test_a_large_deep_picture_needs_no_more_than_it_must(tmp_path: Path) -> None:
+    Image.fromarray(np.full((6000, 6000), 30_000, np.uint16)).save(tmp_path / "a.png")
+    code = (
+        "import resource, pathlib; from diffusekrona.common.pictures import load_picture\n"
+        f"before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"image = load_picture(pathlib.Path({str(tmp_path / 'a.png')!r}))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, image.getpixel((9, 9)))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    kilobytes, _, colour = told.stdout.partition(" ")
+    assert colour.strip() == "(117, 117, 117)"
+    assert int(kilobytes) < 450_000  # 216 MB of pixels; it was 1.2 GB
+
+
+def test_heic_is_read_where_it_can_be(tmp_path: Path, monkeypatch) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    Image.new("RGB", (64, 64), RED).save(tmp_path / "a.heic", quality=95)
+    assert find_pictures(tmp_path)[0] == [tmp_path / "a.heic"]
+    pixel = load_picture(tmp_path / "a.heic").getpixel((9, 9))
+    assert max(abs(a - b) for a, b in zip(pixel, RED, strict=True)) < 9
+    monkeypatch.setattr(pictures_module, "_register_heif", lambda: False)
+    assert "pip install pillow-heif" in why_not(tmp_path / "a.heic")
+
+
 # Captions
+
+
+def test_captions_of_other_tools_are_read_or_named(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        photo().save(tmp_path / name)
+    (tmp_path / "a.caption").write_text("from kohya\n")
+    (tmp_path / "b.json").write_text("{}")
+    (tmp_path / "B.txt").write_text("another name")
+    pictures, skipped = find_pictures(tmp_path)
+    assert read_captions(tmp_path, pictures, "prompt") == ["from kohya", "prompt"]
+    assert skipped == ["b.json: not read; captions come from .txt and .caption files"]
+    (line,) = unread_captions(tmp_path, pictures)
+    assert line == "B.txt: a caption, but no picture is called B"
 
 
 def test_captions_from_text_files_then_metadata_then_the_prompt(tmp_path: Path) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import random
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +36,7 @@ from diffusekrona.bases import backbones
 from diffusekrona.common.errors import UserError
 from diffusekrona.krona.functional import kron_weight
 from diffusekrona.sampling import pipeline as sampling
-from diffusekrona.sampling.grids import read_recipe
+from diffusekrona.sampling.grids import read_recipe, save_new_png, save_png
 from diffusekrona.sampling.inference_args import read_prompts
 from diffusekrona.sampling.schedulers import SCHEDULERS, set_scheduler
 
@@ -254,6 +257,33 @@ def test_adapters_take_part_in_some_steps_only(
     assert apart(base, never) == 0
 
 
+def test_runs_into_one_folder_at_once_keep_every_picture(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 8))
+    with ThreadPoolExecutor(8) as pool:
+        save = partial(save_new_png, image, tmp_path / "a.png")
+        paths = list(pool.map(save, ({"n": n} for n in range(40))))
+    assert len(set(paths)) == 40 == len(list(tmp_path.iterdir()))
+    assert [read_recipe(path)["n"] for path in paths] == list(range(40))
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_a_damaged_recipe_is_none_or_one_line(seed: int, tmp_path: Path) -> None:
+    chance, path = random.Random(seed), tmp_path / "a.png"
+    save_png(Image.new("RGB", (8, 8)), path, {"prompt": "a dog", "seed": 3})
+    data = bytearray(path.read_bytes())
+    for _ in range(chance.choice((1, 1, 3))):
+        place = chance.randrange(len(data))
+        if chance.random() < 0.7:
+            data[place] = chance.randrange(256)
+        else:
+            del data[place : place + chance.randrange(1, 9)]
+    path.write_bytes(data)
+    try:
+        assert isinstance(read_recipe(path), dict | None)
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
 def test_prompts_from_a_file_from_flags_and_from_the_adapter(
     run: Run, adapters: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -333,11 +363,30 @@ def test_the_vae_stays_in_fp32(tiny_sd1: Path, tmp_path: Path) -> None:
         sampling.load_pipeline(str(tiny_sd1), vae="./nowhere")
 
 
-def test_a_picture_that_is_nan_is_told(tiny_sd1: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_picture_that_is_nan_is_an_error(tiny_sd1: Path) -> None:
     pipeline = sampling.load_pipeline(str(tiny_sd1))
-    with caplog.at_level(logging.WARNING):
-        image = sampling.decode(pipeline, torch.full((4, 16, 16), torch.nan))
-    assert "NaN" in caplog.text and not pixels(image).any()
+    with pytest.raises(UserError, match="came out as NaN"):
+        sampling.decode(pipeline, torch.full((4, 16, 16), torch.nan))
+
+
+def test_a_decoder_short_of_memory_tries_in_tiles(tiny_sd1: Path, monkeypatch, caplog) -> None:
+    pipeline = sampling.load_pipeline(str(tiny_sd1))
+    decode, latent = pipeline.vae.decode, torch.zeros(4, 16, 16)
+    whole = sampling.decode(pipeline, latent)
+
+    def short(*args, **options):
+        if not pipeline.vae.use_tiling:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(*args, **options)
+
+    monkeypatch.setattr(pipeline.vae, "decode", short)
+    assert abs(pixels(sampling.decode(pipeline, latent)) - pixels(whole)).max() < 30
+    assert "in tiles" in caplog.text
+    monkeypatch.setattr(
+        pipeline.vae, "decode", lambda *_, **__: short(pipeline.vae.disable_tiling())
+    )
+    with pytest.raises(UserError, match="--low_vram"):
+        list(sampling.generate(pipeline, ["a"], [0], steps=1, guidance=1.0, progress=False))
 
 
 @pytest.mark.parametrize(

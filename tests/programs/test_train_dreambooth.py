@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -23,11 +25,12 @@ from safetensors.torch import load_file, save_file
 
 from diffusekrona.adapters.file import read_adapter
 from diffusekrona.common.errors import UserError
+from diffusekrona.common.run_record import read_run_record_or_none
 from diffusekrona.train_dreambooth import main
 from diffusekrona.training import output, validation
 from diffusekrona.training.checkpoint import what_is_wrong
 from diffusekrona.training.optimizer import make_optimizer
-from diffusekrona.training.settings import OptimisationSettings
+from diffusekrona.training.settings import OptimisationSettings, OutputSettings
 
 COLOURS = ("red", "green", "blue", "yellow")
 LAYERS = 32  # attention projections of a tiny UNet
@@ -348,7 +351,7 @@ def test_killed_and_resumed_is_never_killed(tiny_sd1, pictures, tmp_path: Path) 
     assert log == list(range(1, 41))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_before_leaving(tiny_sd1, pictures, tmp_path: Path, number) -> None:
     process = start(tiny_sd1, pictures, tmp_path, "--max_train_steps", "100000")
     wait_for(tmp_path / "train_log.jsonl", process)
@@ -361,6 +364,125 @@ def test_a_signal_saves_before_leaving(tiny_sd1, pictures, tmp_path: Path, numbe
     step = int(saved.name.removeprefix("checkpoint-"))
     more = ("--max_train_steps", str(step + 1), "--resume_from_checkpoint", "latest")
     run(tiny_sd1, pictures, tmp_path, *more)
+
+
+def test_branching_and_a_kill_do_not_go_on_from_the_old_branch(
+    tiny_sd1, pictures, tmp_path: Path
+) -> None:
+    more = ("--checkpointing_steps", "1")
+    whole = run(tiny_sd1, pictures, tmp_path, *more)
+    log = (tmp_path / "train_log.jsonl").read_bytes()
+    # Damaged on the way: a byte that is no UTF-8, a number instead of a line.
+    (tmp_path / "train_log.jsonl").write_bytes(log.replace(b'"step": 1', b'"st\xffp": 1') + b"17\n")
+    args = (*more, "--resume_from_checkpoint", "checkpoint-2")
+    assert same(run(tiny_sd1, pictures, tmp_path, *args), whole)
+    assert (tmp_path / "checkpoint-3.set-aside").is_dir() and (tmp_path / "checkpoint-4").is_dir()
+    assert (tmp_path / "run.json.set-aside").is_file()
+    lines = (tmp_path / "train_log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 3, 4]
+
+
+def test_a_checkpoint_past_the_end_is_refused_and_nothing_false_is_recorded(
+    tiny_sd1, pictures, tmp_path: Path
+) -> None:
+    run(tiny_sd1, pictures, tmp_path, "--checkpointing_steps", "2")
+    (tmp_path / "run.json").unlink()
+    resume = ("--resume_from_checkpoint", "latest")
+    with pytest.raises(UserError, match="is past --max_train_steps 3"):
+        run(tiny_sd1, pictures, tmp_path, *resume, "--max_train_steps", "3")
+    assert not (tmp_path / "run.json").exists()
+    run(tiny_sd1, pictures, tmp_path, *resume)  # all steps were done, only the result is missing
+    record = json.loads((tmp_path / "run.json").read_text(), parse_constant=pytest.fail)
+    assert (
+        record["last_loss"]
+        == json.loads((tmp_path / "train_log.jsonl").read_text().splitlines()[-1])["loss"]
+    )
+    assert set(record["peak_memory_by_phase"]) == {"data", "loading", "training"}
+
+
+def test_overwriting_deletes_what_runs_made_alone(tiny_sd1, pictures, tmp_path: Path) -> None:
+    validation = ("--validation_prompt", "a", "--num_validation_images", "1")
+    validation += ("--validation_inference_steps", "1")
+    run(tiny_sd1, pictures, tmp_path, "--checkpointing_steps", "2", *validation)
+    mine = [tmp_path / "checkpoint-best" / "state.json", tmp_path / "validation" / "mine.png"]
+    mine += [tmp_path / "validation" / "step-000009-00.png", tmp_path / "checkpoint-4" / "a.txt"]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    run(tiny_sd1, pictures, tmp_path, "--overwrite_output_dir")
+    assert all(path.read_text() == "mine" for path in mine)
+    assert {p.name for p in (tmp_path / "validation").iterdir()} == {p.name for p in mine[1:3]}
+    assert not (tmp_path / "checkpoint-2").exists()
+
+
+def test_the_log_has_each_steps_rate_and_mean_loss(tiny_sd1, pictures, tmp_path: Path) -> None:
+    schedule = ("--lr_scheduler", "linear", "--learning_rate", "1e-3", "--max_train_steps", "2")
+    run(tiny_sd1, pictures, tmp_path / "2", *schedule, "--gradient_accumulation_steps", "2")
+    run(tiny_sd1, pictures, tmp_path / "b", *schedule, "--train_batch_size", "2")
+
+    def logged(name: str) -> list[dict]:
+        text = (tmp_path / name / "train_log.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+    assert [line["lr"] for line in logged("2")] == [1e-3, 5e-4]
+    assert logged("2")[0]["loss"] == pytest.approx(logged("b")[0]["loss"], rel=1e-3)
+
+
+def test_a_lengthened_schedule_is_followed_from_the_first_step(
+    tiny_sd1, pictures, tmp_path: Path
+) -> None:
+    more = ("--lr_scheduler", "cosine", "--learning_rate", "1e-3", "--checkpointing_steps", "2")
+    run(tiny_sd1, pictures, tmp_path, *more, "--max_train_steps", "2")
+    resume = ("--resume_from_checkpoint", "latest", "--max_train_steps", "4")
+    run(tiny_sd1, pictures, tmp_path, *more, *resume)
+    rates = [json.loads(x)["lr"] for x in (tmp_path / "train_log.jsonl").read_text().splitlines()]
+    assert rates[2:] == pytest.approx([5e-4, 1e-3 * (1 + math.cos(0.75 * math.pi)) / 2])
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_no_process(
+    tiny_sd1, pictures, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".checkpoint-2.partial").write_text("in the way")
+    run_with_two(tiny_sd1, pictures, out, "--checkpointing_steps", "2")
+    assert (out / "checkpoint-4").is_dir() and not (out / "checkpoint-2").exists()
+
+
+def test_a_card_that_cannot_be_written_costs_no_run(tiny_sd1, pictures, tmp_path: Path) -> None:
+    (tmp_path / "README.md").mkdir()
+    run(tiny_sd1, pictures, tmp_path)
+    assert (tmp_path / "run.json").is_file()
+
+
+def test_prodigy_resumes_exactly(tiny_sd1, pictures, tmp_path: Path) -> None:
+    pytest.importorskip("prodigyopt")
+    more = ("--optimizer", "prodigy", "--learning_rate", "1", "--checkpointing_steps", "2")
+    whole = run(tiny_sd1, pictures, tmp_path, *more)
+    (tmp_path / "adapter.safetensors").unlink()
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    resume = ("--resume_from_checkpoint", "latest")
+    assert same(run(tiny_sd1, pictures, tmp_path, *more, *resume), whole)
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_a_damaged_record_is_passed_over(seed: int, tmp_path: Path) -> None:
+    folder = OutputSettings(output_dir=tmp_path, resume_from_checkpoint="latest")
+    record = json.dumps({"steps": 4, "fixed_settings": {"seed": 0}, "last_loss": 0.5})
+    chance, data = random.Random(seed), bytearray(record.encode())
+    for _ in range(chance.choice((1, 2, 4))):
+        place = chance.randrange(len(data))
+        data[place : place + chance.randrange(4)] = chance.choice(
+            (b"null", b"[", b"{}", b"NaN", b"\xff", b'"', b"-", b"1e999", b"", b"[[[[")
+        )
+    (tmp_path / "run.json").write_bytes(data)
+    (tmp_path / "adapter.safetensors").touch()
+    try:
+        output.already_finished(folder, 4, {"seed": 0})
+    except UserError as error:
+        assert "\n" not in str(error)
+    read = read_run_record_or_none(tmp_path)
+    assert read is None or read.steps >= 0
 
 
 def test_damaged_newest_checkpoint_falls_back(tiny_sd1, pictures, tmp_path: Path, caplog) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -115,10 +116,20 @@ def test_yaml_gives_the_study_back(tmp_path) -> None:
     "text, words",
     [
         ("{", "Cannot read"),
-        ("a list", "no mapping"),
-        ("name: x", "'arms' is missing"),
-        ("name: x\narms: []", "no arms"),
-        ("name: x\nwhat: 1\narms: [{label: a}]", "unknown key 'what'"),
+        ("a list", "is not a study"),
+        ("name: x", "arms: .*required"),
+        ("name: x\narms: []", "arms: there is none"),
+        ("name: x\nwhat: 1\narms: [{label: a}]", "what: "),
+        ("name: ../../x\narms: [{label: a}]", "cannot be a folder's name"),
+        ("name: /tmp/x\narms: [{label: a}]", "cannot be a folder's name"),
+        ("name: ..\narms: [{label: a}]", "cannot be a folder's name"),
+        ("name: x\nseeds: '123'\narms: [{label: a}]", "seeds: "),
+        ("name: x\narms: [{label: a, flags: {a1: [1]}}]", "arms.0.flags.a1"),
+        ("name: x\narms: [{label: a, axes: [{name: b, values: [1]}]}]", "no flag"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nname: *b\narms: []", "alias"),
+        ("name: 2024-99-99\narms: []", "Cannot read"),
+        ("[" * 3000, "Cannot read"),
+        ("!!python/object/apply:os.system ['touch ran']", "Cannot read"),
     ],
 )
 def test_broken_yaml_is_one_line(tmp_path, text, words) -> None:
@@ -126,6 +137,76 @@ def test_broken_yaml_is_one_line(tmp_path, text, words) -> None:
     with pytest.raises(UserError, match=words) as error:
         read_study(tmp_path / "study.yaml")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_odd_yaml_is_a_study_or_one_line(seed: int, tmp_path) -> None:
+    chance = random.Random(seed)
+    text = to_yaml(studies(True)[chance.choice(sorted(studies(True)))])
+    odd = (
+        "null",
+        "[]",
+        "{}",
+        "-1",
+        ".nan",
+        "1e999",
+        "[[",
+        "- ",
+        ": ",
+        "'",
+        "2001-01-01",
+        "\0",
+        "&a *a",
+    )
+    lines = text.split("\n")
+    for _ in range(chance.choice((1, 2, 4))):
+        n = chance.randrange(len(lines))
+        key = lines[n].partition(":")[0]
+        lines[n] = chance.choice(
+            (f"{key}: {chance.choice(odd)}", chance.choice(odd), lines[n][3:], "")
+        )
+    (tmp_path / "study.yaml").write_text("\n".join(lines))
+    try:
+        check_names(read_study(tmp_path / "study.yaml"))
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"push_to_hub": True}, {"push_to_h": True}, {"hub_token": "x"}, {"logging_dir": "../x"},
+        {"overwrite_output_dir": True}, {"logging_dir=/tmp/x": True},
+    ],
+)  # fmt: skip
+def test_a_study_stays_in_its_folder_and_off_the_hub(flags, subject, judging) -> None:
+    study = Study("s", "S", (Arm("a", flags),), seeds=(0,))
+    with pytest.raises(UserError, match="a study cannot set"):
+        check_flags(cells_of(study, [subject], judging))
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_a_damaged_result_is_made_again(seed: int, subject, judging, tmp_path) -> None:
+    study = Study("s", "S", (Arm("a"),), seeds=(0,))
+    cell = cells_of(study, [subject], judging)[1]
+    folder = cell.judged(tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "f.safetensors").touch()
+    point = {"point": "end", "step": None, "scores": {"clip_i": [[0.5, 0.25]]}, "diversity": None}
+    point |= {"pictures": ["pictures/a.png"], "features": "f.safetensors"}
+    result = {"key": cell.key(), "scored_by": cell.scored_by(), "title": "t", "points": [point]}
+    text = json.dumps({**result, "cost": {"trained_parameters": 3}})
+    (folder / "result.json").write_text(text)
+    assert finished(cell, tmp_path)["points"] == [point]
+    chance, data = random.Random(seed), bytearray(text.encode())
+    for _ in range(chance.choice((1, 2))):
+        place = chance.randrange(len(data))
+        data[place : place + chance.randrange(3)] = chance.choice(
+            (b"null", b"[", b"{}", b"NaN", b"\xff", b'"', b"../", b"1e999", b"", b"true")
+        )
+    (folder / "result.json").write_bytes(data)
+    have = finished(cell, tmp_path)
+    assert have is None or (have["key"] == cell.key() and len(have["points"]) == 1)
 
 
 def test_yaml_takes_plain_numbers(tmp_path) -> None:

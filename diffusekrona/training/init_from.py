@@ -14,7 +14,7 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 from ..adapters.deltas import Delta, KronDelta, to_low_rank
-from ..adapters.methods import lora_scale
+from ..adapters.methods import lora_scale, method_of
 from ..common.errors import UserError
 from ..formats.delta_set import Hints
 from ..formats.recognise import READERS, recognise
@@ -46,9 +46,9 @@ def start_from(
     for component, model in models.items():
         own = get_peft_model_state_dict(model, adapter_name=adapter_name)
         config = model.peft_config[adapter_name]
-        fill = _fill_krona if any(key.endswith(".krona_a") for key in own) else _fill_lora
-        for layer in sorted({key.rpartition(".")[0].removesuffix(".lora_A") for key in own}):
-            layer = layer.removesuffix(".lora_B")
+        method = method_of(config)
+        fill = {"krona": _fill_krona, "lora": _fill_lora}[method.name]
+        for layer in method.by_layer(own):
             names = (f"{component}.{layer}", f"{component}.text_model.{layer}")
             delta = next((left.pop(name) for name in names if name in left), None)
             try:

@@ -4,6 +4,7 @@ line. A disk, a kill or an editor may have damaged any of it."""
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,12 +49,11 @@ def check_value(value: Any, schema: type[T]) -> T:
     Raises:
         ValueError: it is not what the schema says; in one line.
     """
-    from pydantic import ValidationError
-
     try:
-        return _validator(schema).validate_python(value, strict=True)
-    except ValidationError as error:
-        raise ValueError(_one_line(error)) from None
+        text = json.dumps(value)
+    except (TypeError, RecursionError) as error:  # a date, say
+        raise ValueError(" ".join(str(error).split())) from None
+    return parse_json(text, schema)
 
 
 def read_json(path: Path | str, schema: type[T]) -> T:

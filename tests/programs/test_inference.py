@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -258,10 +257,11 @@ def test_adapters_take_part_in_some_steps_only(
 
 
 def test_runs_into_one_folder_at_once_keep_every_picture(tmp_path: Path) -> None:
-    image = Image.new("RGB", (8, 8))
+    def save(n: int) -> Path:
+        return save_new_png(Image.new("RGB", (8, 8)), tmp_path / "a.png", {"n": n})
+
     with ThreadPoolExecutor(8) as pool:
-        save = partial(save_new_png, image, tmp_path / "a.png")
-        paths = list(pool.map(save, ({"n": n} for n in range(40))))
+        paths = list(pool.map(save, range(40)))
     assert len(set(paths)) == 40 == len(list(tmp_path.iterdir()))
     assert [read_recipe(path)["n"] for path in paths] == list(range(40))
 

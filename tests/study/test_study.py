@@ -181,7 +181,7 @@ def test_odd_yaml_is_a_study_or_one_line(seed: int, tmp_path) -> None:
 )  # fmt: skip
 def test_a_study_stays_in_its_folder_and_off_the_hub(flags, subject, judging) -> None:
     study = Study("s", "S", (Arm("a", flags),), seeds=(0,))
-    with pytest.raises(UserError, match="a study cannot set|is not a setting"):
+    with pytest.raises(UserError, match=r"a study cannot set|is not a setting"):
         check_flags(cells_of(study, [subject], judging))
 
 

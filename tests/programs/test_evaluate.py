@@ -262,12 +262,12 @@ def test_pictures_are_kept_and_only_missing_ones_drawn(setting, tmp_path, caplog
 def test_a_prompt_put_in_at_the_top_draws_only_its_own(setting, tmp_path, caplog) -> None:
     caplog.set_level("INFO", "diffusekrona")
     prompts = tmp_path / "prompts.txt"
-    lines = ["a {} on grass", "a red {}"]
+    lines = ["a {subject} on grass", "a red {subject}"]
     place = setting.index("--prompts") + 1
     mine = [*setting[:place], str(prompts), *setting[place + 1 :]]
     prompts.write_text("\n".join(lines))
     run(mine, tmp_path / "out")
-    prompts.write_text("\n".join(["a {} at sea", *lines]))
+    prompts.write_text("\n".join(["a {subject} at sea", *lines]))
     caplog.clear()
     run(mine, tmp_path / "out")
     assert "base: 2 pictures drawn, 4 kept" in caplog.text

@@ -30,10 +30,8 @@ def available() -> dict[str, tuple[str, str]]:
 def usage() -> str:
     """The help text."""
     lines = [f"  {name:17}{what}" for name, (_, what) in available().items()]
-    return "\n".join(
-        ["usage: diffusekrona COMMAND ...", "", "commands:", *lines, ""]
-        + ["`diffusekrona COMMAND --help` lists the flags of a command."]
-    )
+    foot = "`diffusekrona COMMAND --help` lists the flags of a command."
+    return "\n".join(["usage: diffusekrona COMMAND ...", "", "commands:", *lines, "", foot])
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Sets up a virtual environment in .venv (kept between runs) and passes every check: lint, format,
-# tests. Works from a fresh clone; more arguments go to pytest.
+# Set up a virtual environment in .venv (kept between runs) and run every check: lint, format, imports,
+# types, documentation, tests. Works from a fresh clone; further arguments go to pytest
+# (-m 'not slow' leaves out what takes longest).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -18,5 +19,9 @@ source .venv/bin/activate
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 ruff check .
 ruff format --check .
-lint-imports --no-cache > /dev/null || lint-imports
-python -m pytest "$@"
+lint-imports --no-cache
+pyright
+mkdocs build --quiet --strict --site-dir "${TMPDIR:-/tmp}/diffusekrona-site"
+# The tests on every core, one thread each; arguments (a path, -k, -x) go to pytest.
+export OMP_NUM_THREADS=1
+python -m pytest -n auto --dist loadgroup "$@"

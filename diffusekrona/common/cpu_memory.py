@@ -1,10 +1,12 @@
-"""The C library's allocator, told to keep what is freed while a CPU trains or draws."""
+"""Memory of a process on the CPU: freed blocks kept for its next tensors, and its peak."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 from typing import TYPE_CHECKING
+
+import psutil
 
 if TYPE_CHECKING:
     import torch
@@ -34,3 +36,13 @@ def keep_freed_memory(device: torch.device | str) -> bool:
         return False
     # No block by mmap, which is unmapped when it is freed; no giving back of the heap's end.
     return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, LARGEST))
+
+
+def peak_resident() -> int:
+    """Bytes of the largest resident set that this process has had."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage's unit differs
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

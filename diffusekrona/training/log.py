@@ -7,9 +7,7 @@ import logging
 import math
 import os
 import platform
-import resource
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +21,7 @@ from tqdm.auto import tqdm
 
 from ..adapters.file import collect_adapter, write_adapter
 from ..adapters.norms import NORMS_KEY, relative_norms, summarise_norms
+from ..common.cpu_memory import peak_resident
 from ..common.errors import UserError
 from ..common.files import write_text
 from ..common.json_files import parse_json
@@ -287,8 +286,7 @@ class Peaks:
     def _now(self) -> int:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        unit = 1 if sys.platform == "darwin" else 1024  # getrusage's unit differs
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return peak_resident()
 
     def total(self) -> str:
         """The largest so far, for people."""

@@ -71,8 +71,9 @@ def snr_weight(scheduler: Any, timesteps: torch.Tensor, gamma: float) -> torch.T
     kind = scheduler.config.prediction_type
     if kind == "sample":
         return clipped
-    # At zero terminal SNR the ratio's limit is 1; the clamp keeps 0 / 0 away.
-    return clipped / (snr + 1) if kind == "v_prediction" else clipped / snr.clamp(min=1e-12)
+    if kind == "v_prediction":
+        return clipped / (snr + 1)
+    return clipped.clamp(min=1e-12) / snr.clamp(min=1e-12)  # 1 at zero terminal SNR, not 0 / 0
 
 
 def batch_loss(

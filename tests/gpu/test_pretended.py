@@ -1,0 +1,97 @@
+"""The programs on a pretended CUDA device (tests/pretend_cuda/README.md): placement, dtypes, waits.
+
+On a machine without a GPU this is what stands between a change and its first card.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RUN = ROOT / "tests" / "pretend_cuda" / "run.sh"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("pretended"),  # they share what they build, and the trained run
+    pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ here"),
+    pytest.mark.skipif(sys.platform != "linux", reason="built for Linux"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pretended")
+
+
+def pretend(folder: Path, program: str, *flags: object) -> str:
+    """Run a program to its end on the pretended device; returns what it printed."""
+    env = {**os.environ, "PYTHON": sys.executable, "PRETEND_CUDA_BUILD": str(folder / "build")}
+    command = ["bash", str(RUN), f"diffusekrona.{program}", *map(str, flags)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "exit 0" in done.stdout.replace("exit None", "exit 0")
+    return done.stdout
+
+
+def train(folder: Path, name: str, *flags: object, base: str = "pocket") -> str:
+    return pretend(
+        *(folder, "train_dreambooth", "--pretrained_model_name_or_path", base),
+        *("--instance_data_dir", "data/dog/input", "--instance_prompt", "a sks dog"),
+        *("--output_dir", folder / name, "--report_to", "none", "--no_latents_cache", *flags),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
+    """A run in fp16 with a scaler and validation pictures, three steps."""
+    flags = ["--max_train_steps", 3, "--mixed_precision", "fp16", "--checkpointing_steps", 2]
+    flags += ["--validation_prompt", "a sks dog in the snow", "--num_validation_images", 1]
+    train(folder, "run", *flags)
+    return folder / "run"
+
+
+def test_training_with_validation(run: Path) -> None:
+    assert (run / "adapter.safetensors").is_file()
+    assert list((run / "validation").glob("*.png"))
+
+
+def test_resume(folder: Path, run: Path) -> None:
+    flags = ["--max_train_steps", 4, "--mixed_precision", "fp16", "--checkpointing_steps", 2]
+    flags += ["--validation_prompt", "a sks dog in the snow", "--num_validation_images", 1]
+    train(folder, "run", *flags, "--resume_from_checkpoint", "checkpoint-2")
+
+
+@pytest.mark.parametrize("flags", [[], ["--train_text_encoder"]])
+def test_other_ways_to_train(folder: Path, flags: list[str]) -> None:
+    flags = [*flags, "--max_train_steps", "2", "--mixed_precision", "bf16"]
+    train(folder, f"sdxl{len(flags)}", *flags, "--adapter_type", "lora", base="pocket-sdxl")
+
+
+def test_prior_preservation(folder: Path) -> None:
+    flags = ["--with_prior_preservation", "--class_prompt", "a dog", "--num_class_images", 2]
+    flags += ["--class_data_dir", folder / "class", "--gradient_checkpointing"]
+    train(folder, "prior", "--max_train_steps", 2, "--mixed_precision", "fp16", *flags)
+    assert len(list((folder / "class").glob("*.png"))) == 2
+
+
+@pytest.mark.parametrize("merge", [[], ["--no_merge"]])
+def test_inference(folder: Path, run: Path, merge: list[str]) -> None:
+    pretend(
+        *(folder, "inference", "--adapter", run, "--prompt", "a sks dog", "--seeds", 0, 1),
+        *("--num_inference_steps", 2, "--output_dir", folder / "drawn", *merge),
+    )
+    assert (folder / "drawn" / "grid.png").is_file()
+
+
+def test_evaluate(folder: Path, run: Path) -> None:
+    pretend(
+        *(folder, "evaluate", "--adapter", "none", "--adapter", run, "--seeds", 0),
+        *("--subject_dir", "data/dog/input", "--class_word", "dog", "--num_inference_steps", 2),
+        *("--output_dir", folder / "scored"),
+    )

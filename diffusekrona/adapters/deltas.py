@@ -182,16 +182,14 @@ def combine(parts: Sequence[tuple[float, Delta]]) -> Delta:
     if len(parts) == 1 and isinstance(parts[0][1], KronDelta):
         return replace(parts[0][1], scale=parts[0][1].scale * parts[0][0])
     kernel = parts[0][1].kernel
-    deltas = [delta for _, delta in parts]
-    if all(isinstance(d, KronDelta) for d in deltas):
-        kinds = {(d.a.shape[1:], d.b.shape[1:], d.output_order) for d in deltas}
-        if len(kinds) == 1:
-            a = torch.cat([d.a * (d.scale * weight) for weight, d in parts])
-            return KronDelta(
-                a, torch.cat([d.b for d in deltas]), 1.0, deltas[0].output_order, kernel
-            )
-    if any(isinstance(d, DenseDelta) for d in deltas):
-        return DenseDelta(lambda: sum(w * d.weight() for w, d in parts), deltas[0].shape, kernel)
+    krons = [(weight, d) for weight, d in parts if isinstance(d, KronDelta)]
+    kinds = {(d.a.shape[1:], d.b.shape[1:], d.output_order) for _, d in krons}
+    if len(krons) == len(parts) and len(kinds) == 1:
+        a = torch.cat([d.a * (d.scale * weight) for weight, d in krons])
+        b = torch.cat([d.b for _, d in krons])
+        return KronDelta(a, b, 1.0, krons[0][1].output_order, kernel)
+    if any(isinstance(d, DenseDelta) for _, d in parts):
+        return DenseDelta(lambda: _weighted_sum(parts), parts[0][1].shape, kernel)
     lows = [(weight, to_low_rank(d)) for weight, d in parts]
     total = LowRankDelta(
         torch.cat([low.up * weight for weight, low in lows], dim=1),
@@ -199,6 +197,13 @@ def combine(parts: Sequence[tuple[float, Delta]]) -> Delta:
         kernel,
     )
     return total if total.rank <= min(total.shape) else truncate(total, min(total.shape))
+
+
+def _weighted_sum(parts: Sequence[tuple[float, Delta]]) -> torch.Tensor:
+    total = torch.zeros(parts[0][1].shape)
+    for weight, delta in parts:
+        total += weight * delta.weight()
+    return total
 
 
 def pad_terms(delta: KronDelta, terms: int) -> KronDelta:

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
@@ -64,7 +64,7 @@ class Adapter:
         }
 
 
-def components_of(model: Any) -> dict[str, nn.Module]:
+def components_of(model: Any) -> dict[str, Any]:
     """The adaptable parts of a pipeline, a mapping of parts, or a lone model, by name."""
     if isinstance(model, Mapping):
         parts = model
@@ -255,10 +255,10 @@ def set_adapter_weight(model: nn.Module, adapter_name: str, weight: float) -> No
     """Set the weight that one adapter is mixed in with, and leave the others alone."""
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
-            module.set_scale(adapter_name, weight)
+            cast(Any, module).set_scale(adapter_name, weight)  # every PEFT layer here has it
 
 
-def _active_adapters(model: nn.Module) -> list[str]:
+def _active_adapters(model: Any) -> list[str]:
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             return [name for name in module.active_adapters if name in model.peft_config]
@@ -332,8 +332,7 @@ def _fit_config(
     # A copy, so that two models given one Adapter share nothing.
     config = config_from_json(method.name, config_to_json(config))
     if set(target_layers(config, model)) != set(layers):
-        config.target_modules = set(layers)
-        config.exclude_modules = None
+        vars(config).update(target_modules=set(layers), exclude_modules=None)
     config = method.fit(config, layers)
     for name, shapes in tensor_shapes(config, sizes).items():
         for end, shape in shapes.items():
@@ -351,7 +350,7 @@ def _by(shape: tuple[int, ...]) -> str:
 
 def config_to_json(config: PeftConfig) -> dict[str, Any]:
     """What the file keeps of a PEFT config: what describes the adapter, not how it was run."""
-    default = type(config)(target_modules=["_"])
+    default = method_of(config).config_class(target_modules=["_"])
     values = {}
     for key, value in config.to_dict().items():
         if key in ("peft_type", "peft_version", "task_type", "auto_mapping", "inference_mode"):
@@ -365,5 +364,5 @@ def config_to_json(config: PeftConfig) -> dict[str, Any]:
 
 def config_from_json(method: str, values: Mapping[str, Any]) -> PeftConfig:
     kind = METHODS[method].config_class
-    known = {k: v for k, v in values.items() if k in kind.__dataclass_fields__}
-    return kind(**known)
+    known = {field.name for field in fields(cast(Any, kind))}
+    return kind(**{name: value for name, value in values.items() if name in known})

@@ -107,7 +107,7 @@ def parse_weights(flag: str, texts: Sequence[str]) -> dict[str, float]:
     Raises:
         UserError: a piece that is not name=number.
     """
-    weights = {}
+    weights: dict[str, float] = {}
     for text in texts:
         name, sign, number = text.partition("=")
         try:
@@ -169,7 +169,7 @@ def set_group_weights(
         layer.set_scale(adapter_name, weight * groups.of(place))
 
 
-def layers_with(model: Any, adapter_name: str) -> Iterator[tuple[str, str, BaseTunerLayer]]:
+def layers_with(model: Any, adapter_name: str) -> Iterator[tuple[str, str, Any]]:
     """(component, name, layer) of every layer that carries the adapter."""
     for component, part in components_of(model).items():
         for name, module in part.named_modules():

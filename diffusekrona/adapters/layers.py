@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
 from .methods import Shape, method_of
@@ -65,7 +65,7 @@ def tensor_shapes(config: PeftConfig, layers: LayerSizes) -> dict[str, dict[str,
 
     method, empty = method_of(config), _empty_layers(layers)
     if not target_layers(config, empty):
-        wanted = config.target_modules
+        wanted = getattr(config, "target_modules", None)
         ends = wanted if isinstance(wanted, str) else ", ".join(sorted(wanted or ()))
         raise UserError(f"No layer matches {ends}.")
     try:
@@ -90,7 +90,7 @@ def adapted_layers(
     Raises:
         UserError: what `tensor_shapes` refuses; the component is named.
     """
-    found = []
+    found: list[AdaptedLayer] = []
     for component, config in configs.items():
         method = method_of(config)
         shapes = tensor_shapes(config, layers[component])
@@ -105,11 +105,12 @@ def add_adapters(
     configs: Mapping[str, PeftConfig], models: Mapping[str, nn.Module], adapter_name: str
 ) -> list[nn.Parameter]:
     """Put the adapters on their models, everything else frozen; returns what is trained."""
-    trained = []
+    trained: list[nn.Parameter] = []
     for component, config in configs.items():
-        models[component].requires_grad_(False)
-        models[component].add_adapter(config, adapter_name)
-        trained += [p for p in models[component].parameters() if p.requires_grad]
+        model: Any = models[component]  # a model of diffusers or transformers
+        model.requires_grad_(False)
+        model.add_adapter(config, adapter_name)
+        trained += [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:
         parameter.data = parameter.data.float()  # PEFT's LoRA takes the base's dtype
     return trained
@@ -126,7 +127,7 @@ def _empty_layers(layers: LayerSizes) -> nn.Module:
             *path, last = name.split(".")
             parent = root
             for part in path:
-                if part not in parent._modules:
+                if part not in dict(parent.named_children()):
                     parent.add_module(part, nn.Module())
                 parent = parent.get_submodule(part)
             parent.add_module(last, nn.Linear(in_features, out_features, bias=False))

@@ -86,7 +86,7 @@ class Method:
     learning_rates: Mapping[str, float] = field(default_factory=lambda: {"": 1e-4})
 
     @property
-    def config_class(self) -> type[PeftConfig]:
+    def config_class(self) -> Callable[..., PeftConfig]:
         return resolve_name(self.config_path)
 
     def learning_rate(self, family: str) -> float:
@@ -131,10 +131,9 @@ def valid_scale(value: object, where: object) -> float:
     Raises:
         UserError: not a number, or not between -1e6 and 1e6; `where` is named.
     """
-    fits = isinstance(value, int | float) and not isinstance(value, bool)
-    if not fits or not abs(value) < 1e6:  # also false for NaN
-        raise UserError(f"{where} has a damaged config: a scale of {value!r}.")
-    return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6:
+        return float(value)
+    raise UserError(f"{where} has a damaged config: a scale of {value!r}.")  # also for NaN
 
 
 # --- KronA ----------------------------------------------------------------------------------------
@@ -296,8 +295,8 @@ def lora_scale(config: Any, layer: str) -> float:
         raise UserError("a LoRA with DoRA magnitudes or biases is more than a product of factors.")
     try:
         ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
-        rank = ranks.get(get_pattern_key(ranks, layer), config.r)
-        alpha = alphas.get(get_pattern_key(alphas, layer), config.lora_alpha)
+        rank = ranks.get(get_pattern_key(list(ranks), layer), config.r)
+        alpha = alphas.get(get_pattern_key(list(alphas), layer), config.lora_alpha)
         scale = alpha / (math.sqrt(rank) if config.use_rslora else rank)
     except (TypeError, ValueError, AttributeError, ZeroDivisionError, re.error) as error:
         raise UserError(f"{layer} has a damaged config ({error}).") from error

@@ -34,7 +34,7 @@ def relative_norms(model: Any, adapter_name: str) -> dict[str, float]:
 
     Layers whose base is quantised are left out: their weights are codes, not numbers.
     """
-    norms = {}
+    norms: dict[str, float] = {}
     for component, name, layer in layers_with(model, adapter_name):
         weight = layer.get_base_layer().weight
         if is_plain(weight):

@@ -46,21 +46,21 @@ def kron_linear(
     a, b = _as_terms(a), _as_terms(b)
     r, a1, a2 = a.shape
     _, b1, b2 = b.shape
-    X = x.reshape(-1, a2, b2)
+    matrices = x.reshape(-1, a2, b2)
     if (order or cheaper_order(a1, a2, b1, b2)) == "a_first":
         # All terms' A at once: (r*a1, a2) @ (n, a2, b2); then sum over (r, b2) with the Bs.
-        Z = torch.matmul(a.reshape(r * a1, a2), X)  # (n, r*a1, b2)
+        first = torch.matmul(a.reshape(r * a1, a2), matrices)  # (n, r*a1, b2)
         if r > 1:
-            Z = Z.view(-1, r, a1, b2).transpose(1, 2).reshape(-1, a1, r * b2)
-        Y = torch.matmul(Z, b.transpose(0, 1).reshape(b1, r * b2).t())  # (n, a1, b1)
+            first = first.view(-1, r, a1, b2).transpose(1, 2).reshape(-1, a1, r * b2)
+        y = torch.matmul(first, b.transpose(0, 1).reshape(b1, r * b2).t())  # (n, a1, b1)
     else:
-        T = torch.matmul(X, b.reshape(r * b1, b2).t())  # (n, a2, r*b1)
+        first = torch.matmul(matrices, b.reshape(r * b1, b2).t())  # (n, a2, r*b1)
         if r > 1:
-            T = T.view(-1, a2, r, b1).transpose(1, 2).reshape(-1, r * a2, b1)
-        Y = torch.matmul(a.transpose(0, 1).reshape(a1, r * a2), T)  # (n, a1, b1)
+            first = first.view(-1, a2, r, b1).transpose(1, 2).reshape(-1, r * a2, b1)
+        y = torch.matmul(a.transpose(0, 1).reshape(a1, r * a2), first)  # (n, a1, b1)
     if output_order == "interleaved":
-        Y = Y.transpose(1, 2)
-    return Y.reshape(*x.shape[:-1], a1 * b1)
+        y = y.transpose(1, 2)
+    return y.reshape(*x.shape[:-1], a1 * b1)
 
 
 def kron_weight(a: torch.Tensor, b: torch.Tensor, output_order: str = "kron") -> torch.Tensor:
@@ -72,7 +72,9 @@ def kron_weight(a: torch.Tensor, b: torch.Tensor, output_order: str = "kron") ->
     """
     a, b = _as_terms(a), _as_terms(b)
     # By broadcasting: torch.kron fails on some transposed one-row factors.
-    blocks = sum(p[:, None, :, None] * q[None, :, None, :] for p, q in zip(a, b, strict=True))
+    blocks = a[0][:, None, :, None] * b[0][None, :, None, :]
+    for a_i, b_i in zip(a[1:], b[1:], strict=True):
+        blocks = blocks + a_i[:, None, :, None] * b_i[None, :, None, :]
     weight = blocks.reshape(a.shape[1] * b.shape[1], a.shape[2] * b.shape[2])
     if output_order == "interleaved":
         weight = weight.view(a.shape[1], b.shape[1], -1).transpose(0, 1).reshape(weight.shape)

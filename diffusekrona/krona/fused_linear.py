@@ -83,7 +83,8 @@ class _FusedKronLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (dy,) = grad_outputs
         x, weight, a, b, *factors = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: these gradients are differentiated again
             return _plain_gradients(ctx, dy, x, weight, *factors)
@@ -195,7 +196,8 @@ def _left(way: str, matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         case "turned":
             turned = _few_columns(_turned(x), matrix.t()).view(n, w, len(matrix))
             return turned.transpose(1, 2).contiguous()
-    return torch.bmm(_batched(matrix, n), x)
+        case _:
+            return torch.bmm(_batched(matrix, n), x)
 
 
 def _add_left_(way: str, total: torch.Tensor, matrix: torch.Tensor, x: torch.Tensor) -> None:
@@ -218,6 +220,8 @@ def _contract(way: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return dense.reshape(m, w, k, w).diagonal(dim1=1, dim2=3).sum(-1)
         case "turned":
             return _sum_of_products(_turned(x), _turned(y))
+        case _:
+            pass
     if m * k <= 2 * (m + k) * w:  # the matrices, one a token, are not much larger than x and y
         return torch.bmm(x, y.transpose(1, 2)).sum(0)
     return torch.mm(x.transpose(0, 1).reshape(m, n * w), y.transpose(0, 1).reshape(k, n * w).t())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
@@ -34,9 +34,13 @@ class KronALinear(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("krona_a", "krona_b")
     other_param_names = ("scaling", "scale", "output_order")
+    base_layer: nn.Linear
+    in_features: int
+    out_features: int
+    krona_base_weight: torch.Tensor | None
 
     def __init__(
-        self, base_layer: nn.Module, adapter_name: str, config: KronAConfig, a1: int, a2: int
+        self, base_layer: nn.Linear, adapter_name: str, config: KronAConfig, a1: int, a2: int
     ) -> None:
         super().__init__()
         self.base_layer = base_layer
@@ -58,7 +62,7 @@ class KronALinear(nn.Module, BaseTunerLayer):
         """Add (or replace) an adapter with factors (a1, a2) and (out/a1, in/a2)."""
         b1, b2 = self.out_features // a1, self.in_features // a2
         lead = () if config.terms == 1 else (config.terms,)
-        device = self.get_base_layer().weight.device
+        device = self.base_weight.device
         a = torch.zeros(*lead, a1, a2, dtype=torch.float32, device=device)
         b = torch.zeros(*lead, b1, b2, dtype=torch.float32, device=device)
         if config.init_weights == "kaiming_uniform":
@@ -73,6 +77,11 @@ class KronALinear(nn.Module, BaseTunerLayer):
         self.scale[adapter_name] = self.scaling[adapter_name] = config.scale
         self.output_order[adapter_name] = config.output_order
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    @property
+    def base_weight(self) -> torch.Tensor:
+        """The weight (out, in) under all adapters."""
+        return cast(nn.Linear, self.get_base_layer()).weight
 
     def cast_factors(self, adapter_name: str) -> None:
         """Put an adapter's factors into the dtype that the base computes in."""
@@ -121,19 +130,19 @@ class KronALinear(nn.Module, BaseTunerLayer):
                 would round the sum away.
         """
         names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.krona_a]
-        base = self.get_base_layer()
-        if names and not is_plain(base.weight):
+        weight = self.base_weight
+        if names and not is_plain(weight):
             raise ValueError(
-                f"A quantised weight ({type(base.weight).__name__}) cannot take an adapter: merge "
+                f"A quantised weight ({type(weight).__name__}) cannot take an adapter: merge "
                 "into the model as it was before quantisation, or leave the adapter beside it."
             )
         if safe_merge:
             self.check_merge(names)
         for name in names:
             if keep_base and self.krona_base_weight is None:
-                self.krona_base_weight = base.weight.data
-                base.weight.data = base.weight.data.clone()
-            self._add_to(base.weight.data, name)
+                self.krona_base_weight = weight.data
+                weight.data = weight.data.clone()
+            self._add_to(weight.data, name)
             self.merged_adapters.append(name)
 
     def check_merge(self, adapter_names: list[str] | None = None) -> None:
@@ -143,7 +152,7 @@ class KronALinear(nn.Module, BaseTunerLayer):
             ValueError: the result is not finite in the weight's dtype; the first adapter after
                 which it is not is named.
         """
-        total = self.get_base_layer().weight.detach().clone()
+        total = self.base_weight.detach().clone()
         for name in check_adapters_to_merge(self, adapter_names):
             if name in self.krona_a:
                 self._add_to(total, name)
@@ -164,7 +173,7 @@ class KronALinear(nn.Module, BaseTunerLayer):
             return
         if self.krona_base_weight is None:
             raise RuntimeError("This layer was merged for good; its base weight was not kept.")
-        self.get_base_layer().weight.data = self.krona_base_weight
+        self.base_weight.data = self.krona_base_weight
         self.krona_base_weight = None
         self.merged_adapters.clear()
 
@@ -181,7 +190,7 @@ class KronALinear(nn.Module, BaseTunerLayer):
                 x = x.to(torch.get_autocast_dtype(x.device.type))
             if x.dtype == self.base_layer.weight.dtype:
                 a, b = self.krona_a[active[0]], self.krona_b[active[0]]
-                weight, bias = self.base_layer.weight, self.base_layer.bias
+                weight, bias = self.base_layer.weight, _bias(self.base_layer)
                 return fused_kron_linear(x, weight, bias, a, b, self.scaling[active[0]])
         y = self.base_layer(x, *args, **kwargs)
         for name in active:
@@ -203,7 +212,7 @@ class KronALinear(nn.Module, BaseTunerLayer):
             return False
         if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks:
             return False
-        if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
+        if any(p is not None and p.requires_grad for p in (base.weight, _bias(base))):
             return False
         return self.krona_a[name].dim() == 2 and self.output_order[name] == "kron"
 
@@ -215,6 +224,10 @@ class KronALinear(nn.Module, BaseTunerLayer):
 
     def __repr__(self) -> str:
         return "krona." + super().__repr__()
+
+
+def _bias(layer: nn.Linear) -> torch.Tensor | None:
+    return layer.bias  # which torch declares as never None
 
 
 def is_plain(weight: torch.Tensor) -> bool:

@@ -1,13 +1,16 @@
 """The tuner: which layers get a Kronecker adapter, and the check that its factors fit them."""
 
+# PEFT's tuners narrow the arguments of their hooks to their own configuration.
+# pyright: reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, cast
 
-from peft import PeftConfig
+from peft import PeftConfig, PeftType
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from peft.utils.other import get_pattern_key
 from torch import nn
@@ -21,23 +24,23 @@ PREFIX = "krona_"
 
 def factors_of(config: KronAConfig, layer_name: str) -> tuple[int, int]:
     """The (a1, a2) that `config` gives to a layer, by its full name in the model."""
-    key = get_pattern_key(config.factor_pattern.keys(), layer_name)
+    key = get_pattern_key(list(config.factor_pattern), layer_name)
     return config.factor_pattern.get(key, (config.a1, config.a2))
 
 
 def with_targets(config: PeftConfig) -> PeftConfig:
     """The config, or where it names no target modules a copy with those of a UNet's attention."""
-    if config.target_modules is not None:
+    if getattr(config, "target_modules", None) is not None:
         return config
     config = copy.copy(config)
-    config.target_modules = set(ATTENTION_PROJECTIONS)
+    setattr(config, "target_modules", set(ATTENTION_PROJECTIONS))  # noqa: B010, not in PeftConfig
     return config
 
 
 def target_layers(config: PeftConfig, model: nn.Module) -> dict[str, nn.Module]:
     """Name to module of every layer that `config` would adapt in `model` (without wrapping it)."""
     config = with_targets(config)
-    layers = {}
+    layers: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if name and check_target_module_exists(config, name):
             layers[name] = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
@@ -54,28 +57,24 @@ class KronAModel(BaseTuner):
 
     prefix = PREFIX
     tuner_layer_cls = KronALinear
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     @staticmethod
     def _prepare_adapter_config(peft_config: KronAConfig, model_config: object) -> KronAConfig:
-        peft_config.target_modules = with_targets(peft_config).target_modules
+        peft_config.target_modules = peft_config.target_modules or set(ATTENTION_PROJECTIONS)
         return peft_config
 
     def _prepare_model(self, peft_config: KronAConfig, model: nn.Module) -> None:
         # Before the first layer is wrapped, so that a refused config leaves the model untouched.
         try:
-            layers = target_layers(peft_config, model)
-            for name, layer in layers.items():
-                _check_linear(name, layer)
-            check_factors(
-                peft_config, ((n, m.out_features, m.in_features) for n, m in layers.items())
-            )
+            layers = {n: _linear(n, m) for n, m in target_layers(peft_config, model).items()}
+            shapes = ((n, m.out_features, m.in_features) for n, m in layers.items())
+            check_factors(peft_config, shapes)
         except ValueError:
             # diffusers notes an adapter as loaded before it asks PEFT for it.
             if getattr(model, "_hf_peft_config_loaded", False) and not hasattr(
                 model, "peft_config"
             ):
-                model._hf_peft_config_loaded = False
+                model.__dict__["_hf_peft_config_loaded"] = False
             raise
 
     def _create_and_replace(
@@ -91,8 +90,8 @@ class KronAModel(BaseTuner):
         if isinstance(target, KronALinear):
             target.update_layer(adapter_name, peft_config, a1, a2)
             return
-        _check_linear(current_key, target)  # "all-linear" is resolved after the first check
-        layer = KronALinear(target, adapter_name, peft_config, a1, a2)
+        linear = _linear(current_key, target)  # "all-linear" is resolved after the first check
+        layer = KronALinear(linear, adapter_name, peft_config, a1, a2)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # an additional adapter is not trainable by itself
         self._replace_module(parent, target_name, layer, target)
@@ -126,14 +125,15 @@ class KronAModel(BaseTuner):
     ) -> nn.Module:
         if merge and safe_merge:
             self._check_merge(adapter_names)
-        return super()._unload_and_optionally_merge(merge, progressbar, False, adapter_names)
+        base = super()._unload_and_optionally_merge(merge, progressbar, False, adapter_names)
+        return cast(nn.Module, base)  # which PEFT declares as None
 
     def _check_merge(self, adapter_names: list[str] | None) -> None:
         for layer in self._layers():
             layer.check_merge(adapter_names)
 
     @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Generator[None]:
         """PeftModel enters this around a forward call, and then drops `adapter_names`."""
         if kwargs.get("adapter_names") is not None:
             raise ValueError(ONE_ADAPTER_SET)
@@ -143,11 +143,13 @@ class KronAModel(BaseTuner):
         return (module for module in self.model.modules() if isinstance(module, KronALinear))
 
 
-def _check_linear(name: str, layer: nn.Module) -> None:
+def _linear(name: str, layer: nn.Module) -> nn.Linear:
+    """The layer, which another adapter may wrap, as a linear one. Raises ValueError."""
     base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
     if not isinstance(base, nn.Linear):
         kind = type(base).__name__
         raise ValueError(f"KronA adapts nn.Linear layers only; {name!r} is a {kind}.")
+    return cast(nn.Linear, layer)
 
 
 def register_krona() -> None:
@@ -158,9 +160,10 @@ def register_krona() -> None:
     """
     from peft import mapping
 
-    mapping.PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = KronAConfig
-    mapping.PEFT_TYPE_TO_TUNER_MAPPING[PEFT_TYPE] = KronAModel
-    mapping.PEFT_TYPE_TO_PREFIX_MAPPING[PEFT_TYPE] = PREFIX
+    name = cast(PeftType, PEFT_TYPE)
+    mapping.PEFT_TYPE_TO_CONFIG_MAPPING[name] = KronAConfig
+    mapping.PEFT_TYPE_TO_TUNER_MAPPING[name] = KronAModel
+    mapping.PEFT_TYPE_TO_PREFIX_MAPPING[name] = PREFIX
 
 
 def merge_and_unload(model: nn.Module) -> nn.Module:
@@ -182,5 +185,5 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
     if hasattr(model, "peft_config"):
         del model.peft_config
     if hasattr(model, "_hf_peft_config_loaded"):
-        model._hf_peft_config_loaded = False
+        model.__dict__["_hf_peft_config_loaded"] = False
     return model

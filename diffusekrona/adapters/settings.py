@@ -14,9 +14,7 @@ from .methods import METHODS
 class AdapterSettings:
     """The adapter."""
 
-    adapter_type: str = setting(
-        "krona", choices=tuple(METHODS), help="Method; lora is the baseline."
-    )
+    adapter_type: str = setting("krona", choices=METHODS, help="Method; lora is the baseline.")
     attn_update_unet: str = setting(
         "kqvo", metavar="LETTERS", help="Attention projections to adapt: any of k, q, v, o."
     )

@@ -13,7 +13,7 @@ import difflib
 import functools
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -39,7 +39,7 @@ def setting(
     aliases: tuple[str, ...] = (),
     positional: bool = False,
     append: bool = False,
-    choices: tuple[str, ...] = (),
+    choices: Collection[str] = (),
     ignore_case: bool = False,
     minimum: float | None = None,
     above: float | None = None,
@@ -88,7 +88,7 @@ class Option:
     group: str
     kind: type
     many: bool
-    choices: tuple[str, ...]
+    choices: Collection[str]
     default: Any
     metadata: Mapping[str, Any]
 
@@ -119,7 +119,7 @@ def _option(field: dataclasses.Field, hint: Any) -> Option:
     many = get_origin(hint) is tuple
     if many:
         hint = get_args(hint)[0]
-    choices = tuple(field.metadata.get("choices", ()))
+    choices: Collection[str] = field.metadata.get("choices", ())  # as it is: it may grow
     if get_origin(hint) is Literal:
         choices, hint = get_args(hint), str
     return Option(field.name, "", hint, many, choices, field.default, field.metadata)

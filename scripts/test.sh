@@ -20,6 +20,7 @@ export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 ruff check .
 ruff format --check .
 lint-imports --no-cache
+pyright
 NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict --site-dir "${TMPDIR:-/tmp}/diffusekrona-site"
 # The tests on every core, one thread each; arguments (a path, -k, -x) go to pytest.
 export OMP_NUM_THREADS=1

@@ -76,6 +76,8 @@ def write_configs(folder: Path, name: str) -> Path:
         (folder / part).mkdir(parents=True)
         (folder / part / "config.json").write_text(json.dumps(config))
     (folder / "model_index.json").write_text("{}")
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text("{}")
     return folder
 
 
@@ -93,27 +95,26 @@ def measure(settings: Any, plan: Any) -> dict[str, Any]:
     from torch.profiler import record_function
 
     from diffusekrona.adapters.layers import add_adapters
-    from diffusekrona.bases import backbones
-    from diffusekrona.bases.small_cards import quantise
-    from diffusekrona.data.cache import DTYPES
+    from diffusekrona.bases.precision import dtype_of
+    from diffusekrona.bases.quantisation import quantise
     from diffusekrona.training import setup as train_setup
     from diffusekrona.training.losses import dreambooth_loss
     from diffusekrona.training.optimizer import make_optimizer
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = DTYPES[settings.precision.mixed_precision or "no"]
-    config = backbones.read_unet_config(plan.base)
+    dtype = dtype_of(settings.precision.mixed_precision or "no")
+    family, config = plan.family, plan.denoiser_config
     quantised = settings.precision.quantize_base != "none"
 
     def run() -> None:
         unet = random_unet(dict(config), dtype, "cpu" if quantised else str(device))
         unet = quantise(unet, settings.precision.quantize_base).to(device)
-        models = {"unet": unet}
+        models = {family.denoiser: unet}
         trained = add_adapters(plan.configs, models, "default")
         train_setup.save_memory(settings.precision, models)
         optimizer = make_optimizer(settings.optimisation, models, 1)
         batch = settings.optimisation.train_batch_size
-        side = plan.resolution // backbones.vae_scale(plan.vae_config)
+        side = plan.resolution // family.latent_scale(plan.vae_config)
 
         def draw(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
             return torch.rand(*shape, device=device).to(dtype)
@@ -121,15 +122,12 @@ def measure(settings: Any, plan: Any) -> dict[str, Any]:
         for _ in range(2):
             with record_function(STEPS):
                 pass
-            text = {"prompt_embeds": draw(batch, 77, config["cross_attention_dim"])}
-            if plan.family.size_conditioned:
-                times = 6 * config["addition_time_embed_dim"]
-                pooled = config["projection_class_embeddings_input_dim"] - times
-                text["pooled_prompt_embeds"] = draw(batch, pooled)
+            text = {n: draw(batch, *shape) for n, shape in family.text_shapes(config).items()}
             noisy, target = (draw(batch, 4, side, side, dtype=torch.float32) for _ in range(2))
-            extra = backbones.denoiser_arguments(plan.family, text, draw(batch, 6))
             timesteps = torch.full((batch,), 500, device=device)
-            prediction = unet.train()(noisy.to(dtype), timesteps, **extra).sample
+            prediction = family.predict(
+                unet.train(), noisy.to(dtype), timesteps, text, draw(batch, 6)
+            )
             dreambooth_loss(prediction, target).backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()

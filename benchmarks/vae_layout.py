@@ -1,4 +1,4 @@
-"""What a VAE gains from channels-last tensors, as `backbones.load_vae` lays them.
+"""What a VAE gains from channels-last tensors, as `bases.vae.load_vae` lays them.
 
     python benchmarks/vae_layout.py                    # pocket's, and one of the published size
 
@@ -18,8 +18,9 @@ from adapter_step import DTYPES, in_turns, interval_in_words, ratio_with_interva
 from diffusers import AutoencoderKL
 from record import show, write_record
 
-from diffusekrona.bases.backbones import BUNDLED, channels_last
+from diffusekrona.bases.loading import BUNDLED
 from diffusekrona.bases.published import VAE
+from diffusekrona.bases.vae import channels_last
 from diffusekrona.common.cpu_memory import keep_freed_memory
 
 

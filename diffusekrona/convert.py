@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .bases.precision import STORED, dtype_of
 from .common.errors import UserError, exit_on_user_error
 
 TARGETS = {
@@ -59,12 +60,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--from", dest="source_format", choices=SOURCES, metavar="FORMAT", help=", ".join(SOURCES))
     add("--adapter", action="append", default=[], metavar="PATH[:WEIGHT]", help="Mix another in.")
     add("--base", metavar="BASE", help="Base model: folder, bundled or hub name, or one file.")
-    add("--family", choices=("sd1", "sd2", "sdxl"), help="Of base models, if the file hides it.")
+    add("--family", metavar="NAME", help="Of base models (sd1, sd2, sdxl), if the file hides it.")
     add("--rank", type=int, metavar="R", help="LoRA: at most this rank, by SVD. Default: exact.")
     add("--a1", type=int, metavar="N", help="Nearest Kronecker factors: rows of A, divides out.")
     add("--a2", type=int, metavar="N", help="Nearest Kronecker factors: columns of A, divides in.")
     add("--terms", type=int, metavar="R", help="Kronecker products kept a layer.")
-    add("--dtype", choices=("fp32", "fp16", "bf16"), help="Default: the source's, if exact.")
+    add("--dtype", choices=STORED, help="Default: the source's, if exact.")
     add("--drop_convolutions", action="store_true", help="Leave out what KronA has no place for.")
     add(
         "--overwrite", action="store_true", help="Replace a destination that convert did not write."
@@ -77,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Raises UserError for whatever is wrong with the request or its files."""
     args = build_parser().parse_args(argv)
-    from .formats.conversion import DTYPES, Options, convert
+    from .formats.conversion import Options, convert
 
     source, weight = parse_source(args.source)
     options = Options(
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         a1=args.a1,
         a2=args.a2,
         terms=args.terms,
-        dtype=DTYPES[args.dtype] if args.dtype else None,
+        dtype=dtype_of(args.dtype) if args.dtype else None,
         drop_convolutions=args.drop_convolutions,
     )
     report = convert(

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .adapters.mixing import WeightedAdapter, choose_base, parse_adapter, run_name
+from .bases.precision import DTYPE_NAMES, MIXED
 from .common.devices import choose_device, process_state
 from .common.errors import UserError, exit_on_user_error
-from .sampling.inference_args import DTYPES, check_drawing
+from .sampling.inference_args import check_drawing
 from .sampling.schedulers import SCHEDULERS
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--height", type=int, metavar="PIXELS", help="With --width; default: the base's own.")
     add("--width", type=int, metavar="PIXELS", help=argparse.SUPPRESS)
     add("--batch_size", type=int, default=4, help="Pictures at once (4).")
-    add("--mixed_precision", choices=tuple(DTYPES), help="Default: fp16 on a GPU, no on a CPU.")
+    add("--mixed_precision", choices=MIXED, help="Default: fp16 on a GPU, no on a CPU.")
     add("--low_vram", action="store_true", help="Only the model at work on the GPU, tiled VAE.")
     add("--vae", metavar="NAME_OR_PATH", help="Another VAE.")
     add("--revision", help="Revision of the base on the hub.")
@@ -166,7 +167,7 @@ def drawing_of(args: argparse.Namespace, base: str, device: Any) -> Drawing:
         scheduler=args.scheduler,
         size=(args.height, args.width) if args.height else None,
         negative_prompt=args.negative_prompt,
-        dtype=DTYPES[precision],
+        dtype=DTYPE_NAMES[precision],
         vae=args.vae,
         batch_size=args.batch_size,
         low_vram=args.low_vram,
@@ -176,7 +177,7 @@ def drawing_of(args: argparse.Namespace, base: str, device: Any) -> Drawing:
 
 def evaluate(args: argparse.Namespace, state: Any) -> Evaluation | None:
     """Draw what is missing and score it all; None on other than the main process."""
-    from .bases.backbones import bundled_models
+    from .bases.loading import bundled_models
     from .data.folder import find_pictures
     from .evaluation.encoders import choose_names, load_clip_encoder, load_dino_encoder
     from .evaluation.pictures import draw_missing, jobs_of, load_rows, refuse_others
@@ -231,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: draw, score, write."""
     args = build_parser().parse_args(argv)
     check_arguments(args)
-    from .bases.backbones import quiet_libraries
+    from .bases.loading import quiet_libraries
     from .evaluation.page import write_results
     from .evaluation.report import print_results
 

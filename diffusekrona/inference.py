@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from .adapters.mixing import WeightedAdapter, apply_adapters, choose_base, read_adapters
+from .bases.precision import dtype_of
 from .common.devices import choose_device, process_state
 from .common.errors import UserError, exit_on_user_error, writing
 from .common.files import slug
 from .sampling.inference_args import (
-    DTYPES,
     build_parser,
     check_arguments,
     parse_steps,
@@ -50,7 +50,6 @@ def build(
     args: argparse.Namespace, base: str, adapters: Sequence[WeightedAdapter], state: Any
 ) -> Any:
     """The pipeline and, if asked for, its refiner, ready to draw on this process's device."""
-    import torch
 
     from .common.cpu_memory import keep_freed_memory
     from .sampling.pipeline import load_pipeline, load_refiner, place
@@ -58,7 +57,7 @@ def build(
     device = choose_device(args.device, state.device)
     keep_freed_memory(device)
     precision = args.mixed_precision or ("no" if device.type == "cpu" else "fp16")
-    dtype = getattr(torch, DTYPES[precision])
+    dtype = dtype_of(precision)
     options = {"revision": args.revision, "variant": args.variant}
     pipeline = load_pipeline(base, dtype, "cpu", args.vae, **options)
     apply_adapters(pipeline, adapters, merge=_merges(args))
@@ -82,6 +81,7 @@ def recipe_of(
     import transformers
 
     from . import __version__
+    from .bases.families import denoiser_of
 
     versions = {"diffusekrona": __version__, "torch": torch.__version__}
     versions |= {"diffusers": diffusers.__version__, "transformers": transformers.__version__}
@@ -97,7 +97,7 @@ def recipe_of(
         "vae": args.vae,
         "refiner": args.refiner,
         "refiner_start": args.refiner_start if args.refiner else None,
-        "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
+        "dtype": str(denoiser_of(pipeline).dtype).removeprefix("torch."),
         "versions": versions,
     }
 
@@ -205,10 +205,11 @@ def main() -> None:
     """Entry point: parse, build, draw."""
     args = build_parser().parse_args()
     check_arguments(args)
-    from .adapters.groups import parse_groups
-    from .bases.backbones import quiet_libraries
+    from .bases.loading import quiet_libraries
 
-    quiet_libraries()
+    quiet_libraries()  # before the import below, which loads what it quiets
+    from .adapters.groups import parse_groups
+
     state = process_state(args.device)
     level = logging.WARNING if state.is_main_process else logging.ERROR
     logging.basicConfig(format="%(levelname)s: %(message)s", level=level)

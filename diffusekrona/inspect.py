@@ -108,20 +108,22 @@ def add_base_norms(facts: Sequence[Facts], base: str) -> None:
     """
     import torch
 
-    from .bases import backbones
+    from .bases.base import classes_of
+    from .bases.families import identify
+    from .bases.loading import load_part, resolve_base
 
-    place = backbones.resolve_base(base)
-    family = backbones.family_of(backbones.read_unet_config(place))
-    kinds = {"unet": "UNet2DConditionModel", **backbones.text_encoder_kinds(family)}
+    place = resolve_base(base)
+    family, _ = identify(place)
+    kinds = classes_of(family)
     for one in facts:
         if one.metadata.get("base_family", family.name) != family.name:
             trained_for = one.metadata["base_family"]
             raise UserError(f"{one.label} was trained for {trained_for}, {base} is {family.name}.")
     layers = [layer for one in facts for layer in one.layers]
     for component in dict.fromkeys(layer.component for layer in layers):
-        # In half precision: a norm needs no more, and the largest UNet would be 10 GB.
+        # In half precision: a norm needs no more, and the largest denoiser would be 10 GB.
         kind = kinds[component]
-        model = backbones.load_part(place, kind, component, torch_dtype=torch.float16)
+        model = load_part(place, kind, component, torch_dtype=torch.float16)
         modules = dict(model.named_modules())
         for layer in (each for each in layers if each.component == component):
             module = modules.get(layer.name) or modules.get(layer.name.removeprefix("text_model."))
@@ -166,7 +168,7 @@ def as_json(
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: read, print, write the page."""
     args = build_parser().parse_args(argv)
-    from .bases.backbones import quiet_libraries
+    from .bases.loading import quiet_libraries
     from .common.files import write_text
     from .inspection.lowered import lowered
     from .inspection.page import inspection_page
@@ -189,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _base_at_hand(facts: Sequence[Facts]) -> str | None:
     """The base that all adapters were trained on, if it need not be fetched."""
-    from .bases.backbones import bundled_models
+    from .bases.loading import bundled_models
 
     named = {one.metadata.get("base_model") for one in facts}
     base = named.pop() if len(named) == 1 else None
@@ -205,7 +207,7 @@ def draw_sheets(args: argparse.Namespace, facts: Sequence[Facts], page: Path) ->
     import torch
 
     from .adapters.mixing import choose_base, read_adapters
-    from .bases.backbones import bundled_models
+    from .bases.loading import bundled_models
     from .common.devices import choose_device
     from .common.files import slug
     from .common.pictures import load_square

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .bases.precision import BYTES, STORED
 from .common.errors import UserError, exit_on_user_error
 from .krona.factors import Pair, multiplications
-from .training.memory.sizes import BYTES
 
 # (4, 64) is the paper's best on SDXL, and 64 with a1 of 2 to 8 its good region; with both factors
 # at most 8 prompts were no longer followed (arXiv 2402.17412, section 4).
@@ -134,7 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--train_feed_forward", action="store_true", help="Feed-forward layers as well.")
     add("--train_text_encoder", action="store_true", help="Text encoders as well.")
     add("--terms", type=int, default=1, help="Kronecker products summed in each layer.")
-    add("--save_precision", choices=tuple(BYTES), default="fp32", help="Of the adapter file.")
+    add("--save_precision", choices=STORED, default="fp32", help="Of the adapter file.")
     add("--revision", help="Revision of the base on the hub.")
     add("--all", action="store_true", help="Print every pair, not only the dozen best ones.")
     return parser
@@ -146,26 +146,26 @@ def layer_shapes(args: argparse.Namespace) -> tuple[Any, list[Shape]]:
     Raises:
         UserError: no such base, or letters that are none.
     """
-    from .adapters.layers import FEED_FORWARD, TEXT_LETTERS, UNET_LETTERS, matching
+    from .adapters.layers import matching
     from .adapters.methods import targets_of
-    from .bases import backbones
-    from .bases.layer_shapes import linear_layers
+    from .bases.families import identify
+    from .bases.loading import quiet_libraries, read_part_config, resolve_base
+    from .bases.meta import build_empty, linear_layers
 
-    base = backbones.resolve_base(args.base)
-    config = backbones.read_unet_config(base, args.revision)
-    family = backbones.family_of(config)
-    letters = args.attn_update_unet
-    feed_forward = FEED_FORWARD if args.train_feed_forward else ()
-    targets = targets_of(letters, UNET_LETTERS, "unet", feed_forward)
-    found = matching(targets.names, linear_layers("UNet2DConditionModel", config))
-    shapes = list(found.values())
+    quiet_libraries()
+    base, letters = resolve_base(args.base), args.attn_update_unet
+    family, config = identify(base, args.revision)
+    more = family.feed_forward if args.train_feed_forward else ()
+    targets = targets_of(letters, family.letters, family.denoiser, more)
+    layers = linear_layers(build_empty(family.denoiser_class, config))
+    shapes = list(matching(targets.names, layers).values())
     if args.train_text_encoder:
-        for name, kind in backbones.text_encoder_kinds(family).items():
-            part = backbones.read_part_config(base, name, args.revision)
-            targets = targets_of(letters, TEXT_LETTERS, name)
-            shapes += matching(targets.names, linear_layers(kind, part)).values()
+        for name, kind in family.text_encoders.items():
+            part = read_part_config(base, name, args.revision)
+            targets = targets_of(letters, family.text_letters, name)
+            shapes += matching(targets.names, linear_layers(build_empty(kind, part))).values()
     if not shapes:
-        raise UserError(f"No layer of the UNet matches {', '.join(targets.names)}.")
+        raise UserError(f"No layer of the base matches {', '.join(targets.names)}.")
     return family, shapes
 
 

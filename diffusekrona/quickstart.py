@@ -153,7 +153,7 @@ def main() -> None:
             f"--num_inference_steps must be at least 1, not {args.num_inference_steps}."
         )
     from .adapters.mixing import choose_base, read_adapters
-    from .bases.backbones import quiet_libraries
+    from .bases.loading import quiet_libraries
     from .common.pictures import fit_picture, load_picture
     from .data.folder import find_pictures
     from .evaluation.scores import load_clip

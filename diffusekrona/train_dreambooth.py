@@ -23,6 +23,7 @@ from .common.settings import with_values, write_settings_file
 from .training.settings import TrainSettings, low_vram_in_words, parse_settings
 
 if TYPE_CHECKING:
+    from .bases.base import Objective
     from .data.cache import Data, Item
     from .training.plan import Plan
 
@@ -87,13 +88,12 @@ def import_libraries() -> None:
     all of them again and again: about an eighth of the time that the imports take. They stay for as
     long as the process, so it need not look at them later either (a third of a second each time).
     """
-    from .bases.backbones import quiet_libraries
+    from .bases.loading import quiet_libraries
 
     gc.disable()
     try:
         quiet_libraries()  # before the imports below, which load what it quiets
-        from diffusers import UNet2DConditionModel  # noqa: F401
-
+        from .bases import families  # noqa: F401
         from .training import log as run_log  # noqa: F401
     finally:
         gc.freeze()
@@ -144,9 +144,9 @@ def run(
         validation_prompts=settings.validation.validation_prompt,
     )  # fmt: skip
     peaks.end("data")
-    unet = setup.load_denoiser(base, precision, plan, accelerator)
+    denoiser = setup.load_denoiser(base, precision, plan, accelerator)
     fixed = with_content(fixed, settings, plan)
-    models = {"unet": unet, **data.text_encoders}
+    models = {plan.family.denoiser: denoiser, **data.text_encoders}
     torch.manual_seed(optimisation.seed)  # for the factors' start
     trained = add_adapters(plan.configs, models, ADAPTER_NAME)
     adapted = {name: models[name] for name in plan.configs}
@@ -158,7 +158,7 @@ def run(
     plain_optimizer = make_optimizer(optimisation, models, processes)
     lr_scheduler = make_lr_scheduler(optimisation, plain_optimizer, steps)
     ema = make_ema(optimisation, trained, accelerator)
-    noise_scheduler = setup.load_noise_schedule(base, plan)
+    objective = setup.load_objective(base, plan)
     origin = origin_of(settings, plan)
     shard = shards_base(precision, optimisation.train_batch_size, accelerator)
     wrapped, optimizer = distribute(accelerator, models, plain_optimizer, trained, shard)
@@ -171,7 +171,7 @@ def run(
     if shard and settings.validation.validation_prompt:
         log.warning("no validation pictures: the base is sharded over the processes")
         drawn = with_values(settings, validation_prompt=())
-    show = functools.partial(validate, drawn, plan, accelerator, unet, data)
+    show = functools.partial(validate, drawn, plan, accelerator, denoiser, data)
     peaks.end("loading")
     if first == 0:
         show(0)
@@ -184,9 +184,9 @@ def run(
             rate = lr_scheduler.get_last_lr()[0]
             for micro in range(optimisation.gradient_accumulation_steps):
                 number = step * optimisation.gradient_accumulation_steps + micro
-                batch = make_batch(settings, data, accelerator, noise_scheduler, number)
+                batch = make_batch(settings, data, accelerator, objective, number)
                 with accelerator.accumulate(*wrapped.values()):
-                    loss = training_loss(settings, plan, data, wrapped, noise_scheduler, batch)
+                    loss = training_loss(settings, plan, data, wrapped, objective, batch)
                     losses.append(loss.detach())
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
@@ -237,7 +237,7 @@ def run(
 
 
 def make_batch(
-    settings: TrainSettings, data: Data, accelerator: Any, noise_scheduler: Any, number: int
+    settings: TrainSettings, data: Data, accelerator: Any, objective: Objective, number: int
 ) -> dict[str, Any]:
     """This process's share of micro-step `number`, a pure function of (seed, number).
 
@@ -278,7 +278,7 @@ def make_batch(
     posterior, noise, timesteps = draw(
         generators,
         (channels, *moments.shape[2:]),
-        noise_scheduler.config.num_train_timesteps,
+        objective,
         settings.loss.noise_offset,
     )
     tensors = {
@@ -321,25 +321,22 @@ def training_loss(
     plan: Plan,
     data: Data,
     models: dict[str, Any],
-    noise_scheduler: Any,
+    objective: Objective,
     batch: dict[str, Any],
 ) -> Any:
     """The loss of one batch, a scalar with gradients to the factors."""
-    from .bases.backbones import denoiser_arguments, sample_latents
     from .training.losses import batch_loss
 
-    latents = sample_latents(batch["moments"], batch["posterior"], data.vae_config)
+    family = plan.family
+    latents = family.sample_latents(batch["moments"], batch["posterior"], data.vae_config)
     noise, timesteps = batch["noise"], batch["timesteps"]
-    noisy = noise_scheduler.add_noise(latents, noise, timesteps)
+    noisy = objective.add_noise(latents, noise, timesteps).to(data.dtype)
     text = text_of(plan, data, models, batch["captions"], latents.device)
     text = {name: state.to(data.dtype) for name, state in text.items()}
-    prediction = models["unet"](
-        noisy.to(data.dtype), timesteps, **denoiser_arguments(plan.family, text, batch["time_ids"])
-    ).sample
+    denoiser = models[family.denoiser]
+    prediction = family.predict(denoiser, noisy, timesteps, text, batch["time_ids"])
     num_prior = len(noise) // 2 if data.prior else 0
-    return batch_loss(
-        settings.loss, noise_scheduler, prediction, latents, noise, timesteps, num_prior
-    )
+    return batch_loss(settings.loss, objective, prediction, latents, noise, timesteps, num_prior)
 
 
 def text_of(
@@ -348,17 +345,12 @@ def text_of(
     """The batch's text states: from the cache, or through the encoders that are trained."""
     import torch
 
-    from .bases.backbones import text_states
-    from .data.cache import stack_states
-
     if not data.text_encoders:
-        states = stack_states([data.states[caption] for caption in captions])
+        states = plan.family.stack_text([data.states[caption] for caption in captions])
         return {name: to_device(state, device) for name, state in states.items()}
-    ids = [
-        to_device(torch.cat([data.ids[c][i] for c in captions]), device)
-        for i in range(len(plan.family.text_encoders))
-    ]
-    return text_states(plan.family, models, ids)
+    columns = zip(*(data.ids[caption] for caption in captions), strict=True)
+    ids = [to_device(torch.cat(column), device) for column in columns]
+    return plan.family.encode_text(models, ids)
 
 
 if __name__ == "__main__":

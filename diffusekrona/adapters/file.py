@@ -29,7 +29,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ..bases.backbones import TEXT_ENCODERS, family_of
+from ..bases.base import Family
+from ..bases.components import denoiser_name, is_text_encoder
+from ..bases.families import FAMILIES, components_of, resembling
 from ..common.errors import UserError
 from ..common.files import replace_whole
 from ..krona import target_layers
@@ -55,25 +57,17 @@ class Adapter:
     def base_family(self) -> str | None:
         return self.metadata.get("base_family")
 
+    def split(self, key: str) -> tuple[str, str]:
+        """Full key to (component, key inside it); the denoiser's keys need no prefix."""
+        head, _, rest = key.partition(".")
+        if head in self.configs or is_text_encoder(head):
+            return head, rest
+        return denoiser_name(self.configs), key
+
     def component_tensors(self, component: str) -> dict[str, torch.Tensor]:
         """The tensors of one component, keys without its prefix."""
-        return {
-            _split_component(key)[1]: tensor
-            for key, tensor in self.tensors.items()
-            if _split_component(key)[0] == component
-        }
-
-
-def components_of(model: Any) -> dict[str, Any]:
-    """The adaptable parts of a pipeline, a mapping of parts, or a lone model, by name."""
-    if isinstance(model, Mapping):
-        parts = model
-    elif isinstance(model, nn.Module):
-        name = "unet" if hasattr(model, "down_blocks") else "text_encoder"
-        parts = {name: model}
-    else:
-        parts = {name: getattr(model, name, None) for name in ("unet", *TEXT_ENCODERS)}
-    return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+        split = ((self.split(key), tensor) for key, tensor in self.tensors.items())
+        return {inner: tensor for (of, inner), tensor in split if of == component}
 
 
 def collect_adapter(
@@ -96,13 +90,15 @@ def collect_adapter(
         if config is None:
             continue
         configs[component] = config
-        prefix = "" if component == "unet" else f"{component}."
+        prefix = f"{component}." if is_text_encoder(component) else ""
         for key, tensor in get_peft_model_state_dict(part, adapter_name=adapter_name).items():
             tensors[prefix + key] = tensor.detach().to("cpu", dtype).contiguous()
     if not configs:
         raise ValueError(f"The model carries no adapter named {adapter_name!r}.")
-    if base_family is None and "unet" in parts:
-        base_family = family_of(parts["unet"].config).name
+    denoiser = parts.get(denoiser_name(parts))
+    if base_family is None and denoiser is not None:
+        family = resembling(denoiser.config)
+        base_family = family and family.name
     head = {
         "format": "pt",
         "diffusekrona": LAYOUT_VERSION,
@@ -111,7 +107,7 @@ def collect_adapter(
     }
     if base_family:
         head["base_family"] = base_family
-    layers_per_block = getattr(parts.get("unet"), "config", {}).get("layers_per_block")
+    layers_per_block = getattr(denoiser, "config", {}).get("layers_per_block")
     if isinstance(layers_per_block, int):
         head["layers_per_block"] = str(layers_per_block)  # the original block names count with it
     extra = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
@@ -133,12 +129,12 @@ def save_adapter(
     metadata: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Save one adapter of a UNet, a pipeline or a mapping of components to a safetensors file.
+    """Save one adapter of a denoiser, a pipeline or a mapping of components to a safetensors file.
 
     Args:
         model: what carries the adapter; text encoders in it are saved too if they carry it.
         path: the file to write; its folder is made. Replaced only whole.
-        base_family: "sd1", "sd2" or "sdxl"; read from the UNet's config if not given.
+        base_family: "sd1", "sd2" or "sdxl"; read from the denoiser's config if not given.
         metadata: more to note in the file; values that are not strings become JSON.
         dtype: of the tensors in the file; as they are by default.
 
@@ -196,7 +192,7 @@ def load_adapter(
     adapter_name: str = "default",
     weight: float = 1.0,
 ) -> Adapter:
-    """Put the adapter of a file on a UNet, a pipeline or a mapping of components, and activate it.
+    """Put the adapter of a file on a denoiser, a pipeline or a mapping of parts, and activate it.
 
     Adapters that were active stay so: loading two mixes them, each with its weight.
 
@@ -219,8 +215,9 @@ def put_adapter(
 ) -> None:
     """`load_adapter` for an adapter already in memory."""
     parts = components_of(model)
-    if "unet" in parts:
-        check_family(adapter, parts["unet"].config, source)
+    denoiser = parts.get(denoiser_name(parts))
+    if denoiser is not None:
+        check_family(adapter, resembling(denoiser.config), source)
     # Everything is checked before the first layer is touched.
     plan = []
     for component, config in adapter.configs.items():
@@ -239,14 +236,12 @@ def put_adapter(
         set_adapter_weight(part, adapter_name, weight)
 
 
-def check_family(
-    adapter: Adapter, unet_config: Mapping[str, Any], source: str = "the adapter"
-) -> None:
-    """Raises UserError if the adapter was trained for another family than this UNet's."""
-    family = family_of(unet_config).name
-    if adapter.base_family and family != adapter.base_family:
+def check_family(adapter: Adapter, family: Family | None, source: str = "the adapter") -> None:
+    """Raises UserError if the adapter was trained for another family than this one."""
+    name = family.name if family else "of none of " + ", ".join(FAMILIES)
+    if adapter.base_family and name != adapter.base_family:
         raise UserError(
-            f"{source} was trained for {adapter.base_family}, but the base model is {family}: "
+            f"{source} was trained for {adapter.base_family}, but the base model is {name}: "
             "use a base of the adapter's family."
         )
 
@@ -265,16 +260,10 @@ def _active_adapters(model: Any) -> list[str]:
     return []
 
 
-def _split_component(key: str) -> tuple[str, str]:
-    """Full key to (component, key inside it); UNet keys bear no prefix, or `unet.`."""
-    head, _, rest = key.partition(".")
-    return (head, rest) if head in ("unet", *TEXT_ENCODERS) else ("unet", key)
-
-
 def _named_as_in(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Keys with or without CLIP's `text_model.`, as this model has it: transformers dropped it."""
     wrapped = hasattr(model, "text_model")
-    if hasattr(model, "down_blocks") or not (wrapped or hasattr(model, "encoder")):
+    if not (wrapped or hasattr(model, "encoder")):  # not a text encoder
         return dict(tensors)
     bare = {key.removeprefix("text_model."): tensor for key, tensor in tensors.items()}
     if not wrapped:
@@ -301,7 +290,7 @@ def _check_tensors(adapter: Adapter, path: Path) -> None:
             )
         if not torch.isfinite(tensor).all():
             raise UserError(f"{path}: {key} holds NaN or infinite values.")
-        if _split_component(key)[0] not in adapter.configs:
+        if adapter.split(key)[0] not in adapter.configs:
             raise UserError(f"{path}: {key} belongs to a component that the config leaves out.")
 
 

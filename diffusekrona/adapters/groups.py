@@ -18,8 +18,9 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ..bases.families import components_of
 from ..common.errors import UserError
-from .file import Adapter, components_of
+from .file import Adapter
 
 _ATTENTION = {"attn1": "self", "attn2": "cross", "self_attn": "text", "ff": "feed-forward"}
 KINDS = ("blocks", "projections", "attention")  # of groups, and the flags that weight them

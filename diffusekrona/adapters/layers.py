@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 
 LayerSizes = Mapping[str, tuple[int, int]]  # layer name to (out_features, in_features)
 
-# The published scripts' letters: the attention's key, query, value and output projections.
-UNET_LETTERS = {"k": "to_k", "q": "to_q", "v": "to_v", "o": "to_out.0"}
-TEXT_LETTERS = {"k": "k_proj", "q": "q_proj", "v": "v_proj", "o": "out_proj"}
-FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
-
 
 @dataclass(frozen=True)
 class AdaptedLayer:

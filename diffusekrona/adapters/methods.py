@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
+from ..bases.components import denoiser_name, is_text_encoder
 from ..common.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,13 +37,13 @@ class Targets:
 
     Attributes:
         names: ends of the layers' names, such as "to_q".
-        letters: of k, q, v, o, each to the end that it stands for.
-        component: "unet", "text_encoder" or "text_encoder_2".
+        letters: of k, q, v, o, each to the ends that it stands for.
+        component: as the base's pipeline names it.
     """
 
     names: tuple[str, ...]
-    letters: Mapping[str, str]
-    component: str = "unet"
+    letters: Mapping[str, tuple[str, ...]]
+    component: str
 
 
 @dataclass(frozen=True)
@@ -141,19 +142,21 @@ def valid_scale(value: object, where: object) -> float:
 
 def _krona_config(settings: Any, targets: Targets) -> PeftConfig:
     a1, a2, pairs = settings.a1, settings.a2, {}
-    if targets.component == "unet":
+    if not is_text_encoder(targets.component):
         pairs = parse_factors(settings.factors)
-        extra = [letter for letter in pairs if targets.letters[letter] not in targets.names]
+        chosen = [k for k, ends in targets.letters.items() if {*ends} <= {*targets.names}]
+        extra = [letter for letter in pairs if letter not in chosen]
         if extra:
-            chosen = "".join(k for k, name in targets.letters.items() if name in targets.names)
-            raise UserError(f"--factors gives {extra[0]!r}, but --attn_update_unet is {chosen!r}.")
+            raise UserError(
+                f"--factors gives {extra[0]!r}, but --attn_update_unet is {''.join(chosen)!r}."
+            )
     else:
         a1, a2 = settings.text_encoder_a1 or a1, settings.text_encoder_a2 or a2
     return METHODS["krona"].config_class(
         a1=a1,
         a2=a2,
         target_modules=list(targets.names),
-        factor_pattern={targets.letters[letter]: pair for letter, pair in pairs.items()},
+        factor_pattern={end: pairs[k] for k in pairs for end in targets.letters[k]},
         scale=settings.krona_scale,
         terms=settings.terms,
         init_weights=settings.init_weights,
@@ -227,7 +230,7 @@ from safetensors.torch import load_file
 factors, scales = load_file("{file}"), {scales!r}
 for key in [k for k in factors if k.endswith(".krona_a")]:
     name = key.removesuffix(".krona_a")
-    part = next((p for p in {parts!r} if name.startswith(p + ".")), "unet")
+    part = next((p for p in {parts!r} if name.startswith(p + ".")), "{denoiser_name(parts)}")
     layer = getattr(pipe, part).get_submodule(name.removeprefix(part + "."))
     a, b = factors[key].float(), factors[name + ".krona_b"].float()
     terms = zip(a.view(-1, *a.shape[-2:]), b.view(-1, *b.shape[-2:]))
@@ -323,8 +326,8 @@ LORA = register(
 
 def targets_of(
     letters: str,
-    names: Mapping[str, str],
-    component: str = "unet",
+    names: Mapping[str, tuple[str, ...]],
+    component: str,
     feed_forward: Sequence[str] = (),
 ) -> Targets:
     """The layers that letters of kqvo name, and the feed-forward layers given beside them.
@@ -334,7 +337,7 @@ def targets_of(
     """
     unknown = [letter for letter in letters if letter not in names]
     if unknown or not (letters or feed_forward):
-        flag = "--attn_update_unet" if component == "unet" else "--attn_update_text"
+        flag = "--attn_update_text" if is_text_encoder(component) else "--attn_update_unet"
         raise UserError(f"{flag} {letters!r}: give some of the letters k, q, v, o, such as kqvo.")
-    projections = tuple(names[letter] for letter in dict.fromkeys(letters))
-    return Targets(projections + tuple(feed_forward), names, component)
+    projections = (end for letter in dict.fromkeys(letters) for end in names[letter])
+    return Targets((*projections, *feed_forward), names, component)

@@ -91,7 +91,8 @@ def choose_base(
         UserError: none is known, or several are; or the base is not of an adapter's family, which
             is told from the base's config alone, before its weights are fetched.
     """
-    from ..bases.backbones import read_unet_config, resolve_base
+    from ..bases.families import identify
+    from ..bases.loading import resolve_base
     from .file import check_family
 
     named = [mixed.adapter.metadata.get("base_model") for mixed in adapters]
@@ -106,14 +107,14 @@ def choose_base(
         where = "the adapter does not name its base" if adapters else "there is no --adapter either"
         raise UserError(f"No base model: give --pretrained_model_name_or_path ({where}).")
     try:
-        config = read_unet_config(resolve_base(base), revision=revision)
+        family, _ = identify(resolve_base(base), revision)
     except UserError as error:
         if name is None:
             hint = "it is what the adapter was trained on; --pretrained_model_name_or_path moves it"
             raise UserError(f"{error} ({hint})") from error
         raise
     for mixed in adapters:
-        check_family(mixed.adapter, config, str(mixed.path))
+        check_family(mixed.adapter, family, str(mixed.path))
     return base
 
 
@@ -142,8 +143,9 @@ def apply_adapters(pipeline: Any, adapters: Sequence[WeightedAdapter], merge: bo
     Raises:
         UserError: one does not fit the base.
     """
+    from ..bases.families import components_of
     from ..krona import merge_and_unload
-    from .file import components_of, put_adapter
+    from .file import put_adapter
     from .groups import set_group_weights
 
     for number, mixed in enumerate(adapters):

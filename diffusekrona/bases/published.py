@@ -1,8 +1,8 @@
 """The configs of the published base models, as far as sizes depend on them.
 
-What the memory table is made for, and what tests and benchmarks build with random weights. A key
-that is left out has the library's default. SD 1.4, 1.5 and their fine-tunes are "sd15"; SD 2.0 and
-2.1 "sd21"; SDXL base and its fine-tunes "sdxl".
+What tests and benchmarks build with random weights. A key that is left out has the library's
+default. SD 1.4, 1.5 and their fine-tunes are "sd15"; SD 2.0 and 2.1 "sd21"; SDXL base and its
+fine-tunes "sdxl".
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class PrecisionSettings:
     shard_base: bool = setting(
         False,
         may_change_on_resume=True,
-        help="Shard the frozen UNet over the processes, if there are several (FSDP2).",
+        help="Shard the frozen base over the processes, if there are several (FSDP2).",
     )
     allow_tf32: bool = setting(False, help="Allow TF32 matrix products on Ampere and later.")
     enable_xformers_memory_efficient_attention: bool = setting(

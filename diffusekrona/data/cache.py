@@ -17,8 +17,10 @@ from typing import Any, Protocol
 
 import torch
 
-from ..bases import backbones
+from ..bases.base import Family
+from ..bases.precision import dtype_of
 from ..bases.settings import BaseSettings, PrecisionSettings
+from ..bases.vae import channels_last, vae_place
 from ..common.pictures import picture_size
 from ..common.prompts import warn_of_syntax
 from .disk_cache import OFF, DiskCache, cache_of, origin
@@ -34,13 +36,14 @@ class ReadBase(Protocol):
 
     Attributes:
         base: its folder or hub name.
+        family: its family.
         resolution: pixels per side of the pictures trained on.
         pixel_step: what picture sides must be multiples of, in pixels.
         vae_config: of the VAE that makes the latents.
     """
 
     base: str
-    family: backbones.Family
+    family: Family
     resolution: int
     pixel_step: int
     vae_config: Mapping[str, Any]
@@ -70,9 +73,6 @@ class Data:
     dtype: torch.dtype
 
 
-DTYPES = {"no": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
 def prepare_data(
     base: BaseSettings,
     data: DataSettings,
@@ -94,7 +94,7 @@ def prepare_data(
         train_text_encoder: keep the text encoders, and token ids in place of text states.
         validation_prompts: whose text states are needed as well.
     """
-    dtype = DTYPES[accelerator.mixed_precision]
+    dtype = dtype_of(accelerator.mixed_precision)
     show = accelerator.is_local_main_process
     class_pictures: list[Path] = []
     if prior.with_prior_preservation:
@@ -125,6 +125,7 @@ def prepare_data(
     vae, made_by = _vae_and_origin(base, precision, plan, accelerator, kept)
     latents = functools.partial(
         cache_pictures,
+        plan.family,
         vae,
         cropping=cropping,
         kept=kept if made_by["vae"] else OFF,
@@ -165,17 +166,17 @@ def _vae_and_origin(
 ) -> tuple[Any, dict[str, Any]]:
     """The VAE, loaded when first called for, and what latents depend on beside the picture."""
     other = base.pretrained_vae_model_name_or_path
-    place, subfolder = backbones.vae_place(plan.base, other)
+    place, subfolder = vae_place(plan.base, other)
     revision = base.revision if other is None else None
-    dtype = DTYPES[precision.vae_dtype]
+    dtype = dtype_of(precision.vae_dtype)
 
     @functools.cache
     def vae() -> Any:
         hub = {"revision": base.revision, "variant": base.variant}
-        loaded = backbones.load_vae(plan.base, other, torch_dtype=dtype, **hub)
+        loaded = plan.family.load_vae(plan.base, other, torch_dtype=dtype, **hub)
         loaded = loaded.to(accelerator.device)
         on_cpu = accelerator.device.type == "cpu"  # measured there only
-        return backbones.channels_last(loaded) if on_cpu else loaded
+        return channels_last(loaded) if on_cpu else loaded
 
     weights = kept.fingerprint(place, subfolder, revision)
     if weights is None:  # not downloaded yet, so nothing can have been made with them
@@ -188,10 +189,10 @@ def _encoders(
     base: BaseSettings, plan: ReadBase, accelerator: Any
 ) -> tuple[list[Any], dict[str, Any]]:
     """Tokenizers, and the text encoders on the device."""
-    dtype = DTYPES[accelerator.mixed_precision]
+    dtype = dtype_of(accelerator.mixed_precision)
     hub = {"revision": base.revision, "variant": base.variant}
-    tokenizers = backbones.load_tokenizers(plan.base, plan.family, revision=base.revision)
-    encoders = backbones.load_text_encoders(plan.base, plan.family, torch_dtype=dtype, **hub)
+    tokenizers = plan.family.load_tokenizers(plan.base, revision=base.revision)
+    encoders = plan.family.load_text_encoders(plan.base, torch_dtype=dtype, **hub)
     return tokenizers, {name: part.to(accelerator.device) for name, part in encoders.items()}
 
 
@@ -201,7 +202,8 @@ def _token_ids(
     """Of encoders that are trained: token ids of each caption, and the encoders themselves."""
     tokenizers, encoders = _encoders(base, plan, accelerator)
     warn_of_syntax(captions)
-    return {p: backbones.tokenize(tokenizers, [p]) for p in dict.fromkeys(captions)}, encoders
+    family, prompts = plan.family, dict.fromkeys(captions)
+    return {prompt: family.tokenize(tokenizers, [prompt]) for prompt in prompts}, encoders
 
 
 def _text_states(
@@ -211,8 +213,7 @@ def _text_states(
     load = functools.cache(lambda: _encoders(base, plan, accelerator))
 
     def weights() -> list[str | None]:
-        names = plan.family.text_encoders
-        tokens = [name.replace("text_encoder", "tokenizer") for name in names]
+        names, tokens = plan.family.text_encoders, plan.family.tokenizers
         return [
             *(kept.fingerprint(plan.base, name, base.revision) for name in names),
             *(kept.fingerprint(plan.base, name, base.revision, weights=False) for name in tokens),
@@ -223,7 +224,7 @@ def _text_states(
         load()
         made_with = weights()
     made_by = {"weights": made_with, "variant": base.variant, "family": plan.family.name}
-    made_by |= origin(accelerator.device, DTYPES[accelerator.mixed_precision])
+    made_by |= origin(accelerator.device, dtype_of(accelerator.mixed_precision))
     kept = OFF if None in made_with else kept
     states = _kept_texts(plan.family, load, prompts, kept, made_by)
     if load.cache_info().currsize:
@@ -233,16 +234,14 @@ def _text_states(
 
 
 def _kept_texts(
-    family: backbones.Family,
+    family: Family,
     load: Callable[[], tuple[list[Any], dict[str, Any]]],
     prompts: Sequence[str],
     kept: DiskCache,
     made_by: Mapping[str, Any],
 ) -> dict[str, dict[str, torch.Tensor]]:
     """`cache_texts`, of what is not on the disk only."""
-    shapes: dict[str, tuple] = {"prompt_embeds": (1, None, None)}
-    if family.size_conditioned:
-        shapes["pooled_prompt_embeds"] = (1, None)
+    shapes = {name: (1, *[None] * (n - 1)) for name, n in family.text_states.items()}
     states = {}
     warn_of_syntax(prompts)
     for prompt in dict.fromkeys(prompts):
@@ -251,7 +250,7 @@ def _kept_texts(
         if found is None:
             tokenizers, encoders = load()
             states |= cache_texts(family, tokenizers, encoders, [prompt])
-            told = backbones.words_lost(tokenizers, prompt) or ""
+            told = family.words_lost(tokenizers, prompt) or ""
             kept.write("texts", key, states[prompt], told=told)
             continue
         states[prompt], notes = found
@@ -262,7 +261,7 @@ def _kept_texts(
 
 @torch.no_grad()
 def cache_texts(
-    family: backbones.Family,
+    family: Family,
     tokenizers: Sequence[Any],
     encoders: Mapping[str, Any],
     prompts: Sequence[str],
@@ -270,11 +269,6 @@ def cache_texts(
     """Text states of each distinct prompt, on the CPU: prompt → name → (1, …) tensor."""
     states = {}
     for prompt in dict.fromkeys(prompts):
-        one = backbones.text_states(family, encoders, backbones.tokenize(tokenizers, [prompt]))
+        one = family.encode_text(encoders, family.tokenize(tokenizers, [prompt]))
         states[prompt] = {name: tensor.cpu() for name, tensor in one.items()}
     return states
-
-
-def stack_states(states: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Join cached text states into a batch."""
-    return {name: torch.cat([state[name] for state in states]) for name in states[0]}

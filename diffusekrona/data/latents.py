@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ..bases import backbones
+from ..bases.base import Family
 from ..common.errors import UserError
 from ..common.pictures import content_key, fit_picture, load_picture, picture_size, to_tensor
 from ..common.seeds import seed_for
@@ -52,6 +52,7 @@ class Cropping:
 
 @torch.no_grad()
 def cache_pictures(
+    family: Family,
     vae: Callable[[], Any],
     pictures: Sequence[Path],
     captions: Sequence[str],
@@ -91,7 +92,7 @@ def cache_pictures(
                 variants[size] = list(map(Variant, moments, time_ids))
                 continue
             picture = picture or load_picture(path, min_size=least)
-            variants[size] = _encode(vae(), picture, path, size, crops, cropping.flip)
+            variants[size] = _encode(family, vae(), picture, path, size, crops, cropping.flip)
             stacked = {
                 "moments": torch.stack([variant.moments for variant in variants[size]]),
                 "time_ids": torch.stack([variant.time_ids for variant in variants[size]]),
@@ -112,6 +113,7 @@ def _crop_places(
 
 
 def _encode(
+    family: Family,
     vae: Any,
     picture: Any,
     path: Path,
@@ -125,7 +127,7 @@ def _encode(
         pixels = to_tensor(fitted)
         time_ids = torch.tensor([*original, *corner, *size], dtype=torch.float32)
         for image in (pixels, pixels.flip(-1)) if flip else (pixels,):
-            moments = backbones.encode_pictures(vae, image.unsqueeze(0))[0].cpu()
+            moments = family.encode_pictures(vae, image.unsqueeze(0))[0].cpu()
             if not torch.isfinite(moments).all():
                 raise UserError(
                     f"The VAE gives NaN for {path} in {vae.dtype}: train with --vae_dtype fp32, or "

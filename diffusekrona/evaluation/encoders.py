@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..bases.backbones import BUNDLED
+from ..bases.loading import BUNDLED
 from ..common.errors import UserError
 from .pixels import read_pixels
 

@@ -33,7 +33,6 @@ KRONECKER = ("krona", "peft")
 LOKR = ("lokr", "lokr-diffusers")
 LOW_RANK = ("lora", "lora-kohya", "peft-lora")
 TARGETS = (*KRONECKER, *LOKR, *LOW_RANK, "merged")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def convert(

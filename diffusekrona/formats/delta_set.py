@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from ..adapters.deltas import Delta, KronDelta, combine, total_parameters
+from ..bases.families import FAMILIES
 from ..common.errors import UserError
-from .families import FAMILY_NAMES, family_from_layers, family_from_metadata
 from .layer_names import names_of
+from .metadata import family_from_layers, family_from_metadata
 from .sgm_names import LAYERS_PER_BLOCK
 
 LARGEST_LAYER = 2**27  # numbers; SDXL's largest has 2**25
@@ -69,7 +70,7 @@ class DeltaSet:
         if self.family is None:
             raise UserError(
                 "The file does not say which base models it is for: add --family "
-                f"{'|'.join(FAMILY_NAMES)}, or --base."
+                f"{'|'.join(FAMILIES)}, or --base."
             )
         return self.family
 

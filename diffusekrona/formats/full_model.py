@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from ..bases.backbones import family_of, resolve_base
+from ..bases.families import FAMILIES, resembling
+from ..bases.loading import resolve_base
 from ..common.errors import UserError
 from ..common.tensor_files import DTYPES, opened, read_shapes, refuse_pickle
 from . import ldm_layout
-from .families import FAMILY_NAMES
 from .folders import read_json
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
@@ -140,7 +140,8 @@ def open_model(name_or_path: str | Path, family: str | None = None) -> FullModel
     for component in ("unet", "vae", "text_encoder", "text_encoder_2"):
         if (root / component).is_dir():
             parts[component] = _component(root / component, component)
-    return FullModel(root, parts, family or family_of(config).name, config, per_block)
+    known = resembling(config)
+    return FullModel(root, parts, family or (known and known.name), config, per_block)
 
 
 def _component(folder: Path, component: str) -> dict[str, Ref]:
@@ -184,8 +185,9 @@ def _open_single(path: Path, family: str | None) -> FullModel:
     if not any(key.startswith(ldm_layout.UNET) for key in shapes):
         raise UserError(f"{path} is no whole model: no key begins with {ldm_layout.UNET}.")
     found = family
-    for name, known in FAMILY_NAMES.items():
-        if all(any(k.startswith(p) for k in shapes) for p in known.text_prefixes):
+    for name, known in FAMILIES.items():
+        prefixes = known.files.text_prefixes if known.files else ()
+        if prefixes and all(any(k.startswith(p) for k in shapes) for p in prefixes):
             found = found or name
     per_block = ldm_layout.layers_per_block(shapes)
     return FullModel(path, {"file": _refs(path)}, found, {}, per_block)

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..common.errors import UserError
-from .families import FAMILY_NAMES
 from .layer_names import layer_name
+from .metadata import names_in_files
 from .sgm_names import to_sgm
 
 UNET = "model.diffusion_model."
@@ -119,7 +119,7 @@ def locate(name: str, family: str | None, layers: int) -> tuple[str, int | None]
         except ValueError as error:
             raise UserError(f"{name} has no place in the original layout.") from error
         return key, None
-    known = FAMILY_NAMES[family] if family else None
+    known = names_in_files(family) if family else None
     index = ENCODERS.index(component)
     if known is None or index >= len(known.text_layouts):
         raise UserError(f"{name}: this family of models has no {component}.")
@@ -132,7 +132,7 @@ def projections(key: str, family: str | None, layers: int) -> Iterator[str]:
     if key.startswith(UNET) and re.search(r"attn[12]\.to_(q|k|v|out\.0)\.weight$", key):
         yield layer_name(key.removesuffix(".weight"), layers=layers)
         return
-    known = FAMILY_NAMES.get(family or "")
+    known = names_in_files(family) if family else None
     for i, prefix in enumerate(known.text_prefixes if known else ()):
         if not key.startswith(prefix):
             continue

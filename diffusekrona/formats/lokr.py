@@ -26,8 +26,8 @@ from ..adapters.methods import valid_scale
 from ..common.errors import UserError
 from ..common.tensor_files import read_tensors, stored
 from .delta_set import DeltaSet, Hints, find_family, named_layers
-from .families import FAMILY_NAMES, metadata_for
 from .layer_names import kohya_stem
+from .metadata import metadata_for, names_in_files
 from .to_kronecker import with_factors
 
 _PART = re.compile(r"(?P<stem>.+)\.(?P<part>lokr_w[12](?:_[ab])?|alpha)(?:\.(?!weight)\w+)?")
@@ -198,7 +198,7 @@ def kohya_tensors(
     """What is written, its tensors and metadata, under kohya's names (ComfyUI, Forge, A1111 …)."""
     source = single_products(source, a1, a2)
     family = source.need_family()
-    known = FAMILY_NAMES[family]
+    known = names_in_files(family)
     tensors: dict[str, torch.Tensor] = {}
     for name, delta in source.layers.items():
         stem = kohya_stem(name, known.sgm, known.numbered, source.layers_per_block)

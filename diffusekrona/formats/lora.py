@@ -29,8 +29,8 @@ from ..adapters.methods import valid_scale
 from ..common.errors import UserError
 from ..common.tensor_files import read_tensors, stored
 from .delta_set import DeltaSet, Hints, find_family, named_layers
-from .families import FAMILY_NAMES, metadata_for
 from .layer_names import is_convolution, kernel_of, kohya_stem
+from .metadata import metadata_for, names_in_files
 
 # Group 1 is the stem's end that belongs to the module's name, group 2 says which factor.
 _FACTOR = re.compile(
@@ -188,7 +188,7 @@ def diffusers_tensors(
     source: DeltaSet, rank: int | None = None, dtype: torch.dtype | None = None
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of a file for diffusers' `pipe.load_lora_weights`."""
-    known = FAMILY_NAMES.get(source.family or "")
+    known = names_in_files(source.family) if source.family else None
     linear = known.linear_projection if known else True
     tensors: dict[str, torch.Tensor] = {}
     ranks: dict[str, dict[str, int]] = defaultdict(dict)
@@ -224,7 +224,7 @@ def kohya_tensors(
     diffusers reads only one alpha from such a file.
     """
     family = source.need_family()
-    known = FAMILY_NAMES[family]
+    known = names_in_files(family)
     layers = low_rank(source, rank)
     alpha = float(Counter(d.rank for d in layers.values()).most_common(1)[0][0])
     tensors: dict[str, torch.Tensor] = {}

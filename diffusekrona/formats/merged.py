@@ -22,8 +22,8 @@ from ..common.tensor_files import Entry, write_entries
 from . import ldm_layout
 from .delta_set import DeltaSet
 from .destination import MARK
-from .families import FAMILY_NAMES, metadata_for
 from .full_model import WEIGHTS, FullModel, Ref
+from .metadata import metadata_for, names_in_files
 
 Edits = Mapping[Ref, list[tuple[slice, Delta, str]]]
 
@@ -148,7 +148,7 @@ def _original_entries(base: FullModel, edits: Edits, dtype: torch.dtype | None) 
         entries.append(
             entry(name, ref=ref, shaped=lambda t, shape=shape: t.reshape(shape), shape=shape)
         )
-    known = FAMILY_NAMES[base.family]
+    known = names_in_files(base.family)
     for component, layout, prefix in zip(
         ldm_layout.ENCODERS, known.text_layouts, known.text_prefixes, strict=False
     ):
@@ -200,7 +200,7 @@ def _prediction_marks(base: FullModel) -> list[Entry]:
         scheduler = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    if not FAMILY_NAMES[base.family].sgm or scheduler.get("prediction_type") != "v_prediction":
+    if not names_in_files(base.family).sgm or scheduler.get("prediction_type") != "v_prediction":
         return []
     names = ["v_pred"] + ["ztsnr"] * bool(scheduler.get("rescale_betas_zero_snr"))
     return [Entry(n, torch.float32, (0,), lambda: torch.zeros(0)) for n in names]

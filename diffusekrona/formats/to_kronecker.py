@@ -10,8 +10,8 @@ from ..adapters.deltas import Delta, KronDelta
 from ..common.errors import UserError
 from ..krona.factors import divides, nearest_pairs
 from .delta_set import DeltaSet
-from .families import FAMILY_NAMES
 from .layer_names import is_convolution
+from .metadata import names_in_files
 from .nearest import nearest_kron
 
 
@@ -85,7 +85,7 @@ def _wanted(
 
 def _linear_only(source: DeltaSet, drop: bool) -> dict[str, Delta]:
     """The layers that are no convolutions."""
-    known = FAMILY_NAMES.get(source.family or "")
+    known = names_in_files(source.family) if source.family else None
     linear = known.linear_projection if known else True
     odd = [n for n, d in source.layers.items() if d.kernel or is_convolution(n, linear)]
     if odd and not drop:

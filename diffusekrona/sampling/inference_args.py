@@ -8,10 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..bases.precision import MIXED
 from ..common.errors import UserError
 from .schedulers import SCHEDULERS
-
-DTYPES = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -78,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument_group("machine").add_argument
     add("--batch_size", type=int, default=1, help="Pictures at once; does not change them (1).")
-    add("--mixed_precision", choices=tuple(DTYPES), help="Default: fp16 on a GPU, else no.")
+    add("--mixed_precision", choices=MIXED, help="Default: fp16 on a GPU, else no.")
     add("--device", help="Such as cuda, cuda:1, mps, cpu. Default: the best there is.")
     add(
         "--low_vram",

@@ -19,15 +19,9 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from ..adapters.groups import enable_adapters
-from ..bases.backbones import (
-    channels_last,
-    family_of,
-    load_vae,
-    read_unet_config,
-    resolve_base,
-    text_states,
-    tokenize,
-)
+from ..bases.families import denoiser_of, family_of_pipeline, identify
+from ..bases.loading import resolve_base
+from ..bases.vae import channels_last
 from ..common.errors import UserError
 from ..common.pictures import to_image
 from ..common.prompts import warn_of_syntax
@@ -56,20 +50,16 @@ def load_pipeline(
         options: `revision`, `variant` …, as `from_pretrained` takes them; None is left out.
 
     Raises:
-        UserError: the base or the VAE cannot be had, or is none of the known families.
+        UserError: the base or the VAE cannot be loaded, or no family claims the base.
     """
     import diffusers
 
     base = resolve_base(base)
     options = {key: value for key, value in options.items() if value is not None}
-    revision = {key: value for key, value in options.items() if key == "revision"}
-    family = family_of(read_unet_config(base, **revision))
-    parts: dict[str, Any] = {}
+    family, _ = identify(base, options.get("revision"))
+    parts = family.pipeline_parts()
     if vae is not None:
-        parts["vae"] = load_vae(base, vae, dtype=torch.float32)
-    if not family.size_conditioned:
-        parts |= {"safety_checker": None, "feature_extractor": None}
-        parts["requires_safety_checker"] = False
+        parts["vae"] = family.load_vae(base, vae, dtype=torch.float32)
     pipeline = _from_pretrained(
         getattr(diffusers, family.pipeline), base, _dtypes(dtype), **parts, **options
     )
@@ -145,13 +135,12 @@ def encode(
         "negative_" before it, the same of the negative prompt, in one row. Words past the last
         token that a text encoder reads are told in a warning.
     """
-    family = family_of(pipeline.unet.config)
+    family = family_of_pipeline(pipeline)
     encoders = {name: getattr(pipeline, name) for name in family.text_encoders}
-    names = [name.replace("text_encoder", "tokenizer") for name in family.text_encoders]
-    tokenizers = [getattr(pipeline, name) for name in names]
+    tokenizers = [getattr(pipeline, name) for name in family.tokenizers]
 
     def states_of(texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        states = text_states(family, encoders, tokenize(tokenizers, texts))
+        states = family.encode_text(encoders, family.tokenize(tokenizers, texts))
         return {name: tensor.cpu() for name, tensor in states.items()}
 
     distinct = list(dict.fromkeys(prompts))
@@ -190,7 +179,7 @@ def generate(
     """One picture for each prompt and seed, taken in pairs.
 
     Args:
-        pipeline: of `load_pipeline` or `backbones.build_pipeline`; it needs no text encoders when
+        pipeline: of `load_pipeline` or `Family.build_pipeline`; it needs no text encoders when
             text states are given. Adapters on it, merged or live, take part.
         size: (height, width) in pixels; the base's own if not given.
         text_states: `prompt_embeds`, `negative_prompt_embeds` and, where the family has them,
@@ -252,7 +241,8 @@ def iter_pictures(
     height, width = size or (None, None)
     if pipeline._execution_device.type == "cpu":  # measured there only
         channels_last(pipeline.vae)
-    device, dtype = pipeline._execution_device, pipeline.unet.dtype
+    family = family_of_pipeline(pipeline)
+    device, dtype = pipeline._execution_device, denoiser_of(pipeline).dtype
     pipeline.set_progress_bar_config(disable=True)
     own_steps = steps if finish is None else int(steps * handover)
     extra = {} if finish is None else {"denoising_end": handover}
@@ -267,20 +257,20 @@ def iter_pictures(
             }
             with explain_out_of_memory():
                 if adapter_steps:
-                    enable_adapters(pipeline.unet, adapter_steps[0] <= 0)
-                latents = pipeline(
-                    **text,
+                    enable_adapters(denoiser_of(pipeline), adapter_steps[0] <= 0)
+                latents = family.draw(
+                    pipeline,
+                    text,
                     height=height,
                     width=width,
                     num_inference_steps=steps,
                     guidance_scale=guidance,
                     generator=generators,
-                    output_type="latent",
                     callback_on_step_end=_ticker(bar, own_steps, adapter_steps),
                     **extra,
-                ).images
+                )
                 if adapter_steps:
-                    enable_adapters(pipeline.unet, True)
+                    enable_adapters(denoiser_of(pipeline), True)
                 if finish is not None:
                     ticker = _ticker(bar, steps - own_steps)
                     latents = finish(latents, rows, generators, steps, guidance, ticker)
@@ -313,7 +303,7 @@ def _ticker(
         bar.update((step + 1) * steps // calls - step * steps // calls)
         if adapter_steps:
             start, end = adapter_steps
-            enable_adapters(pipeline.unet, start <= (step + 1) / calls < end)
+            enable_adapters(denoiser_of(pipeline), start <= (step + 1) / calls < end)
         return values
 
     return tick
@@ -336,7 +326,7 @@ def refine_with(
         return refiner(
             prompt=[prompts[row] for row in rows],
             negative_prompt=None if negative_prompt is None else [negative_prompt] * len(rows),
-            image=latents.to(refiner.unet.dtype),
+            image=latents.to(denoiser_of(refiner).dtype),
             num_inference_steps=steps,
             guidance_scale=guidance,
             generator=generators,
@@ -355,24 +345,19 @@ def decode(pipeline: Any, latent: torch.Tensor) -> Image.Image:
     Raises:
         UserError: the picture has values that are not finite.
     """
-    vae, config = pipeline.vae, pipeline.vae.config
-    latent = latent.to(pipeline._execution_device, vae.dtype).unsqueeze(0) / config.scaling_factor
-    if config.get("latents_mean") and config.get("latents_std"):
-        mean = latent.new_tensor(config.latents_mean).view(1, -1, 1, 1)
-        std = latent.new_tensor(config.latents_std).view(1, -1, 1, 1)
-        latent = latent * std + mean
-    latent = latent + (config.get("shift_factor") or 0.0)
+    family, vae = family_of_pipeline(pipeline), pipeline.vae
+    latents = latent.to(pipeline._execution_device, vae.dtype).unsqueeze(0)
     try:
-        pixels = vae.decode(latent, return_dict=False)[0][0]
+        pixels = family.decode_latents(vae, latents)[0]
     except torch.OutOfMemoryError:
         if vae.use_tiling:
             raise
         log.warning("the decoder needs more GPU memory than there is: decoding in tiles")
         free_memory()
         vae.enable_tiling()
-        pixels = vae.decode(latent, return_dict=False)[0][0]
+        pixels = family.decode_latents(vae, latents)[0]
     if not torch.isfinite(pixels).all():
-        dtype = str(pipeline.unet.dtype).removeprefix("torch.")
+        dtype = str(denoiser_of(pipeline).dtype).removeprefix("torch.")
         raise UserError(
             "A picture came out as NaN, which would be black: lower the adapter's weight, or give "
             f"--mixed_precision no (now {dtype})."

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..bases.precision import MIXED
 from ..common.errors import UserError, exit_on_user_error
-from ..sampling.inference_args import DTYPES
 
 if TYPE_CHECKING:
     from .cell import Cell, Judging
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--image_seeds", type=int, nargs="+", default=[0, 1], metavar="N", help="Of every prompt.")
     add("--num_inference_steps", type=int, default=25, help="Denoising steps (25).")
     add("--guidance_scale", type=float, default=7.0, help="Classifier-free guidance (7).")
-    add("--image_precision", choices=tuple(DTYPES), help="Default: fp16 on a GPU, no on a CPU.")
+    add("--image_precision", choices=MIXED, help="Default: fp16 on a GPU, no on a CPU.")
     add("--image_batch_size", type=int, default=4, help="Pictures at once (4).")
     add(
         "--low_vram",
@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: choose, run, tell. Returns 1 if cells failed."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    from ..bases.backbones import bundled_models, quiet_libraries, resolve_base
+    from ..bases.loading import bundled_models, quiet_libraries, resolve_base
 
     bundled = args.base in bundled_models()
     if args.list or not args.study:

@@ -106,7 +106,7 @@ def _output_to(path: Path) -> Iterator[None]:
 
 
 def quieten() -> None:
-    from ..bases.backbones import quiet_libraries
+    from ..bases.loading import quiet_libraries
 
     log = logging.getLogger("diffusekrona")
     if not log.handlers:  # as the training program does it, which then adds none

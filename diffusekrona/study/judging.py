@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 
 from ..adapters.file import read_adapter
 from ..adapters.mixing import WeightedAdapter
+from ..bases.precision import DTYPE_NAMES
 from ..common.files import replace_whole
 from ..data.folder import find_pictures
 from ..evaluation.encoders import load_clip_encoder, load_dino_encoder
 from ..evaluation.pictures import Drawing, Variant, draw_missing, jobs_of, load_rows
 from ..evaluation.prompts import parse_prompts
 from ..evaluation.scoring import read_reference, score, scored_texts
-from ..sampling.inference_args import DTYPES
 from .cell import Cell
 
 
@@ -38,7 +38,7 @@ def judge(cell: Cell, folder: Path, adapter: Path | None, step: int | None) -> d
         judging.base,
         judging.steps,
         judging.guidance,
-        dtype=DTYPES[precision],
+        dtype=DTYPE_NAMES[precision],
         vae=trained_with.get("pretrained_vae_model_name_or_path", judging.vae),
         batch_size=judging.batch_size,
         low_vram=judging.low_vram,

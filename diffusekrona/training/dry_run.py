@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..adapters.layers import AdaptedLayer
+from ..bases.precision import BYTES
 from .lr_schedule import rate_factor
 from .memory.estimate import estimate, in_words
-from .memory.sizes import BYTES
 from .plan import Plan, max_train_steps
 from .settings import OptimisationSettings, TrainSettings
 

@@ -21,13 +21,13 @@ from tqdm.auto import tqdm
 
 from ..adapters.file import collect_adapter, write_adapter
 from ..adapters.norms import NORMS_KEY, relative_norms, summarise_norms
+from ..bases.precision import dtype_of
 from ..common.cpu_memory import peak_resident
 from ..common.errors import UserError
 from ..common.files import write_text
 from ..common.json_files import parse_json
 from ..common.run_record import RUN_RECORD, LogLine
 from ..common.settings import flat, options_of
-from ..data.cache import DTYPES
 from .checkpoint import ADAPTER, checkpoints_in
 from .plan import Plan
 from .settings import TrainSettings
@@ -182,7 +182,7 @@ class RunLog:
         path = output.output_dir / ADAPTER
         norms = summarise_norms(relative_norms(models, adapter_name))
         metadata = {**origin, "steps": self.steps, **({NORMS_KEY: norms} if norms else {})}
-        dtype = DTYPES[output.save_precision]
+        dtype = dtype_of(output.save_precision)
         adapter = collect_adapter(models, adapter_name, self.plan.family.name, metadata, dtype)
         try:
             write_adapter(adapter, path)

@@ -1,4 +1,4 @@
-"""Noise, target and weight: the loss of one denoising step.
+"""Random numbers and the loss of one denoising step.
 
 DreamBooth's objective (arXiv 2208.12242, eq. 2): the instance loss plus `prior_loss_weight` times
 the same loss on pictures of the class.
@@ -7,18 +7,18 @@ the same loss on pictures of the class.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..bases.base import Objective
 from .settings import LossSettings
 
 
 def draw(
     generators: Sequence[torch.Generator],
     shape: tuple[int, ...],
-    num_train_timesteps: int,
+    objective: Objective,
     noise_offset: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The random numbers of a batch, one CPU generator a sample.
@@ -28,57 +28,26 @@ def draw(
 
     Args:
         shape: (c, h, w) of one sample's latents.
+        objective: of the base, which draws the timesteps.
         noise_offset: strength of a constant a channel added to the noise, 0 for none.
 
     Returns:
-        Posterior noise (n, c, h, w), diffusion noise (n, c, h, w), timesteps (n,) int64.
+        Posterior noise (n, c, h, w), diffusion noise (n, c, h, w), timesteps (n,).
     """
     posterior, noise, timesteps = [], [], []
     for generator in generators:
         posterior.append(torch.randn(shape, generator=generator))
         one = torch.randn(shape, generator=generator)
-        timesteps.append(torch.randint(num_train_timesteps, (), generator=generator))
+        timesteps.append(objective.draw_timestep(generator, shape))
         if noise_offset:
             one = one + noise_offset * torch.randn(shape[0], 1, 1, generator=generator)
         noise.append(one)
     return torch.stack(posterior), torch.stack(noise), torch.stack(timesteps)
 
 
-def denoising_target(
-    scheduler: Any, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-) -> torch.Tensor:
-    """What the base's denoiser predicts: noise, velocity or the sample (n, c, h, w).
-
-    Raises:
-        ValueError: a prediction type that no Stable Diffusion model has.
-    """
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return noise
-    if kind == "v_prediction":
-        return scheduler.get_velocity(latents, noise, timesteps)
-    if kind == "sample":
-        return latents
-    raise ValueError(f"unknown prediction type {kind!r}")
-
-
-def snr_weight(scheduler: Any, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Min-SNR weight (n,) (arXiv 2303.09556, sections 3.4 and 4.1): min(SNR, gamma) over the SNR,
-    over SNR + 1 for velocity, as it is for the sample."""
-    alphas = scheduler.alphas_cumprod.to(timesteps.device)[timesteps].float()
-    snr = alphas / (1 - alphas).clamp(min=1e-12)
-    clipped = snr.clamp(max=gamma)
-    kind = scheduler.config.prediction_type
-    if kind == "sample":
-        return clipped
-    if kind == "v_prediction":
-        return clipped / (snr + 1)
-    return clipped.clamp(min=1e-12) / snr.clamp(min=1e-12)  # 1 at zero terminal SNR, not 0 / 0
-
-
 def batch_loss(
     settings: LossSettings,
-    scheduler: Any,
+    objective: Objective,
     prediction: torch.Tensor,
     latents: torch.Tensor,
     noise: torch.Tensor,
@@ -91,10 +60,8 @@ def batch_loss(
         prediction, latents, noise: (n, c, h, w); timesteps: (n,).
         num_prior: how many samples, the last ones, are of the class.
     """
-    weight = None
-    if settings.snr_gamma is not None:
-        weight = snr_weight(scheduler, timesteps, settings.snr_gamma)
-    target = denoising_target(scheduler, latents, noise, timesteps)
+    weight = objective.weight(timesteps, settings.snr_gamma)
+    target = objective.target(latents, noise, timesteps)
     return dreambooth_loss(prediction, target, weight, num_prior, settings.prior_loss_weight)
 
 

@@ -1,17 +1,49 @@
-"""Learning-rate schedules: diffusers' formulas, by themselves, so that a plan can tell the rates
-without torch. A run follows the same functions (and a test compares them with diffusers').
-"""
+"""Learning-rate schedules: diffusers', by the flags' settings."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from ..common.errors import UserError
 from .settings import OptimisationSettings
 
-POLYNOMIAL_END = 1e-7  # learning rate at the end of the polynomial schedule
+POLYNOMIAL_END = 1e-7  # learning rate at the end of diffusers' polynomial schedule
+
+
+def make_lr_scheduler(optimisation: OptimisationSettings, optimizer: Any, steps: int) -> Any:
+    """torch's learning-rate scheduler for `steps` optimizer steps.
+
+    Raises:
+        UserError: step rules that cannot be read; a rate below the polynomial schedule's end.
+    """
+    from diffusers.optimization import get_scheduler
+
+    rate = optimizer.defaults["lr"]
+    if optimisation.lr_scheduler == "polynomial" and rate <= POLYNOMIAL_END:
+        raise UserError(
+            f"--lr_scheduler polynomial ends at {POLYNOMIAL_END}: --learning_rate {rate} must be "
+            "above it."
+        )
+    try:
+        return get_scheduler(
+            optimisation.lr_scheduler,
+            optimizer,
+            step_rules=optimisation.lr_step_rules,
+            num_warmup_steps=optimisation.lr_warmup_steps,
+            num_training_steps=steps,
+            num_cycles=optimisation.lr_num_cycles,
+            power=optimisation.lr_power,
+        )
+    except ValueError as error:
+        if optimisation.lr_scheduler != "piecewise_constant":
+            raise
+        raise UserError(
+            f"--lr_step_rules {optimisation.lr_step_rules!r}: write factors with the steps they "
+            'end at and a last factor, as "1:500,0.1".'
+        ) from error
 
 
 def rate_factor(
@@ -20,33 +52,11 @@ def rate_factor(
     """What multiplies the learning rate `rate` at optimizer step 0, 1, 2 … of a run of `steps`.
 
     Raises:
-        UserError: step rules that cannot be read; a rate below the polynomial schedule's end.
+        UserError: as `make_lr_scheduler`.
     """
-    name, warmup = optimisation.lr_scheduler, optimisation.lr_warmup_steps
-    if name == "constant":
-        return lambda step: 1.0
-    if name == "piecewise_constant":
-        return _piecewise(optimisation.lr_step_rules)
-    if name == "polynomial" and rate <= POLYNOMIAL_END:
-        raise UserError(f"--lr_scheduler polynomial ends at {POLYNOMIAL_END}: start above it.")
-    rest = max(1, steps - warmup)
-    after = {
-        "constant_with_warmup": lambda step: 1.0,
-        "linear": lambda step: max(0.0, (rest - step) / rest),
-        "cosine": lambda step: _cosine(step / rest),
-        "cosine_with_restarts": lambda step: (
-            _cosine(optimisation.lr_num_cycles * (step / rest) % 1.0) if step < rest else 0.0
-        ),
-        "polynomial": lambda step: _polynomial(step / rest, optimisation.lr_power, rate),
-    }[name]
-    return lambda step: step / max(1, warmup) if step < warmup else after(step - warmup)
-
-
-def make_lr_scheduler(optimisation: OptimisationSettings, optimizer: Any, steps: int) -> Any:
-    """torch's learning-rate scheduler for `steps` optimizer steps."""
-    from torch.optim.lr_scheduler import LambdaLR
-
-    return LambdaLR(optimizer, rate_factor(optimisation, steps, optimizer.defaults["lr"]))
+    unused = torch.optim.SGD([torch.zeros(1)], lr=rate)
+    factor: Callable[[int], float] = make_lr_scheduler(optimisation, unused, steps).lr_lambdas[0]
+    return factor
 
 
 def stepped(accelerator: Any, optimizer: Any) -> bool:
@@ -73,27 +83,3 @@ def move_to(lr_scheduler: Any, position: int) -> None:
     for group, base, factor in rates:
         group["lr"] = base * factor(position)
     lr_scheduler._last_lr = [group["lr"] for group in groups]
-
-
-def _cosine(done: float) -> float:
-    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * done)))
-
-
-def _polynomial(done: float, power: float, rate: float) -> float:
-    if done > 1:
-        return POLYNOMIAL_END / rate
-    return ((rate - POLYNOMIAL_END) * (1 - done) ** power + POLYNOMIAL_END) / rate
-
-
-def _piecewise(rules: str) -> Callable[[int], float]:
-    """ "1:500,0.1": 1 before step 500, 0.1 from there on."""
-    *pieces, last = rules.split(",")
-    try:
-        until = {int(step): float(value) for value, step in (p.split(":") for p in pieces)}
-        final = float(last)
-    except ValueError as error:
-        raise UserError(
-            f"--lr_step_rules {rules!r}: write factors with the steps they end at and a last "
-            'factor, as "1:500,0.1".'
-        ) from error
-    return lambda step: next((until[end] for end in sorted(until) if step < end), final)

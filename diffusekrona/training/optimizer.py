@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..bases.components import is_text_encoder
 from ..common.errors import UserError, not_installed
 from .settings import OptimisationSettings
 
@@ -41,7 +42,8 @@ def make_optimizer(
                 "to nothing will be learned",
                 optimisation.learning_rate,
             )
-    rates = {name: optimisation.learning_rate if name == "unet" else text_rate for name in models}
+    rate = optimisation.learning_rate
+    rates = {name: text_rate if is_text_encoder(name) else rate for name in models}
     groups = [
         {"params": [p for p in model.parameters() if p.requires_grad], "lr": rates[name] * factor}
         for name, model in models.items()

@@ -6,18 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..adapters.layers import (
-    FEED_FORWARD,
-    TEXT_LETTERS,
-    UNET_LETTERS,
-    AdaptedLayer,
-    adapted_layers,
-)
+from ..adapters.layers import AdaptedLayer, adapted_layers
 from ..adapters.methods import METHODS, Method, targets_of
 from ..adapters.settings import AdapterSettings
-from ..bases import backbones
-from ..bases.layer_shapes import linear_layers
+from ..bases.base import Family, classes_of
+from ..bases.families import check_schedule, identify
+from ..bases.loading import read_part_config, resolve_base
+from ..bases.meta import build_empty, linear_layers
 from ..bases.settings import BaseSettings
+from ..bases.vae import read_vae_config
 from ..common.errors import UserError
 from .settings import OptimisationSettings
 
@@ -38,16 +35,18 @@ class Plan:
         resolution: pixels a side.
         pixel_step: what picture sides must be multiples of, in pixels.
         vae_config: of the VAE that makes the latents.
+        denoiser_config: of the base's denoiser.
     """
 
     base: str
-    family: backbones.Family
+    family: Family
     method: Method
     configs: dict[str, PeftConfig]
     layers: list[AdaptedLayer]
     resolution: int
     pixel_step: int
     vae_config: Mapping[str, Any]
+    denoiser_config: Mapping[str, Any]
 
     @property
     def parameters(self) -> int:
@@ -61,35 +60,33 @@ def make_plan(base: BaseSettings, adapter: AdapterSettings, resolution: int | No
         resolution: pixels per side; None for the base's own.
 
     Raises:
-        UserError: a missing base, factors that fit no layer, a resolution the UNet cannot take.
+        UserError: a missing base, or one that no family claims; factors that fit no layer; a
+            resolution that it cannot take.
     """
-    place = backbones.resolve_base(base.pretrained_model_name_or_path)
-    unet_config = backbones.read_unet_config(place, base.revision)
-    family = backbones.family_of(unet_config)
-    shapes = {"unet": linear_layers("UNet2DConditionModel", unet_config)}
+    place = resolve_base(base.pretrained_model_name_or_path)
+    family, config = identify(place, base.revision)
+    check_schedule(family, place, base.revision)
     method = METHODS[adapter.adapter_type]
-    feed_forward = FEED_FORWARD if adapter.train_feed_forward else ()
-    targets = targets_of(adapter.attn_update_unet, UNET_LETTERS, "unet", feed_forward)
-    configs = {"unet": method.make_config(adapter, targets)}
+    more = family.feed_forward if adapter.train_feed_forward else ()
+    targets = [targets_of(adapter.attn_update_unet, family.letters, family.denoiser, more)]
+    parts = {family.denoiser: config}
     if adapter.train_text_encoder:
-        for name, kind in backbones.text_encoder_kinds(family).items():
-            config = backbones.read_part_config(place, name, base.revision)
-            shapes[name] = linear_layers(kind, config)
-            targets = targets_of(adapter.attn_update_text, TEXT_LETTERS, name)
-            configs[name] = method.make_config(adapter, targets)
-    layers = adapted_layers(configs, shapes)
-    vae_config = backbones.read_vae_config(
-        place, base.pretrained_vae_model_name_or_path, base.revision
-    )
-    scale = backbones.vae_scale(vae_config)
-    pixel_step = scale * 2 ** (len(unet_config["block_out_channels"]) - 1)
-    native = unet_config.get("sample_size") or family.resolution // scale
-    resolution = resolution or scale * native
+        for name in family.text_encoders:
+            targets.append(targets_of(adapter.attn_update_text, family.text_letters, name))
+            parts[name] = read_part_config(place, name, base.revision)
+    classes = classes_of(family)
+    configs = {each.component: method.make_config(adapter, each) for each in targets}
+    sizes = {name: linear_layers(build_empty(classes[name], parts[name])) for name in parts}
+    layers = adapted_layers(configs, sizes)
+    vae_config = read_vae_config(place, base.pretrained_vae_model_name_or_path, base.revision)
+    scale = family.latent_scale(vae_config)
+    pixel_step = family.pixel_step(config, vae_config)
+    resolution = resolution or family.native_resolution(config, vae_config)
     if resolution % scale or resolution < pixel_step:
         raise UserError(
             f"--resolution {resolution}: this base takes multiples of {scale} from {pixel_step} on."
         )
-    return Plan(place, family, method, configs, layers, resolution, pixel_step, vae_config)
+    return Plan(place, family, method, configs, layers, resolution, pixel_step, vae_config, config)
 
 
 def max_train_steps(optimisation: OptimisationSettings, pictures: int, processes: int = 1) -> int:

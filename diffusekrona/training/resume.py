@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.file import config_to_json
-from ..bases import backbones
+from ..bases.vae import vae_place
 from ..common.errors import UserError
 from ..common.pictures import content_key
 from ..common.settings import flat, options_of
@@ -92,8 +92,8 @@ def class_pictures_hash(prior: PriorSettings) -> str | None:
 def base_weights_hash(settings: TrainSettings, plan: Plan) -> str | None:
     """Of all weights that the run uses; None while they are not all on this machine."""
     base, cache = settings.base, cache_of(settings.data)
-    vae, subfolder = backbones.vae_place(plan.base, base.pretrained_vae_model_name_or_path)
-    parts = [(plan.base, name) for name in ("unet", *plan.family.text_encoders)]
+    vae, subfolder = vae_place(plan.base, base.pretrained_vae_model_name_or_path)
+    parts = [(plan.base, name) for name in (plan.family.denoiser, *plan.family.text_encoders)]
     digests = [
         cache.weights_digest(place, name, base.revision, base.variant)
         for place, name in [*parts, (vae, subfolder)]

@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 from ..adapters.methods import METHODS
-from ..bases import backbones
+from ..bases.base import Objective
+from ..bases.components import denoiser_name, is_text_encoder
+from ..bases.precision import DTYPE_NAMES, dtype_of
+from ..bases.quantisation import check_quantisation, quantise
 from ..bases.settings import BaseSettings, PrecisionSettings
-from ..bases.small_cards import check_quantisation, checkpoints_on_host, quantise
 from ..common.errors import UserError, not_installed, shortened
 from ..common.settings import flat, options_of
-from ..data.cache import DTYPES
+from .gradient_checkpointing import checkpoints_on_host
 from .plan import Plan
 from .settings import OutputSettings, TrainSettings
 
@@ -60,7 +62,7 @@ def make_accelerator(settings: TrainSettings) -> Any:
     has_bf16 = not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False)
     if accelerator.mixed_precision == "bf16" and not has_bf16:
         raise UserError("This GPU does not compute in bf16: give --mixed_precision fp16.")
-    if accelerator.mixed_precision not in DTYPES:
+    if accelerator.mixed_precision not in DTYPE_NAMES:
         raise UserError(f"--mixed_precision {accelerator.mixed_precision} is not supported.")
     return accelerator
 
@@ -82,31 +84,29 @@ def start_trackers(accelerator: Any, settings: TrainSettings) -> None:
         raise UserError(shortened(error, 300)) from error
 
 
-def load_noise_schedule(base: BaseSettings, plan: Plan) -> Any:
-    """The base's own noise schedule and prediction type, as DDPM's forward process."""
-    return backbones.load_part(plan.base, "DDPMScheduler", "scheduler", revision=base.revision)
+def load_objective(base: BaseSettings, plan: Plan) -> Objective:
+    """Noise, target and weight, by the base's own noise schedule and prediction type."""
+    return plan.family.load_objective(plan.base, revision=base.revision)
 
 
 def load_denoiser(
     base: BaseSettings, precision: PrecisionSettings, plan: Plan, accelerator: Any
 ) -> nn.Module:
-    """The UNet, frozen, in the precision that it is to compute in, on the device.
+    """The denoiser, frozen, in the precision that it is to compute in, on the device.
 
     Raises:
         UserError: `--quantize_base` without its library.
     """
     check_quantisation(precision.quantize_base)  # before the weights are read
     torch.backends.cuda.matmul.allow_tf32 = precision.allow_tf32
-    unet = backbones.load_part(
+    denoiser = plan.family.load_denoiser(
         plan.base,
-        "UNet2DConditionModel",
-        "unet",
-        torch_dtype=DTYPES[accelerator.mixed_precision],
+        torch_dtype=dtype_of(accelerator.mixed_precision),
         revision=base.revision,
         variant=base.variant,
-    )
-    unet = quantise(unet.requires_grad_(False), precision.quantize_base)
-    return unet.to(accelerator.device)
+    ).requires_grad_(False)
+    blocks = plan.family.block_lists
+    return quantise(denoiser, precision.quantize_base, blocks).to(accelerator.device)
 
 
 def save_memory(precision: PrecisionSettings, models: Mapping[str, nn.Module]) -> None:
@@ -117,15 +117,15 @@ def save_memory(precision: PrecisionSettings, models: Mapping[str, nn.Module]) -
     """
     if precision.gradient_checkpointing:
         for name, model in models.items():
-            if name == "unet" and precision.cpu_offload_checkpointing:
-                model.enable_gradient_checkpointing(checkpoints_on_host(model.device))
-            elif name == "unet":
-                model.enable_gradient_checkpointing()
-            else:
+            if is_text_encoder(name):
                 model.gradient_checkpointing_enable()
+            elif precision.cpu_offload_checkpointing:
+                model.enable_gradient_checkpointing(checkpoints_on_host(model.device))
+            else:
+                model.enable_gradient_checkpointing()
     if precision.enable_xformers_memory_efficient_attention:
         try:
-            models["unet"].enable_xformers_memory_efficient_attention()
+            models[denoiser_name(models)].enable_xformers_memory_efficient_attention()
         except (ImportError, ModuleNotFoundError, ValueError) as error:
             raise UserError(
                 "--enable_xformers_memory_efficient_attention needs xformers and a GPU; torch's "

@@ -1,7 +1,7 @@
 """How the models of a run are spread over its processes.
 
 Plain data parallel: each process holds everything, accelerate (DDP) averages the gradients. With
-`--shard_base` (or accelerate configured for FSDP) each process holds a share of the frozen UNet,
+`--shard_base` (or accelerate configured for FSDP) each process holds a share of the frozen base,
 gathered block by block when it is needed (PyTorch's FSDP2). The factors, a thousandth of the base,
 stay whole on each process: so the adapter file, checkpoints and clipping are what they always are,
 and one all-reduce a step averages the gradients.
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..bases.components import denoiser_name
 from ..bases.settings import PrecisionSettings
 from ..common.errors import UserError
 
@@ -59,7 +60,7 @@ def distribute(
     """Spread models and optimizer over the processes.
 
     Args:
-        models: component name to model; "unet" is the one that is sharded.
+        models: component name to model; the denoiser is the one that is sharded.
         trained: the factors of all models.
 
     Returns:
@@ -71,7 +72,9 @@ def distribute(
             *(model.train() for model in models.values()), optimizer
         )
         return dict(zip(models, wrapped, strict=True)), stepped
-    shard_frozen(models["unet"], trained, accelerator.device, accelerator.num_processes)
+    shard_frozen(
+        models[denoiser_name(models)], trained, accelerator.device, accelerator.num_processes
+    )
     # "Evaluation" is accelerate's word for: its precision, but no data-parallel wrapper.
     wrapped = {
         name: accelerator.prepare_model(model.train(), device_placement=False, evaluation_mode=True)

@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ..bases import backbones
-from ..bases.backbones import Family, build_pipeline
-from ..bases.small_cards import tile_vae
+from ..bases.base import Family
+from ..bases.loading import load_sampler
+from ..bases.precision import dtype_of
+from ..bases.vae import tile_vae
 from ..common.errors import UserError, shortened
 from ..common.pictures import load_square, open_png
-from ..data.cache import DTYPES, Data, cache_texts
+from ..data.cache import Data, cache_texts
 from ..data.folder import first_pictures
 from ..sampling.grids import Grid, read_recipe, save_png
 from ..sampling.pipeline import generate
@@ -32,7 +33,7 @@ def validate(
     settings: TrainSettings,
     plan: Plan,
     accelerator: Any,
-    unet: nn.Module,
+    denoiser: nn.Module,
     data: Data,
     step: int,
 ) -> None:
@@ -43,7 +44,7 @@ def validate(
     """
     if settings.validation.validation_prompt and accelerator.is_main_process:
         try:
-            images = _draw(settings, plan, unet, data, step)
+            images = _draw(settings, plan, denoiser, data, step)
             show_in_trackers(accelerator, images, step)
         except Exception as error:
             if step == 0:
@@ -53,19 +54,19 @@ def validate(
 
 
 def _draw(
-    settings: TrainSettings, plan: Plan, unet: nn.Module, data: Data, step: int
+    settings: TrainSettings, plan: Plan, denoiser: nn.Module, data: Data, step: int
 ) -> list[Image.Image]:
     base, precision, validation = settings.base, settings.precision, settings.validation
     revision = {"revision": base.revision}
     states = data.states
     if data.text_encoders:
-        tokenizers = backbones.load_tokenizers(plan.base, plan.family, **revision)
+        tokenizers = plan.family.load_tokenizers(plan.base, **revision)
         prompts = [*validation.validation_prompt, ""]
         states = cache_texts(plan.family, tokenizers, data.text_encoders, prompts)
-    vae = backbones.load_vae(
+    vae = plan.family.load_vae(
         plan.base,
         base.pretrained_vae_model_name_or_path,
-        torch_dtype=DTYPES[precision.vae_dtype],
+        torch_dtype=dtype_of(precision.vae_dtype),
         variant=base.variant,
         **revision,
     )
@@ -74,7 +75,7 @@ def _draw(
     return draw_validation(
         plan.family,
         plan.base,
-        unet,
+        denoiser,
         states,
         validation.validation_prompt,
         settings.output.output_dir / "validation",
@@ -84,7 +85,7 @@ def _draw(
         guidance=validation.validation_guidance_scale,
         size=(plan.resolution, plan.resolution),
         vae=vae,
-        sampler=backbones.load_sampler(plan.base, **revision),
+        sampler=load_sampler(plan.base, **revision),
         photos=first_pictures(settings.data.instance_data_dir, MOST_PHOTOS),
     )
 
@@ -96,7 +97,7 @@ MOST_PHOTOS = 8  # of the subject, in the first column of the grid
 def draw_validation(
     family: Family,
     base: str,
-    unet: Any,
+    denoiser: Any,
     states: Mapping[str, Mapping[str, torch.Tensor]],
     prompts: Sequence[str],
     folder: Path,
@@ -113,27 +114,30 @@ def draw_validation(
     """Draw every prompt with seeds 0, 1 … and renew `folder/grid.png`, one row per step.
 
     Args:
-        unet: the denoiser with its adapter live, of any dtype.
+        denoiser: the denoiser with its adapter live, of any dtype.
         states: cached text states of the prompts and of "" (for guidance), as `cache_texts` gives.
         size: (height, width) in pixels.
         vae: loaded for this and dropped by the caller, so that it does not stay during training.
         photos: the subject's, for the first column of the grid.
     """
-    device = next(unet.parameters()).device
-    pipeline = build_pipeline(family, unet=unet, vae=vae.to(device), scheduler=sampler)
+    device = next(denoiser.parameters()).device
+    models = {family.denoiser: denoiser, "vae": vae.to(device), "scheduler": sampler}
+    pipeline = family.build_pipeline(**models)
     jobs = [(prompt, seed) for prompt in prompts for seed in range(num_images)]
     embeds = {}
     for name in states[""]:
         batch = torch.cat([states[prompt][name] for prompt, _ in jobs])
-        embeds[name] = batch.to(device, unet.dtype)
+        embeds[name] = batch.to(device, denoiser.dtype)
         # Where the base takes zeros for an empty prompt, as at inference, none is given.
         if not pipeline.config.get("force_zeros_for_empty_prompt"):
             empty = torch.cat([states[""][name]] * len(jobs))
-            embeds[f"negative_{name}"] = empty.to(device, unet.dtype)
-    was_training = unet.training
-    unet.eval()
+            embeds[f"negative_{name}"] = empty.to(device, denoiser.dtype)
+    was_training = denoiser.training
+    denoiser.eval()
     # accelerate lets a model that is trained answer in fp32, and samplers go on in what it answers.
-    cast = unet.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(unet.dtype), *inputs[1:]))
+    cast = denoiser.register_forward_pre_hook(
+        lambda _, inputs: (inputs[0].to(denoiser.dtype), *inputs[1:])
+    )
     try:
         images = generate(
             pipeline,
@@ -147,7 +151,7 @@ def draw_validation(
         )
     finally:
         cast.remove()
-        unet.train(was_training)
+        denoiser.train(was_training)
     for number, ((prompt, seed), image) in enumerate(zip(jobs, images, strict=True)):
         recipe = {"prompt": prompt, "seed": seed, "step": step, "base": base}
         save_png(image, folder / f"step-{step:06d}-{number:02d}.png", recipe)

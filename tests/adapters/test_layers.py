@@ -8,12 +8,11 @@ from peft import LoraConfig
 
 from diffusekrona import KronAConfig
 from diffusekrona.adapters.layers import adapted_layers, matching, tensor_shapes
-from diffusekrona.bases.layer_shapes import linear_layers
+from diffusekrona.bases.meta import linear_layers
 from diffusekrona.common.errors import UserError
 from diffusekrona.krona.model import factors_of
 
 PATTERN = {"to_k": (2, 16), "to_out.0": (8, 8)}
-UNET = "UNet2DConditionModel"
 
 
 @pytest.mark.parametrize(
@@ -27,7 +26,7 @@ UNET = "UNet2DConditionModel"
 )
 def test_counts_are_those_of_the_adapted_model(config) -> None:
     model = tiny_models.unet("sd1")
-    counted = adapted_layers({"unet": config}, {"unet": linear_layers(UNET, dict(model.config))})
+    counted = adapted_layers({"unet": config}, {"unet": linear_layers(model)})
     model.add_adapter(config, "default")
     trained = {n: p.numel() for n, p in model.named_parameters() if ".default" in n}
     assert sum(layer.parameters for layer in counted) == sum(trained.values())
@@ -38,7 +37,7 @@ def test_counts_are_those_of_the_adapted_model(config) -> None:
 
 def test_factors_are_those_of_the_config() -> None:
     config = KronAConfig(a1=4, a2=8, factor_pattern=PATTERN, terms=2)
-    layers = linear_layers(UNET, dict(tiny_models.unet("sd1").config))
+    layers = linear_layers(tiny_models.unet("sd1"))
     shapes = tensor_shapes(config, layers)
     assert len(shapes) == 32
     for name, own in shapes.items():

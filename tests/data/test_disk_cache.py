@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from diffusekrona.bases import backbones
+from diffusekrona.bases import base as family_base
+from diffusekrona.bases import vae as vae_module
 from diffusekrona.common.errors import UserError
 from diffusekrona.common.pictures import load_picture, picture_size
 from diffusekrona.data.disk_cache import DiskCache
@@ -256,14 +257,15 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 def loaded(monkeypatch) -> list[str]:
     """Names of the VAEs, tokenizers and text encoders that have been loaded."""
     names: list[str] = []
-    load = backbones.load_part
+    load = vae_module.load_part
 
     def load_part(base, kind, subfolder, **options):
         if kind == "AutoencoderKL" or kind.startswith("CLIP"):
             names.append(subfolder)
         return load(base, kind, subfolder, **options)
 
-    monkeypatch.setattr(backbones, "load_part", load_part)
+    for module in (vae_module, family_base):
+        monkeypatch.setattr(module, "load_part", load_part)
     return names
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from diffusekrona import KronAConfig, quickstart, save_adapter
-from diffusekrona.bases import backbones
+from diffusekrona.bases import loading
 from diffusekrona.common.errors import UserError
 from diffusekrona.evaluation import scores
 from diffusekrona.sampling.grids import read_recipe
@@ -124,7 +124,7 @@ def test_the_quick_start_draws_the_comparison(
         "--num_inference_steps": 2,
         "--output": tmp_path / "picture.png",
     }
-    monkeypatch.setattr(backbones, "quiet_libraries", lambda: None)
+    monkeypatch.setattr(loading, "quiet_libraries", lambda: None)
     monkeypatch.setattr(sys, "argv", ["quickstart", *(str(x) for f in flags.items() for x in f)])
     quickstart.main()
     told = capsys.readouterr().out

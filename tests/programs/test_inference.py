@@ -31,7 +31,7 @@ from diffusekrona.adapters.mixing import (
     parse_adapter,
     read_adapters,
 )
-from diffusekrona.bases import backbones
+from diffusekrona.bases import loading
 from diffusekrona.common.errors import UserError
 from diffusekrona.krona.functional import kron_weight
 from diffusekrona.sampling import pipeline as sampling
@@ -68,7 +68,7 @@ def adapters(tiny_sd1: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs the program in this process; returns the pictures that are then in its folder."""
-    monkeypatch.setattr(backbones, "quiet_libraries", lambda: None)
+    monkeypatch.setattr(loading, "quiet_libraries", lambda: None)
 
     def call(*flags: object, out: str = "out") -> list[Path]:
         fixed = ["--output_dir", tmp_path / out, "--device", "cpu", "--num_inference_steps", 3]

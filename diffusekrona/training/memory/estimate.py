@@ -1,9 +1,8 @@
-"""How much memory a run is going to need, told before anything loads.
+"""How much memory a run is going to need, printed before any weights are loaded.
 
-What torch allocates follows from shapes alone. For the published bases it was counted beforehand
-(`table`), so that the answer needs no torch; for any other it is counted now, in some
-seconds (`count`). Left out is what shapes do not tell: the CUDA context and the scratch
-space that kernels take inside.
+What torch allocates follows from shapes alone, so it is counted on the real modules without their
+weights (`count`). Left out is what shapes do not show: the CUDA context and the scratch space that
+kernels take inside.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .count import count
 from .sizes import Sizes
-from .table import look_up
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -41,12 +40,7 @@ def estimate(settings: TrainSettings, plan: Plan) -> list[Phase]:
     Raises:
         UserError: a component's config cannot be read.
     """
-    sizes = look_up(settings, plan)
-    if sizes is None:
-        from .count import count  # brings torch
-
-        sizes = count(settings, plan)
-    return phases(settings, plan, sizes)
+    return phases(settings, plan, count(settings, plan))
 
 
 def phases(settings: TrainSettings, plan: Plan, sizes: Sizes) -> list[Phase]:
@@ -72,7 +66,7 @@ def phases(settings: TrainSettings, plan: Plan, sizes: Sizes) -> list[Phase]:
     ]
     if settings.prior.with_prior_preservation:
         # Drawn by the base as it is, if they are not there yet.
-        parts = {"UNet": sizes.whole_unet, "activations": sizes.drawing}
+        parts = {"base": sizes.whole_base, "activations": sizes.drawing}
         if not settings.precision.low_vram:  # which has only the model on the card that is at work
             parts |= {"text encoders": sizes.text_encoders, "VAE": sizes.vae}
         told.insert(0, Phase("class pictures", parts))

@@ -8,20 +8,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..settings import TrainSettings
 
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}  # of a value, by precision
-WIDTHS = {"no": 4, **BYTES}  # by what --mixed_precision may say
-
 
 @dataclass(frozen=True)
 class Sizes:
     """What a base takes in a run, in bytes.
 
     Attributes:
-        vae, text_encoders, base: weights, as they are kept; base is the UNet.
+        vae, text_encoders, base: weights, as they are kept; base is the denoiser.
         encoding, drawing: activations while the VAE encodes a picture and decodes one.
-        dequantised: the largest single weight of a quantised UNet, whole; 0 if it is not quantised.
+        dequantised: the largest single weight of a quantised base, whole; 0 if it is not quantised.
         step: activations of a forward and backward pass.
-        whole_unet: the UNet's weights before they are quantised.
+        whole_base: the denoiser's weights before they are quantised.
     """
 
     vae: int
@@ -31,7 +28,7 @@ class Sizes:
     drawing: int
     dequantised: int
     step: int
-    whole_unet: int
+    whole_base: int
 
 
 def samples(settings: TrainSettings) -> int:

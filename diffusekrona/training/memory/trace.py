@@ -18,11 +18,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ...bases import backbones
-from ...bases.small_cards import checkpoint_with
+from ...bases.base import Family, blocks_of
+from ...bases.components import denoiser_name
+from ..gradient_checkpointing import checkpoint_with
 from ..losses import dreambooth_loss
-
-TOKENS = 77  # that CLIP reads
 
 
 class LiveBytes(TorchDispatchMode):
@@ -93,7 +92,7 @@ def without_gradients(run: Callable[..., Any], *inputs: torch.Tensor) -> int:
 
 
 def step_peak(
-    family: backbones.Family,
+    family: Family,
     models: Mapping[str, nn.Module],
     batch: int,
     side: int,
@@ -108,19 +107,20 @@ def step_peak(
         checkpoints: "none", or where gradient checkpointing keeps the blocks' inputs: "device" or
             "host".
     """
-    unet: Any = models["unet"]
+    name = denoiser_name(models)
+    denoiser: Any = models[name]
     if checkpoints != "none":
         hooks = _released if checkpoints == "host" else _kept
         # The backward pass recomputes outside of the modes around it.
         contexts = {"context_fn": lambda: (nullcontext(), FusedAttention())}
-        unet.enable_gradient_checkpointing(checkpoint_with(hooks, **contexts))
-        for name in models.keys() - {"unet"}:
-            text_encoder: Any = models[name]
+        denoiser.enable_gradient_checkpointing(checkpoint_with(hooks, **contexts))
+        for encoder in models.keys() - {name}:
+            text_encoder: Any = models[encoder]
             text_encoder.gradient_checkpointing_enable({"use_reentrant": False, **contexts})
-    repeats = _keep_one_of_equal_blocks(unet)
+    repeats = _keep_one_of_equal_blocks(denoiser, family)
     known = [t for m in models.values() for t in (*m.parameters(), *m.buffers())]
     tracker = LiveBytes([*known, *(t.grad for t in known if t.grad is not None)])
-    held = {} if checkpoints == "host" else _watch(unet, repeats, tracker)
+    held = {} if checkpoints == "host" else _watch(denoiser, repeats, tracker)
     for model in models.values():
         model.train()
     with FusedAttention(), tracker:
@@ -128,48 +128,43 @@ def step_peak(
     return tracker.peak + sum(repeats[name] * size for name, size in held.items())
 
 
-def _step(family: backbones.Family, models: Mapping[str, nn.Module], batch: int, side: int) -> None:
+def _step(family: Family, models: Mapping[str, nn.Module], batch: int, side: int) -> None:
     """Forward, loss and backward as in the training loop, on shapes alone."""
-    unet: Any = models["unet"]
-    config = unet.config
+    denoiser: Any = models[family.denoiser]
+    config = denoiser.config
 
-    def empty(*shape: int, dtype: torch.dtype = unet.dtype) -> torch.Tensor:
+    def empty(*shape: int, dtype: torch.dtype = denoiser.dtype) -> torch.Tensor:
         return torch.empty(*shape, dtype=dtype, device="meta")
 
     if len(models) > 1:
-        ids = [empty(batch, TOKENS, dtype=torch.int64) for _ in family.text_encoders]
-        text = backbones.text_states(family, models, ids)
+        ids = [empty(batch, family.tokens, dtype=torch.int64) for _ in family.tokenizers]
+        text = family.encode_text(models, ids)
     else:
-        text = {"prompt_embeds": empty(batch, TOKENS, config.cross_attention_dim)}
-        if family.size_conditioned:
-            times = 6 * config.addition_time_embed_dim
-            pooled = config.projection_class_embeddings_input_dim - times
-            text["pooled_prompt_embeds"] = empty(batch, pooled)
-    noisy, target = (
-        empty(batch, config.in_channels, side, side, dtype=torch.float32) for _ in range(2)
-    )
+        text = {n: empty(batch, *shape) for n, shape in family.text_shapes(config).items()}
+    latents = family.latent_shape(config, side)
+    noisy, target = (empty(batch, *latents, dtype=torch.float32) for _ in range(2))
     time_ids, timesteps = empty(batch, 6), empty(batch, dtype=torch.int64)
-    arguments = backbones.denoiser_arguments(family, text, time_ids)
-    prediction = unet(noisy.to(unet.dtype), timesteps, **arguments).sample
+    noisy = noisy.to(denoiser.dtype)
+    prediction = family.predict(denoiser, noisy, timesteps, text, time_ids)
     dreambooth_loss(prediction, target).backward()
 
 
-def _keep_one_of_equal_blocks(unet: nn.Module) -> dict[str, int]:
-    """Cut every row of equal transformer blocks down to one; how many were cut, by that one's name.
+def _keep_one_of_equal_blocks(denoiser: nn.Module, family: Family) -> dict[str, int]:
+    """Cut every list of equal transformer blocks down to one; how many were cut, by that one's
+    name.
 
     SDXL has up to ten in a row. Each holds as much as the next, so one is traced and counted as
     often as it is there.
     """
     cut = {}
-    for name, module in unet.named_modules():
-        blocks = getattr(module, "transformer_blocks", None)
-        if isinstance(blocks, nn.ModuleList) and len(blocks) > 1:
-            cut[f"{name}.transformer_blocks.0"] = len(blocks) - 1
-            module.transformer_blocks = blocks[:1]
+    for name, blocks in blocks_of(denoiser, family.block_lists).items():
+        if len(blocks) > 1:
+            cut[f"{name}.0"] = len(blocks) - 1
+            denoiser.set_submodule(name, blocks[:1])
     return cut
 
 
-def _watch(unet: nn.Module, names: Iterable[str], tracker: LiveBytes) -> dict[str, int]:
+def _watch(denoiser: nn.Module, names: Iterable[str], tracker: LiveBytes) -> dict[str, int]:
     """What each of these blocks holds after its forward pass; filled while it runs."""
     before: dict[str, int] = {}
     held: dict[str, int] = {}
@@ -181,7 +176,7 @@ def _watch(unet: nn.Module, names: Iterable[str], tracker: LiveBytes) -> dict[st
         def leave(*_: Any, name: str = name) -> None:
             held.setdefault(name, tracker.live - before[name])  # not again when recomputed
 
-        block = unet.get_submodule(name)
+        block = denoiser.get_submodule(name)
         block.register_forward_pre_hook(enter)
         block.register_forward_hook(leave)
     return held

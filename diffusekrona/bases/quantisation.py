@@ -1,24 +1,24 @@
-"""What makes a run fit a small card: a quantised base, checkpoints on the host, the recipe."""
+"""A base whose linear layers are kept in 4 or 8 bits (bitsandbytes)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any
 
-import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from ..common.errors import UserError
-from .backbones import vae_scale
 
 NF4_BLOCK = 64  # weights that share one scale; the scales are 8 bit, in blocks of 256 themselves
 
 
-def quantisable(model: nn.Module) -> dict[str, nn.Linear]:
+def quantisable(
+    model: nn.Module, block_lists: Sequence[str] = ("transformer_blocks",)
+) -> dict[str, nn.Linear]:
     """The layers that are quantised: every linear layer of the transformer blocks.
+
+    Args:
+        block_lists: names of the lists that these blocks lie in, as the family has them.
 
     That is most of a base. Convolutions stay (no library quantises them), and so do the few small
     layers of the time embedding, on which everything depends.
@@ -26,7 +26,7 @@ def quantisable(model: nn.Module) -> dict[str, nn.Linear]:
     return {
         name: module
         for name, module in model.named_modules()
-        if "transformer_blocks" in name and isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear) and not {*block_lists}.isdisjoint(name.split("."))
     }
 
 
@@ -42,7 +42,7 @@ def quantised_bytes(layer: nn.Linear, kind: str) -> int:
 
 
 def check_quantisation(kind: str) -> None:
-    """Refuse a quantisation whose library is not there.
+    """Refuse a quantisation whose library is not installed.
 
     Raises:
         UserError: bitsandbytes is not installed.
@@ -54,7 +54,9 @@ def check_quantisation(kind: str) -> None:
         )
 
 
-def quantise(model: nn.Module, kind: str) -> nn.Module:
+def quantise(
+    model: nn.Module, kind: str, block_lists: Sequence[str] = ("transformer_blocks",)
+) -> nn.Module:
     """Put bitsandbytes' layers in the place of `quantisable` ones; frozen, changed in place.
 
     The weights are quantised when the model moves to its device, layer by layer, so a card never
@@ -73,7 +75,7 @@ def quantise(model: nn.Module, kind: str) -> nn.Module:
     check_quantisation(kind)
     import bitsandbytes
 
-    for name, old in quantisable(model).items():
+    for name, old in quantisable(model, block_lists).items():
         shape = (old.in_features, old.out_features, old.bias is not None)
         if kind == "nf4":
             new = bitsandbytes.nn.Linear4bit(
@@ -92,30 +94,3 @@ def quantise(model: nn.Module, kind: str) -> nn.Module:
         new.bias = old.bias
         model.set_submodule(name, new)
     return model
-
-
-def checkpoint_with(
-    hooks: Callable[[], AbstractContextManager], **options: Any
-) -> Callable[..., Any]:
-    """A gradient checkpointing function, as diffusers' models take one, whose saved inputs go
-    through the saved-tensor `hooks`; `options` are torch's `checkpoint`'s."""
-
-    def run(block: Callable[..., Any], *inputs: Any) -> Any:
-        with hooks():
-            return checkpoint(block, *inputs, use_reentrant=False, **options)
-
-    return run
-
-
-def checkpoints_on_host(device: torch.device) -> Callable[..., Any]:
-    """Gradient checkpointing that keeps the blocks' inputs in the host's memory."""
-    pinned = device.type == "cuda"
-    return checkpoint_with(lambda: torch.autograd.graph.save_on_cpu(pin_memory=pinned))
-
-
-def tile_vae(vae: Any, pixels: int = 512) -> None:
-    """Let an AutoencoderKL encode and decode in overlapping tiles of `pixels` a side at most."""
-    scale = vae_scale(vae.config)
-    vae.enable_tiling()
-    vae.tile_sample_min_size = min(pixels, vae.tile_sample_min_size)
-    vae.tile_latent_min_size = vae.tile_sample_min_size // scale

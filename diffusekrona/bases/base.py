@@ -1,0 +1,303 @@
+"""What a family of base models is: one object that holds everything in which families differ.
+
+A family is a subclass of `Family` in a file of its own and a line in `families.FAMILIES`; nothing
+else in the package knows its names (docs/architecture.md, "Add a family").
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from .components import is_text_encoder
+from .loading import load_part
+from .vae import denormalise, encode_pictures, load_vae, normalise, vae_scale
+
+TextStates = dict[str, torch.Tensor]
+
+
+class Objective(Protocol):
+    """Noise, target and weight of one denoising step; pure functions of their arguments."""
+
+    def draw_timestep(self, generator: torch.Generator, shape: tuple[int, ...]) -> torch.Tensor:
+        """One timestep () for latents of `shape` (c, h, w), drawn on the CPU."""
+        ...
+
+    def add_noise(
+        self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        """Noisy latents (n, c, h, w) at timesteps (n,)."""
+        ...
+
+    def target(
+        self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        """What the denoiser is to predict (n, c, h, w)."""
+        ...
+
+    def weight(self, timesteps: torch.Tensor, snr_gamma: float | None) -> torch.Tensor | None:
+        """Weight of each sample's loss (n,); None for ones."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileNames:
+    """How other programs' files tell a family and name its layers.
+
+    Attributes:
+        context: width of the text states, in_features of a cross-attention's to_k.
+        sgm: its denoiser is trained and shared under the original's (SGM's) block names.
+        numbered: its text encoders are `lora_te1_` and `lora_te2_`.
+        linear_projection: the denoiser's proj_in and proj_out are linear, not 1x1 convolutions.
+        version, v_version: kohya's `ss_base_model_version`, of noise- and velocity-predicting
+            bases.
+        version_prefix: what every variant of `version` begins with.
+        v2: kohya's `ss_v2`.
+        architecture, v_architecture: `modelspec.architecture`, likewise.
+        architecture_prefix: what every variant of `architecture` begins with.
+        text_layouts: layout of each text encoder in a single-file model: "clip" or "open_clip".
+        text_prefixes: where each text encoder lies in a single-file model.
+
+    Source: kohya-ss/sd-scripts `library/model_util.py`, `library/sai_model_spec.py`;
+    github.com/Stability-AI/ModelSpec.
+    """
+
+    context: int
+    sgm: bool
+    numbered: bool
+    linear_projection: bool
+    version: str
+    v_version: str
+    version_prefix: str
+    v2: bool = False
+    architecture: str
+    v_architecture: str
+    architecture_prefix: str
+    text_layouts: tuple[str, ...]
+    text_prefixes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Family(ABC):
+    """A family of base models.
+
+    Attributes:
+        name: as adapter files note it.
+        title: for people.
+        pipeline: diffusers' text-to-image pipeline class.
+        denoiser, denoiser_class: component name in a pipeline, and class in diffusers.
+        text_encoders: component name to class in transformers, in the order of their states.
+        tokenizers: component name to class, one per text encoder.
+        tokens: that the text encoders read.
+        text_states: names of the text states that condition the denoiser, to their dimensions.
+        resolution: pixels a side that the published models were trained at.
+        default_base: a public base that exists today.
+        letters: k, q, v, o to the ends of the denoiser's layer names.
+        feed_forward: ends of the names of its feed-forward layers.
+        text_letters: k, q, v, o to the ends of the text encoders' layer names.
+        block_lists: names of the denoiser's lists of transformer blocks.
+        factors: default (a1, a2) of KronA.
+        rates: adapter method to its default learning rate, where it is not the method's own.
+        files: how other programs name its layers; None where no converter knows them.
+    """
+
+    name: str
+    title: str
+    pipeline: str
+    denoiser: str
+    denoiser_class: str
+    vae_class: str = "AutoencoderKL"
+    text_encoders: Mapping[str, str]
+    tokenizers: Mapping[str, str]
+    tokens: int
+    text_states: Mapping[str, int]
+    resolution: int
+    default_base: str
+    letters: Mapping[str, tuple[str, ...]]
+    feed_forward: tuple[str, ...]
+    text_letters: Mapping[str, tuple[str, ...]]
+    block_lists: tuple[str, ...] = ("transformer_blocks",)
+    factors: tuple[int, int] = (4, 64)
+    rates: Mapping[str, float] = field(default_factory=dict)
+    files: FileNames | None = None
+
+    # --- recognising a base ---------------------------------------------------------------------
+
+    @abstractmethod
+    def resembles(self, config: Mapping[str, Any]) -> bool:
+        """Whether a denoiser with this config.json has this family's layers."""
+
+    def refusal(self, config: Mapping[str, Any], index: Mapping[str, Any]) -> str | None:
+        """What a base is that resembles this family but is not one of it; None if it is.
+
+        Args:
+            config: of the denoiser.
+            index: the pipeline's model_index.json; {} where there is none.
+        """
+        return None
+
+    def schedule_refusal(self, config: Mapping[str, Any]) -> str | None:
+        """What a base's noise schedule is that `load_objective` cannot train on; None if it can.
+
+        Args:
+            config: the base's scheduler_config.json.
+        """
+        return None
+
+    # --- sizes ----------------------------------------------------------------------------------
+
+    def latent_scale(self, vae_config: Mapping[str, Any]) -> int:
+        """Pixels per latent that the denoiser sees, along one side."""
+        return vae_scale(vae_config)
+
+    @abstractmethod
+    def pixel_step(self, config: Mapping[str, Any], vae_config: Mapping[str, Any]) -> int:
+        """What picture sides must be multiples of in buckets, in pixels."""
+
+    def native_resolution(self, config: Mapping[str, Any], vae_config: Mapping[str, Any]) -> int:
+        """Pixels a side that this base was trained at."""
+        size = config.get("sample_size")
+        return int(size) * self.latent_scale(vae_config) if size else self.resolution
+
+    @abstractmethod
+    def latent_shape(self, config: Mapping[str, Any], side: int) -> tuple[int, int, int]:
+        """(c, h, w) of square latents that the denoiser takes, `side` latents a side."""
+
+    @abstractmethod
+    def text_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Shape of each of `text_states` of one prompt, without the batch dimension."""
+
+    # --- loading --------------------------------------------------------------------------------
+
+    def load_denoiser(self, base: str, **options: Any) -> Any:
+        """The denoiser. Raises UserError if it cannot be loaded; options as `load_part`'s."""
+        return load_part(base, self.denoiser_class, self.denoiser, **options)
+
+    def load_vae(self, base: str, other: str | None = None, **options: Any) -> Any:
+        """The frozen VAE, the base's or another; options as `vae.load_vae`'s."""
+        return load_vae(base, other, kind=self.vae_class, **options)
+
+    def load_text_encoders(self, base: str, **options: Any) -> dict[str, Any]:
+        """The frozen text encoders, by component name."""
+        return {
+            name: load_part(base, kind, name, **options).requires_grad_(False).eval()
+            for name, kind in self.text_encoders.items()
+        }
+
+    def load_tokenizers(self, base: str, **options: Any) -> list[Any]:
+        """The tokenizers, in order."""
+        return [load_part(base, kind, name, **options) for name, kind in self.tokenizers.items()]
+
+    @abstractmethod
+    def load_objective(self, base: str, **options: Any) -> Objective:
+        """Noise, target and weight, by the base's own noise schedule."""
+
+    # --- text -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def tokenize(self, tokenizers: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
+        """Tensors (n, tokens) that `encode_text` takes; warns about words past the last token."""
+
+    @abstractmethod
+    def words_lost(self, tokenizers: Sequence[Any], prompt: str) -> str | None:
+        """One line about the words past the last token that the base reads; None if none are."""
+
+    @abstractmethod
+    def encode_text(
+        self, encoders: Mapping[str, Any], tokens: Sequence[torch.Tensor]
+    ) -> TextStates:
+        """Tokens to the denoiser's conditions: each of `text_states`, (n, …)."""
+
+    def stack_text(self, states: Sequence[Mapping[str, torch.Tensor]]) -> TextStates:
+        """Join the text states of single prompts into a batch."""
+        return {name: torch.cat([state[name] for state in states]) for name in states[0]}
+
+    # --- pictures and latents -------------------------------------------------------------------
+
+    def encode_pictures(self, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+        """Pictures (n, 3, H, W) in [-1, 1] to the latents' mean and std (n, 2c, h, w), fp32."""
+        return encode_pictures(vae, pixels)
+
+    def sample_latents(
+        self, moments: torch.Tensor, noise: torch.Tensor, vae_config: Mapping[str, Any]
+    ) -> torch.Tensor:
+        """Draw the latents (n, c, h, w) that the denoiser is trained on.
+
+        Args:
+            moments: of `encode_pictures`, (n, 2c, h, w).
+            noise: standard normal, (n, c, h, w).
+        """
+        mean, std = moments.chunk(2, dim=1)
+        return normalise(mean + std * noise, vae_config)
+
+    def decode_latents(self, vae: Any, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (n, c, h, w) as `draw` gives them to pictures (n, 3, H, W) in [-1, 1]."""
+        pixels: torch.Tensor = vae.decode(denormalise(latents, vae.config), return_dict=False)[0]
+        return pixels
+
+    # --- training and drawing -------------------------------------------------------------------
+
+    @abstractmethod
+    def predict(
+        self,
+        denoiser: Any,
+        noisy: torch.Tensor,
+        timesteps: torch.Tensor,
+        text: Mapping[str, torch.Tensor],
+        time_ids: torch.Tensor,
+    ) -> torch.Tensor:
+        """Call the denoiser; its prediction (n, c, h, w), to be compared with the target.
+
+        Args:
+            noisy: (n, c, h, w).
+            timesteps: (n,), of the objective.
+            text: of `encode_text`, each (n, …).
+            time_ids: (n, 6): original height, width, crop top, left, target height, width, in
+                pixels; for families that take sizes as conditions.
+        """
+
+    def pipeline_parts(self) -> dict[str, Any]:
+        """Parts that the pipeline is made with beside the models, such as no safety checker."""
+        return {}
+
+    def build_pipeline(self, **parts: Any) -> Any:
+        """diffusers' pipeline of loaded parts; parts that are left out are None."""
+        import diffusers
+
+        names = ("vae", self.denoiser, "scheduler", *self.text_encoders, *self.tokenizers)
+        missing = dict.fromkeys(names)
+        return getattr(diffusers, self.pipeline)(**{**missing, **self.pipeline_parts(), **parts})
+
+    def draw(self, pipeline: Any, text: Mapping[str, torch.Tensor], **options: Any) -> torch.Tensor:
+        """Latents (n, c, h, w) of the pictures of these text states, by the pipeline.
+
+        Args:
+            text: `text_states` of the prompts, and with "negative_" before the name of theirs.
+            options: the pipeline's: height, width, num_inference_steps, guidance_scale, generator …
+        """
+        latents: torch.Tensor = pipeline(**text, output_type="latent", **options).images
+        return latents
+
+
+def layers_of(family: Family, component: str) -> Mapping[str, tuple[str, ...]]:
+    """The letters of a component of a family."""
+    return family.text_letters if is_text_encoder(component) else family.letters
+
+
+def classes_of(family: Family) -> dict[str, str]:
+    """Component name to class name of everything that adapters go on."""
+    return {family.denoiser: family.denoiser_class, **family.text_encoders}
+
+
+def blocks_of(model: nn.Module, block_lists: Sequence[str]) -> dict[str, nn.ModuleList]:
+    """A denoiser's lists of transformer blocks, by module name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] in block_lists and isinstance(module, nn.ModuleList)
+    }

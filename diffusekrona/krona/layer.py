@@ -14,7 +14,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
-from .config import KronAConfig
+from .config import PAPER_STD, KronAConfig
 from .functional import add_kron_, kron_linear, kron_weight
 from .fused_linear import fused_kron_linear
 
@@ -69,7 +69,9 @@ class KronALinear(nn.Module, BaseTunerLayer):
             bound = 1.0 / math.sqrt(a2)  # as PEFT's LoRA starts its A: kaiming_uniform_(a=sqrt(5))
             a.uniform_(-bound, bound)
         else:
-            a.normal_(std=1.0 / a2)
+            # Adam's first step moves B by the learning rate in every entry, and so delta W by
+            # scale * rate * std(A) * sqrt(terms * out * in).
+            a.normal_(std=PAPER_STD if config.init_weights == "paper" else 1.0 / a2)
         if config.init_weights == "both":
             b.normal_(std=1.0 / b2)
         self.krona_a[adapter_name] = nn.Parameter(a)

@@ -249,3 +249,18 @@ def test_hot_swaps_that_do_not_fit_change_nothing(other, says, tmp_path: Path) -
     adapted(seed=2).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is merged"):
         hotswap_adapter(model, str(tmp_path))
+
+
+@pytest.mark.parametrize("terms", [1, 3])
+@pytest.mark.parametrize("pair", [(2, 4), (12, 12), (4, 6)])
+def test_the_papers_start_makes_first_steps_of_equal_length(pair, terms) -> None:
+    torch.manual_seed(0)
+    rate, scale = 1e-3, terms**-0.5
+    options = {"init_weights": "paper", "terms": terms, "scale": scale, "target_modules": ["0"]}
+    layer = nn.Sequential(nn.Linear(960, 480, bias=False))
+    model = get_peft_model(layer, KronAConfig(a1=pair[0] * 10, a2=pair[1] * 10, **options))
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=rate)
+    model(torch.randn(8, 960)).square().sum().backward()
+    optimizer.step()
+    norm = next(iter(layers_of(model).values())).get_delta_weight("default").norm().item()
+    assert norm == pytest.approx(rate / 64 * (960 * 480) ** 0.5, rel=0.1)

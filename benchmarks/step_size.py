@@ -50,8 +50,11 @@ def arms() -> Iterator[tuple[str, PeftConfig]]:
             yield name, krona(4, 64, "paper", terms=terms, scale=scale)
     for rank in (1, 2, 4, 8):
         for alpha in (float(rank), rank**1.5 / 64):
-            yield f"LoRA r = {rank}, alpha = {alpha:.3g}", LoraConfig(
-                r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=TARGETS
+            yield (
+                f"LoRA r = {rank}, alpha = {alpha:.3g}",
+                LoraConfig(
+                    r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=TARGETS
+                ),
             )
 
 

@@ -26,7 +26,8 @@ class AdapterSettings:
     krona_scale: float = setting(1.0, help="Multiply delta W by this constant.")
     terms: int = setting(1, minimum=1, help="Sum this many Kronecker products in each layer.")
     init_weights: Literal["normal", "paper", "kaiming_uniform", "both"] = setting(
-        "normal", help="Initialise A like this (B starts at zero, except with both); paper: std 1/64 for all a2."
+        "normal",
+        help="Initialise A like this: std 1/a2, or 1/64 with paper (B is 0, except with both).",
     )
     output_order: Literal["kron", "interleaved"] = setting(
         "kron",

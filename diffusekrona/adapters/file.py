@@ -84,7 +84,7 @@ def collect_adapter(
     """
     tensors: dict[str, torch.Tensor] = {}
     configs: dict[str, PeftConfig] = {}
-    parts = components_of(model)
+    parts: dict[str, Any] = dict(components_of(model))
     for component, part in parts.items():
         config = getattr(part, "peft_config", {}).get(adapter_name)
         if config is None:
@@ -214,7 +214,7 @@ def put_adapter(
     source: str = "the adapter",
 ) -> None:
     """`load_adapter` for an adapter already in memory."""
-    parts = components_of(model)
+    parts: dict[str, Any] = dict(components_of(model))
     denoiser = parts.get(denoiser_name(parts))
     if denoiser is not None:
         check_family(adapter, resembling(denoiser.config), source)

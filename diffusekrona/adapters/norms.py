@@ -18,7 +18,7 @@ NORMS_KEY = "relative_norms"  # in run.json and in an adapter file's metadata
 
 def norms_in(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     """The summary that an adapter file's metadata or a run.json holds; None if there is none."""
-    found = metadata.get(NORMS_KEY)
+    found: Any = metadata.get(NORMS_KEY)
     try:
         found = json.loads(found) if isinstance(found, str) else found
         return {name: float(found[name]) for name in ("median", "largest")}

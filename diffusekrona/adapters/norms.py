@@ -20,7 +20,7 @@ def norms_in(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     """The summary that an adapter file's metadata or a run.json holds; None if there is none."""
     found: Any = metadata.get(NORMS_KEY)
     try:
-        found = json.loads(found) if isinstance(found, str) else found
+        found = json.loads(found) if isinstance(found, str) else found or {}
         return {name: float(found[name]) for name in ("median", "largest")}
     except (LookupError, TypeError, ValueError):
         return None

@@ -1,15 +1,28 @@
-"""What the documents say of results and files is there."""
+"""What the documents say of results, files and commands holds."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
+
+from diffusekrona.__main__ import available
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "data/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 INTERVAL = re.compile(r"\[[-+]?\d\.\d+, [-+]?\d\.\d+\] \|")
+PROGRAM = re.compile(r"(?:-m diffusekrona\.([a-z_.]+)|diffusekrona ([a-z][a-z-]+))\b(.*)")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -37,3 +50,98 @@ def test_tables_with_intervals_are_the_studies_own() -> None:
     }
     assert len(told) > 50
     assert [line for line in told if line not in written] == []
+
+
+def commands(document: Path) -> list[str]:
+    """The lines of a document's code, those that go on with a backslash joined."""
+    text = document.read_text(encoding="utf-8")
+    blocks = re.findall(r"^ *```(?:bash|)\n(.*?)^ *```", text, re.S | re.M)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines += [line for line in text.replace("\\\n", " ").splitlines() if line.startswith("    ")]
+    return [line.strip() for line in lines]
+
+
+def everywhere() -> list[tuple[str, str]]:
+    return [(document.name, line) for document in DOCUMENTS for line in commands(document)]
+
+
+def test_scripts_and_programs_that_are_named_exist() -> None:
+    for document, line in everywhere():
+        for script in re.findall(r"\b(?:scripts|benchmarks)/[\w/]+\.(?:sh|py)", line):
+            assert (ROOT / script).is_file(), f"{document}: {line}"
+        if match := PROGRAM.search(line):
+            module, name, _ = match.groups()
+            there = name in available() if name else find_spec(f"diffusekrona.{module}")
+            assert there, f"{document}: {line}"
+
+
+@cache
+def help_of(module: str) -> str:
+    command = [sys.executable, "-m", module, "--help"]
+    env = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    return done.stdout.replace("-", "_")  # a flag may be written either way
+
+
+@pytest.mark.slow
+def test_flags_that_are_named_exist() -> None:
+    unknown = []
+    for document, line in everywhere():
+        if not (match := PROGRAM.search(line)):
+            continue
+        module, name, rest = match.groups()
+        module = available()[name][0] if name else f"diffusekrona.{module}"
+        for flag in re.findall(r"(?<!\S)--([a-z0-9_-]+)", rest.split("#")[0]):
+            if not re.search(rf"\b_*{flag.replace('-', '_')}\b", help_of(module)):
+                unknown.append(f"{document}: --{flag} in {line}")
+    assert unknown == []
+
+
+def recipes() -> list[str]:
+    """Every fine-tuning command of the README and the recipes, once."""
+    found = [
+        line.split("#")[0].strip()
+        for name in ("README.md", "docs/recipes.md")
+        for line in commands(ROOT / name)
+        if "scripts/finetune_" in line and "accelerate" not in line
+    ]
+    return list(dict.fromkeys(found))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+@pytest.mark.parametrize("command", recipes())
+def test_recipes_can_be_run(command: str, tmp_path: Path) -> None:
+    base = "pocket-sdxl" if "finetune_sdxl" in command else "pocket"
+    command = re.sub(r"MODEL_NAME=\S+ |NUM_PROCESSES=\S+ ", "", command)
+    command = re.sub(r"PRECISION=\S+ ", "", command).replace("--dry_run", "")
+    command = re.sub(r"LOW_VRAM=\S+ ", "", command)  # needs a GPU for its quantised base
+    env = {**os.environ, "PYTHON": sys.executable, "HF_HUB_OFFLINE": "1", "PRECISION": "no"}
+    env |= {"MODEL_NAME": base, "STEPS": "1", "OUTPUT_DIR": str(tmp_path / "run")}
+    command = re.sub(r"STEPS=\d+ ", "", command)
+    done = subprocess.run(
+        ["bash", "-c", f"{command} --dry_run"], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "adapter file" in done.stdout
+
+
+YAML_FILES = [
+    path
+    for pattern in ("docs/studies/*/*.yaml", "configs/**/*.yaml", ".github/**/*.yml", "*.cff")
+    for path in sorted(ROOT.glob(pattern))
+]
+
+
+@pytest.mark.parametrize("path", YAML_FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_yaml_file_is_read_by_what_it_is_for(path: Path) -> None:
+    if path.name == "study.yaml":
+        from diffusekrona.study.yaml_files import read_study
+
+        assert read_study(path).arms
+    elif "accelerate" in path.parts:
+        from accelerate.commands.config.config_args import load_config_from_file
+
+        assert load_config_from_file(str(path)).num_processes >= 1
+    else:
+        assert yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -108,22 +108,31 @@ def recipes() -> list[str]:
     return list(dict.fromkeys(found))
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
 @pytest.mark.parametrize("command", recipes())
-def test_recipes_can_be_run(command: str, tmp_path: Path) -> None:
+def test_recipes_can_be_run(command: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Each up to its plan, on the small base of its kind."""
+    stub = tmp_path / "python"
+    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    stub.chmod(0o755)
+    # What needs a GPU, and what would train on a published base.
+    command = re.sub(r"\b(?:MODEL_NAME|NUM_PROCESSES|PRECISION|LOW_VRAM)=\S+ ", "", command)
     base = "pocket-sdxl" if "finetune_sdxl" in command else "pocket"
-    command = re.sub(r"MODEL_NAME=\S+ |NUM_PROCESSES=\S+ ", "", command)
-    command = re.sub(r"PRECISION=\S+ ", "", command).replace("--dry_run", "")
-    command = re.sub(r"LOW_VRAM=\S+ ", "", command)  # needs a GPU for its quantised base
-    env = {**os.environ, "PYTHON": sys.executable, "HF_HUB_OFFLINE": "1", "PRECISION": "no"}
-    env |= {"MODEL_NAME": base, "STEPS": "1", "OUTPUT_DIR": str(tmp_path / "run")}
-    command = re.sub(r"STEPS=\d+ ", "", command)
+    env = {
+        **os.environ,
+        "PYTHON": str(stub),
+        "MODEL_NAME": base,
+        "OUTPUT_DIR": str(tmp_path / "run"),
+    }
     done = subprocess.run(
-        ["bash", "-c", f"{command} --dry_run"], cwd=ROOT, env=env, capture_output=True, text=True
+        ["bash", "-c", command], cwd=ROOT, env=env, capture_output=True, text=True, check=True
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "adapter file" in done.stdout
+    words = done.stdout.splitlines()
+    flags = words[words.index("diffusekrona.train_dreambooth") + 1 :]
+    from diffusekrona.train_dreambooth import main
+
+    main([*flags, *([] if "--dry_run" in flags else ["--dry_run"])])
+    assert "adapter file" in capsys.readouterr().out
 
 
 YAML_FILES = [

@@ -11,11 +11,13 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .bases.precision import BYTES, STORED
 from .common.errors import UserError, exit_on_user_error
-from .krona.factors import Pair, multiplications
+
+if TYPE_CHECKING:
+    from .krona.factors import Pair
 
 # (4, 64) is the paper's best on SDXL, and 64 with a1 of 2 to 8 its good region; with both factors
 # at most 8 prompts were no longer followed (arXiv 2402.17412, section 4).
@@ -58,6 +60,8 @@ def _divisors(n: int) -> list[int]:
 
 def cost_of(pair: Pair, shapes: Sequence[Shape], terms: int = 1) -> Cost:
     """Counts over the layers of sizes (out, in)."""
+    from .krona.factors import multiplications
+
     a1, a2 = pair
     sizes = [(a1, a2, out // a1, inside // a2) for out, inside in shapes]
     own = sum(out * inside for out, inside in shapes)

@@ -87,7 +87,7 @@ def denoiser_of(pipeline: Any) -> Any:
     return found
 
 
-def components_of(model: Any) -> dict[str, nn.Module]:
+def components_of(model: Any) -> dict[str, Any]:
     """The adaptable parts of a pipeline, a mapping of parts, or a single model, by name."""
     if isinstance(model, Mapping):
         parts: Mapping[str, Any] = model

@@ -126,20 +126,24 @@ def read_json_of(
         raise _unreadable(base, subfolder or name, error) from error
 
 
-def load_sampler(base: str, **options: Any) -> Any:
-    """The scheduler that the base's pipeline draws with."""
-    from diffusers import DiffusionPipeline
+def load_sampler(base: str, revision: str | None = None) -> Any:
+    """The scheduler that the base's pipeline draws with.
 
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    index = read_json_of(base, "", "model_index.json", revision)
     try:
-        kind = DiffusionPipeline.load_config(base, **options)["scheduler"][1]
-    except (OSError, ValueError, KeyError) as error:
+        kind = str(index["scheduler"][1])
+    except (LookupError, TypeError) as error:
         raise _unreadable(base, "scheduler", error) from error
-    return load_part(base, kind, "scheduler", **options)
+    return load_part(base, kind, "scheduler", revision=revision)
 
 
 def _unreadable(base: str, subfolder: str, error: Exception) -> UserError:
     """One line for what from_pretrained raises; its own often names a file nobody asked for."""
-    chain, link = [], error
+    chain: list[BaseException] = []
+    link: BaseException | None = error
     while link is not None:
         chain.append(link)
         link = link.__cause__ or link.__context__

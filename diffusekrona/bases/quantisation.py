@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Any
 
 from torch import nn
 
@@ -75,20 +76,22 @@ def quantise(
     check_quantisation(kind)
     import bitsandbytes
 
+    layers: Any = bitsandbytes.nn
     for name, old in quantisable(model, block_lists).items():
-        shape = (old.in_features, old.out_features, old.bias is not None)
+        bias: nn.Parameter | None = old.bias  # torch declares that it is always there
+        shape = (old.in_features, old.out_features, bias is not None)
         if kind == "nf4":
-            new = bitsandbytes.nn.Linear4bit(
+            new = layers.Linear4bit(
                 *shape, compute_dtype=old.weight.dtype, quant_type="nf4", device="meta"
             )
             # On some CPUs a forward pass in eval mode packs the weight anew, for inference alone.
             new.support_avx512bf16_for_cpu = False
-            new.weight = bitsandbytes.nn.Params4bit(
+            new.weight = layers.Params4bit(
                 old.weight.data, requires_grad=False, quant_type="nf4", blocksize=NF4_BLOCK
             )
         else:
-            new = bitsandbytes.nn.Linear8bitLt(*shape, has_fp16_weights=False, device="meta")
-            new.weight = bitsandbytes.nn.Int8Params(
+            new = layers.Linear8bitLt(*shape, has_fp16_weights=False, device="meta")
+            new.weight = layers.Int8Params(
                 old.weight.data, requires_grad=False, has_fp16_weights=False
             )
         new.bias = old.bias

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from ..bases.base import Family
 from ..bases.loading import load_sampler
@@ -135,9 +137,7 @@ def draw_validation(
     was_training = denoiser.training
     denoiser.eval()
     # accelerate lets a model that is trained answer in fp32, and samplers go on in what it answers.
-    cast = denoiser.register_forward_pre_hook(
-        lambda _, inputs: (inputs[0].to(denoiser.dtype), *inputs[1:])
-    )
+    cast = denoiser.register_forward_pre_hook(_cast_latents, with_kwargs=True)
     try:
         images = generate(
             pipeline,
@@ -160,6 +160,17 @@ def draw_validation(
     grid = grid.with_photos([load_square(path) for path in shown])
     save_png(grid.image(), folder / "grid.png", {"base": base})
     return images
+
+
+def _cast_latents(
+    denoiser: Any, inputs: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The first argument, which is the latents, in the denoiser's precision."""
+    cast = functools.partial(tree_map, lambda tensor: tensor.to(denoiser.dtype))
+    if inputs:
+        return (cast(inputs[0]), *inputs[1:]), named
+    name = next(iter(named))
+    return inputs, {**named, name: cast(named[name])}
 
 
 def remove_validation(folder: Path) -> None:

@@ -5,7 +5,7 @@
     convert outputs/dog dog_lora.safetensors --to lora                     for diffusers, exact
     convert outputs/dog dog_model.safetensors --to merged --base BASE      one whole model
 
-What it read and wrote is told, with the largest difference of delta W that reading the written
+It reports what it read and wrote, with the largest difference of delta W that reading the written
 file back shows. Nothing is written when anything is wrong.
 """
 
@@ -24,6 +24,7 @@ TARGETS = {
     "krona": "our adapter file",
     "lokr": "LoKr under kohya's names, for ComfyUI, Forge, A1111, InvokeAI",
     "lokr-diffusers": "LoKr under diffusers' names, for unet.load_lora_adapter (square factors)",
+    "lokr-lycoris": "LoKr under LyCORIS' names, for its wrapper and SimpleTuner (square factors)",
     "lora": "LoRA for diffusers' pipe.load_lora_weights",
     "lora-kohya": "LoRA under kohya's names, for every user interface",
     "merged": "the whole model: DESTINATION.safetensors for one file in the original layout, "
@@ -64,12 +65,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--rank", type=int, metavar="R", help="LoRA: at most this rank, by SVD. Default: exact.")
     add("--a1", type=int, metavar="N", help="Nearest Kronecker factors: rows of A, divides out.")
     add("--a2", type=int, metavar="N", help="Nearest Kronecker factors: columns of A, divides in.")
-    add("--terms", type=int, metavar="R", help="Kronecker products kept a layer.")
+    add("--terms", type=int, metavar="R", help="Kronecker products kept per layer.")
     add("--dtype", choices=STORED, help="Default: the source's, if exact.")
     add("--drop_convolutions", action="store_true", help="Leave out what KronA has no place for.")
-    add(
-        "--overwrite", action="store_true", help="Replace a destination that convert did not write."
-    )
+    add("--skip_unsupported", action="store_true", help="Leave out what the target cannot hold.")
+    add("--overwrite", action="store_true", help="Replace what convert did not write.")
     add("--push_to_hub", metavar="REPO_ID", help="Upload what was written, with a model card.")
     add("--private", action="store_true", help="Make the hub repository private.")
     return parser
@@ -88,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         terms=args.terms,
         dtype=dtype_of(args.dtype) if args.dtype else None,
         drop_convolutions=args.drop_convolutions,
+        skip_unsupported=args.skip_unsupported,
     )
     report = convert(
         source,

@@ -25,16 +25,18 @@ from typing import Any, cast
 import torch
 from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from ..bases.base import Family
 from ..bases.components import denoiser_name, is_text_encoder
-from ..bases.families import FAMILIES, components_of, resembling
-from ..common.errors import UserError
+from ..bases.families import FAMILIES, components_of, denoiser_names, resembling
+from ..common.errors import UserError, shortened
 from ..common.files import replace_whole
+from ..common.json_files import parse_json
+from ..common.tensor_files import read_tensors
 from ..krona import target_layers
+from .foreign import FILES, in_own_layout
 from .layers import tensor_shapes
 from .methods import METHODS, Method, method_of
 
@@ -153,36 +155,54 @@ def read_adapter(path: Path | str) -> Adapter:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "adapter.safetensors"
+        usual = [path / name for name in FILES]
+        path = next((file for file in usual if file.is_file()), usual[0])
     if not path.is_file():
         raise UserError(f"No adapter file at {path}: give the path of an adapter.safetensors.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable safetensors file ({error}).") from error
+    tensors, metadata = read_tensors(path)
     if "diffusekrona" not in metadata:
-        raise UserError(
-            f"{path} is not a DiffuseKronA adapter file (its metadata does not say so): "
-            "convert it with `python -m diffusekrona.convert`."
-        )
+        tensors, metadata = in_own_layout(tensors, metadata, path)
     if metadata["diffusekrona"] != LAYOUT_VERSION:
         raise UserError(
-            f"{path} has layout version {metadata['diffusekrona']!r}, this program reads "
-            f"{LAYOUT_VERSION!r}: update DiffuseKronA."
+            f"{path} has layout version {shortened(repr(metadata['diffusekrona']))}, this program "
+            f"reads {LAYOUT_VERSION!r}: update DiffuseKronA."
         )
-    if metadata.get("method") not in METHODS:
-        raise UserError(f"{path} holds an unknown adapter method {metadata.get('method')!r}.")
+    method = METHODS.get(metadata.get("method", ""))
+    if method is None:
+        name = shortened(repr(metadata.get("method")))
+        raise UserError(f"{path} holds an unknown adapter method {name}.")
     try:
-        configs = {
-            component: config_from_json(metadata["method"], values)
-            for component, values in json.loads(metadata["config"]).items()
-        }
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        values = parse_json(metadata.get("config", ""), dict[str, dict[str, Any]])
+    except ValueError as error:
         raise UserError(f"{path} has a damaged config in its metadata ({error}).") from error
-    adapter = Adapter(tensors, configs, metadata)
-    _check_tensors(adapter, path)
+    return checked_adapter(method, tensors, values, metadata, path)
+
+
+def checked_adapter(
+    method: Method,
+    tensors: Mapping[str, torch.Tensor],
+    values: Mapping[str, Mapping[str, Any]],
+    metadata: Mapping[str, str],
+    where: Path | str,
+) -> Adapter:
+    """An adapter of tensors and settings from a file, each checked against the other.
+
+    Args:
+        values: component to its PEFT config as the file holds it.
+
+    Raises:
+        UserError: naming the key or the setting.
+    """
+    adapter = Adapter(dict(tensors), dict.fromkeys(values, PeftConfig()), dict(metadata))
+    for component in values:
+        if component not in denoiser_names() and not is_text_encoder(component):
+            raise UserError(f"{where} has a config of an unknown part {shortened(component)!r}.")
+    _check_tensors(adapter, method, where)
+    for component, own in values.items():
+        layers = method.by_layer(adapter.component_tensors(component))
+        if not layers:
+            raise UserError(f"{where} has a config of {component}, but no tensors of it.")
+        adapter.configs[component] = method.config_from_file(own, layers, where)
     return adapter
 
 
@@ -272,26 +292,24 @@ def _named_as_in(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[
     return {"text_model." + k if k.startswith(inner) else k: t for k, t in bare.items()}
 
 
-def _check_tensors(adapter: Adapter, path: Path) -> None:
-    method = adapter.method
-    if not adapter.tensors:
-        raise UserError(f"{path} holds no tensors.")
-    for key, tensor in adapter.tensors.items():
+def _check_tensors(adapter: Adapter, method: Method, where: Path | str) -> None:
+    tensors = adapter.tensors
+    if not tensors:
+        raise UserError(f"{where} holds no tensors.")
+    for key, tensor in tensors.items():
         found = method.layer_of(key)
         if found is None:
-            raise UserError(f"{path} holds a key that is not a {method.title} tensor: {key}.")
+            raise UserError(f"{where} holds a key that is not a {method.title} tensor: {key}.")
         for name in method.tensor_names:
-            if f"{found[0]}.{name}" not in adapter.tensors:
-                raise UserError(f"{path} holds {key} without its {name}.")
+            if f"{found[0]}.{name}" not in tensors:
+                raise UserError(f"{where} holds {key} without its {name}.")
         if tensor.dim() not in (2, 3) or tensor.numel() == 0 or not tensor.is_floating_point():
             raise UserError(
-                f"{path}: {key} of shape {tuple(tensor.shape)}, {tensor.dtype}, is not a valid "
+                f"{where}: {key} of shape {tuple(tensor.shape)}, {tensor.dtype}, is not a valid "
                 "factor."
             )
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"{path}: {key} holds NaN or infinite values.")
         if adapter.split(key)[0] not in adapter.configs:
-            raise UserError(f"{path}: {key} belongs to a component that the config leaves out.")
+            raise UserError(f"{where}: {key} belongs to a component that the config leaves out.")
 
 
 def _fit_config(

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 Tensors = Mapping[str, "torch.Tensor"]  # one layer's, by the names in `Method.tensor_names`
+ConfigReader = Callable[[Mapping[str, Any], Mapping[str, Tensors], object], "PeftConfig"]
 LOW_RANK_FORMATS = ("lora", "lora-kohya", "peft-lora")
-KRONECKER_FORMATS = ("krona", "peft", "lokr", "lokr-diffusers")
+KRONECKER_FORMATS = ("krona", "peft", "lokr", "lokr-diffusers", "lokr-lycoris")
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Method:
             UserError for a configuration that makes no sense.
         describe: the configuration in a few words, for the model card.
         size: the shapes of a layer's tensors in a few words, for the dry run.
+        read_config: (settings from a file, layer to tensors, where) to a configuration of which
+            nothing is left unchecked; by default its plain numbers. Raises UserError.
         fit: (configuration, layer name to tensors) to the configuration under which PEFT makes
             tensors of these shapes; by default the same one.
         formats: targets of the converter that hold the method exactly.
@@ -80,6 +83,7 @@ class Method:
     delta: Callable[[Tensors, Any, str], Delta]
     describe: Callable[[Any], str]
     size: Callable[[Mapping[str, Shape]], str]
+    read_config: ConfigReader | None = None
     fit: Callable[[Any, Mapping[str, Tensors]], Any] = lambda config, layers: config
     formats: tuple[str, ...] = ("merged",)
     merging_code: Callable[[Mapping[str, Any], str], str] | None = None
@@ -89,6 +93,16 @@ class Method:
     @property
     def config_class(self) -> Callable[..., PeftConfig]:
         return resolve_name(self.config_path)
+
+    def config_from_file(
+        self, values: Mapping[str, Any], layers: Mapping[str, Tensors], where: object
+    ) -> PeftConfig:
+        """The configuration that a file holds, checked. Raises UserError."""
+        from .file_config import plain_config
+
+        if self.read_config is not None:
+            return self.read_config(values, layers, where)
+        return plain_config(self.config_class, values, layers, where)
 
     def learning_rate(self, family: str) -> float:
         """The default learning rate for a family of base models."""
@@ -211,9 +225,22 @@ def _krona_fit(config: Any, layers: Mapping[str, Tensors]) -> Any:
     for name, tensors in layers.items():
         pair = tuple(tensors["krona_a"].shape[-2:])
         if factors_of(config, name) != pair:
-            # First, since PEFT takes the first pattern that matches.
-            config.factor_pattern = {re.escape(name): pair, **config.factor_pattern}
+            config.factor_pattern = {name: pair, **config.factor_pattern}
     return config
+
+
+def _krona_from_file(
+    values: Mapping[str, Any], layers: Mapping[str, Tensors], where: object
+) -> PeftConfig:
+    from .file_config import krona_config
+
+    shapes = {}
+    for name, own in layers.items():
+        a, b = own["krona_a"].shape, own["krona_b"].shape
+        if a[:-2] != b[:-2]:
+            raise UserError(f"{where}: {name}'s krona_a and krona_b differ in number of terms.")
+        shapes[name] = (a[0] if len(a) == 3 else 1, a[-2], a[-1])
+    return krona_config(values, shapes, where)
 
 
 def _krona_merging_code(configs: Mapping[str, Any], file: str) -> str:
@@ -252,6 +279,7 @@ KRONA = register(
         delta=_krona_delta,
         describe=_krona_words,
         size=_krona_size,
+        read_config=_krona_from_file,
         fit=_krona_fit,
         formats=(*KRONECKER_FORMATS, *LOW_RANK_FORMATS, "merged"),
         merging_code=_krona_merging_code,
@@ -286,6 +314,20 @@ def _lora_delta(tensors: Tensors, config: Any, layer: str) -> Delta:
     return LowRankDelta(up.flatten(1) * lora_scale(config, layer), down.flatten(1), kernel)
 
 
+def _lora_from_file(
+    values: Mapping[str, Any], layers: Mapping[str, Tensors], where: object
+) -> PeftConfig:
+    from .file_config import lora_config
+
+    ranks = {}
+    for name, own in layers.items():
+        down, up = own["lora_A.weight"].shape, own["lora_B.weight"].shape
+        if len(down) != 2 or len(up) != 2 or down[0] != up[1]:
+            raise UserError(f"{where}: {name}'s lora_A and lora_B differ in rank.")
+        ranks[name] = down[0]
+    return lora_config(values, ranks, where)
+
+
 def lora_scale(config: Any, layer: str) -> float:
     """What PEFT multiplies a LoRA layer by.
 
@@ -317,6 +359,7 @@ LORA = register(
         delta=_lora_delta,
         describe=lambda config: f"rank {config.r}",
         size=lambda shapes: f"rank {shapes['lora_A.weight'][0]}",
+        read_config=_lora_from_file,
         formats=(*LOW_RANK_FORMATS, "merged"),
         # The defaults of diffusers' train_dreambooth_lora.py and train_dreambooth_lora_sdxl.py.
         learning_rates={"sdxl": 1e-4, "": 5e-4},

@@ -62,6 +62,8 @@ class FileNames:
         architecture_prefix: what every variant of `architecture` begins with.
         text_layouts: layout of each text encoder in a single-file model: "clip" or "open_clip".
         text_prefixes: where each text encoder lies in a single-file model.
+        text_width: width of the first text encoder.
+        widths: of the denoiser's blocks that have attentions, in the published models.
 
     Source: kohya-ss/sd-scripts `library/model_util.py`, `library/sai_model_spec.py`;
     github.com/Stability-AI/ModelSpec.
@@ -80,6 +82,8 @@ class FileNames:
     architecture_prefix: str
     text_layouts: tuple[str, ...]
     text_prefixes: tuple[str, ...]
+    text_width: int
+    widths: Mapping[str, int]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -18,6 +18,11 @@ TOKENS = 77  # that CLIP reads
 SD2_CONTEXT = 1024  # width of SD 2.x's text states
 # diffusers' UNet2DConditionModel takes these for keys that a config leaves out.
 _CHANNELS, _BLOCKS, _CONTEXT = 4, (320, 640, 1280, 1280), 1280
+# Widths of the published UNets' blocks that have attentions.
+_WIDTHS = {
+    **{f"down_blocks.{i}": width for i, width in enumerate(_BLOCKS[:3])},
+    **{f"up_blocks.{3 - i}": width for i, width in enumerate(_BLOCKS[:3])},
+}
 
 # Where a UNet takes something beside latents, time and text: key, what the families here have,
 # and what other models are.
@@ -148,6 +153,8 @@ SD1 = StableDiffusion(
         architecture_prefix="stable-diffusion-v1",
         text_layouts=("clip",),
         text_prefixes=("cond_stage_model.transformer.",),
+        text_width=768,
+        widths=_WIDTHS,
     ),
 )
 SD2 = StableDiffusion(
@@ -179,5 +186,7 @@ SD2 = StableDiffusion(
         architecture_prefix="stable-diffusion-v2",
         text_layouts=("open_clip",),
         text_prefixes=("cond_stage_model.model.",),
+        text_width=SD2_CONTEXT,
+        widths=_WIDTHS,
     ),
 )

@@ -99,5 +99,12 @@ SDXL = StableDiffusionXL(
         architecture_prefix="stable-diffusion-xl",
         text_layouts=("clip", "open_clip"),
         text_prefixes=("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."),
+        text_width=768,
+        widths={
+            "down_blocks.1": 640,
+            "down_blocks.2": 1280,
+            "up_blocks.0": 1280,
+            "up_blocks.1": 640,
+        },
     ),
 )

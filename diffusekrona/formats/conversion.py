@@ -27,10 +27,11 @@ from .destination import (
 from .full_model import FullModel, open_model
 from .recognise import READERS, SOURCES, recognise
 from .report import Options, Report
+from .target_limits import held_by, with_base
 from .to_kronecker import with_factors
 
 KRONECKER = ("krona", "peft")
-LOKR = ("lokr", "lokr-diffusers")
+LOKR = ("lokr", "lokr-diffusers", "lokr-lycoris")
 LOW_RANK = ("lora", "lora-kohya", "peft-lora")
 TARGETS = (*KRONECKER, *LOKR, *LOW_RANK, "merged")
 
@@ -68,21 +69,20 @@ def convert(
     for path in (destination, source, *(path for path, _ in adapters), base or "."):
         clean_leftovers(Path(path).expanduser().absolute().parent)
     model = open_model(base, family) if base is not None else None
-    hints = Hints(family, model.layers_per_block if model else None, model and model.family)
-    found = [(share, *recognise(p, source_format)) for p, share in [(source, weight), *adapters]]
-    files = [file for _, _, file in found]
+    skip = options.skip_unsupported
+    family_of_base = model.family if model else None
+    hints = Hints(family, model and model.layers_per_block, family_of_base, skip)
+    sources = [(share, *recognise(p, source_format)) for p, share in [(source, weight), *adapters]]
     check_destination(
         destination,
-        [*files, *(model.places() if model else [])],
+        [*(file for _, _, file in sources), *(model.places() if model else [])],
         is_folder_target(destination, target),
         overwrite,
     )
-    sets, size = [], 0
-    for share, kind, file in found:
-        sets.append((share, _read(kind, file, hints, model)))
-        check_sizes(sets[-1][1].layers, file)
-        size += _size(file)
-    whole = mix(sets)
+    sets = [(w, _read(kind, file, hints, model, target)) for w, kind, file in sources]
+    if target == "merged" and len(sets) > 1 and any(s.additions for _, s in sets):
+        raise UserError("A whole model and adapters cannot be merged at once: merge one by one.")
+    whole = held_by(target, mix(sets), skip)
     check_sizes(whole.layers, whole.title)
     if model is not None:
         merged.edits_of(whole, model)  # the checks alone
@@ -96,7 +96,7 @@ def convert(
         family=whole.family,
         layers=len(whole.layers),
         parameters=whole.parameters(),
-        bytes_read=size,
+        bytes_read=sum(_size(file) for _, _, file in sources),
         target=target,
         destination=destination,
         bytes_written=_size(destination),
@@ -126,14 +126,30 @@ def _check_request(target: str, base: object, options: Options) -> None:
         )
 
 
-def _read(kind: str, path: Path, hints: Hints, base: FullModel | None) -> DeltaSet:
+def _read(kind: str, path: Path, hints: Hints, base: FullModel | None, target: str) -> DeltaSet:
     if kind not in SOURCES:
         raise UserError(f"--from {kind}: no such format; there are {', '.join(SOURCES)}.")
     if kind != "full":
-        return READERS[kind](path, hints)
+        found = with_base(READERS[kind](path, hints), base)
+        check_sizes(found.layers, path)
+        return found
     if base is None:
         raise UserError(f"{path} is a whole model: add --base, the model it was tuned from.")
-    return full_finetune.read(open_model(path, hints.family), base)
+    tuned = open_model(path, hints.family)
+    found = full_finetune.read(tuned, base)
+    if target != "merged":
+        if all(delta.weight().abs().max() == 0 for delta in found.layers.values()):
+            raise UserError(f"{path} and {base.root} have equal attention weights.")
+        found.notes += full_finetune.what_layers_leave_out(tuned, base)
+        return found
+    lost = full_finetune.misfits(tuned, base)
+    if lost and not hints.skip_unsupported:
+        raise UserError(
+            f"{path} does not fit into the base {base.root}: {'; '.join(lost)}. "
+            "Choose the base that it was tuned from, or add --skip_unsupported."
+        )
+    found.notes += [f"left out: {line}" for line in lost]
+    return found
 
 
 def _write_adapter(
@@ -164,7 +180,11 @@ def _write_adapter(
 
 def _kronecker(whole: DeltaSet, options: Options) -> DeltaSet:
     return with_factors(
-        whole, options.a1, options.a2, options.terms, drop=options.drop_convolutions
+        whole,
+        options.a1,
+        options.a2,
+        options.terms,
+        drop=options.drop_convolutions or options.skip_unsupported,
     )
 
 
@@ -177,8 +197,9 @@ def _tensors(
         return written, adapter.tensors, adapter.metadata
     if target == "lokr":
         return lokr.kohya_tensors(whole, title, options.dtype, options.a1, options.a2)
-    if target == "lokr-diffusers":
-        return lokr.diffusers_tensors(whole, options.dtype, options.a1, options.a2)
+    if target in ("lokr-diffusers", "lokr-lycoris"):
+        write = lokr.diffusers_tensors if target == "lokr-diffusers" else lokr.lycoris_tensors
+        return write(whole, options.dtype, options.a1, options.a2)
     if target == "lora":
         return whole, *lora.diffusers_tensors(whole, options.rank, options.dtype)
     return whole, *lora.kohya_tensors(whole, title, options.rank, options.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,7 +12,9 @@ from ..adapters.deltas import Delta, KronDelta, combine, total_parameters
 from ..bases.families import FAMILIES
 from ..common.errors import UserError
 from .layer_names import names_of
-from .metadata import family_from_layers, family_from_metadata
+from .layer_parts import NeedsBase
+from .metadata import families_of_layers, family_from_metadata
+from .refs import Ref
 from .sgm_names import LAYERS_PER_BLOCK
 
 LARGEST_LAYER = 2**27  # numbers; SDXL's largest has 2**25
@@ -26,11 +28,13 @@ class Hints:
         family: "sd1", "sd2" or "sdxl".
         layers_per_block: of the base's UNet, for the original's block numbers.
         base_family: of the base given along; believed after what the file itself says.
+        skip_unsupported: leave out what cannot be read or written, instead of refusing it.
     """
 
     family: str | None = None
     layers_per_block: int | None = None
     base_family: str | None = None
+    skip_unsupported: bool = False
 
 
 @dataclass
@@ -45,7 +49,11 @@ class DeltaSet:
         layers_per_block: of the base's UNet.
         dtype: the source's, in which the factors were stored.
         errors: layer name to relative error, where this is an approximation.
-        notes: what the user should be told.
+        notes: what the user should know.
+        need_base: layers whose delta depends on the base's weight; empty once `resolve` is done.
+        vectors: `<layer>.weight` or `.bias` to what is added to that vector; merged models only.
+        bundled: textual inversions (`bundle_emb.…`) that kohya's format carries along.
+        additions: tensors of the base to what is added to each; of a whole model only.
     """
 
     layers: dict[str, Delta]
@@ -56,6 +64,10 @@ class DeltaSet:
     dtype: torch.dtype = torch.float32
     errors: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    need_base: dict[str, NeedsBase] = field(default_factory=dict)
+    vectors: dict[str, torch.Tensor] = field(default_factory=dict)
+    bundled: dict[str, torch.Tensor] = field(default_factory=dict)
+    additions: dict[Ref, Callable[[], torch.Tensor]] = field(default_factory=dict)
 
     def parameters(self) -> int:
         return total_parameters(self.layers.values())
@@ -96,9 +108,21 @@ def find_family(
     metadata: Mapping[str, str],
     hints: Hints,
 ) -> str | None:
-    """The family by what the user, the metadata, the base and the layers say, in that order."""
-    seen = family_from_layers({name: d.shape for name, d in layers.items()}, stems, where)
-    return hints.family or family_from_metadata(metadata) or hints.base_family or seen
+    """The family by what the user, the metadata, the base and the layers say, in that order.
+
+    Raises:
+        UserError: the layers are of several families, or not of the one that the user named.
+    """
+    possible = families_of_layers({name: d.shape for name, d in layers.items()}, stems, where)
+    if hints.family and hints.family not in possible:
+        raise UserError(
+            f"--family {hints.family}: the layers of {where} are those of {' or '.join(possible)}."
+        )
+    noted = family_from_metadata(metadata)
+    if noted in possible:
+        return hints.family or noted
+    seen = possible[0] if len(possible) == 1 else None
+    return hints.family or seen or hints.base_family
 
 
 def check_sizes(layers: Mapping[str, Delta], where: Path | str) -> None:
@@ -146,4 +170,21 @@ def mix(parts: Sequence[tuple[float, DeltaSet]]) -> DeltaSet:
         metadata={**first.metadata, "mixed_from": title},
         dtype=torch.float32,
         notes=[note for _, d in parts for note in d.notes],
+        vectors=_mixed_vectors(parts),
+        bundled={key: tensor for _, d in parts for key, tensor in d.bundled.items()},
+        additions=_scaled_additions(*parts[0]) if len(parts) == 1 else {},
     )
+
+
+def _scaled_additions(weight: float, source: DeltaSet) -> dict[Ref, Callable[[], torch.Tensor]]:
+    return {ref: lambda make=make: weight * make() for ref, make in source.additions.items()}
+
+
+def _mixed_vectors(parts: Sequence[tuple[float, DeltaSet]]) -> dict[str, torch.Tensor]:
+    total: dict[str, torch.Tensor] = {}
+    for weight, deltas in parts:
+        for name, vector in deltas.vectors.items():
+            if name in total and total[name].shape != vector.shape:
+                raise UserError(f"The adapters do not fit one base: {name} differs in length.")
+            total[name] = total.get(name, 0) + weight * vector
+    return total

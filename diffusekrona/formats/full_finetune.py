@@ -1,6 +1,8 @@
-"""A fully fine-tuned model, as what it changed in its base's attention projections."""
+"""A fully fine-tuned model, as what it changed in its base."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 
@@ -8,13 +10,18 @@ from ..adapters.deltas import DenseDelta
 from ..common.errors import UserError
 from .delta_set import DeltaSet
 from .full_model import FullModel
+from .model_pairs import Pair, pairs, unpaired
+
+WHOLE = "full fine-tune"
 
 
 def read(tuned: FullModel, base: FullModel) -> DeltaSet:
-    """tuned - base for every attention projection of both; text encoders only where they differ.
+    """tuned - base: per attention projection, and for every tensor as an addition.
+
+    Text encoders' projections are layers only where they differ.
 
     Raises:
-        UserError: models of different families or sizes, or equal ones.
+        UserError: models of different families or sizes.
     """
     if tuned.family and base.family and tuned.family != base.family:
         raise UserError(f"{tuned.root} is {tuned.family}, the base {base.root} {base.family}.")
@@ -29,20 +36,58 @@ def read(tuned: FullModel, base: FullModel) -> DeltaSet:
             layers[name] = DenseDelta(change, (rows, columns))
     if not layers:
         raise UserError(f"{tuned.root} has no attention projections in common with {base.root}.")
-    if all(d.weight().abs().max() == 0 for d in layers.values()):
-        raise UserError(f"{tuned.root} and {base.root} have equal attention weights.")
+    everything = list(pairs(base, tuned))
     return DeltaSet(
         layers,
-        "full fine-tune",
+        WHOLE,
         tuned.family or base.family,
         {"base_model": str(base.root)},
         base.layers_per_block,
         torch.float32,
-        notes=[*_other_changes(tuned, base)],
+        additions={pair.ref: _difference(base, pair) for pair in everything if pair.fits},
     )
 
 
-def _change(tuned: FullModel, base: FullModel, name: str):
+def _difference(base: FullModel, pair: Pair) -> Callable[[], torch.Tensor]:
+    return lambda: pair.other().float() - base.load(pair.ref).float()
+
+
+def what_layers_leave_out(tuned: FullModel, base: FullModel) -> list[str]:
+    """Notes on what the attention projections alone do not hold: changes, and tensors of one only.
+
+    A difference is a change where it is larger than the coarser dtype's rounding.
+    """
+    taken = {base.locate(name)[0] for name in tuned.projections()}
+    worst, count, largest = "", 0, 0.0
+    for pair in pairs(base, tuned):
+        if pair.ref in taken or not pair.fits:
+            continue
+        old, new = base.load(pair.ref).float(), pair.other().float()
+        norm = old.norm() if old.any() else new.norm()  # what was zero has changed by all it is
+        change = ((new - old).norm() / norm.clamp_min(1e-12)).item()
+        rounding = max(torch.finfo(d).eps for d in (pair.ref.dtype, pair.other_dtype))
+        if change > max(1e-6, rounding):
+            count += 1
+            if change > largest:
+                worst, largest = pair.name, change
+    notes = []
+    if count:
+        notes.append(
+            f"{count} tensors outside the attention projections changed too and are left out; the "
+            f"most, {largest:.2g} of its norm: {worst}. --to merged keeps them."
+        )
+    return notes + [f"left out: {line}" for line in misfits(tuned, base)]
+
+
+def misfits(tuned: FullModel, base: FullModel) -> list[str]:
+    """What of the tuned model has no place in the base: other shapes, other tensors."""
+    shapes = [pair.name for pair in pairs(base, tuned) if not pair.fits]
+    more = unpaired(base, tuned)
+    lines = [f"{len(shapes)} tensors of other shapes, such as {shapes[0]}"] if shapes else []
+    return lines + ([f"{len(more)} tensors that the base lacks, such as {more[0]}"] if more else [])
+
+
+def _change(tuned: FullModel, base: FullModel, name: str) -> Callable[[], torch.Tensor]:
     def change() -> torch.Tensor:
         one, other = tuned.weight(name), base.weight(name)
         if one.shape != other.shape:
@@ -52,30 +97,3 @@ def _change(tuned: FullModel, base: FullModel, name: str):
         return one - other
 
     return change
-
-
-def _other_changes(tuned: FullModel, base: FullModel) -> list[str]:
-    """One note that names the largest change outside the attention projections, if any."""
-    if tuned.is_single_file != base.is_single_file:
-        return []
-    taken = {tuned.locate(name)[0].key for name in tuned.projections()}
-    worst, count, largest = "", 0, 0.0
-    for component, tensors in tuned.parts.items():
-        for key, ref in tensors.items():
-            other = base.parts.get(component, {}).get(key)
-            if other is None or key in taken or other.shape != ref.shape:
-                continue
-            if not ref.dtype.is_floating_point or component == "vae":
-                continue
-            old, new = base.load(other).float(), tuned.load(ref).float()
-            change = ((new - old).norm() / old.norm().clamp_min(1e-12)).item()
-            if change > 1e-6:
-                count += 1
-                if change > largest:
-                    worst, largest = f"{component}.{key}", change
-    if not count:
-        return []
-    return [
-        f"{count} tensors outside the attention projections changed too and are left out; the "
-        f"most, {largest:.2g} of its norm: {worst}."
-    ]

@@ -18,22 +18,13 @@ from safetensors import safe_open
 from ..bases.families import FAMILIES, resembling
 from ..bases.loading import resolve_base
 from ..common.errors import UserError
+from ..common.json_files import read_json
 from ..common.tensor_files import DTYPES, opened, read_shapes, refuse_pickle
 from . import ldm_layout
-from .folders import read_json
+from .refs import Ref
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 PROJECTION = re.compile(r"attn[12]\.to_(q|k|v|out\.0)$|self_attn\.(q|k|v|out)_proj$")
-
-
-@dataclass(frozen=True)
-class Ref:
-    """A tensor in a file."""
-
-    path: Path
-    key: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
 
 
 @dataclass
@@ -66,11 +57,11 @@ class FullModel:
             self._handles[ref.path] = safe_open(ref.path, framework="pt")
         return self._handles[ref.path].get_tensor(ref.key)
 
-    def locate(self, name: str) -> tuple[Ref, slice] | None:
-        """The weight of a layer and its rows in it (a fused q, k, v has three layers' rows)."""
+    def locate(self, name: str, parameter: str = "weight") -> tuple[Ref, slice] | None:
+        """A layer's weight or bias and its rows in it (a fused q, k, v has three layers' rows)."""
         component, _, path = name.partition(".")
         if self.is_single_file:
-            found = ldm_layout.locate(name, self.family, self.layers_per_block)
+            found = ldm_layout.locate(name, self.family, self.layers_per_block, parameter)
             ref = self.parts["file"].get(found[0])
             if ref is None or found[1] is None:
                 return ref and (ref, slice(None))
@@ -78,8 +69,8 @@ class FullModel:
             return ref, slice(found[1] * third, (found[1] + 1) * third)
         tensors = self.parts.get(component, {})
         for key in (path, path.removeprefix("text_model."), f"text_model.{path}"):
-            if f"{key}.weight" in tensors:
-                return tensors[f"{key}.weight"], slice(None)
+            if f"{key}.{parameter}" in tensors:
+                return tensors[f"{key}.{parameter}"], slice(None)
         return None
 
     def weight(self, name: str) -> torch.Tensor:
@@ -132,7 +123,7 @@ def open_model(name_or_path: str | Path, family: str | None = None) -> FullModel
     root = Path(resolve_base(str(name_or_path)))
     if not root.is_dir():
         root = _download(str(name_or_path))
-    config = read_json(root / "unet" / "config.json")
+    config = read_json(root / "unet" / "config.json", dict[str, Any])
     per_block = config.get("layers_per_block", 2)
     if not isinstance(per_block, int):
         raise UserError(f"{root}: the UNet's blocks differ in depth, which no file format counts.")
@@ -156,7 +147,7 @@ def _component(folder: Path, component: str) -> dict[str, Ref]:
     for name in names:
         path = folder / name
         if path.is_file() and name.endswith(".json"):
-            files = set(read_json(path).get("weight_map", {}).values())
+            files = set(read_json(path, dict[str, Any]).get("weight_map", {}).values())
             odd = [f for f in files if not isinstance(f, str) or Path(f).name != f]
             if odd or not files:
                 raise UserError(f"{path} names weights outside its folder: {odd[:1]}.")

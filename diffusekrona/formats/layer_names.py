@@ -46,26 +46,28 @@ _ATTENTION = (
     ),
     (r"transformer_blocks_(\d+)_ff_net_0_proj", r"transformer_blocks.\1.ff.net.0.proj"),
     (r"transformer_blocks_(\d+)_ff_net_2", r"transformer_blocks.\1.ff.net.2"),
+    (r"transformer_blocks_(\d+)_norm(1|2|3)", r"transformer_blocks.\1.norm\2"),
     (r"proj_(in|out)", r"proj_\1"),
+    (r"norm", "norm"),
 )
-_RESNET = ((r"(conv1|conv2|conv_shortcut|time_emb_proj)", r"\1"),)
+_RESNET = ((r"(conv1|conv2|conv_shortcut|time_emb_proj|norm1|norm2)", r"\1"),)
 _SAMPLER = ((r"conv", r"conv"),)
 _SGM_REST = (
     *_ATTENTION,
-    (r"in_layers_2", "in_layers.2"),
-    (r"out_layers_3", "out_layers.3"),
+    (r"in_layers_(0|2)", r"in_layers.\1"),
+    (r"out_layers_(0|3)", r"out_layers.\1"),
     (r"emb_layers_1", "emb_layers.1"),
     (r"(skip_connection|op|conv)", r"\1"),
 )
 _OUTSIDE = (
     (r"(time|add)_embedding_linear_(1|2)", r"\1_embedding.linear_\2"),
-    (r"conv_(in|out)", r"conv_\1"),
+    (r"conv_(in|out|norm_out)", r"conv_\1"),
 )
 _SGM_OUTSIDE = (
     (r"time_embed_(0|2)", r"time_embed.\1"),
     (r"label_emb_0_(0|2)", r"label_emb.0.\1"),
     (r"input_blocks_0_0", "input_blocks.0.0"),
-    (r"out_2", "out.2"),
+    (r"out_(0|2)", r"out.\1"),
 )
 _TEXT_HEAD = r"(?:transformer_)?(?:text_model_)?"
 _TEXT = (
@@ -77,6 +79,11 @@ _TEXT = (
         _TEXT_HEAD + r"encoder_layers_(\d+)_mlp_fc(1|2)",
         r"text_model.encoder.layers.\1.mlp.fc\2",
     ),
+    (
+        _TEXT_HEAD + r"encoder_layers_(\d+)_layer_norm(1|2)",
+        r"text_model.encoder.layers.\1.layer_norm\2",
+    ),
+    (_TEXT_HEAD + r"final_layer_norm", "text_model.final_layer_norm"),
     (r"(?:transformer_)?text_projection", "text_projection"),
 )
 _SGM_HEADS = ("input_blocks_", "middle_block_", "output_blocks_", "time_embed_", "label_emb_")
@@ -154,6 +161,8 @@ def kohya_stem(name: str, sgm: bool, numbered: bool, layers: int = LAYERS_PER_BL
             return "lora_unet_" + (to_sgm(path, layers) if sgm else path).replace(".", "_")
         except ValueError as error:
             raise UserError(f"{name} has no place in the original layout.") from error
+    if component == "text_encoder_2" and not numbered:
+        raise UserError(f"{name}: this family of base models has no second text encoder.")
     number = {"text_encoder": "1", "text_encoder_2": "2"}[component] if numbered else ""
     return f"lora_te{number}_" + path.replace(".", "_")
 

@@ -73,7 +73,7 @@ def unet_key(key: str, config: Mapping[str, Any]) -> str:
         raise UserError(f"The UNet's {key} has no place in the original layout.") from error
 
 
-def vae_key(key: str, up_blocks: int) -> tuple[str, bool]:
+def vae_key(key: str, blocks: int) -> tuple[str, bool]:
     """A diffusers VAE key to its place, and whether a linear weight becomes a 1x1 convolution."""
     for pattern, to in _VAE_RULES:
         found = re.fullmatch(pattern, key)
@@ -84,9 +84,14 @@ def vae_key(key: str, up_blocks: int) -> tuple[str, bool]:
         found = re.fullmatch(r"(encoder|decoder)\.mid_block\.resnets\.(\d)\.(.+)", key)
         name = f"{found[1]}.mid.block_{int(found[2]) + 1}.{found[3]}" if found else key
     # The original counts the decoder's blocks from the last.
-    name = re.sub(r"^decoder\.up\.(\d+)", lambda m: f"decoder.up.{up_blocks - 1 - int(m[1])}", name)
+    name = re.sub(r"^decoder\.up\.(\d+)", lambda m: f"decoder.up.{blocks - 1 - int(m[1])}", name)
     name = name.replace("conv_shortcut", "nin_shortcut")
     return VAE + name, bool(re.search(r"attn_1\.(q|k|v|proj_out)\.weight$", name))
+
+
+def up_blocks(keys: Iterable[str]) -> int:
+    """How many blocks a diffusers VAE's decoder has."""
+    return 1 + max((int(k.split(".")[2]) for k in keys if "decoder.up_blocks." in k), default=0)
 
 
 def text_key(key: str, layout: str, prefix: str) -> tuple[str, int | None, bool] | None:
@@ -110,12 +115,14 @@ def text_key(key: str, layout: str, prefix: str) -> tuple[str, int | None, bool]
     raise UserError(f"The text encoder's {key} has no place in the original layout.")
 
 
-def locate(name: str, family: str | None, layers: int) -> tuple[str, int | None]:
-    """Layer name to (key of its weight in the file, which third of it or None)."""
+def locate(
+    name: str, family: str | None, layers: int, parameter: str = "weight"
+) -> tuple[str, int | None]:
+    """Layer name to (key of its weight or bias in the file, which third of it or None)."""
     component, _, path = name.partition(".")
     if component == "unet":
         try:
-            key = UNET + to_sgm(path, layers) + ".weight"
+            key = f"{UNET}{to_sgm(path, layers)}.{parameter}"
         except ValueError as error:
             raise UserError(f"{name} has no place in the original layout.") from error
         return key, None
@@ -123,7 +130,7 @@ def locate(name: str, family: str | None, layers: int) -> tuple[str, int | None]
     index = ENCODERS.index(component)
     if known is None or index >= len(known.text_layouts):
         raise UserError(f"{name}: this family of models has no {component}.")
-    found = text_key(path + ".weight", known.text_layouts[index], known.text_prefixes[index])
+    found = text_key(f"{path}.{parameter}", known.text_layouts[index], known.text_prefixes[index])
     return found[0], found[1]
 
 

@@ -1,11 +1,7 @@
-"""LoKr files: delta W = kron(w1, w2), LyCORIS' format, so w1 is our A and w2 our B.
+"""LoKr files, LyCORIS' format: delta W = kron(w1, w2), so w1 is our A and w2 our B.
 
-Either factor is whole or a product: `lokr_w1` or `lokr_w1_a @ lokr_w1_b`, `lokr_w2` likewise. The
-scale is alpha / rank where a factor is a product, and 1 where both are whole, whatever `alpha`
-says; PEFT alone always scales by alpha / r, which its config tells (`peft_folder`). Written with
-both factors whole and the scale in w1, the file means the same to every reader.
-
-`lokr_t2`, a Tucker core, exists for convolutions only and is refused, as is a DoRA magnitude.
+Written with both factors whole and the scale in w1, the file means the same to every reader.
+`adapter_layers` reads LoKr files of every kind.
 
 Source: KohakuBlueleaf/LyCORIS `lycoris/modules/lokr.py`; ComfyUI `comfy/weight_adapter/lokr.py`;
 InvokeAI `patches/layers/lokr_layer.py`; Nerogar/OneTrainer and ostris/ai-toolkit write the same.
@@ -13,142 +9,19 @@ InvokeAI `patches/layers/lokr_layer.py`; Nerogar/OneTrainer and ostris/ai-toolki
 
 from __future__ import annotations
 
-import json
-import re
-from collections import Counter, defaultdict
-from collections.abc import Mapping
-from pathlib import Path
+import math
+from dataclasses import replace
 
 import torch
 
-from ..adapters.deltas import Delta, KronDelta, as_plain_kron, krons_equally
-from ..adapters.methods import valid_scale
+from ..adapters.deltas import Delta, KronDelta, LowRankDelta, as_plain_kron, krons_equally
 from ..common.errors import UserError
-from ..common.tensor_files import read_tensors, stored
-from .delta_set import DeltaSet, Hints, find_family, named_layers
+from ..common.tensor_files import stored
+from .delta_set import DeltaSet
 from .layer_names import kohya_stem
+from .lora import shaped
 from .metadata import metadata_for, names_in_files
 from .to_kronecker import with_factors
-
-_PART = re.compile(r"(?P<stem>.+)\.(?P<part>lokr_w[12](?:_[ab])?|alpha)(?:\.(?!weight)\w+)?")
-
-
-def is_lokr_key(key: str) -> bool:
-    found = _PART.fullmatch(key)
-    return bool(found and found["part"] != "alpha")
-
-
-def read(path: Path, hints: Hints) -> DeltaSet:
-    """A LoKr file of any of the programs. Raises UserError."""
-    tensors, metadata = read_tensors(path)
-    return from_tensors(tensors, metadata, path, hints, saved_scale(metadata, path))
-
-
-def from_tensors(
-    tensors: Mapping[str, torch.Tensor],
-    metadata: Mapping[str, str],
-    where: Path | str,
-    hints: Hints,
-    scale: float | Mapping[str, float] | None = None,
-) -> DeltaSet:
-    """`read` for tensors in memory.
-
-    Args:
-        scale: PEFT's alpha / r, for all stems or by stem; None for LyCORIS' rule.
-    """
-    stems = _group(tensors, where)
-    names, per_block = named_layers(list(stems), where, metadata, hints)
-    layers: dict[str, Delta] = {}
-    for stem, parts in stems.items():
-        peft = scale.get(stem) if isinstance(scale, Mapping) else scale
-        layers[names[stem]] = _delta(stem, parts, where, peft)
-    dtypes = Counter(t.dtype for t in tensors.values() if t.dim() > 1)
-    return DeltaSet(
-        layers,
-        "LoKr",
-        find_family(layers, list(stems), where, metadata, hints),
-        dict(metadata),
-        per_block,
-        dtypes.most_common(1)[0][0],
-    )
-
-
-def saved_scale(metadata: Mapping[str, str], where: Path | str) -> float | None:
-    """alpha / r of a file that diffusers saved from a PEFT LoKr, else None."""
-    try:
-        flat = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-        fields = {key.rpartition(".")[2]: value for key, value in flat.items()}
-        known = {"alpha", "r"} <= fields.keys()
-        return valid_scale(fields["alpha"] / fields["r"], where) if known else None
-    except (ValueError, AttributeError, TypeError, ZeroDivisionError) as error:
-        raise UserError(f"{where}: lora_adapter_metadata is damaged ({error}).") from error
-
-
-def _group(
-    tensors: Mapping[str, torch.Tensor], where: Path | str
-) -> dict[str, dict[str, torch.Tensor]]:
-    stems: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
-    for key, tensor in tensors.items():
-        found = _PART.fullmatch(key)
-        if not found:
-            raise UserError(f"{where}: {key} {_refusal(key)}")
-        whole = tensor.is_floating_point() or found["part"] == "alpha"  # some write alpha as int
-        if not whole or tensor.numel() == 0:
-            raise UserError(f"{where}: {key} of shape {tuple(tensor.shape)} is no factor.")
-        stems[found["stem"]][found["part"]] = tensor
-    for stem, parts in stems.items():
-        for factor in ("lokr_w1", "lokr_w2"):
-            whole, product = factor in parts, (f"{factor}_a" in parts, f"{factor}_b" in parts)
-            if whole == any(product) or any(product) != all(product):
-                key = next(k for k in tensors if k.startswith(stem + "."))
-                raise UserError(
-                    f"{where} holds {key} without a whole {factor} beside it: "
-                    f"one of {factor} and {factor}_a with {factor}_b is needed."
-                )
-    return dict(stems)
-
-
-def _refusal(key: str) -> str:
-    if key.endswith(("lokr_t1", "lokr_t2")):
-        return "is a Tucker core of a convolution, which no Kronecker adapter has a place for."
-    if "dora_scale" in key or "magnitude" in key:
-        return "is a DoRA magnitude, which rescales the base's own weights: no factors hold it."
-    return "is no part of a LoKr."
-
-
-def _delta(
-    stem: str, parts: Mapping[str, torch.Tensor], where: Path | str, peft: float | None
-) -> KronDelta:
-    a, rank_a = _factor(stem, parts, "lokr_w1", where)
-    b, rank_b = _factor(stem, parts, "lokr_w2", where)
-    rank = rank_a or rank_b  # LyCORIS gives both products one rank
-    scale = peft
-    if scale is None:
-        alpha = parts.get("alpha")
-        if alpha is not None and alpha.numel() != 1:
-            raise UserError(f"{where}: {stem}.alpha is no single number.")
-        scale = float(alpha) / rank if alpha is not None and rank else 1.0
-    kernel = tuple(b.shape[2:])
-    return KronDelta(a[None], b.flatten(1)[None], scale, kernel=kernel)
-
-
-def _factor(
-    stem: str, parts: Mapping[str, torch.Tensor], name: str, where: Path | str
-) -> tuple[torch.Tensor, int | None]:
-    """One factor, fp32, and the rank of its product (None where it is whole)."""
-    if name in parts:
-        whole = parts[name].float()
-        if whole.dim() != 2 and not (whole.dim() == 4 and name == "lokr_w2"):
-            raise UserError(f"{where}: {stem}.{name} of shape {tuple(whole.shape)} is no factor.")
-        return whole, None
-    left, right = parts[f"{name}_a"], parts[f"{name}_b"]
-    if left.dim() != 2 or right.dim() not in (2, 4) or left.shape[1] != right.shape[0]:
-        raise UserError(
-            f"{where}: {stem}.{name}_a {tuple(left.shape)} and _b {tuple(right.shape)} "
-            "do not multiply."
-        )
-    product = left.double() @ right.double().flatten(1)
-    return product.reshape(left.shape[0], *right.shape[1:]).float(), left.shape[1]
 
 
 def single_products(source: DeltaSet, a1: int | None, a2: int | None) -> DeltaSet:
@@ -196,21 +69,37 @@ def kohya_tensors(
     a2: int | None = None,
 ) -> tuple[DeltaSet, dict[str, torch.Tensor], dict[str, str]]:
     """What is written, its tensors and metadata, under kohya's names (ComfyUI, Forge, A1111 …)."""
-    source = single_products(source, a1, a2)
     family = source.need_family()
     known = names_in_files(family)
+    low = _low_rank_beside(source) if a1 is None and a2 is None else {}
+    products = {n: d for n, d in source.layers.items() if n not in low}
+    source = single_products(replace(source, layers=products), a1, a2)
     tensors: dict[str, torch.Tensor] = {}
-    for name, delta in source.layers.items():
+    for name, delta in (source.layers | low).items():
         stem = kohya_stem(name, known.sgm, known.numbered, source.layers_per_block)
-        tensors[f"{stem}.lokr_w1"], tensors[f"{stem}.lokr_w2"] = _factors(delta)
-        tensors[f"{stem}.alpha"] = torch.tensor(1.0)  # noted for loaders that want one; unused
+        if name in low:
+            up, down = shaped(name, delta, known.linear_projection)
+            tensors |= {f"{stem}.lora_up.weight": up, f"{stem}.lora_down.weight": down}
+        else:
+            tensors[f"{stem}.lokr_w1"], tensors[f"{stem}.lokr_w2"] = _factors(delta)
+        # Noted for loaders that want one: of a LoRA alpha / rank is the scale, of a LoKr unused.
+        tensors[f"{stem}.alpha"] = torch.tensor(float(delta.rank) if name in low else 1.0)
     metadata = metadata_for(family, title, "lokr", source.metadata)
     metadata |= {
         "ss_network_dim": "1",
         "ss_network_alpha": "1.0",
         "layers_per_block": str(source.layers_per_block),
     }
-    return source, stored(tensors, dtype, source.dtype), metadata
+    if low:
+        source.notes.append(f"{len(low)} layers are LoRA and stay so in the same file")
+        source = replace(source, layers=source.layers | low)
+    return source, stored(tensors, dtype, source.dtype) | source.bundled, metadata
+
+
+def _low_rank_beside(source: DeltaSet) -> dict[str, LowRankDelta]:
+    """The LoRA layers of a file that mixes them with Kronecker products; else none."""
+    low = {n: d for n, d in source.layers.items() if isinstance(d, LowRankDelta)}
+    return low if any(isinstance(d, KronDelta) for d in source.layers.values()) else {}
 
 
 def diffusers_tensors(
@@ -229,10 +118,58 @@ def diffusers_tensors(
         stem = name.removeprefix("unet.")
         tensors[f"{stem}.lokr_w1"], tensors[f"{stem}.lokr_w2"] = _factors(delta)
     uneven = [n for n, d in source.layers.items() if d.a.shape[1] != d.a.shape[2]]
-    if uneven:
-        source.notes.append(
-            "A is not square, so diffusers' and PEFT's LoKr loaders will refuse this file: "
-            "write --to lora for them."
-        )
+    _note_refusal(source, uneven, "A is not square", "diffusers' and PEFT's LoKr loaders")
     metadata = {"base_family": source.family} if source.family else {}
     return source, stored(tensors, dtype, source.dtype), metadata
+
+
+def lycoris_tensors(
+    source: DeltaSet,
+    dtype: torch.dtype | None = None,
+    a1: int | None = None,
+    a2: int | None = None,
+) -> tuple[DeltaSet, dict[str, torch.Tensor], dict[str, str]]:
+    """`kohya_tensors` under LyCORIS' own names, for its wrapper and for SimpleTuner; a UNet's only.
+
+    LyCORIS takes a square w1 of n x n with n <= out / n and n <= in / n, and few others.
+    """
+    source = single_products(source, a1, a2)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, delta in source.layers.items():
+        stem = "lycoris_" + name.removeprefix("unet.").replace(".", "_")
+        tensors[f"{stem}.lokr_w1"], tensors[f"{stem}.lokr_w2"] = _factors(delta)
+        tensors[f"{stem}.alpha"] = torch.tensor(1.0)
+    refused = [n for n, d in source.layers.items() if not lycoris_takes(d)]
+    _note_refusal(source, refused, "A has a shape that LyCORIS does not make", "LyCORIS' loader")
+    metadata = {"base_family": source.family} if source.family else {}
+    return source, stored(tensors, dtype, source.dtype), metadata
+
+
+def lycoris_takes(delta: KronDelta) -> bool:
+    """Whether LyCORIS 4.1.3 loads these factors.
+
+    It makes w1 anew, from the layer's size and one number that it guesses from the factors.
+    """
+    (_, a1, a2), (_, b1, b2) = delta.a.shape, delta.b.shape
+    (out, columns), one, other = delta.shape, max(a1, a2), max(b1, b2)
+    if (a1, a2) == (_lycoris_split(out, None), _lycoris_split(columns, None)):
+        return True
+    usable = [f for f in (one, other) if f in (a1, b1) and f in (a2, b2)]
+    factor = usable[0] if usable else min(one, other)
+    return (a1, a2) == (_lycoris_split(out, factor), _lycoris_split(columns, factor))
+
+
+def _lycoris_split(size: int, factor: int | None) -> int:
+    """The smaller part in which LyCORIS splits a dimension: at most its root, and the factor."""
+    if factor is not None and size % factor == 0:
+        return min(factor, size // factor)
+    most = min(math.isqrt(size), factor or size)
+    return next(n for n in range(most, 0, -1) if size % n == 0)
+
+
+def _note_refusal(source: DeltaSet, layers: list[str], why: str, who: str) -> None:
+    if layers:
+        source.notes.append(
+            f"in {len(layers)} layers {why}, such as {layers[0]}: {who} will refuse this file; "
+            "write --to lora for them"
+        )

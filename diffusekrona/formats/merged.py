@@ -16,20 +16,21 @@ from pathlib import Path
 
 import torch
 
-from ..adapters.deltas import Delta
 from ..common.errors import UserError
 from ..common.tensor_files import Entry, write_entries
 from . import ldm_layout
 from .delta_set import DeltaSet
 from .destination import MARK
-from .full_model import WEIGHTS, FullModel, Ref
+from .full_model import WEIGHTS, FullModel
 from .metadata import metadata_for, names_in_files
+from .refs import Ref
 
-Edits = Mapping[Ref, list[tuple[slice, Delta, str]]]
+Add = Callable[[torch.Tensor], None]
+Edits = Mapping[Ref, list[tuple[slice, Add, str]]]
 
 
 def edits_of(source: DeltaSet, base: FullModel) -> Edits:
-    """Where in the base each delta goes.
+    """What is added to which tensors of the base: rows, a function that adds in place, a name.
 
     Raises:
         UserError: a layer that the base lacks or has in another size; another base family.
@@ -40,15 +41,48 @@ def edits_of(source: DeltaSet, base: FullModel) -> Edits:
             "use a base of the adapter's family."
         )
     base.check_layers({name: d.shape for name, d in source.layers.items()}, source.title)
-    edits: dict[Ref, list[tuple[slice, Delta, str]]] = defaultdict(list)
+    edits: dict[Ref, list[tuple[slice, Add, str]]] = defaultdict(list)
+    if source.additions:  # of a whole model: they hold its layers' changes too
+        for ref, make in source.additions.items():
+            edits[ref].append((slice(None), lambda t, make=make: t.add_(make()), ref.key))
+        return edits
     for name, delta in source.layers.items():
         ref, rows = base.locate(name)
-        edits[ref].append((rows, delta, name))
+
+        def add(weight: torch.Tensor, delta=delta) -> None:
+            delta.add_to(weight.view(delta.shape))
+
+        edits[ref].append((rows, add, name))
+    for name, (ref, rows, vector) in vector_places(source, base).items():
+        edits[ref].append((rows, lambda t, vector=vector: t.add_(vector), name))
     return edits
 
 
+def vector_places(source: DeltaSet, base: FullModel) -> dict[str, tuple[Ref, slice, torch.Tensor]]:
+    """`<layer>.weight` or `.bias` to the base's tensor, its rows, and what is added to them.
+
+    Raises:
+        UserError: the base has no such vector, or one of another length.
+    """
+    places = {}
+    for name, vector in source.vectors.items():
+        layer, _, parameter = name.rpartition(".")
+        found = base.locate(layer, parameter)
+        if found is None:
+            raise UserError(f"{source.title} changes {name}, which the base {base.root} lacks.")
+        ref, rows = found
+        length = len(range(*rows.indices(ref.shape[0])))
+        if len(ref.shape) != 1 or length != len(vector):
+            raise UserError(
+                f"{source.title} does not fit the base {base.root}: {name} has {length} numbers, "
+                f"its change {len(vector)}."
+            )
+        places[name] = (ref, rows, vector)
+    return places
+
+
 def merged_tensor(base: FullModel, ref: Ref, edits: Edits, dtype: torch.dtype) -> torch.Tensor:
-    """One tensor of the base with its deltas added in fp32, rounded once to `dtype`.
+    """One tensor of the base with what is added to it, in fp32, rounded once to `dtype`.
 
     Raises:
         UserError: the result is not finite (numbers too large for fp16); the layer is named.
@@ -56,8 +90,8 @@ def merged_tensor(base: FullModel, ref: Ref, edits: Edits, dtype: torch.dtype) -
     tensor = base.load(ref)
     if ref in edits:
         tensor = tensor.to(torch.float32, copy=True)  # what was read may lie in the mapped file
-    for rows, delta, _ in edits.get(ref, ()):
-        delta.add_to(tensor[rows].view(delta.shape))
+    for rows, add, _ in edits.get(ref, ()):
+        add(tensor[rows])
     tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
     if ref in edits and not torch.isfinite(tensor).all():
         raise UserError(
@@ -108,7 +142,7 @@ def write_single(
         tensors = base.parts["file"].items()
         entries = [_entry(key, base, ref, edits, dtype, lambda t: t) for key, ref in tensors]
     else:
-        entries = _original_entries(base, edits, dtype)
+        entries = original_entries(base, edits, dtype)
     family = source.family or base.family
     metadata = {}
     if family:
@@ -134,16 +168,18 @@ def _entry(
     )
 
 
-def _original_entries(base: FullModel, edits: Edits, dtype: torch.dtype | None) -> list[Entry]:
-    entry = partial(_entry, base=base, edits=edits, dtype=dtype)
+def original_entries(
+    base: FullModel, edits: Edits | None = None, dtype: torch.dtype | None = None
+) -> list[Entry]:
+    """A folder's tensors under the names and in the shapes of the original layout."""
+    entry = partial(_entry, base=base, edits=edits or {}, dtype=dtype)
     entries = [
         entry(ldm_layout.unet_key(key, base.unet_config), ref=ref, shaped=lambda t: t)
         for key, ref in base.parts["unet"].items()
     ]
     vae = base.parts.get("vae", {})
-    up_blocks = 1 + max((int(k.split(".")[2]) for k in vae if "decoder.up_blocks." in k), default=0)
     for key, ref in vae.items():
-        name, convolution = ldm_layout.vae_key(key, up_blocks)
+        name, convolution = ldm_layout.vae_key(key, ldm_layout.up_blocks(vae))
         shape = (*ref.shape, 1, 1) if convolution and len(ref.shape) == 2 else ref.shape
         entries.append(
             entry(name, ref=ref, shaped=lambda t, shape=shape: t.reshape(shape), shape=shape)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -48,39 +47,62 @@ def family_from_metadata(metadata: Mapping[str, str]) -> str | None:
     return None
 
 
-def family_from_layers(
+def families_of_layers(
     shapes: Mapping[str, tuple[int, int]], stems: Iterable[str], where: object
-) -> str | None:
-    """The family that layer names and shapes show, or None where they show none.
+) -> list[str]:
+    """The families that a file's layers may belong to, by their names and widths.
 
     Args:
         shapes: layer name to (out, in) of its weight.
 
     Raises:
-        UserError: cross-attentions of two widths, which no model has: a mixture of families.
+        UserError: layers of different families; two of them are named.
     """
-    widths = Counter()
-    first: dict[int, str] = {}
-    for name, (_, columns) in shapes.items():
+    possible, first = list(_known()), ""
+    widths: dict[int, str] = {}
+    for name, (rows, columns) in shapes.items():
         if name.startswith("unet.") and re.search(r"\.attn2\.to_[kv]$", name):
-            widths[columns] += 1
-            first.setdefault(columns, name)
-    if len(widths) > 1:
-        one, other = widths.most_common()[0][0], widths.most_common()[-1][0]
-        raise UserError(
-            f"{where} mixes base models: {first[one]} reads text states {one} wide, "
-            f"{first[other]} reads {other}."
-        )
-    for name, known in _known().items():
-        if known.context in widths:
-            return name
-    stems = list(stems)
-    several = [n for n, known in _known().items() if known.numbered]
-    if any(s.startswith(("lora_te1_", "lora_te2_", "text_encoder_2.")) for s in stems):
-        return several[0]
-    if any(".transformer_blocks.2." in name for name in shapes):
-        return several[0]
-    return None
+            widths.setdefault(columns, name)
+        if len(widths) > 1:
+            (one, a), (other, b) = widths.items()
+            raise UserError(
+                f"{where} mixes base models: {a} reads text states {one} wide, {b} reads {other}."
+            )
+        own = _families_with(name, rows, columns)
+        if not set(own) & set(possible):
+            raise UserError(
+                f"{where} mixes base models: {first} is of {' or '.join(possible)}, {name} of "
+                f"{' or '.join(own)}."
+            )
+        if set(possible) - set(own):
+            possible, first = [f for f in possible if f in own], name
+    numbered = [s for s in stems if s.startswith(("lora_te1_", "lora_te2_"))]
+    single = [s for s in stems if s.startswith("lora_te_")]
+    for family, known in _known().items():
+        if family in possible and (single if known.numbered else numbered):
+            possible.remove(family)
+    if not possible:
+        stem = (numbered or single)[0]
+        raise UserError(f"{where} mixes base models: {first} and {stem} are of different ones.")
+    return possible
+
+
+def _families_with(name: str, rows: int, columns: int) -> list[str]:
+    """The families that have such a layer; all, where nothing tells."""
+    numbered = [n for n, known in _known().items() if known.numbered]
+    if name.startswith("text_encoder_2.") or ".transformer_blocks.2." in name:
+        return numbered
+    if re.search(r"\.attn2\.to_[kv]$", name):
+        found = [n for n, known in _known().items() if known.context == columns]
+        return found or list(_known())
+    place = re.match(r"unet\.(down_blocks\.\d|up_blocks\.\d)\.attentions\.", name)
+    if place and re.search(r"attn\d\.to_(q|out\.0)$", name) and rows in (320, 640, 1280):
+        width = {n: known.widths.get(place[1]) for n, known in _known().items()}
+        return [n for n, own in width.items() if own == rows] or list(_known())
+    if re.match(r"text_encoder\..+self_attn\.", name) and rows == columns:
+        found = [n for n, known in _known().items() if known.text_width == rows]
+        return found or list(_known())
+    return list(_known())
 
 
 def metadata_for(family: str, title: str, kind: str, source: Mapping[str, str]) -> dict[str, str]:

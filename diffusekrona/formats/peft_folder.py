@@ -10,7 +10,6 @@ Source: huggingface/peft `peft_model.py`, `utils/save_and_load.py`.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from functools import cache
@@ -19,117 +18,103 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig
-from peft.utils.other import get_pattern_key
 
-from ..adapters.deltas import Delta
-from ..adapters.file import config_from_json
-from ..adapters.methods import METHODS, Method, valid_scale
-from ..common.errors import UserError
+from ..adapters.file import checked_adapter
+from ..adapters.methods import KRONA
+from ..common.errors import UserError, shortened
+from ..common.json_files import read_json
 from ..common.tensor_files import entries_of, read_tensors, refuse_pickle, stored, write_entries
-from . import lokr
-from .delta_set import DeltaSet, Hints, find_family
+from . import adapter_layers
+from .adapter_layers import PEFT_HEAD
+from .delta_set import DeltaSet, Hints, find_family, layers_from_metadata
 from .destination import MARK
-from .folders import read_json
 from .krona_file import component_deltas, to_adapter
 from .layer_names import layer_name
 from .lora import low_rank
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
-_HEAD = "base_model.model."
 
 
-def component_folders(folder: Path) -> dict[str, Path]:
-    """Component to its PEFT folder; "" for a folder of one model."""
+def component_folders(path: Path) -> dict[str, Path]:
+    """Component to its PEFT folder; "" for the folder of one model, or for a file in it."""
+    folder = path.parent if path.is_file() else path
     if (folder / CONFIG).is_file():
         return {"": folder}
-    return {c: folder / c for c in COMPONENTS if (folder / c / CONFIG).is_file()}
+    return {c: path / c for c in COMPONENTS if (path / c / CONFIG).is_file()}
 
 
-def read(folder: Path, hints: Hints) -> DeltaSet:
-    """A PEFT folder of KronA, LoRA or LoKr. Raises UserError."""
-    layers: dict[str, Delta] = {}
-    kinds: set[str] = set()
-    dtypes: Counter[torch.dtype] = Counter()
+def read(path: Path, hints: Hints) -> DeltaSet:
+    """A PEFT folder of KronA, LoRA or LoKr, or the weights' file in it. Raises UserError."""
+    folders = component_folders(path)
+    if not folders:
+        raise UserError(
+            f"{path} has no {CONFIG} beside it, which says how its factors are scaled: add it."
+        )
+    parts: list[tuple[str, str, DeltaSet]] = []
     metadata: dict[str, str] = {}
-    for component, inner in component_folders(folder).items():
-        if not (inner / WEIGHTS).is_file() and (inner / "adapter_model.bin").is_file():
+    for component, inner in folders.items():
+        weights = path if path.is_file() else inner / WEIGHTS
+        if not weights.is_file() and (inner / "adapter_model.bin").is_file():
             refuse_pickle(inner / "adapter_model.bin")
-        config = read_json(inner / CONFIG)
-        tensors, noted = read_tensors(inner / WEIGHTS)
-        kind = str(config.get("peft_type")).upper()
-        kinds.add(kind)
-        found = _deltas(kind, config, tensors, inner, hints)
-        layers |= {_placed(name, component): delta for name, delta in found.items()}
-        dtypes.update(t.dtype for t in tensors.values())
+        config = read_json(inner / CONFIG, dict[str, Any])
+        tensors, noted = read_tensors(weights)
+        kind = shortened(config.get("peft_type")).upper()
+        parts.append((component, kind, _component(kind, config, tensors, inner / CONFIG, hints)))
         metadata |= noted
         if isinstance(config.get("base_model_name_or_path"), str):
             metadata.setdefault("base_model", config["base_model_name_or_path"])
-    return DeltaSet(
-        layers,
-        f"PEFT folder ({', '.join(sorted(kinds))})",
-        find_family(layers, [], folder, metadata, hints),
-        metadata,
-        dtype=dtypes.most_common(1)[0][0],
+    whole = DeltaSet(
+        {},
+        f"PEFT folder ({', '.join(sorted({kind for _, kind, _ in parts}))})",
+        metadata=metadata,
+        dtype=parts[0][2].dtype,
+        layers_per_block=hints.layers_per_block or layers_from_metadata(metadata),
     )
+    for component, _, own in parts:
+        whole.layers |= {_placed(name, component): delta for name, delta in own.layers.items()}
+        whole.need_base |= {_placed(name, component): d for name, d in own.need_base.items()}
+        whole.vectors |= {_placed(name, component): v for name, v in own.vectors.items()}
+        whole.notes += own.notes
+    everything = whole.layers | whole.need_base
+    whole.family = find_family(everything, [], path, metadata, hints)
+    return whole
 
 
 def _placed(name: str, component: str) -> str:
     return f"{component}.{name.partition('.')[2]}" if component else name
 
 
-def _deltas(
+def _component(
     kind: str,
-    values: Mapping[str, Any],
+    config: dict[str, Any],
     tensors: Mapping[str, torch.Tensor],
     where: Path,
     hints: Hints,
-) -> dict[str, Delta]:
-    bare = {key.removeprefix(_HEAD): tensor for key, tensor in tensors.items()}
-    if kind == "LOKR":
-        return lokr.from_tensors(bare, {}, where, hints, _lokr_scales(values, bare, where)).layers
-    method = METHODS.get(kind.lower())
-    if method is None:
-        raise UserError(f"{where / CONFIG}: PEFT method {kind} is not supported.")
-    try:
-        config = config_from_json(method.name, values)
-    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
-        raise UserError(f"{where / CONFIG} is damaged ({error}).") from error
-    _check_tensors(method, bare, where)
-    found = component_deltas(bare, config, where)
-    return {layer_name(path): delta for path, delta in found.items()}
+) -> DeltaSet:
+    """One model's adapter, under the names of its layers."""
+    bare = {key.removeprefix(PEFT_HEAD): tensor for key, tensor in tensors.items()}
+    if kind == "KRONA":
+        return _kronecker(bare, config, where)
+    if kind not in ("LORA", "LOKR"):
+        raise UserError(f"{where}: PEFT method {kind} is not supported.")
+    if kind == "LORA":
+        config.setdefault("lora_alpha", 8)  # PEFT's default
+        if config.get("fan_in_fan_out") or config.get("use_qalora"):
+            raise UserError(f"{where}: a LoRA of transposed or quantised layers is not supported.")
+    elif not {"r", "alpha"} <= config.keys():
+        raise UserError(f"{where} has a damaged config: r or alpha is missing.")
+    return adapter_layers.from_tensors(bare, {}, where, hints, {"": config})
 
 
-def _check_tensors(method: Method, tensors: Mapping[str, torch.Tensor], where: Path) -> None:
-    for key, tensor in tensors.items():
-        found = method.layer_of(key)
-        if found is None:
-            raise UserError(f"{where}: {key} is not a {method.title} tensor.")
-        for name in method.tensor_names:
-            other = f"{found[0]}.{name}"
-            if other not in tensors:
-                raise UserError(f"{where} holds {key} without {other}.")
-            shape, partner = tuple(tensor.shape), tuple(tensors[other].shape)
-            if len(shape) not in (2, 3, 4) or not tensor.numel() or len(shape) != len(partner):
-                raise UserError(f"{where}: {key} {shape} does not fit {other} {partner}.")
-        if not tensor.is_floating_point():
-            raise UserError(f"{where}: {key} holds {tensor.dtype}, not floating-point numbers.")
-
-
-def _lokr_scales(
-    config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], where: Path
-) -> dict[str, float]:
-    """PEFT's scale, alpha / r of every layer, whole factors or not."""
-    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    scales = {}
-    try:
-        for stem in {key.rpartition(".lokr_")[0] for key in tensors}:
-            rank = ranks.get(get_pattern_key(ranks, stem), config.get("r"))
-            alpha = alphas.get(get_pattern_key(alphas, stem), config.get("alpha"))
-            scales[stem] = valid_scale(alpha / rank, where / CONFIG)
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError, re.error) as error:
-        raise UserError(f"{where / CONFIG} has no usable r and alpha ({error}).") from error
-    return scales
+def _kronecker(
+    tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any], where: Path
+) -> DeltaSet:
+    adapter = checked_adapter(KRONA, tensors, {"unet": values}, {}, where)
+    found = component_deltas(adapter.tensors, adapter.configs["unet"], where)
+    dtypes = Counter(t.dtype for t in tensors.values())
+    layers = {layer_name(path): delta for path, delta in found.items()}
+    return DeltaSet(layers, "KronA", dtype=dtypes.most_common(1)[0][0])
 
 
 def write_krona(source: DeltaSet, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -177,7 +162,7 @@ def _write(
     for component, (config, tensors) in parts.items():
         inner = folder if list(parts) == ["unet"] else folder / component
         inner.mkdir(exist_ok=True)
-        named = {_HEAD + _installed(component, key): t for key, t in tensors.items()}
+        named = {PEFT_HEAD + _installed(component, key): t for key, t in tensors.items()}
         config.target_modules = {_installed(component, p) for p in config.target_modules}
         for patterns in ("factor_pattern", "rank_pattern", "alpha_pattern"):
             old = getattr(config, patterns, {})

@@ -20,6 +20,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,8 +28,9 @@ import torch
 from ..adapters.deltas import Delta, KronDelta
 from ..common.errors import UserError
 from ..common.tensor_files import read_tensors
-from . import lora
+from . import adapter_layers
 from .delta_set import DeltaSet, Hints, find_family, named_layers
+from .layer_parts import Parts, group
 
 _KEY = re.compile(r"\w*\.?.+(_lora|\.lora|\.lora_linear_layer|\.lora_layer)\.(down|up)\.weight")
 _SQUARE = re.compile(r"attn1\.|attn2\.to_(q|out)|self_attn\.")
@@ -44,7 +46,7 @@ def is_kronecker(tensors: Mapping[str, torch.Tensor], where: Path | str, hints: 
 
     Most square layers decide, so that a damaged one is named as such and does not turn the rest.
     """
-    stems = lora.group(tensors, where)
+    stems = _pairs(tensors, where)
     names, _ = named_layers(list(stems), where, {}, hints)
     kron = lora_ = 0
     for stem, parts in stems.items():
@@ -54,6 +56,16 @@ def is_kronecker(tensors: Mapping[str, torch.Tensor], where: Path | str, hints: 
     if kron or lora_:
         return kron >= lora_
     return any(parts["up"].shape[1] != parts["down"].shape[0] for parts in stems.values())
+
+
+def _pairs(tensors: Mapping[str, torch.Tensor], where: Path | str) -> dict[str, Parts]:
+    stems = group(tensors, where).stems
+    for stem, parts in stems.items():
+        for part in ("up", "down"):
+            if part not in parts:
+                key = next(k for k in tensors if k.startswith(stem))
+                raise UserError(f"{where} holds {key} without its {part} factor.")
+    return stems
 
 
 def _is_square_product(parts: Mapping[str, torch.Tensor]) -> bool:
@@ -73,8 +85,8 @@ def from_tensors(
     """`read` for tensors in memory."""
     if not is_kronecker(tensors, where, hints):
         title = "LoRA checkpoint of the published code or of an older diffusers"
-        return lora.from_tensors(tensors, metadata, where, hints, title)
-    stems = lora.group(tensors, where)
+        return replace(adapter_layers.from_tensors(tensors, metadata, where, hints), title=title)
+    stems = _pairs(tensors, where)
     names, per_block = named_layers(list(stems), where, metadata, hints)
     layers: dict[str, Delta] = {}
     for stem, parts in stems.items():

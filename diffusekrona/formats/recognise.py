@@ -7,14 +7,15 @@ from pathlib import Path
 
 from ..common.errors import UserError
 from ..common.tensor_files import opened, refuse_pickle
-from . import krona_file, ldm_layout, lokr, lora, peft_folder, published
+from . import adapter_layers, krona_file, ldm_layout, peft_folder, published
 from .delta_set import DeltaSet, Hints
+from .layer_parts import part_of
 
 READERS: dict[str, Callable[[Path, Hints], DeltaSet]] = {
     "krona": krona_file.read,
     "published": published.read,
-    "lokr": lokr.read,
-    "lora": lora.read,
+    "lokr": adapter_layers.read,
+    "lora": adapter_layers.read,
     "peft": peft_folder.read,
 }
 SOURCES = (*READERS, "full")
@@ -22,9 +23,7 @@ SOURCES = (*READERS, "full")
 _USUAL = ("adapter.safetensors", "pytorch_lora_weights.safetensors")
 # Substring of a key to the kind of file it betrays.
 _STRANGERS = (
-    (".hada_", "a LoHa"),
     (".oft_", "an OFT"),
-    (".diff", "a full-difference LyCORIS"),
     (".on_input", "an (IA)^3"),
     ("emb_params", "a textual inversion"),
     ("double_blocks", "an adapter for FLUX"),
@@ -45,6 +44,8 @@ def recognise(source: Path | str, wanted: str | None = None) -> tuple[str, Path]
     path = Path(source).expanduser()
     if wanted is not None:
         inside = _only_file(path) if path.is_dir() and wanted not in ("peft", "full") else path
+        if not inside.exists():
+            raise UserError(f"No file or folder at {path}.")
         return wanted, inside
     if path.is_dir():
         return _folder(path)
@@ -56,14 +57,19 @@ def recognise(source: Path | str, wanted: str | None = None) -> tuple[str, Path]
         raise UserError(f"{path} holds no tensors.")
     if "diffusekrona" in metadata:
         return "krona", path
-    if any(lokr.is_lokr_key(key) for key in keys):
+    if any(key.startswith(adapter_layers.PEFT_HEAD) for key in keys):
+        return "peft", path
+    if any(key.endswith((".krona_a", ".krona_b")) for key in keys):
+        return "krona", path
+    kinds = {part_of(key) for key in keys}
+    if any(found and found[1].startswith("lokr") for found in kinds):
         return "lokr", path
     if any(key.startswith(ldm_layout.UNET) and "lora" not in key for key in keys):
         return "full", path
     pairs = [key for key in keys if not key.endswith(".alpha")]
     if pairs and published.is_candidate(pairs):
         return "published", path
-    if any(lora.is_lora_key(key) for key in keys):
+    if any(found and found[1] != "alpha" for found in kinds):
         return "lora", path
     for mark, kind in _STRANGERS:
         found = next((key for key in keys if mark in key), None)

@@ -1,4 +1,4 @@
-"""What the user chose about a conversion, and what it is told of it."""
+"""What the user chose about a conversion, and the report of it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class Options:
         a1, a2, terms: Kronecker factors, where the source is to be approximated.
         dtype: of the tensors written.
         drop_convolutions: leave layers out that a Kronecker adapter has no place for.
+        skip_unsupported: leave out whatever cannot be read or held by the target.
     """
 
     rank: int | None = None
@@ -25,6 +26,7 @@ class Options:
     terms: int | None = None
     dtype: torch.dtype | None = None
     drop_convolutions: bool = False
+    skip_unsupported: bool = False
 
 
 @dataclass

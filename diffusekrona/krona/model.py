@@ -24,6 +24,9 @@ PREFIX = "krona_"
 
 def factors_of(config: KronAConfig, layer_name: str) -> tuple[int, int]:
     """The (a1, a2) that `config` gives to a layer, by its full name in the model."""
+    exact = config.factor_pattern.get(layer_name)
+    if exact is not None:  # without trying hundreds of regular expressions
+        return exact
     key = get_pattern_key(list(config.factor_pattern), layer_name)
     return config.factor_pattern.get(key, (config.a1, config.a2))
 

@@ -199,7 +199,7 @@ def spoil(tensors, metadata, how: str):
         ("foreign", "conv_in.weight"),
         ("config", "damaged config"),
         ("factors", "damaged config"),
-        ("stranger", "not a DiffuseKronA adapter file"),
+        ("stranger", "KronA adapter without its config: put the adapter_config.json"),
         ("empty", "no tensors"),
     ],
 )

@@ -219,8 +219,12 @@ def test_terms_have_no_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda t, s: t.update({f"{s}.lokr_t2": torch.zeros(2, 2, 3, 3)}), "lokr_t2.*Tucker"),
-        (lambda t, s: t.update({f"{s}.dora_scale": torch.ones(64, 1)}), "dora_scale.*DoRA"),
+        (
+            lambda t, s: t.update({f"{s}.lokr_t2": torch.zeros(2, 2, 3, 3)}),
+            r"lokr_t2 \(2.* fits no",
+        ),
+        (lambda t, s: t.update({f"{s}.dora_scale": torch.ones(64, 1)}), "DoRA.*add --base"),
+        (lambda t, s: t.update({f"{s}.dora_scale": torch.ones(9, 1)}), "DoRA magnitude of .* fits"),
         (lambda t, s: t.pop(f"{s}.lokr_w2"), "without a whole lokr_w2"),
         (lambda t, s: t.update({f"{s}.lokr_w1_a": torch.ones(2, 2)}), "without a whole lokr_w1"),
         (lambda t, s: t.update({f"{s}.lokr_w1": torch.ones(2)}), r"lokr_w1 of shape \(2,\)"),
@@ -229,7 +233,7 @@ def test_terms_have_no_place(tmp_path: Path) -> None:
         (lambda t, s: t[f"{s}.lokr_w2"].fill_(torch.inf), "lokr_w2 holds NaN or inf"),
         (lambda t, s: t.update({"lora_unet_../../x.lokr_w1": torch.ones(2, 2)}), r"lora_unet_\.\."),
         (lambda t, s: t.update({"conv_in.weight": torch.ones(2, 2)}), "conv_in.weight is no part"),
-        (lambda t, s: t.update({f"{s}.alpha": torch.ones(3)}), "alpha is no single number"),
+        (lambda t, s: t.update({f"{s}.alpha": torch.ones(3)}), "alpha is not a single number"),
     ],
 )
 def test_refused_with_the_key(tmp_path: Path, change, says) -> None:

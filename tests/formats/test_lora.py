@@ -220,10 +220,13 @@ def test_metadata(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda t, s: t.pop(f"{s}.lora_up.weight"), "lora_down.weight without its up"),
+        (lambda t, s: t.pop(f"{s}.lora_up.weight"), "holds down of .* without its up"),
         (lambda t, s: t.update({f"{s}.lora_up.weight": torch.ones(64, 3)}), "differ in rank"),
-        (lambda t, s: t.update({f"{s}.lora_mid.weight": torch.ones(2, 2)}), "lora_mid.weight"),
-        (lambda t, s: t.update({f"{s}.dora_scale": torch.ones(64)}), "dora_scale is a DoRA"),
+        (
+            lambda t, s: t.update({f"{s}.lora_mid.weight": torch.ones(2, 2)}),
+            "lora_mid of .* fits no",
+        ),
+        (lambda t, s: t.update({f"{s}.dora_scale": torch.ones(64)}), "DoRA.*add --base"),
         (lambda t, s: t.update({"unet.x.lora_A.weight": torch.ones(2, 2)}), r"unet\.x"),
         (lambda t, s: t[f"{s}.lora_up.weight"].fill_(torch.nan), "lora_up.weight holds NaN"),
     ],

@@ -94,7 +94,7 @@ def test_sources_with_weights(tmp_path: Path) -> None:
         (["--to", "lora", "--rank", "0"], "--rank must be at least 1"),
         (["--to", "krona", "--a1", "0", "--a2", "4"], "--a1 must be at least 1"),
         (["--to", "krona", "--a1", "7", "--a2", "4"], r"a1=7, a2=4.*do not fit unet\..*nearest"),
-        (["--to", "krona", "--from", "lokr"], "is no part of a LoKr"),
+        (["--to", "krona", "--from", "lokr"], "is no part of a LoRA, LoKr"),
         (["--to", "lora", "--adapter", "nowhere.safetensors"], "No file or folder at nowhere"),
         (["--to", "merged", "--base", "no/such/base/at/all"], "No base model at"),
     ],
@@ -242,7 +242,8 @@ def test_a_folder_as_destination_gets_the_usual_name(adapter: Path, tmp_path: Pa
 def test_strangers_are_named(tmp_path: Path) -> None:
     stem = "lora_unet_mid_block_attentions_0_proj_in"
     for keys, says in [
-        ([f"{stem}.hada_w1_a"], "LoHa"),
+        ([f"{stem}.oft_blocks"], "OFT"),
+        ([f"{stem}.hada_w1_a"], "without its hada_w1_b"),
         (["emb_params"], "textual inversion"),
         (["transformer.single_blocks.0.lora_x"], "FLUX"),
         (["something.else"], "no format known here; its first key is something.else"),

@@ -1,0 +1,18 @@
+"""Where a tensor lies on the disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A tensor in a file."""
+
+    path: Path
+    key: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]

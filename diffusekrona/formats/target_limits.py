@@ -1,0 +1,72 @@
+"""What a target cannot hold: refused by name, or left out where the user asked for that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+from ..common.errors import UserError
+from .delta_set import DeltaSet
+from .full_model import FullModel
+
+KOHYA = ("lokr", "lora-kohya")  # only these formats carry textual inversions along
+ONE_UNET = ("lokr-diffusers", "lokr-lycoris")  # their loaders take a UNet's layers only
+
+
+def with_base(source: DeltaSet, base: FullModel | None) -> DeltaSet:
+    """The source with the deltas that depend on the base's weights worked out.
+
+    Raises:
+        UserError: there are some, and no base is given or it does not fit.
+    """
+    if not source.need_base:
+        return source
+    name, first = next(iter(source.need_base.items()))
+    if base is None:
+        raise UserError(
+            f"{len(source.need_base)} layers are {first.kind}, whose deltas depend on the base's "
+            f"weights, the first {name}: add --base (--to merged, --to lora and --to lora-kohya "
+            "are exact then)."
+        )
+    base.check_layers({n: d.shape for n, d in source.need_base.items()}, source.title)
+    made = {n: d.make(partial(base.weight, n)) for n, d in source.need_base.items()}
+    return replace(source, layers=source.layers | made, need_base={})
+
+
+def held_by(target: str, source: DeltaSet, skip: bool) -> DeltaSet:
+    """The source without what `target` has no place for.
+
+    Args:
+        skip: leave it out and say so in the notes; otherwise it is refused.
+
+    Raises:
+        UserError: naming the part, or because nothing would be left.
+    """
+    notes = list(source.notes)
+
+    def leave_out(parts: Mapping[str, object], what: str, way_out: str) -> None:
+        if not parts:
+            return
+        names = f"{len(parts)} {what}, the first {next(iter(parts))}"
+        if not skip:
+            raise UserError(
+                f"--to {target} has no place for {names}: {way_out}, or leave out what it cannot "
+                "hold with --skip_unsupported."
+            )
+        notes.append(f"left out {names}")
+
+    layers, vectors, bundled = source.layers, source.vectors, source.bundled
+    if target != "merged":
+        leave_out(vectors, "changes of norms and biases", "write --to merged")
+        vectors = {}
+    if target not in KOHYA:
+        leave_out(bundled, "textual inversions", f"write --to {' or '.join(KOHYA)}")
+        bundled = {}
+    if target in ONE_UNET:
+        others = {n: d for n, d in layers.items() if not n.startswith("unet.")}
+        leave_out(others, "layers of text encoders", "write --to lora")
+        layers = {n: d for n, d in layers.items() if n not in others}
+    if not layers and not vectors:
+        raise UserError(f"Of {source.title}, --to {target} can hold nothing.")
+    return replace(source, layers=layers, vectors=vectors, bundled=bundled, notes=notes)

@@ -5,8 +5,10 @@ Every way in which that fails is one line for the user.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +89,32 @@ def load_part(base: str, kind: str, subfolder: str, **options: Any) -> Any:
     if "torch_dtype" in options:  # the name that both libraries have moved to
         options["dtype"] = options.pop("torch_dtype")
     options = {key: value for key, value in options.items() if value is not None}
+    load = functools.partial(cls.from_pretrained, base, subfolder=subfolder or None)
     try:
-        return cls.from_pretrained(base, subfolder=subfolder or None, **options)
+        return or_of_fp16_files(load, **options)
     except (OSError, ValueError) as error:
         raise _unreadable(base, subfolder, error) from error
+
+
+def or_of_fp16_files(load: Callable[..., Any], **options: Any) -> Any:
+    """What `load` gives; where that fails and no variant was asked for, of the fp16 files, which
+    are all that some bases have.
+
+    Raises:
+        OSError, ValueError: as `load` raised them the first time.
+    """
+    try:
+        return load(**options)
+    except (OSError, ValueError):
+        if "variant" in options:
+            raise
+        try:
+            loaded = load(**options, variant="fp16")
+        except Exception:
+            loaded = None
+        if loaded is None:
+            raise
+        return loaded
 
 
 def read_part_config(base: str, subfolder: str, revision: str | None = None) -> dict[str, Any]:

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..common.errors import UserError
+
 Shapes = dict[str, tuple[int, int]]  # module name to (out_features, in_features), in model order
+
+
+@contextmanager
+def trusting_no_config(what: str) -> Iterator[None]:
+    """Have whatever a damaged config leads to be one line. What the libraries raise for one is of
+    every kind: TypeError, AttributeError, RuntimeError, OverflowError …
+
+    Raises:
+        UserError: naming `what`.
+    """
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"No model can be made from {what} ({reason}): is it damaged?") from error
 
 
 def build_empty(kind: str, config: Mapping[str, Any], dtype: torch.dtype | None = None) -> Any:
@@ -18,11 +38,14 @@ def build_empty(kind: str, config: Mapping[str, Any], dtype: torch.dtype | None 
         kind: class name in diffusers or transformers, such as "AutoencoderKL" or "CLIPTextModel".
         config: as its config.json has it.
         dtype: of its weights; fp32 if not given.
+
+    Raises:
+        UserError: no such component can be made from the config.
     """
     import diffusers
     import transformers
 
-    with torch.device("meta"):
+    with torch.device("meta"), trusting_no_config(f"the config of {kind}"):
         if hasattr(diffusers, kind):
             model = getattr(diffusers, kind).from_config(dict(config))
         else:

@@ -6,6 +6,7 @@ device, nor the other pictures of a run change what a seed gives.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..adapters.groups import enable_adapters
 from ..bases.families import denoiser_of, family_of_pipeline, identify
-from ..bases.loading import resolve_base
+from ..bases.loading import or_of_fp16_files, resolve_base
 from ..bases.vae import channels_last
 from ..common.errors import UserError
 from ..common.pictures import to_image
@@ -112,7 +113,9 @@ def _dtypes(dtype: torch.dtype) -> dict[str, torch.dtype]:
 
 def _from_pretrained(kind: Any, name: str, dtype: Any, **options: Any) -> Any:
     try:
-        return kind.from_pretrained(name, dtype=dtype, **options)
+        return or_of_fp16_files(
+            functools.partial(kind.from_pretrained, name, dtype=dtype), **options
+        )
     except (OSError, ValueError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(

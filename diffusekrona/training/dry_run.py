@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..adapters.layers import AdaptedLayer
+from ..bases.meta import trusting_no_config
 from ..bases.precision import BYTES
 from .lr_schedule import rate_factor
 from .memory.estimate import estimate, in_words
@@ -40,6 +41,8 @@ def print_plan(
         row = (f"{block}: {names}", str(len(group)), str(out), str(inside), factors, f"{count:,}")
         table.add_row(*row)
     console.print(table)
+    with trusting_no_config(f"the configs of {plan.base}"):
+        memory = in_words(estimate(settings, plan))
     optimisation, saved = settings.optimisation, settings.output.save_precision
     steps = max_train_steps(optimisation, len(pictures))
     lines = {
@@ -53,7 +56,7 @@ def print_plan(
         "steps": f"{steps} of batch {optimisation.train_batch_size} x "
         f"{optimisation.gradient_accumulation_steps}",
         "learning rate": _schedule_in_words(optimisation, steps),
-        "memory": in_words(estimate(settings, plan)),
+        "memory": memory,
         "will write": "\n    ".join(_files(settings, steps)),
     }
     for name, value in lines.items():

@@ -12,7 +12,7 @@ from ..adapters.settings import AdapterSettings
 from ..bases.base import Family, classes_of
 from ..bases.families import check_schedule, identify
 from ..bases.loading import read_part_config, resolve_base
-from ..bases.meta import build_empty, linear_layers
+from ..bases.meta import build_empty, linear_layers, trusting_no_config
 from ..bases.settings import BaseSettings
 from ..bases.vae import read_vae_config
 from ..common.errors import UserError
@@ -79,9 +79,12 @@ def make_plan(base: BaseSettings, adapter: AdapterSettings, resolution: int | No
     sizes = {name: linear_layers(build_empty(classes[name], parts[name])) for name in parts}
     layers = adapted_layers(configs, sizes)
     vae_config = read_vae_config(place, base.pretrained_vae_model_name_or_path, base.revision)
-    scale = family.latent_scale(vae_config)
-    pixel_step = family.pixel_step(config, vae_config)
-    resolution = resolution or family.native_resolution(config, vae_config)
+    with trusting_no_config(f"the configs of {place}"):
+        scale = family.latent_scale(vae_config)
+        pixel_step = family.pixel_step(config, vae_config)
+        resolution = resolution or family.native_resolution(config, vae_config)
+        if not all(isinstance(n, int) and n > 0 for n in (scale, pixel_step, resolution)):
+            raise ValueError("a size is not a positive whole number")
     if resolution % scale or resolution < pixel_step:
         raise UserError(
             f"--resolution {resolution}: this base takes multiples of {scale} from {pixel_step} on."

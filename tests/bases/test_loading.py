@@ -1,0 +1,61 @@
+"""Reading a base: fp16 files alone are found without a flag, odd configs are one line."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diffusekrona.bases.loading import load_part
+from diffusekrona.common.errors import UserError
+from diffusekrona.sampling.pipeline import load_pipeline
+from diffusekrona.train_dreambooth import main
+
+WEIGHTS = ("diffusion_pytorch_model", "model")
+
+
+@pytest.fixture
+def fp16_only(tiny_sd1: Path, tmp_path: Path) -> Path:
+    folder = Path(shutil.copytree(tiny_sd1, tmp_path / "fp16"))
+    for name in WEIGHTS:
+        for path in folder.glob(f"*/{name}.safetensors"):
+            path.rename(path.with_name(f"{name}.fp16.safetensors"))
+    return folder
+
+
+def test_fp16_files_alone_are_found_by_parts_and_pipelines(fp16_only: Path) -> None:
+    assert load_part(str(fp16_only), "AutoencoderKL", "vae").config.latent_channels == 4
+    assert load_part(str(fp16_only), "CLIPTextModel", "text_encoder").config.hidden_size == 64
+    assert load_part(str(fp16_only), "UNet2DConditionModel", "unet").config.sample_size == 16
+    assert load_pipeline(str(fp16_only)).unet.config.sample_size == 16
+
+
+def test_what_is_missing_altogether_is_still_one_line(fp16_only: Path) -> None:
+    shutil.rmtree(fp16_only / "vae")
+    with pytest.raises(UserError) as error:
+        load_part(str(fp16_only), "AutoencoderKL", "vae")
+    assert "\n" not in str(error.value) and "vae" in str(error.value)
+
+
+ODD = (None, [], {}, "x", -1, 0, 1.5, True, [1, "x"], 10**30, float("nan"))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_an_odd_config_is_one_line_in_a_dry_run(seed: int, tiny_sd1: Path, tmp_path: Path) -> None:
+    chance = random.Random(seed)
+    base = Path(shutil.copytree(tiny_sd1, tmp_path / "base"))
+    path = base / chance.choice(("unet", "unet", "vae")) / "config.json"
+    config = json.loads(path.read_text())
+    config[chance.choice(sorted(config))] = chance.choice(ODD)
+    path.write_text(json.dumps(config))
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    flags = ["--pretrained_model_name_or_path", str(base), "--instance_data_dir", str(tmp_path)]
+    flags += ["--instance_prompt", "a", "--a2", "16", "--output_dir", str(tmp_path / "o")]
+    try:
+        assert main([*flags, "--dry_run", "--cpu"]) == 0
+    except UserError as error:
+        assert "\n" not in str(error)

@@ -45,7 +45,7 @@ def main() -> None:
         print(__version__)
     elif name in available():
         sys.argv = [f"diffusekrona {name}", *sys.argv[2:]]
-        runpy.run_module(available()[name][0], run_name="__main__", alter_sys=False)
+        runpy.run_module(available()[name][0], run_name="__main__", alter_sys=True)
     else:
         names = ", ".join(available())
         print(f"error: {name} is not a command: use one of {names}", file=sys.stderr)

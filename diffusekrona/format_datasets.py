@@ -11,15 +11,17 @@ All is checked before anything is written, and running it twice changes nothing.
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
 import shutil
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from diffusekrona.common.command_line import parse
 from diffusekrona.common.errors import UserError, exit_on_user_error, writing
 from diffusekrona.common.pictures import PICTURE_SUFFIXES, content_key
+from diffusekrona.common.settings import setting
 from diffusekrona.data.folder import CAPTION_SUFFIXES, find_pictures
 
 _NO_SUBJECTS = ("generated", "__MACOSX")
@@ -40,31 +42,26 @@ class Plan:
     notes: list[str] = field(default_factory=list)
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line's options; argparse leaves with code 2 on a wrong one."""
-    parser = argparse.ArgumentParser(
-        prog="python -m diffusekrona.format_datasets",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+@dataclass(frozen=True)
+class FormatSettings:
+    """What is brought where."""
+
+    source: Path = setting(
+        positional=True, metavar="SOURCE", help="Folder of subjects, or one subject's folder."
     )
-    parser.add_argument("source", type=Path, help="folder of subjects, or one subject's folder")
-    parser.add_argument("--data_dir", type=Path, default=Path("data"), help="default: data")
-    parser.add_argument("--subjects", nargs="+", metavar="NAME", help="bring only these")
-    parser.add_argument("--dry_run", action="store_true", help="list what would be done")
-    parser.add_argument("--move", action="store_true", help="move the files instead of copying")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace files there that differ from the source's"
+    data_dir: Path = setting(Path("data"), metavar="FOLDER", help="Bring the subjects here.")
+    subjects: tuple[str, ...] = setting((), metavar="NAME", help="Bring only these.")
+    dry_run: bool = setting(False, help="List what would be done, and do nothing.")
+    move: bool = setting(False, help="Move the files instead of copying them.")
+    overwrite: bool = setting(False, help="Replace files there that differ from the source's.")
+    clean: bool = setting(
+        False,
+        help="Delete from data/<subject>/ hidden files, 'generated' folders and files other than "
+        "pictures, captions and credits; pictures that cannot be read stay.",
     )
-    parser.add_argument(
-        "--clean",
-        action="store_true",
-        help="delete from data/<subject>/ hidden files, 'generated' folders and files other than "
-        "pictures, captions and credits; pictures that cannot be read stay",
-    )
-    return parser.parse_args(argv)
 
 
-def find_subjects(source: Path, names: list[str] | None = None) -> list[tuple[str, Path]]:
+def find_subjects(source: Path, names: Sequence[str] = ()) -> list[tuple[str, Path]]:
     """The subjects in `source`: (name, folder that holds the pictures), sorted by name.
 
     Raises:
@@ -78,7 +75,7 @@ def find_subjects(source: Path, names: list[str] | None = None) -> list[tuple[st
         source = nested
     own = source.resolve()
     own_name = own.parent.name if own.name == "input" else own.name
-    if names in (None, [own_name]):
+    if list(names) in ([], [own_name]):
         for folder in (source, source / "input"):
             if _holds_pictures(folder):
                 return [(own_name, folder)]
@@ -91,7 +88,7 @@ def find_subjects(source: Path, names: list[str] | None = None) -> list[tuple[st
                 subjects[child.name] = folder
     if not subjects:
         raise UserError(f"no pictures in {source} or in the folders directly in it")
-    missing = [name for name in names or [] if name not in subjects]
+    missing = [name for name in names if name not in subjects]
     if missing:
         there = ", ".join(subjects)
         raise UserError(f"no pictures of {', '.join(missing)} in {source}; it has {there}")
@@ -110,14 +107,14 @@ def _holds_pictures(folder: Path) -> bool:
 
 
 def make_plan(
-    name: str, folder: Path, pictures: list[Path], skipped: list[str], args: argparse.Namespace
+    name: str, folder: Path, pictures: list[Path], skipped: list[str], settings: FormatSettings
 ) -> Plan:
     """See where a subject's pictures, as `find_pictures(folder)` gave them, would go.
 
     Raises:
         UserError: a different file is already in the place of one.
     """
-    plan = Plan(name, args.data_dir / name / "input", len(pictures))
+    plan = Plan(name, settings.data_dir / name / "input", len(pictures))
     beside = _same(folder, plan.target.parent)
     plan.notes = [line for line in skipped if not (beside and line.startswith("input: "))]
     files, stems = list(pictures), {picture.stem for picture in pictures}
@@ -130,7 +127,7 @@ def make_plan(
     if _same(folder, plan.target):
         plan.there_already = len(files)
         return plan
-    if beside and not args.move:
+    if beside and not settings.move:
         plan.notes.insert(
             0, f"{_count(len(files), 'file')} beside input/: add --move to bring them in"
         )
@@ -141,7 +138,7 @@ def make_plan(
             plan.transfers.append((file, target))
         elif target.is_file() and content_key(target) == content_key(file):
             plan.there_already += 1
-        elif args.overwrite and target.is_file():
+        elif settings.overwrite and target.is_file():
             plan.transfers.append((file, target))
         else:
             raise UserError(
@@ -217,10 +214,10 @@ def _is_junk(file: Path) -> bool:
     return file.suffix.lower() not in (*PICTURE_SUFFIXES, ".heic", ".heif")
 
 
-def report(plan: Plan, args: argparse.Namespace) -> None:
+def report(plan: Plan, settings: FormatSettings) -> None:
     """Print what was done (or would be) for one subject."""
-    verb = "moved" if args.move else "copied"
-    verb = f"would be {verb}" if args.dry_run else verb
+    verb = "moved" if settings.move else "copied"
+    verb = f"would be {verb}" if settings.dry_run else verb
     done = f"{_count(len(plan.transfers), 'file')} {verb}" if plan.transfers else "nothing to do"
     there = f", {plan.there_already} already there" if plan.there_already else ""
     print(f"{plan.name}: {_count(plan.pictures, 'picture')}; {done}{there} -> {plan.target}")
@@ -234,32 +231,36 @@ def main(argv: list[str] | None = None) -> int:
     Raises:
         UserError: nothing to bring, a file in the way, or a disk that refuses; see the functions.
     """
-    args = parse_args(argv)
-    args.source, args.data_dir = args.source.expanduser(), args.data_dir.expanduser()
+    settings = parse(
+        FormatSettings, argv, prog="diffusekrona.format_datasets", description=__doc__ or ""
+    )
+    settings = replace(
+        settings, source=settings.source.expanduser(), data_dir=settings.data_dir.expanduser()
+    )
     plans, unusable = [], []
-    for name, folder in find_subjects(args.source, args.subjects):
+    for name, folder in find_subjects(settings.source, settings.subjects):
         try:
             pictures, skipped = find_pictures(folder)
         except UserError as error:
-            if args.subjects:
+            if settings.subjects:
                 raise
             unusable.append(f"{name}: {error}")
             continue
-        plans.append(make_plan(name, folder, pictures, skipped, args))
+        plans.append(make_plan(name, folder, pictures, skipped, settings))
     if not plans:
         raise UserError("; ".join(unusable))
     transfers = [transfer for plan in plans for transfer in plan.transfers]
     # Links first: what they point to may be on the list too, and gone after it was moved.
     transfers.sort(key=lambda transfer: not transfer[0].is_symlink())
-    for source, target in [] if args.dry_run else transfers:
-        bring(source, target, args.move, args.overwrite)
+    for old, new in [] if settings.dry_run else transfers:
+        bring(old, new, settings.move, settings.overwrite)
     for plan in plans:
-        report(plan, args)
-        for path in clean(plan.target.parent, args.dry_run) if args.clean else []:
-            print(f"    {'would delete' if args.dry_run else 'deleted'}  {path}")
+        report(plan, settings)
+        for path in clean(plan.target.parent, settings.dry_run) if settings.clean else []:
+            print(f"    {'would delete' if settings.dry_run else 'deleted'}  {path}")
     for line in unusable:
         print(line)
-    if args.dry_run:
+    if settings.dry_run:
         print("dry run: nothing was changed")
     return 0
 

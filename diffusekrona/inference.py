@@ -7,7 +7,6 @@ made, and a labelled grid at the end. Launched by accelerate, the processes shar
 
 from __future__ import annotations
 
-import argparse
 import logging
 import re
 from collections.abc import Sequence
@@ -19,13 +18,16 @@ from .bases.precision import dtype_of
 from .common.devices import choose_device, process_state
 from .common.errors import UserError, exit_on_user_error, writing
 from .common.files import slug
-from .sampling.inference_args import (
-    build_parser,
-    check_arguments,
+from .sampling.schedulers import set_scheduler
+from .sampling.settings import (
+    InferenceSettings,
+    MachineSettings,
+    ModelSettings,
+    PicturesSettings,
+    parse_settings,
     parse_steps,
     read_prompts,
 )
-from .sampling.schedulers import set_scheduler
 
 log = logging.getLogger(__name__)
 
@@ -41,31 +43,31 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _merges(args: argparse.Namespace) -> bool:
-    """Whether adapters are merged for good: not if they are switched on and off on the way."""
-    return not (args.no_merge or args.adapter_steps)
-
-
 def build(
-    args: argparse.Namespace, base: str, adapters: Sequence[WeightedAdapter], state: Any
+    model: ModelSettings,
+    machine: MachineSettings,
+    base: str,
+    adapters: Sequence[WeightedAdapter],
+    state: Any,
+    scheduler: str | None = None,
 ) -> Any:
     """The pipeline and, if asked for, its refiner, ready to draw on this process's device."""
 
     from .common.cpu_memory import keep_freed_memory
     from .sampling.pipeline import load_pipeline, load_refiner, place
 
-    device = choose_device(args.device, state.device)
+    device = choose_device(machine.device, state.device)
     keep_freed_memory(device)
-    precision = args.mixed_precision or ("no" if device.type == "cpu" else "fp16")
+    precision = machine.mixed_precision or ("no" if device.type == "cpu" else "fp16")
     dtype = dtype_of(precision)
-    options = {"revision": args.revision, "variant": args.variant}
-    pipeline = load_pipeline(base, dtype, "cpu", args.vae, **options)
-    apply_adapters(pipeline, adapters, merge=_merges(args))
-    if args.scheduler:
-        set_scheduler(pipeline, args.scheduler)
-    refiner = load_refiner(pipeline, args.refiner, dtype) if args.refiner else None
+    options = {"revision": model.revision, "variant": model.variant}
+    pipeline = load_pipeline(base, dtype, "cpu", model.vae, **options)
+    apply_adapters(pipeline, adapters, merge=model.merges)
+    if scheduler:
+        set_scheduler(pipeline, scheduler)
+    refiner = load_refiner(pipeline, model.refiner, dtype) if model.refiner else None
     for part in filter(None, (pipeline, refiner)):
-        place(part, device, args.low_vram)
+        place(part, device, machine.low_vram)
     return pipeline, refiner
 
 
@@ -73,7 +75,7 @@ def build(
 
 
 def recipe_of(
-    args: argparse.Namespace, base: str, adapters: Sequence[WeightedAdapter], pipeline: Any
+    settings: InferenceSettings, base: str, adapters: Sequence[WeightedAdapter], pipeline: Any
 ) -> dict[str, Any]:
     """What all pictures of a run share of their recipe."""
     import diffusers
@@ -83,20 +85,21 @@ def recipe_of(
     from . import __version__
     from .bases.families import denoiser_of
 
+    model, drawing = settings.model, settings.drawing
     versions = {"diffusekrona": __version__, "torch": torch.__version__}
     versions |= {"diffusers": diffusers.__version__, "transformers": transformers.__version__}
     return {
-        "negative_prompt": args.negative_prompt,
-        "steps": args.num_inference_steps,
-        "guidance": args.guidance_scale,
+        "negative_prompt": drawing.negative_prompt,
+        "steps": drawing.num_inference_steps,
+        "guidance": drawing.guidance_scale,
         "scheduler": type(pipeline.scheduler).__name__,
         "base": base,
         "adapters": [mixed.recipe() for mixed in adapters],
-        "merged": bool(adapters) and _merges(args),
-        **({"adapter_steps": args.adapter_steps} if args.adapter_steps else {}),
-        "vae": args.vae,
-        "refiner": args.refiner,
-        "refiner_start": args.refiner_start if args.refiner else None,
+        "merged": bool(adapters) and model.merges,
+        **({"adapter_steps": model.adapter_steps} if model.adapter_steps else {}),
+        "vae": model.vae,
+        "refiner": model.refiner,
+        "refiner_start": model.refiner_start if model.refiner else None,
         "dtype": str(denoiser_of(pipeline).dtype).removeprefix("torch."),
         "versions": versions,
     }
@@ -108,11 +111,11 @@ def first_number(folder: Path) -> int:
     return max((int(match[1]) + 1 for match in matches if match), default=0)
 
 
-def choose_prompts(args: argparse.Namespace, adapters: Sequence[WeightedAdapter]) -> list[str]:
+def choose_prompts(pictures: PicturesSettings, adapters: Sequence[WeightedAdapter]) -> list[str]:
     """The prompts asked for, or the one that the adapter was trained with. UserError if none."""
-    prompts = [prompt.strip() for prompt in args.prompt]
-    if args.prompt_file:
-        prompts += read_prompts(args.prompt_file)
+    prompts = [prompt.strip() for prompt in pictures.prompt]
+    if pictures.prompt_file:
+        prompts += read_prompts(pictures.prompt_file)
     named = (mixed.adapter.metadata.get("instance_prompt") for mixed in adapters)
     prompts = prompts or [prompt for prompt in named if prompt][:1]
     if not prompts:
@@ -121,7 +124,7 @@ def choose_prompts(args: argparse.Namespace, adapters: Sequence[WeightedAdapter]
 
 
 def draw(
-    args: argparse.Namespace,
+    settings: InferenceSettings,
     prompts: Sequence[str],
     pipeline: Any,
     refiner: Any,
@@ -139,29 +142,30 @@ def draw(
     from .sampling.grids import save_new_png
     from .sampling.pipeline import encode, iter_pictures, refine_with
 
-    with writing(args.output_dir):
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-    jobs = [(row, seed) for row in range(len(prompts)) for seed in args.seeds]
-    first = first_number(args.output_dir)
+    drawing, seeds = settings.drawing, settings.pictures.seeds
+    folder, start = settings.pictures.output_dir, settings.model.refiner_start
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    jobs = [(row, seed) for row in range(len(prompts)) for seed in seeds]
+    first = first_number(folder)
     state.wait_for_everyone()  # all have counted before one adds to the folder
     paths = [
-        args.output_dir / f"{first + n:04d}_{slug(prompts[row])}_seed{seed}.png"
+        folder / f"{first + n:04d}_{slug(prompts[row])}_seed{seed}.png"
         for n, (row, seed) in enumerate(jobs)
     ]
     mine = range(state.process_index, len(jobs), state.num_processes)
-    start = args.refiner_start
     images = iter_pictures(
         pipeline,
-        encode(pipeline, prompts, args.negative_prompt),
+        encode(pipeline, prompts, drawing.negative_prompt),
         [jobs[n] for n in mine],
-        steps=args.num_inference_steps,
-        guidance=args.guidance_scale,
-        size=(args.height, args.width) if args.height else None,
-        batch_size=args.batch_size,
+        steps=drawing.num_inference_steps,
+        guidance=drawing.guidance_scale,
+        size=drawing.size,
+        batch_size=settings.machine.batch_size,
         progress=state.is_main_process,
-        finish=refiner and refine_with(refiner, prompts, args.negative_prompt, start),
+        finish=refiner and refine_with(refiner, prompts, drawing.negative_prompt, start),
         handover=start,
-        adapter_steps=parse_steps(args.adapter_steps),
+        adapter_steps=parse_steps(settings.model.adapter_steps),
     )
     saved = []
     for n, image in zip(mine, images, strict=True):
@@ -174,13 +178,13 @@ def draw(
 
 
 def save_grid(
-    args: argparse.Namespace,
+    settings: InferenceSettings,
     prompts: Sequence[str],
     paths: Sequence[Path],
     base: str,
     adapters: Sequence[WeightedAdapter],
 ) -> Path:
-    """`grid.png` of a run: a row a prompt, a column a seed. Replaces that of the run before."""
+    """`grid.png` of a run: one row per prompt, one column per seed. Replaces an older one."""
     from .common.pictures import open_png
     from .sampling.grids import labelled_grid, save_png
 
@@ -188,43 +192,48 @@ def save_grid(
     for path in paths:
         with open_png(path) as image:
             images.append(image.convert("RGB"))
-    across = len(args.seeds)
+    drawing, pictures = settings.drawing, settings.pictures
+    across = len(pictures.seeds)
     rows = [images[start : start + across] for start in range(0, len(images), across)]
     cell = int((_MOST_GRID_PIXELS / len(images)) ** 0.5)
     names = ", ".join(mixed.title for mixed in adapters) or "no adapter"
     title = f"{Path(base).name} · {names} · "
-    title += f"{args.num_inference_steps} steps · guidance {args.guidance_scale:g}"
+    title += f"{drawing.num_inference_steps} steps · guidance {drawing.guidance_scale:g}"
     grid = labelled_grid(
-        rows, prompts, [f"seed {seed}" for seed in args.seeds], title, cell if cell < 512 else None
+        rows,
+        prompts,
+        [f"seed {seed}" for seed in pictures.seeds],
+        title,
+        cell if cell < 512 else None,
     )
-    save_png(grid, args.output_dir / "grid.png")
-    return args.output_dir / "grid.png"
+    save_png(grid, pictures.output_dir / "grid.png")
+    return pictures.output_dir / "grid.png"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: parse, build, draw."""
-    args = build_parser().parse_args()
-    check_arguments(args)
+    settings = parse_settings(argv)
+    model, machine = settings.model, settings.machine
     from .bases.loading import quiet_libraries
 
     quiet_libraries()  # before the import below, which loads what it quiets
     from .adapters.groups import parse_groups
 
-    state = process_state(args.device)
+    state = process_state(machine.device)
     level = logging.WARNING if state.is_main_process else logging.ERROR
     logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
     try:
-        groups = parse_groups(args.blocks, args.projections, args.attention)
-        adapters = read_adapters(args.adapter, groups)
-        prompts = choose_prompts(args, adapters)
-        base = choose_base(args.pretrained_model_name_or_path, adapters, args.revision)
-        pipeline, refiner = build(args, base, adapters, state)
-        recipe = recipe_of(args, base, adapters, pipeline)
-        paths = draw(args, prompts, pipeline, refiner, recipe, state)
+        groups = parse_groups(model.blocks, model.projections, model.attention)
+        adapters = read_adapters(model.adapter, groups)
+        prompts = choose_prompts(settings.pictures, adapters)
+        base = choose_base(model.pretrained_model_name_or_path, adapters, model.revision)
+        pipeline, refiner = build(model, machine, base, adapters, state, settings.drawing.scheduler)
+        recipe = recipe_of(settings, base, adapters, pipeline)
+        paths = draw(settings, prompts, pipeline, refiner, recipe, state)
         if state.is_main_process:
-            grid = save_grid(args, prompts, paths, base, adapters)
+            grid = save_grid(settings, prompts, paths, base, adapters)
             count = f"{len(paths)} picture{'s' * (len(paths) != 1)}"
-            print(f"{count} in {args.output_dir}, together in {grid}")
+            print(f"{count} in {settings.pictures.output_dir}, together in {grid}")
     finally:
         state.destroy_process_group()
 

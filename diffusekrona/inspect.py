@@ -7,57 +7,72 @@ stand side by side. A table in the terminal and one HTML page.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .common.command_line import parse
 from .common.errors import UserError, exit_on_user_error
+from .common.settings import SEEDS, setting
 
 if TYPE_CHECKING:
     from .inspection.facts import Facts
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Every flag with its default and what it is for."""
-    parser = argparse.ArgumentParser(
-        prog="diffusekrona.inspect",
-        description="What KronA and LoRA adapters change in each layer, from their factors.",
-    )
-    add = parser.add_argument
-    add(
-        "adapter",
-        nargs="+",
+@dataclass(frozen=True)
+class InspectedSettings:
+    """What is inspected, and what is shown of it."""
+
+    adapter: tuple[str, ...] = setting(
+        positional=True,
         metavar="ADAPTER",
-        help="Adapter file or run folder; several are compared. NAME=PATH gives it a name.",
+        help="Adapter files or run folders; several are compared. NAME=PATH gives one a name.",
     )
-    add(
-        "--base",
+    base: str | None = setting(
+        None,
         metavar="NAME_OR_PATH",
-        help="Base model: sizes are then reported relative to its weights. Default: the adapter's "
-        "own, if it is bundled or a folder.",
+        help="Base model: report sizes relative to its weights; by default the adapter's own, if "
+        "it is bundled or a folder.",
     )
-    add("--output", type=Path, metavar="FILE", help="The page; default: inspect.html beside it.")
-    add("--json", type=Path, metavar="FILE", help="Every number, for programs.")
-    add("--layers", action="store_true", help="Print every layer, not only blocks.")
-    add("--factors", type=int, default=3, metavar="N", help="Layers whose factors are drawn (3).")
-    add("--layer", action="append", default=[], metavar="NAME", help="Draw these layers' factors.")
-    add = parser.add_argument_group("pictures").add_argument
-    add(
-        "--draw",
+    output: Path | None = setting(
+        None, metavar="FILE", help="Write the page here; by default beside the adapter."
+    )
+    json: Path | None = setting(None, metavar="FILE", help="Write every number to a JSON file.")
+    layers: bool = setting(False, help="Print every layer, not only blocks.")
+    factors: int = setting(3, minimum=0, help="Draw the factors of this many layers.")
+    layer: tuple[str, ...] = setting(
+        (), append=True, metavar="NAME", help="Draw this layer's factors; repeat for several."
+    )
+
+
+@dataclass(frozen=True)
+class SheetSettings:
+    """Pictures."""
+
+    draw: str | None = setting(
+        None,
         metavar="PROMPT",
         help="Draw the prompt with each projection, attention and block alone and off, and with "
         "fewer singular terms: one sheet, with the scores that are lost.",
     )
-    add("--photos", type=Path, metavar="FOLDER", help="The subject's photos, to score CLIP-I.")
-    add("--seeds", type=int, nargs="+", default=[0, 1], metavar="N", help="Of each variant (0 1).")
-    add("--num_inference_steps", type=int, default=20, help="Denoising steps (20).")
-    add("--guidance_scale", type=float, default=7.0, help="Classifier-free guidance (7).")
-    add("--clip", default="auto", metavar="NAME_OR_PATH", help="As in diffusekrona.evaluate.")
-    add("--device", help="Such as cuda or cpu. Default: the best there is.")
-    return parser
+    photos: Path | None = setting(
+        None, metavar="FOLDER", help="The subject's photos, to score CLIP-I."
+    )
+    seeds: tuple[int, ...] = setting((0, 1), **SEEDS, help="Draw each variant with these seeds.")
+    num_inference_steps: int = setting(20, minimum=1, help="Denoising steps.")
+    guidance_scale: float = setting(7.0, help="Classifier-free guidance.")
+    clip: str = setting("auto", metavar="NAME_OR_PATH", help="As in diffusekrona.evaluate.")
+    device: str | None = setting(None, help="Such as cuda or cpu; by default the best there is.")
+
+
+@dataclass(frozen=True)
+class InspectSettings:
+    """Everything that the inspection is told, group by group."""
+
+    inspected: InspectedSettings
+    sheets: SheetSettings
 
 
 def read(texts: Sequence[str]) -> list[Facts]:
@@ -167,7 +182,12 @@ def as_json(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: read, print, write the page."""
-    args = build_parser().parse_args(argv)
+    settings = parse(
+        InspectSettings,
+        argv,
+        prog="diffusekrona.inspect",
+        description="What KronA and LoRA adapters change in each layer, from their factors.",
+    )
     from .bases.loading import quiet_libraries
     from .common.files import write_text
     from .inspection.lowered import lowered
@@ -175,17 +195,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     from .inspection.tables import print_tables
 
     quiet_libraries()
-    facts = read(args.adapter)
-    path = args.output or _beside(_split_name(args.adapter[0])[1])
-    if base := args.base or _base_at_hand(facts):
+    inspected = settings.inspected
+    facts = read(inspected.adapter)
+    path = inspected.output or _beside(_split_name(inspected.adapter[0])[1])
+    if base := inspected.base or _base_at_hand(facts):
         add_base_norms(facts, base)
     results = [lowered(one) for one in facts]
-    print_tables(facts, results, args.layers)
-    sheets = draw_sheets(args, facts, path) if args.draw else []
-    page = inspection_page(facts, results, args.factors, args.layer, sheets)
+    print_tables(facts, results, inspected.layers)
+    sheets = draw_sheets(inspected, settings.sheets, facts, path) if settings.sheets.draw else []
+    page = inspection_page(facts, results, inspected.factors, inspected.layer, sheets)
     write_text(path, page)
-    if args.json:
-        write_text(args.json, json.dumps(as_json(facts, results, sheets), indent=1))
+    if inspected.json:
+        write_text(inspected.json, json.dumps(as_json(facts, results, sheets), indent=1))
     print(f"The page: {path}")
 
 
@@ -198,11 +219,13 @@ def _base_at_hand(facts: Sequence[Facts]) -> str | None:
     return base if base and (base in bundled_models() or Path(base).is_dir()) else None
 
 
-def draw_sheets(args: argparse.Namespace, facts: Sequence[Facts], page: Path) -> list[Any]:
+def draw_sheets(
+    inspected: InspectedSettings, sheets: SheetSettings, facts: Sequence[Facts], page: Path
+) -> list[Any]:
     """The sheet of each adapter, printed, and saved as a PNG file beside the page.
 
     Raises:
-        UserError: no base is known, a photo cannot be read, or a flag is out of range.
+        UserError: no base is known, or a photo cannot be read.
     """
     import torch
 
@@ -217,39 +240,39 @@ def draw_sheets(args: argparse.Namespace, facts: Sequence[Facts], page: Path) ->
     from .sampling.grids import save_png
     from .sampling.pipeline import load_pipeline
 
-    if args.num_inference_steps < 1 or min(args.seeds) < 0:
-        raise UserError("--num_inference_steps must be at least 1 and --seeds not below 0.")
     device = choose_device(
-        args.device, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        sheets.device, torch.device("cuda" if torch.cuda.is_available() else "cpu")
     )
-    adapters = read_adapters([str(_split_name(text)[1]) for text in args.adapter])
-    photos = find_pictures(args.photos)[0] if args.photos else []
+    adapters = read_adapters([str(_split_name(text)[1]) for text in inspected.adapter])
+    photos = find_pictures(sheets.photos)[0] if sheets.photos else []
     squares = [load_square(path) for path in photos]
-    drawing = Drawing(args.draw, tuple(args.seeds), args.num_inference_steps, args.guidance_scale)
-    sheets = []
+    drawing = Drawing(
+        sheets.draw or "", sheets.seeds, sheets.num_inference_steps, sheets.guidance_scale
+    )
+    drawn = []
     for one, weighted in zip(facts, adapters, strict=True):
-        base = choose_base(args.base, [weighted])
-        score = scorer(args, base in bundled_models(), photos, device)
+        base = choose_base(inspected.base, [weighted])
+        score = scorer(sheets.clip, base in bundled_models(), photos, device)
 
         def load(base: str = base) -> Any:
             dtype = torch.float32 if device.type == "cpu" else torch.float16
             return load_pipeline(base, dtype, device)
 
         sheet = draw_sheet(load, weighted.adapter, one, drawing, score)
-        show_table(f"{one.label}: {args.draw}", *sheet_table(sheet))
+        show_table(f"{one.label}: {sheets.draw}", *sheet_table(sheet))
         grid = sheet_grid(sheet, one.label).with_photos(squares)
         save_png(grid.image(), page.with_name(f"{page.stem}_{slug(one.label)}_groups.png"))
-        sheets.append((sheet, grid))
-    return sheets
+        drawn.append((sheet, grid))
+    return drawn
 
 
-def scorer(args: argparse.Namespace, bundled: bool, photos: Sequence[Path], device: Any) -> Any:
+def scorer(clip_name: str, bundled: bool, photos: Sequence[Path], device: Any) -> Any:
     """A function from pictures to their mean CLIP-T and, with photos, CLIP-I."""
     from .common.pictures import load_picture
     from .evaluation.encoders import choose_names, load_clip_encoder
 
-    clip = load_clip_encoder(choose_names(args.clip, "none", bundled)[0], device=device)
-    texts = clip.texts([args.draw])
+    clip = load_clip_encoder(choose_names(clip_name, "none", bundled)[0], device=device)
+    texts = clip.texts([sheets.draw])
     reference = clip.images([load_picture(path) for path in photos]) if photos else None
 
     def score(images: Sequence[Any]) -> dict[str, float]:

@@ -6,7 +6,6 @@ budget. Only the base's configs are read; no weights are loaded.
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
 from collections.abc import Sequence
@@ -14,7 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .bases.precision import BYTES, STORED
+from .common.command_line import parse
 from .common.errors import UserError, exit_on_user_error
+from .common.settings import setting
 
 if TYPE_CHECKING:
     from .krona.factors import Pair
@@ -60,7 +61,7 @@ def _divisors(n: int) -> list[int]:
 
 def cost_of(pair: Pair, shapes: Sequence[Shape], terms: int = 1) -> Cost:
     """Counts over the layers of sizes (out, in)."""
-    from .krona.factors import multiplications
+    from .krona.factors import multiplications  # brings PEFT
 
     a1, a2 = pair
     sizes = [(a1, a2, out // a1, inside // a2) for out, inside in shapes]
@@ -118,33 +119,28 @@ def parse_budget(text: str, precision: str = "fp32") -> int:
 # --- the program ----------------------------------------------------------------------------------
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Every flag with its default and what it is for."""
-    parser = argparse.ArgumentParser(
-        prog="diffusekrona.training.plan",
-        description="Which Kronecker factors fit a base model, what each costs, which to take.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add(
-        "--base",
-        "--pretrained_model_name_or_path",
-        required=True,
+@dataclass(frozen=True)
+class PlanSettings:
+    """What is adapted, and what it may cost."""
+
+    base: str = setting(
         metavar="NAME_OR_PATH",
+        aliases=("--pretrained_model_name_or_path",),
         help="Base model: hub name, diffusers folder, or a bundled one. Only configs are read.",
     )
-    add("--budget", metavar="2M|8MB", help="Most parameters, or the largest adapter file.")
-    add("--attn_update_unet", default="kqvo", metavar="LETTERS", help="Projections to adapt.")
-    add("--train_feed_forward", action="store_true", help="Feed-forward layers as well.")
-    add("--train_text_encoder", action="store_true", help="Text encoders as well.")
-    add("--terms", type=int, default=1, help="Kronecker products summed in each layer.")
-    add("--save_precision", choices=STORED, default="fp32", help="Of the adapter file.")
-    add("--revision", help="Revision of the base on the hub.")
-    add("--all", action="store_true", help="Print every pair, not only the dozen best ones.")
-    return parser
+    budget: str | None = setting(
+        None, metavar="2M|8MB", help="Most parameters, or the largest adapter file."
+    )
+    attn_update_unet: str = setting("kqvo", metavar="LETTERS", help="Projections to adapt.")
+    train_feed_forward: bool = setting(False, help="Adapt the feed-forward layers as well.")
+    train_text_encoder: bool = setting(False, help="Adapt the text encoders as well.")
+    terms: int = setting(1, minimum=1, help="Sum this many Kronecker products in each layer.")
+    save_precision: str = setting("fp32", choices=STORED, help="Precision of the adapter file.")
+    revision: str | None = setting(None, help="Use this revision of the base on the hub.")
+    all: bool = setting(False, help="Print every pair, not only the dozen best ones.")
 
 
-def layer_shapes(args: argparse.Namespace) -> tuple[Any, list[Shape]]:
+def layer_shapes(settings: PlanSettings) -> tuple[Any, list[Shape]]:
     """The base's family and the (out, in) of every layer that would be adapted.
 
     Raises:
@@ -157,15 +153,15 @@ def layer_shapes(args: argparse.Namespace) -> tuple[Any, list[Shape]]:
     from .bases.meta import build_empty, linear_layers
 
     quiet_libraries()
-    base, letters = resolve_base(args.base), args.attn_update_unet
-    family, config = identify(base, args.revision)
-    more = family.feed_forward if args.train_feed_forward else ()
+    base, letters = resolve_base(settings.base), settings.attn_update_unet
+    family, config = identify(base, settings.revision)
+    more = family.feed_forward if settings.train_feed_forward else ()
     targets = targets_of(letters, family.letters, family.denoiser, more)
     layers = linear_layers(build_empty(family.denoiser_class, config))
     shapes = list(matching(targets.names, layers).values())
-    if args.train_text_encoder:
+    if settings.train_text_encoder:
         for name, kind in family.text_encoders.items():
-            part = read_part_config(base, name, args.revision)
+            part = read_part_config(base, name, settings.revision)
             targets = targets_of(letters, family.text_letters, name)
             shapes += matching(targets.names, linear_layers(build_empty(kind, part))).values()
     if not shapes:
@@ -197,24 +193,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: count, print, recommend."""
     from .common.tables import show_table
 
-    args = build_parser().parse_args(argv)
-    if args.terms < 1:
-        raise UserError(f"--terms must be at least 1, not {args.terms}.")
-    limit = parse_budget(args.budget, args.save_precision) if args.budget else None
-    family, shapes = layer_shapes(args)
+    settings = parse(
+        PlanSettings,
+        argv,
+        prog="diffusekrona.plan",
+        description="Which Kronecker factors fit a base model, what each costs, which to take.",
+    )
+    limit = parse_budget(settings.budget, settings.save_precision) if settings.budget else None
+    family, shapes = layer_shapes(settings)
     pairs = fitting_pairs(shapes)
-    costs = sorted((cost_of(p, shapes, args.terms) for p in pairs), key=lambda c: nearness(c.pair))
+    costs = sorted(
+        (cost_of(p, shapes, settings.terms) for p in pairs), key=lambda c: nearness(c.pair)
+    )
     chosen = recommend(costs, limit)
     fitting = [c for c in costs if limit is None or c.parameters <= limit]
-    shown = costs if args.all else fitting[:12]
+    shown = costs if settings.all else fitting[:12]
     frozen = sum(out * inside for out, inside in shapes)
     print(
-        f"{args.base} ({family.title}): {len(shapes)} layers of {frozen:,} weights; "
+        f"{settings.base} ({family.title}): {len(shapes)} layers of {frozen:,} weights; "
         f"{len(pairs)} pairs divide them all"
         + (f", {len(fitting)} within {limit:,} parameters." if limit else ".")
     )
     title = "Nearest to the paper's (4, 64) first"
-    show_table(title, HEAD, rows_of(shown, shapes, args.save_precision), [shown.index(chosen)])
+    show_table(title, HEAD, rows_of(shown, shapes, settings.save_precision), [shown.index(chosen)])
     print(
         "mult./token: multiplications of one token through all of these layers, the adapter's own"
     )

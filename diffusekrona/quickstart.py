@@ -8,13 +8,14 @@ what the base draws for an identifier that it does not know is worse than the be
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .common.errors import UserError, exit_on_user_error
+from .common.command_line import parse
+from .common.errors import exit_on_user_error
+from .common.settings import SEEDS, setting
 
 PLACES = ("in the forest", "on the beach", "in the snow", "in front of mountains")
 
@@ -27,33 +28,29 @@ class Scores:
     clip_t: float
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Every flag with its default and what it is for."""
-    parser = argparse.ArgumentParser(
-        prog="diffusekrona.quickstart",
-        description="A subject's photos, the base and the fine-tuned base in one labelled picture.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+@dataclass(frozen=True)
+class QuickstartSettings:
+    """What the picture shows."""
+
+    adapter: str = setting(metavar="PATH[:WEIGHT]", help="Adapter file or run folder.")
+    photos: Path = setting(metavar="FOLDER", help="The subject's pictures.")
+    class_word: str = setting(metavar="WORD", help="What the subject is, such as dog.")
+    identifier: str = setting("sks", metavar="WORD", help="The subject's name in prompts.")
+    places: tuple[str, ...] = setting(PLACES, help="What follows the subject in prompts.")
+    pretrained_model_name_or_path: str | None = setting(
+        None, metavar="NAME_OR_PATH", help="Base model; by default the adapter's own."
     )
-    add = parser.add_argument
-    add("--adapter", required=True, metavar="PATH[:WEIGHT]", help="Adapter file or run folder.")
-    add("--photos", type=Path, required=True, metavar="FOLDER", help="The subject's pictures.")
-    add("--class_word", required=True, metavar="WORD", help="What the subject is, such as dog.")
-    add("--identifier", default="sks", metavar="WORD", help="The subject's name in prompts.")
-    add("--places", nargs="+", default=PLACES, metavar="TEXT", help="What follows the subject.")
-    add("--pretrained_model_name_or_path", metavar="NAME_OR_PATH", help="The adapter's own base.")
-    add("--clip", metavar="NAME_OR_PATH", help="What scores; by default the bundled pocket-clip.")
-    add(
-        "--seeds",
-        type=int,
-        nargs="+",
-        default=[0, 1, 2, 3],
-        metavar="N",
-        help="All are scored, the first two shown.",
+    clip: str | None = setting(
+        None, metavar="NAME_OR_PATH", help="CLIP model that scores; by default pocket-clip."
     )
-    add("--num_inference_steps", type=int, default=25, help="Denoising steps.")
-    add("--guidance_scale", type=float, default=5.0, help="5 suits the bundled base.")
-    add("--output", type=Path, default=Path("outputs/quickstart.png"), help="The picture.")
-    return parser
+    seeds: tuple[int, ...] = setting(
+        (0, 1, 2, 3), **SEEDS, help="Score pictures of all these seeds, and show the first two."
+    )
+    num_inference_steps: int = setting(25, minimum=1, help="Denoising steps.")
+    guidance_scale: float = setting(5.0, help="Classifier-free guidance; 5 suits the bundled base.")
+    output: Path = setting(
+        Path("outputs/quickstart.png"), metavar="FILE", help="Write the picture here."
+    )
 
 
 def prompts_for(name: str, places: Sequence[str]) -> list[str]:
@@ -64,23 +61,23 @@ def prompts_for(name: str, places: Sequence[str]) -> list[str]:
 
 
 def compare(
-    pipeline: Any, adapters: Sequence[Any], args: argparse.Namespace
+    pipeline: Any, adapters: Sequence[Any], settings: QuickstartSettings
 ) -> tuple[dict[tuple[str, int], Any], dict[tuple[str, int], Any]]:
     """Pictures before and after the adapters are merged, by (place, seed): the same seeds."""
     from .adapters.mixing import apply_adapters
     from .sampling.pipeline import generate
 
-    jobs = [(place, seed) for place in args.places for seed in args.seeds]
+    jobs = [(place, seed) for place in settings.places for seed in settings.seeds]
     pictures = []
-    for name in (args.class_word, f"{args.identifier} {args.class_word}"):
+    for name in (settings.class_word, f"{settings.identifier} {settings.class_word}"):
         if pictures:
             apply_adapters(pipeline, adapters)
         images = generate(
             pipeline,
             prompts_for(name, [place for place, _ in jobs]),
             [seed for _, seed in jobs],
-            steps=args.num_inference_steps,
-            guidance=args.guidance_scale,
+            steps=settings.num_inference_steps,
+            guidance=settings.guidance_scale,
             batch_size=4,
         )
         pictures.append(dict(zip(jobs, images, strict=True)))
@@ -104,7 +101,7 @@ def make_grid(
     photos: Sequence[Any],
     before: dict[tuple[str, int], Any],
     after: dict[tuple[str, int], Any],
-    args: argparse.Namespace,
+    settings: QuickstartSettings,
     method: str,
     title: str,
 ) -> Any:
@@ -112,32 +109,32 @@ def make_grid(
     from .sampling.grids import labelled_grid
 
     columns = ["the subject's photos"]
-    for seed in args.seeds[:2]:
-        columns.append(f"base: {prompts_for(args.class_word, ['…'])[0]} · seed {seed}")
-        name = f"{args.identifier} {args.class_word}"
+    for seed in settings.seeds[:2]:
+        columns.append(f"base: {prompts_for(settings.class_word, ['…'])[0]} · seed {seed}")
+        name = f"{settings.identifier} {settings.class_word}"
         columns.append(f"{method}: {prompts_for(name, ['…'])[0]} · seed {seed}")
     rows = []
-    for number, place in enumerate(args.places):
+    for number, place in enumerate(settings.places):
         row = [photos[number] if number < len(photos) else None]
-        for seed in args.seeds[:2]:
+        for seed in settings.seeds[:2]:
             row += [before[place, seed], after[place, seed]]
         rows.append(row)
-    return labelled_grid(rows, [f"… {place}" for place in args.places], columns, title, cell=192)
+    return labelled_grid(
+        rows, [f"… {place}" for place in settings.places], columns, title, cell=192
+    )
 
 
 def table(
-    before: Scores, after: Scores, args: argparse.Namespace, method: str, clip_name: str
+    before: Scores, after: Scores, settings: QuickstartSettings, method: str, clip_name: str
 ) -> str:
     """The scores in words and columns."""
+    subject = f"{settings.identifier} {settings.class_word}"
     lines = (
-        (f"before: the base, {prompts_for(args.class_word, ['…'])[0]!r}", before),
-        (
-            f"after: {method}, {prompts_for(f'{args.identifier} {args.class_word}', ['…'])[0]!r}",
-            after,
-        ),
+        (f"before: the base, {prompts_for(settings.class_word, ['…'])[0]!r}", before),
+        (f"after: {method}, {prompts_for(subject, ['…'])[0]!r}", after),
     )
     width = max(len(name) for name, _ in lines)
-    count = len(args.places) * len(args.seeds)
+    count = len(settings.places) * len(settings.seeds)
     return "\n".join(
         [f"{'':{width}}  CLIP-I  CLIP-T   ({count} pictures each, by {clip_name})"]
         + [f"{name:{width}}  {s.clip_i:6.3f}  {s.clip_t:6.3f}" for name, s in lines]
@@ -145,13 +142,14 @@ def table(
     )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: read, draw before and after, score, and make the picture."""
-    args = build_parser().parse_args()
-    if args.num_inference_steps < 1:
-        raise UserError(
-            f"--num_inference_steps must be at least 1, not {args.num_inference_steps}."
-        )
+    settings = parse(
+        QuickstartSettings,
+        argv,
+        prog="diffusekrona.quickstart",
+        description="A subject's photos, the base and the fine-tuned base in one labelled picture.",
+    )
     from .adapters.mixing import choose_base, read_adapters
     from .bases.loading import quiet_libraries
     from .common.pictures import fit_picture, load_picture
@@ -161,25 +159,25 @@ def main() -> None:
     from .sampling.pipeline import load_pipeline
 
     quiet_libraries()
-    adapters = read_adapters([args.adapter])
-    paths, _ = find_pictures(args.photos)
+    adapters = read_adapters([settings.adapter])
+    paths, _ = find_pictures(settings.photos)
     photos = [load_picture(path) for path in paths]
-    base = choose_base(args.pretrained_model_name_or_path, adapters)
-    clip = load_clip(args.clip)
+    base = choose_base(settings.pretrained_model_name_or_path, adapters)
+    clip = load_clip(settings.clip)
     pipeline = load_pipeline(base)
-    before, after = compare(pipeline, adapters, args)
-    scores = [score(clip, pictures, photos, args.class_word) for pictures in (before, after)]
+    before, after = compare(pipeline, adapters, settings)
+    scores = [score(clip, pictures, photos, settings.class_word) for pictures in (before, after)]
     squares = [fit_picture(photo, (min(photo.size),) * 2)[0] for photo in photos]
     method = adapters[0].adapter.method.title
     title = (
         f"{method} on {Path(base).name}: CLIP-I {scores[0].clip_i:.2f} -> {scores[1].clip_i:.2f}, "
     )
     title += f"CLIP-T {scores[0].clip_t:.2f} -> {scores[1].clip_t:.2f}"
-    recipe = {"seeds": args.seeds, "steps": args.num_inference_steps, "base": base}
-    recipe |= {"guidance": args.guidance_scale, "adapters": [m.recipe() for m in adapters]}
-    save_png(make_grid(squares, before, after, args, method, title), args.output, recipe)
-    print(table(scores[0], scores[1], args, method, clip.name))
-    print(f"The picture: {args.output}")
+    recipe = {"seeds": settings.seeds, "steps": settings.num_inference_steps, "base": base}
+    recipe |= {"guidance": settings.guidance_scale, "adapters": [m.recipe() for m in adapters]}
+    save_png(make_grid(squares, before, after, settings, method, title), settings.output, recipe)
+    print(table(scores[0], scores[1], settings, method, clip.name))
+    print(f"The picture: {settings.output}")
 
 
 if __name__ == "__main__":

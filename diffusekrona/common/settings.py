@@ -93,10 +93,14 @@ class Option:
     metadata: Mapping[str, Any]
 
     @property
+    def key(self) -> str:
+        """Its name in a file, and that of its flag."""
+        return self.metadata.get("flag", self.name)
+
+    @property
     def flag(self) -> str:
         """As users write it."""
-        name = self.metadata.get("flag", self.name)
-        return name if self.metadata.get("positional") else f"--{name}"
+        return self.key if self.metadata.get("positional") else f"--{self.key}"
 
 
 @functools.cache
@@ -215,7 +219,8 @@ def typed_values(cls: type, content: Mapping[Any, Any], where: str) -> dict[str,
     Raises:
         UserError: a key that is not a setting, or a value of another type.
     """
-    options, values = options_of(cls), {}
+    options = {option.key: option for option in options_of(cls).values()}
+    values: dict[str, Any] = {}
     for name, value in content.items():
         if name not in options:
             raise UserError(
@@ -223,7 +228,7 @@ def typed_values(cls: type, content: Mapping[Any, Any], where: str) -> dict[str,
             )
         if value is not None:
             try:
-                values[name] = _typed(options[name], value)
+                values[options[name].name] = _typed(options[name], value)
             except (TypeError, ValueError, OverflowError):
                 wanted = kind_in_words(options[name].kind, options[name].many)
                 shown = repr(value) if len(repr(value)) < 60 else type(value).__name__
@@ -283,9 +288,8 @@ def to_yaml(settings: Any) -> str:
         if option.group != group:
             group = option.group
             lines.append(f"\n# {group}\n" if lines else f"# {group}\n")
-        lines.append(
-            yaml.safe_dump({name: _plain(value)}, allow_unicode=True, width=100, sort_keys=False)
-        )
+        line = {option.key: _plain(value)}
+        lines.append(yaml.safe_dump(line, allow_unicode=True, width=100))
     return "".join(lines)
 
 

@@ -62,8 +62,6 @@ def work(cell: Cell, root: Path) -> str | None:
             except UserError as error:
                 _add_to(folder / LOG, f"error: {error}\n")
                 return str(error)
-            except SystemExit as error:  # argparse's
-                return f"training refused its flags (exit code {error.code})"
             except Exception as error:  # whatever it is, the other cells go on
                 _add_to(folder / LOG, traceback.format_exc())
                 return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -120,7 +120,7 @@ def test_values_as_people_write_them(tmp_path: Path) -> None:
         ("sweetness: " + "9" * 400, "sweetness must be a number"),
         ("gluten: 1", "gluten must be true or false, not 1"),
         ("layers: 1", "layers must be a list of whole numbers, not 1"),
-        ("oven: 5", "oven must be text, not 5"),
+        ("from: 5", "from must be text, not 5"),
         ("5: 5", "5 is not a setting"),
         ("- a", "does not hold settings"),
         ("salt: 2\nsalt: 4", "'salt' is there twice"),

@@ -20,11 +20,12 @@ from transformers import CLIPModel, CLIPTokenizer, ViTModel
 
 from diffusekrona import KronAConfig, save_adapter
 from diffusekrona.common.errors import UserError
-from diffusekrona.evaluate import build_parser, evaluate, main
+from diffusekrona.evaluate import evaluate, main
 from diffusekrona.evaluation.encoders import choose_names, load_clip_encoder, load_dino_encoder
 from diffusekrona.evaluation.pictures import is_there, jobs_of
 from diffusekrona.evaluation.pixels import CLIP_MEAN, CLIP_STD, Pixels, from_config
 from diffusekrona.evaluation.prompts import LISTS, get_prompts, parse_prompts
+from diffusekrona.evaluation.settings import parse_settings
 from diffusekrona.evaluation.statistics import bootstrap_means, summarise
 
 PROMPTS = "{subject} in the snow\nattribute: a red {name}\n"
@@ -110,8 +111,8 @@ def test_configs_of_published_scorers() -> None:
 
 
 def run(flags: list[str], out: Path, *more: str):
-    args = build_parser().parse_args([*flags, "--output_dir", str(out), *more])
-    return evaluate(args, PartialState(cpu=True))
+    settings = parse_settings([*flags, "--output_dir", str(out), *more])
+    return evaluate(settings, PartialState(cpu=True))
 
 
 def test_scores_are_those_of_an_independent_computation(setting, scorers, tmp_path) -> None:
@@ -289,10 +290,12 @@ def test_processes_share_the_drawing(setting, tmp_path) -> None:
     from diffusekrona.evaluation.pictures import draw_missing
 
     more = ["--output_dir", str(tmp_path), "--batch_size", "1"]
-    args = build_parser().parse_args([*setting, *more])
-    variant = read_variants(args)[1]
-    drawing = drawing_of(args, args.pretrained_model_name_or_path, torch.device("cpu"))
-    jobs = jobs_of(variant, drawing, get_prompts(args.prompts), args.seeds, tmp_path)
+    settings = parse_settings([*setting, *more])
+    compared = settings.compared
+    variant = read_variants(compared)[1]
+    base = compared.pretrained_model_name_or_path
+    drawing = drawing_of(settings, base, torch.device("cpu"))
+    jobs = jobs_of(variant, drawing, get_prompts(compared.prompts), compared.seeds, tmp_path)
     state = types.SimpleNamespace(
         process_index=1, num_processes=2, is_main_process=False,
         wait_for_everyone=lambda: None,

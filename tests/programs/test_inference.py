@@ -36,8 +36,8 @@ from diffusekrona.common.errors import UserError
 from diffusekrona.krona.functional import kron_weight
 from diffusekrona.sampling import pipeline as sampling
 from diffusekrona.sampling.grids import read_recipe, save_new_png, save_png
-from diffusekrona.sampling.inference_args import read_prompts
 from diffusekrona.sampling.schedulers import SCHEDULERS, set_scheduler
+from diffusekrona.sampling.settings import read_prompts
 
 Run = Callable[..., list[Path]]
 
@@ -447,7 +447,7 @@ def test_the_wrong_family_is_one_line(adapters: tuple[Path, Path], tiny_sdxl: Pa
 
 
 def test_flags_need_no_torch() -> None:
-    code = "import sys, diffusekrona.inference as i; i.build_parser(); "
+    code = "import sys, diffusekrona.inference as i; i.parse_settings([]); "
     code += "assert 'torch' not in sys.modules; i.generate, i.load_pipeline"
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run([sys.executable, "-c", code], check=True, env=env, timeout=120)

@@ -39,10 +39,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def shapes_of(folder: Path, letters: str = "kqvo") -> list[tuple[int, int]]:
-    from diffusekrona.plan import build_parser
+    from diffusekrona.plan import PlanSettings
 
-    args = build_parser().parse_args(["--base", str(folder), "--attn_update_unet", letters])
-    return layer_shapes(args)[1]
+    return layer_shapes(PlanSettings(str(folder), attn_update_unet=letters))[1]
 
 
 @pytest.mark.parametrize(

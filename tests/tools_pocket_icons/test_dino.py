@@ -15,6 +15,7 @@ from diffusekrona import evaluate
 from diffusekrona.evaluation import encoders
 from diffusekrona.evaluation.encoders import Encoder, choose_names, load_dino_encoder
 from diffusekrona.study import __main__ as study
+from diffusekrona.study.settings import parse_settings
 from tools.pocket_icons import dino, judge
 from tools.pocket_icons.export import export_dino
 
@@ -90,9 +91,9 @@ def test_individuals_are_counted_by_hand() -> None:
 
 def test_is_the_default_beside_a_bundled_base(monkeypatch, tmp_path) -> None:
     assert choose_names("auto", "auto", True) == ("pocket-clip", "pocket-dino", "")
-    arguments = study.build_parser().parse_args(["stability", "--base", "pocket"])
-    chosen = study.choose_study(arguments, True)
-    judging, notes = study.choose_judging(arguments, chosen, True)
+    settings = parse_settings(["stability", "--base", "pocket"])
+    chosen = study.choose_study(settings.chosen, True)
+    judging, notes = study.choose_judging("pocket", settings.scored, chosen, True)
     assert judging.dino == "pocket-dino" and not notes
     monkeypatch.setattr(encoders, "BUNDLED", tmp_path)  # an install without it
     _, name, note = choose_names("auto", "auto", True)

@@ -1,0 +1,207 @@
+"""How pictures are drawn, and the inference program's settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..common.command_line import parse
+from ..common.errors import UserError
+from ..common.settings import SEEDS, setting
+from .schedulers import SCHEDULERS
+
+_BASE_HELP = (
+    "Hub name, diffusers folder, or a bundled model: pocket, pocket-sdxl. By default the base that "
+    "the adapter was trained on."
+)
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """How pictures are drawn."""
+
+    num_inference_steps: int = setting(50, minimum=1, help="Denoising steps.")
+    guidance_scale: float = setting(7.0, help="Classifier-free guidance.")
+    scheduler: str | None = setting(
+        None, choices=tuple(SCHEDULERS), help="Sampler; by default the base's own."
+    )
+    negative_prompt: str | None = setting(None, help="What the pictures should not be.")
+    height: int | None = setting(
+        None, metavar="PIXELS", minimum=1, multiple_of=8, help="By default the base's own."
+    )
+    width: int | None = setting(
+        None, metavar="PIXELS", minimum=1, multiple_of=8, help="By default the base's own."
+    )
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels; None for the base's own."""
+        return (self.height, self.width) if self.height and self.width else None
+
+
+@dataclass(frozen=True)
+class MachineSettings:
+    """The machine."""
+
+    batch_size: int = setting(
+        1, minimum=1, help="Draw this many pictures at once, which does not change them."
+    )
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
+        None, help="Precision; by default fp16 on a GPU, else no."
+    )
+    device: str | None = setting(
+        None, help="Such as cuda, cuda:1, mps, cpu; by default the best there is."
+    )
+    low_vram: bool = setting(
+        False, help="Keep only the active part on the GPU, and decode large pictures in tiles."
+    )
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The base model and its adapters."""
+
+    pretrained_model_name_or_path: str | None = setting(
+        None, metavar="NAME_OR_PATH", help=_BASE_HELP
+    )
+    adapter: tuple[str, ...] = setting(
+        (),
+        append=True,
+        metavar="PATH[:WEIGHT]",
+        help="Adapter file, or the run folder that holds it; repeat the flag to mix several. The "
+        "weight is 1 by default.",
+    )
+    no_merge: bool = setting(False, help="Leave adapters live instead of merging them.")
+    blocks: tuple[str, ...] = setting(
+        (),
+        metavar="NAME=WEIGHT",
+        help="Weights of the adapters in blocks of the denoiser, such as down.1=0.5 mid=0.",
+    )
+    projections: tuple[str, ...] = setting(
+        (),
+        metavar="NAME=WEIGHT",
+        help="Weights of the adapters in attention's k, q, v, o, such as k=0.",
+    )
+    attention: tuple[str, ...] = setting(
+        (),
+        metavar="NAME=WEIGHT",
+        help="Weights of the adapters in self- and cross-attention, such as self=0.",
+    )
+    adapter_steps: str | None = setting(
+        None,
+        metavar="FROM-TO",
+        help="Part of the denoising steps in which adapters take part, such as 0.0-0.4: the first "
+        "lay out shapes, the last add detail. Leaves adapters live.",
+    )
+    vae: str | None = setting(
+        None, metavar="NAME_OR_PATH", help="Use another VAE, such as one made for fp16."
+    )
+    refiner: str | None = setting(
+        None, metavar="NAME_OR_PATH", help="Use a refiner for the last steps."
+    )
+    refiner_start: float = setting(
+        0.8, above=0, below=1, help="Part of the steps after which the refiner takes over."
+    )
+    revision: str | None = setting(None, help="Use this revision of the base on the hub.")
+    variant: str | None = setting(None, help="Use this variant of the base's files, such as fp16.")
+
+    @property
+    def merges(self) -> bool:
+        """Whether adapters are merged for good: not if they are switched on and off on the way."""
+        return not (self.no_merge or self.adapter_steps)
+
+
+@dataclass(frozen=True)
+class PicturesSettings:
+    """The pictures."""
+
+    prompt: tuple[str, ...] = setting(
+        (),
+        append=True,
+        help="Draw this; repeat the flag for several. By default the adapter's instance prompt.",
+    )
+    prompt_file: Path | None = setting(
+        None, metavar="FILE", help="Draw the prompts of a file, one per line; # begins a comment."
+    )
+    seeds: tuple[int, ...] = setting(
+        (0,), **SEEDS, help="Draw a picture of each prompt for each seed."
+    )
+    output_dir: Path = setting(
+        Path("outputs/inference"),
+        metavar="FOLDER",
+        help="Write the pictures here. Those that are there are kept: numbers go on.",
+    )
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """Everything that the inference program is told, group by group."""
+
+    model: ModelSettings
+    pictures: PicturesSettings
+    drawing: DrawSettings
+    machine: MachineSettings
+
+
+def parse_settings(argv: Sequence[str] | None = None) -> InferenceSettings:
+    """The inference program's settings. Raises UserError, naming the flag."""
+    settings = parse(
+        InferenceSettings,
+        argv,
+        prog="diffusekrona.inference",
+        description="Draw pictures with Stable Diffusion or SDXL and Kronecker adapters.",
+    )
+    check_size(settings.drawing)
+    model = settings.model
+    changes = (model.blocks, model.projections, model.attention, model.adapter_steps)
+    if any(changes) and not model.adapter:
+        names = ("blocks", "projections", "attention", "adapter_steps")
+        flag = next(name for name, value in zip(names, changes, strict=True) if value)
+        raise UserError(f"--{flag} changes adapters: give --adapter too.")
+    parse_steps(model.adapter_steps)
+    return settings
+
+
+def check_size(drawing: DrawSettings) -> None:
+    """Raises UserError for a height without a width."""
+    if (drawing.height is None) != (drawing.width is None):
+        raise UserError("Give --height and --width together.")
+
+
+def parse_steps(text: str | None) -> tuple[float, float] | None:
+    """ "0.0-0.4" to (0.0, 0.4); None stays None.
+
+    Raises:
+        UserError: anything else, or a range that is empty or leaves 0 … 1.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d*\.?\d+)-(\d*\.?\d+)", text.strip())
+    if not match or not 0 <= float(match[1]) < float(match[2]) <= 1:
+        raise UserError(
+            f"--adapter_steps {text}: give two numbers from 0 (noise) to 1 (picture), the smaller "
+            "first, such as 0.0-0.4."
+        )
+    return float(match[1]), float(match[2])
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a text file, one per line, without blank lines and those that begin with #.
+
+    Raises:
+        UserError: it cannot be read, is not UTF-8, or holds none.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text: save it as UTF-8.") from None
+    except OSError as error:
+        raise UserError(f"Cannot read the prompt file {path}: {error.strerror}.") from error
+    lines = [line.strip() for line in text.split("\n")]
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise UserError(f"{path} holds no prompt: write one per line.")
+    return prompts

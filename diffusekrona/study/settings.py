@@ -1,0 +1,123 @@
+"""The study program's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..common.command_line import parse
+from ..common.errors import UserError
+from ..common.settings import SEEDS, setting
+
+
+@dataclass(frozen=True)
+class ChosenSettings:
+    """Which study, and its changes."""
+
+    study: str | None = setting(
+        None, positional=True, metavar="NAME|FILE", help="A built-in study, or a YAML file of one."
+    )
+    list_studies: bool = setting(False, flag="list", help="List the built-in studies.")
+    print_study: bool = setting(
+        False, flag="print", help="Print the study as YAML, to copy and change."
+    )
+    base: str = setting("pocket", metavar="NAME_OR_PATH", help="Base model.")
+    subject: tuple[str, ...] = setting(
+        (),
+        append=True,
+        metavar="FOLDER[:WORD]",
+        help="Pictures, and what they show; repeat the flag for several. By default data/dog, "
+        "data/cat, data/teapot.",
+    )
+    identifier: str = setting("sks", help="The subjects' name in prompts.")
+    seeds: tuple[int, ...] = setting((), **SEEDS, help="Training seeds, one run for each.")
+    set: tuple[str, ...] = setting(
+        (), append=True, metavar="FLAG=VALUE", help="Give all runs this training flag; repeat."
+    )
+    axis: tuple[str, ...] = setting(
+        (), append=True, metavar="NAME=V,V", help="Use other values on an axis; repeat."
+    )
+    checkpoints: tuple[int, ...] = setting(
+        (), minimum=1, metavar="STEP", help="Score each run after so many steps."
+    )
+
+
+@dataclass(frozen=True)
+class ScoredSettings:
+    """How runs are drawn and scored."""
+
+    prompts: str = setting("auto", metavar="LIST|FILE", help="object, live, pocket, or a file.")
+    image_seeds: tuple[int, ...] = setting(
+        (0, 1), **SEEDS, help="Draw each prompt with these seeds."
+    )
+    num_inference_steps: int = setting(25, minimum=1, help="Denoising steps.")
+    guidance_scale: float = setting(7.0, help="Classifier-free guidance.")
+    image_precision: Literal["no", "fp16", "bf16"] | None = setting(
+        None, help="Precision; by default fp16 on a GPU, else no."
+    )
+    image_batch_size: int = setting(4, minimum=1, help="Draw this many pictures at once.")
+    low_vram: bool = setting(
+        False,
+        help="Keep only the active part on the GPU while drawing; for training, use --set "
+        "low_vram=true.",
+    )
+    clip: str = setting("auto", metavar="NAME_OR_PATH", help="As in diffusekrona.evaluate.")
+    clip_backend: Literal["transformers", "openai"] = setting(
+        "transformers", help="As in diffusekrona.evaluate."
+    )
+    dino: str = setting("auto", metavar="NAME_OR_PATH", help="As in diffusekrona.evaluate.")
+
+
+@dataclass(frozen=True)
+class PlaceSettings:
+    """Where runs go, and who runs them."""
+
+    output_dir: Path | None = setting(
+        None, metavar="FOLDER", help="By default outputs/studies/<name>."
+    )
+    cells_dir: Path | None = setting(
+        None,
+        metavar="FOLDER",
+        help="Keep runs here, by default in OUTPUT_DIR/cells; studies that share it share their "
+        "runs.",
+    )
+    engine: Literal["local", "ray"] = setting("local", help="Run the cells with this.")
+    workers: int | None = setting(
+        None, minimum=1, help="local: cells at once; by default one, or one per GPU."
+    )
+    ray_address: str | None = setting(
+        None, help="ray: the cluster's address; by default this machine."
+    )
+    gpus_per_cell: float | None = setting(
+        None, minimum=0, help="ray: by default 1 where there is a GPU, else 0."
+    )
+    cpus_per_cell: float = setting(1.0, minimum=0, help="ray: cores that each cell asks for.")
+    device: Literal["cpu", "cuda"] | None = setting(
+        None, help="By default the GPU if there is one."
+    )
+    report_only: bool = setting(False, help="Run nothing, and report what is there.")
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """Everything that the study program is told, group by group."""
+
+    chosen: ChosenSettings
+    scored: ScoredSettings
+    place: PlaceSettings
+
+
+def parse_settings(argv: Sequence[str] | None = None) -> StudySettings:
+    """The study program's settings. Raises UserError, naming the flag."""
+    settings = parse(
+        StudySettings,
+        argv,
+        prog="diffusekrona.study",
+        description="Run a grid of trainings and score it in one page. Finished runs are kept.",
+    )
+    seeds = settings.scored.image_seeds
+    if len(set(seeds)) < len(seeds):
+        raise UserError("--image_seeds must be different numbers.")
+    return settings

@@ -252,7 +252,7 @@ def draw_sheets(
     drawn = []
     for one, weighted in zip(facts, adapters, strict=True):
         base = choose_base(inspected.base, [weighted])
-        score = scorer(sheets.clip, base in bundled_models(), photos, device)
+        score = scorer(sheets, base in bundled_models(), photos, device)
 
         def load(base: str = base) -> Any:
             dtype = torch.float32 if device.type == "cpu" else torch.float16
@@ -266,13 +266,13 @@ def draw_sheets(
     return drawn
 
 
-def scorer(clip_name: str, bundled: bool, photos: Sequence[Path], device: Any) -> Any:
+def scorer(sheets: SheetSettings, bundled: bool, photos: Sequence[Path], device: Any) -> Any:
     """A function from pictures to their mean CLIP-T and, with photos, CLIP-I."""
     from .common.pictures import load_picture
     from .evaluation.encoders import choose_names, load_clip_encoder
 
-    clip = load_clip_encoder(choose_names(clip_name, "none", bundled)[0], device=device)
-    texts = clip.texts([sheets.draw])
+    clip = load_clip_encoder(choose_names(sheets.clip, "none", bundled)[0], device=device)
+    texts = clip.texts([sheets.draw or ""])
     reference = clip.images([load_picture(path) for path in photos]) if photos else None
 
     def score(images: Sequence[Any]) -> dict[str, float]:

@@ -79,7 +79,7 @@ class Option:
         group: field that holds the setting's group; "" for a setting of the class itself.
         kind: bool, int, float, str or Path, of one value.
         many: it holds a tuple of them.
-        choices: the values allowed; () for any.
+        allowed: the values allowed, which may become more; empty for any.
         default: MISSING of a required one.
         metadata: as `setting` was given it.
     """
@@ -88,9 +88,14 @@ class Option:
     group: str
     kind: type
     many: bool
-    choices: Collection[str]
+    allowed: Collection[str]
     default: Any
     metadata: Mapping[str, Any]
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values allowed; () for any."""
+        return tuple(self.allowed)
 
     @property
     def key(self) -> str:

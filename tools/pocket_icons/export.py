@@ -3,14 +3,13 @@
 pocket/        StableDiffusionPipeline (fp16): vae, unet, text_encoder, tokenizer, scheduler
 pocket-clip/   CLIPModel with its tokenizer and image processor: the offline scorer
 pocket-dino/   Dinov2Model with image processor settings: the scorer that has seen no words
-pocket-sdxl/   StableDiffusionXLPipeline: its own unet; the rest are relative links
+pocket-sdxl/   StableDiffusionXLPipeline: its own unet and text_encoder_2; the rest are copies
 """
 
 from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -155,7 +154,10 @@ def export_sd(pipeline: StableDiffusionPipeline, folder: Path) -> None:
 
 
 def export_sdxl(pipeline: StableDiffusionXLPipeline, folder: Path) -> None:
-    """Writes the SDXL folder beside an SD folder named `pocket`, to which its shared parts link."""
+    """Writes the SDXL folder beside an SD folder named `pocket`; the parts of both are copies.
+
+    Copies and not links, which a checkout on Windows may lack. Git stores equal files once.
+    """
     names = ("unet", "vae", "text_encoder", "text_encoder_2")
     half = {k: copy.deepcopy(getattr(pipeline, k)).half() for k in names}
     parts = {**pipeline.components, **half}
@@ -166,7 +168,7 @@ def export_sdxl(pipeline: StableDiffusionXLPipeline, folder: Path) -> None:
     shared = {n: n for n in ("vae", "text_encoder", "tokenizer", "scheduler")}
     for name, target in {**shared, "tokenizer_2": "tokenizer"}.items():
         shutil.rmtree(folder / name)
-        os.symlink(f"../pocket/{target}", folder / name)
+        shutil.copytree(folder.parent / "pocket" / target, folder / name)
 
 
 def export_all(models_dir: Path, parts: dict) -> None:

@@ -13,7 +13,7 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from peft import LoraConfig, PeftConfig
 
@@ -29,7 +29,7 @@ _NAME = re.compile(r"[A-Za-z0-9_.\-]+")
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "lycoris")
 
 
-def number(value: object, where: object, what: str = "scale") -> float:
+def number(value: Any, where: object, what: str = "scale") -> float:
     """A finite number from a file's settings. Raises UserError for anything else."""
     fits = isinstance(value, int | float) and not isinstance(value, bool)
     if not fits or not abs(value) < LARGEST_SCALE:  # also false for NaN
@@ -37,7 +37,7 @@ def number(value: object, where: object, what: str = "scale") -> float:
     return float(value)
 
 
-def count(value: object, where: object, what: str) -> int:
+def count(value: Any, where: object, what: str) -> int:
     """A whole number of at least 1 from a file's settings. Raises UserError."""
     fits = isinstance(value, int) and not isinstance(value, bool)
     if not fits or not 1 <= value <= LARGEST_COUNT:
@@ -69,7 +69,7 @@ def pattern(
     return {literal(key, where, field): check(v, where, field) for key, v in given.items()}
 
 
-def literal(key: object, where: object, field: str) -> str:
+def literal(key: Any, where: object, field: str) -> str:
     r"""A key of a pattern as the name it stands for: `^to\.k$` is to.k.
 
     PEFT and diffusers write names with these marks; any other regular expression is refused.
@@ -153,7 +153,7 @@ def lora_config(values: Mapping[str, Any], ranks: Mapping[str, int], where: obje
     alpha = Counter(alphas.values()).most_common(1)[0][0]
     return LoraConfig(
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=cast(Any, alpha),  # a number; PEFT's own annotation is narrower
         target_modules=targets(values, ranks),
         rank_pattern={f"^{re.escape(p)}": r for p, r in ranks.items() if r != rank},
         alpha_pattern={f"^{re.escape(p)}": a for p, a in alphas.items() if a != alpha},
@@ -163,7 +163,7 @@ def lora_config(values: Mapping[str, Any], ranks: Mapping[str, int], where: obje
 
 
 def plain_config(
-    kind: type[PeftConfig], values: Mapping[str, Any], layers: Iterable[str], where: object
+    kind: Callable[..., PeftConfig], values: Mapping[str, Any], layers: Iterable[str], where: object
 ) -> PeftConfig:
     """The config of any other method: its plain numbers and flags, of the types of its defaults.
 
@@ -173,7 +173,7 @@ def plain_config(
     """
     refuse_other_bases(values, where)
     plain: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):
+    for field in dataclasses.fields(cast(Any, kind)):
         default, value = field.default, values.get(field.name, field.default)
         if value == default or field.name.startswith("init_") or default is dataclasses.MISSING:
             continue
@@ -255,7 +255,7 @@ def _flag(values: Mapping[str, Any], field: str, where: object) -> bool:
     return bool(choice(values.get(field), (True, False, None), where, field))
 
 
-def _pair(value: object, where: object, what: str) -> tuple[int, int]:
+def _pair(value: Any, where: object, what: str) -> tuple[int, int]:
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise _damaged(where, f"{what} is {shortened(repr(value))}")
     return count(value[0], where, what), count(value[1], where, what)

@@ -11,14 +11,15 @@ file back shows. Nothing is written when anything is wrong.
 
 from __future__ import annotations
 
-import argparse
-import math
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from .bases.precision import STORED, dtype_of
-from .common.errors import UserError, exit_on_user_error
+from .common.command_line import parse
+from .common.errors import exit_on_user_error
+from .common.settings import setting
+from .common.weights import split_weight
 
 TARGETS = {
     "krona": "our adapter file",
@@ -44,88 +45,100 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Every flag, with what it is for."""
-    targets = "\n".join(f"  {name:<15} {what}" for name, what in TARGETS.items())
-    parser = argparse.ArgumentParser(
-        prog="diffusekrona.convert",
-        description="Convert an adapter, or a fine-tuned model, from one format to another.",
-        epilog=f"formats to write:\n{targets}\n\nThe source's format is recognised; --from "
-        "overrides. A whole model as SOURCE, with --base, is read as what it changed there.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+@dataclass(frozen=True)
+class ConvertSettings:
+    """What is converted to what."""
+
+    source: str = setting(
+        positional=True,
+        metavar="SOURCE[:WEIGHT]",
+        help="File or folder; WEIGHT multiplies it (1 by default).",
     )
-    add = parser.add_argument
-    add("source", metavar="SOURCE[:WEIGHT]", help="File or folder; WEIGHT multiplies it (1).")
-    add("destination", metavar="DESTINATION", help="File or folder to write.")
-    add("--to", required=True, choices=tuple(TARGETS), metavar="FORMAT", help="See below.")
-    add("--from", dest="source_format", choices=SOURCES, metavar="FORMAT", help=", ".join(SOURCES))
-    add("--adapter", action="append", default=[], metavar="PATH[:WEIGHT]", help="Mix another in.")
-    add("--base", metavar="BASE", help="Base model: folder, bundled or hub name, or one file.")
-    add("--family", metavar="NAME", help="Of base models (sd1, sd2, sdxl), if the file hides it.")
-    add("--rank", type=int, metavar="R", help="LoRA: at most this rank, by SVD. Default: exact.")
-    add("--a1", type=int, metavar="N", help="Nearest Kronecker factors: rows of A, divides out.")
-    add("--a2", type=int, metavar="N", help="Nearest Kronecker factors: columns of A, divides in.")
-    add("--terms", type=int, metavar="R", help="Kronecker products kept per layer.")
-    add("--dtype", choices=STORED, help="Default: the source's, if exact.")
-    add("--drop_convolutions", action="store_true", help="Leave out what KronA has no place for.")
-    add("--skip_unsupported", action="store_true", help="Leave out what the target cannot hold.")
-    add("--overwrite", action="store_true", help="Replace what convert did not write.")
-    add("--push_to_hub", metavar="REPO_ID", help="Upload what was written, with a model card.")
-    add("--private", action="store_true", help="Make the hub repository private.")
-    return parser
+    destination: str = setting(
+        positional=True, metavar="DESTINATION", help="File or folder to write."
+    )
+    to: str = setting(choices=TARGETS, metavar="FORMAT", help="Format to write; see above.")
+    source_format: str | None = setting(
+        None,
+        flag="from",
+        choices=SOURCES,
+        metavar="FORMAT",
+        help=f"Format of the source, if it is not to be recognised: {', '.join(SOURCES)}.",
+    )
+    adapter: tuple[str, ...] = setting(
+        (), append=True, metavar="PATH[:WEIGHT]", help="Mix another adapter in; repeat for several."
+    )
+    base: str | None = setting(None, help="Base model: folder, bundled or hub name, or one file.")
+    family: str | None = setting(
+        None, metavar="NAME", help="Family (sd1, sd2, sdxl), if the file does not show it."
+    )
+    rank: int | None = setting(
+        None, minimum=1, help="LoRA: at most this rank, by SVD. By default exact."
+    )
+    a1: int | None = setting(
+        None, minimum=1, help="Nearest Kronecker factors: rows of A, must divide out_features."
+    )
+    a2: int | None = setting(
+        None, minimum=1, help="Nearest Kronecker factors: columns of A, must divide in_features."
+    )
+    terms: int | None = setting(
+        None, minimum=1, help="Keep this many Kronecker products per layer."
+    )
+    dtype: str | None = setting(
+        None, choices=STORED, help="Write in this precision; by default the source's, if exact."
+    )
+    drop_convolutions: bool = setting(False, help="Leave out what KronA has no place for.")
+    skip_unsupported: bool = setting(False, help="Leave out what the target cannot hold.")
+    overwrite: bool = setting(False, help="Replace what convert did not write.")
+    push_to_hub: str | None = setting(
+        None, metavar="REPO_ID", help="Upload what was written, with a model card."
+    )
+    private: bool = setting(False, help="Make the hub repository private.")
+
+
+def description() -> str:
+    """What `--help` says of the program."""
+    targets = "\n".join(f"  {name:<15} {what}" for name, what in TARGETS.items())
+    return (
+        "Convert an adapter, or a fine-tuned model, from one format to another.\n"
+        "A whole model as SOURCE, with --base, is read as what it changed there.\n\n"
+        f"formats to write:\n{targets}"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Raises UserError for whatever is wrong with the request or its files."""
-    args = build_parser().parse_args(argv)
+    settings = parse(ConvertSettings, argv, prog="diffusekrona.convert", description=description())
     from .formats.conversion import Options, convert
 
-    source, weight = parse_source(args.source)
+    source, weight = split_weight(settings.source)
     options = Options(
-        rank=args.rank,
-        a1=args.a1,
-        a2=args.a2,
-        terms=args.terms,
-        dtype=dtype_of(args.dtype) if args.dtype else None,
-        drop_convolutions=args.drop_convolutions,
-        skip_unsupported=args.skip_unsupported,
+        rank=settings.rank,
+        a1=settings.a1,
+        a2=settings.a2,
+        terms=settings.terms,
+        dtype=dtype_of(settings.dtype) if settings.dtype else None,
+        drop_convolutions=settings.drop_convolutions,
+        skip_unsupported=settings.skip_unsupported,
     )
     report = convert(
         source,
-        args.destination,
-        args.to,
-        source_format=args.source_format,
-        base=args.base,
-        family=args.family,
+        settings.destination,
+        settings.to,
+        source_format=settings.source_format,
+        base=settings.base,
+        family=settings.family,
         weight=weight,
-        adapters=[parse_source(text) for text in args.adapter],
+        adapters=[split_weight(text) for text in settings.adapter],
         options=options,
-        overwrite=args.overwrite,
+        overwrite=settings.overwrite,
     )
     print("\n".join(report.lines()))
-    if args.push_to_hub:
+    if settings.push_to_hub:
         from .hub.upload import push_conversion
 
-        print("shared ", push_conversion(report, args.push_to_hub, private=args.private))
+        print("shared ", push_conversion(report, settings.push_to_hub, private=settings.private))
     return 0
-
-
-def parse_source(text: str) -> tuple[str, float]:
-    """`PATH[:WEIGHT]` to path and weight. What exists as written is a path.
-
-    Raises:
-        UserError: a weight that is no finite number.
-    """
-    head, colon, tail = text.rpartition(":")
-    if not colon or Path(text).expanduser().exists():
-        return text, 1.0
-    try:
-        weight = float(tail)
-    except ValueError:
-        return text, 1.0
-    if not math.isfinite(weight):
-        raise UserError(f"{text}: the weight must be a number.")
-    return head, weight
 
 
 if __name__ == "__main__":

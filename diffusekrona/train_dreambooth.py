@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .common.errors import UserError, exit_on_user_error
-from .common.settings import with_values, write_settings_file
+from .common.settings import with_values
+from .common.settings_files import write_settings_file
 from .training.settings import TrainSettings, low_vram_in_words, parse_settings
 
 if TYPE_CHECKING:

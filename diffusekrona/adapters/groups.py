@@ -20,6 +20,7 @@ from torch import nn
 
 from ..bases.families import components_of
 from ..common.errors import UserError
+from ..common.weights import is_weight
 from .file import Adapter
 
 _ATTENTION = {"attn1": "self", "attn2": "cross", "self_attn": "text", "ff": "feed-forward"}
@@ -115,7 +116,7 @@ def parse_weights(flag: str, texts: Sequence[str]) -> dict[str, float]:
             weight = float(number)
         except ValueError:
             weight = math.nan
-        if not (sign and name.strip() and math.isfinite(weight)):
+        if not (sign and name.strip() and is_weight(weight)):
             raise UserError(f"--{flag} {text}: write name=weight, such as {_EXAMPLES[flag]}.")
         weights[name.strip()] = weight
     return weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
+from ..common.weights import split_weight
 
 if TYPE_CHECKING:
     from .file import Adapter
@@ -119,20 +119,8 @@ def choose_base(
 
 
 def parse_adapter(text: str) -> tuple[Path, float]:
-    """`PATH[:WEIGHT]` to the adapter file's path and its weight.
-
-    Paths with colons survive: what exists as written is a path, and so is what does not end in a
-    colon and a number.
-    """
-    path, weight = text, 1.0
-    if not Path(text).expanduser().exists() and ":" in text:
-        head, _, tail = text.rpartition(":")
-        try:
-            path, weight = head, float(tail)
-        except ValueError:
-            path = text
-    if not math.isfinite(weight):
-        raise UserError(f"--adapter {text}: the weight must be a number.")
+    """`PATH[:WEIGHT]` to the adapter file's path and its weight. Raises as `split_weight` does."""
+    path, weight = split_weight(text)
     file = Path(path).expanduser()
     return (file / ADAPTER_FILE if file.is_dir() else file), weight
 

@@ -28,9 +28,9 @@ from .settings import (
     did_you_mean,
     kind_in_words,
     options_of,
-    read_settings_file,
     with_values,
 )
+from .settings_files import read_settings_file
 
 _CONFIG = Option(
     "config", "", Path, False, (), None,

@@ -1,9 +1,9 @@
-"""Settings as frozen dataclasses: what a setting is, its limits, and its way to and from YAML.
+"""Settings as frozen dataclasses: what a setting is, and its limits.
 
 A program's settings are one dataclass. Its fields are settings, or groups of settings, which are
-dataclasses themselves. `command_line` makes flags and `--help` from them, this module makes YAML
-files; names are the same in both, and no two groups share one. The metadata of a field (see
-`setting`) is enough to make a form from as well.
+dataclasses themselves. `command_line` makes flags and `--help` from them, `settings_files` YAML;
+names are the same in both, and no two groups share one. The metadata of a field (see `setting`) is
+enough to make a form from as well.
 """
 
 from __future__ import annotations
@@ -18,11 +18,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from .errors import UserError
-from .files import write_text
-from .yaml_files import read_mapping
 
 LARGEST = 3.4e38  # of floating-point settings: what 32 bits hold
 SEEDS = {"minimum": 0, "maximum": 2**63 - 1}  # that torch's generators take
@@ -203,72 +199,13 @@ def broken_limit(option: Option, value: Any) -> str | None:
     return None
 
 
-# --- YAML -----------------------------------------------------------------------------------------
-
-
-def read_settings_file(cls: type, path: Path) -> dict[str, Any]:
-    """The values in a YAML file such as `run.yaml`, by name, each of its setting's type.
-
-    Raises:
-        UserError: the file cannot be read; a key that is not a setting, or a value of another type.
-    """
-    return typed_values(cls, read_mapping(path), str(path))
-
-
-def typed_values(cls: type, content: Mapping[Any, Any], where: str) -> dict[str, Any]:
-    """Values as YAML has them, by name, as the settings' types. null stands for the default.
-
-    Args:
-        where: they come from, for the message.
-
-    Raises:
-        UserError: a key that is not a setting, or a value of another type.
-    """
-    options = {option.key: option for option in options_of(cls).values()}
-    values: dict[str, Any] = {}
-    for name, value in content.items():
-        if name not in options:
-            raise UserError(
-                f"{where}: {name!r} is not a setting{did_you_mean(str(name), options)}."
-            )
-        if value is not None:
-            try:
-                values[options[name].name] = _typed(options[name], value)
-            except (TypeError, ValueError, OverflowError):
-                wanted = kind_in_words(options[name].kind, options[name].many)
-                shown = repr(value) if len(repr(value)) < 60 else type(value).__name__
-                raise UserError(f"{where}: {name} must be {wanted}, not {shown}.") from None
-    return values
+# --- words ----------------------------------------------------------------------------------------
 
 
 def did_you_mean(name: str, known: Any) -> str:
     """ " (did you mean seed?)" if a known name is near, else nothing."""
     near = difflib.get_close_matches(name, list(known), 1)
     return f" (did you mean {near[0]}?)" if near else ""
-
-
-def _typed(option: Option, value: Any) -> Any:
-    if not option.many:
-        return _typed_one(option, value)
-    if not isinstance(value, list):
-        raise TypeError
-    return tuple(_typed_one(option, one) for one in value)
-
-
-def _typed_one(option: Option, value: Any) -> Any:
-    if value is False and "no" in option.choices:
-        return "no"  # which is how YAML reads the bare word
-    if option.kind is bool or isinstance(value, bool):
-        if option.kind is not type(value):
-            raise TypeError
-        return value
-    if option.kind is float and isinstance(value, int | float | str):
-        return float(value)  # YAML 1.1 reads 5e-3 as text
-    if option.kind is Path and isinstance(value, str):
-        return Path(value)
-    if not isinstance(value, option.kind):
-        raise TypeError
-    return value.lower() if option.metadata.get("ignore_case") else value
 
 
 def kind_in_words(kind: type, many: bool = False) -> str:
@@ -281,29 +218,3 @@ def kind_in_words(kind: type, many: bool = False) -> str:
         Path: ("a path", "paths"),
     }[kind]
     return f"a list of {words[1]}" if many else words[0]
-
-
-def to_yaml(settings: Any) -> str:
-    """The settings as YAML, group by group, without those that are not meant for a file."""
-    options, lines, group = options_of(type(settings)), [], ""
-    for name, value in flat(settings).items():
-        option = options[name]
-        if value is None or not option.metadata.get("in_file", True):
-            continue
-        if option.group != group:
-            group = option.group
-            lines.append(f"\n# {group}\n" if lines else f"# {group}\n")
-        line = {option.key: _plain(value)}
-        lines.append(yaml.safe_dump(line, allow_unicode=True, width=100))
-    return "".join(lines)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(one) for one in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def write_settings_file(settings: Any, path: Path) -> None:
-    """Write what `read_settings_file` reads. Raises UserError where the disk refuses."""
-    write_text(path, to_yaml(settings))

@@ -13,7 +13,8 @@ from ..adapters.norms import NORMS_KEY
 from ..common.errors import UserError
 from ..common.files import write_text
 from ..common.run_record import read_run_record_or_none
-from ..common.settings import build, check_limits, typed_values
+from ..common.settings import build, check_limits
+from ..common.settings_files import typed_values
 from ..training.settings import TrainSettings
 from .cell import RESULT, Cell, default_of, finished
 from .grid import Flags

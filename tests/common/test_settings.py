@@ -15,11 +15,13 @@ from diffusekrona.common.settings import (
     build,
     check_limits,
     options_of,
-    read_settings_file,
     setting,
+    with_values,
+)
+from diffusekrona.common.settings_files import (
+    read_settings_file,
     to_yaml,
     typed_values,
-    with_values,
     write_settings_file,
 )
 

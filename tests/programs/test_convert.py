@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from diffusekrona import KronAConfig, load_adapter, save_adapter
 from diffusekrona.common.errors import UserError, exit_on_user_error
-from diffusekrona.convert import main, parse_source
+from diffusekrona.common.weights import split_weight
+from diffusekrona.convert import main
 from diffusekrona.formats.conversion import SOURCES, TARGETS, convert
 
 
@@ -75,13 +76,13 @@ def test_weights_and_mixing(adapter: Path, tmp_path: Path, capsys) -> None:
 
 
 def test_sources_with_weights(tmp_path: Path) -> None:
-    assert parse_source("a/b") == ("a/b", 1.0)
-    assert parse_source("a/b:0.5") == ("a/b", 0.5)
-    assert parse_source("C:\\a") == ("C:\\a", 1.0)
+    assert split_weight("a/b") == ("a/b", 1.0)
+    assert split_weight("a/b:0.5") == ("a/b", 0.5)
+    assert split_weight("C:\\a") == ("C:\\a", 1.0)
     (tmp_path / "odd:3").touch()
-    assert parse_source(f"{tmp_path}/odd:3") == (f"{tmp_path}/odd:3", 1.0)
+    assert split_weight(f"{tmp_path}/odd:3") == (f"{tmp_path}/odd:3", 1.0)
     with pytest.raises(UserError, match="must be a number"):
-        parse_source("a:nan")
+        split_weight("a:nan")
 
 
 @pytest.mark.parametrize(

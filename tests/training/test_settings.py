@@ -20,10 +20,9 @@ from diffusekrona.common.settings import (
     build,
     flat,
     options_of,
-    to_yaml,
-    typed_values,
     with_values,
 )
+from diffusekrona.common.settings_files import to_yaml, typed_values
 from diffusekrona.common.yaml_files import parse_yaml
 from diffusekrona.training.plan import make_plan
 from diffusekrona.training.resume import OUTCOMES, check_agreement, fixed_settings

@@ -1,0 +1,35 @@
+"""`PATH[:WEIGHT]` and `NAME=WEIGHT`, as several programs' flags take them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from .errors import UserError
+from .settings import LARGEST
+
+
+def is_weight(number: float) -> bool:
+    """Whether a number is one that 32 bits hold: neither NaN nor infinite nor 1e39."""
+    return math.isfinite(number) and abs(number) <= LARGEST
+
+
+def split_weight(text: str) -> tuple[str, float]:
+    """`PATH[:WEIGHT]` to the path and its weight, by default 1.
+
+    Paths with colons survive: what exists as written is a path, and so is what does not end in a
+    colon and a number.
+
+    Raises:
+        UserError: a weight that is not a finite number of 32 bits.
+    """
+    head, colon, tail = text.rpartition(":")
+    if not colon or Path(text).expanduser().exists():
+        return text, 1.0
+    try:
+        weight = float(tail)
+    except ValueError:
+        return text, 1.0
+    if not is_weight(weight):
+        raise UserError(f"{text}: the weight must be a finite number below {LARGEST:g}.")
+    return head, weight

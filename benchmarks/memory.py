@@ -89,7 +89,7 @@ def arguments(base: str, flags: list[str]) -> Any:
     return parse_settings(["--pretrained_model_name_or_path", base, *required, *flags])
 
 
-def measure(settings: Any, plan: Any) -> dict[str, Any]:
+def measure(settings: Any, resolved: Any) -> dict[str, Any]:
     """Peak bytes of two training steps, weights included; the resident set's growth beside it."""
     import torch
     from torch.profiler import record_function
@@ -103,18 +103,18 @@ def measure(settings: Any, plan: Any) -> dict[str, Any]:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype_of(settings.precision.mixed_precision or "no")
-    family, config = plan.family, plan.denoiser_config
+    family, config = resolved.family, resolved.denoiser_config
     quantised = settings.precision.quantize_base != "none"
 
     def run() -> None:
         unet = random_unet(dict(config), dtype, "cpu" if quantised else str(device))
         unet = quantise(unet, settings.precision.quantize_base).to(device)
         models = {family.denoiser: unet}
-        trained = add_adapters(plan.configs, models, "default")
+        trained = add_adapters(resolved.configs, models, "default")
         train_setup.save_memory(settings.precision, models)
         optimizer = make_optimizer(settings.optimisation, models, 1)
         batch = settings.optimisation.train_batch_size
-        side = plan.resolution // family.latent_scale(plan.vae_config)
+        side = resolved.resolution // family.latent_scale(resolved.vae_config)
 
         def draw(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
             return torch.rand(*shape, device=device).to(dtype)
@@ -170,15 +170,15 @@ def profiled_peak(run: Any) -> int:
 def one(name: str, run: bool) -> dict[str, Any]:
     """Estimate and, if asked, measure a configuration in this process."""
     from diffusekrona.training.memory.estimate import estimate
-    from diffusekrona.training.plan import make_plan
+    from diffusekrona.training.resolved_run import resolve_run
 
     base, flags, _ = CONFIGURATIONS[name]
     with tempfile.TemporaryDirectory() as folder:
         place = base if base not in BASES else str(write_configs(Path(folder), base))
         settings = arguments(place, flags)
-        plan = make_plan(settings.base, settings.adapter, settings.data.resolution)
+        resolved = resolve_run(settings.base, settings.adapter, settings.data.resolution)
         started = time.time()
-        phases = {phase.name: phase for phase in estimate(settings, plan)}
+        phases = {phase.name: phase for phase in estimate(settings, resolved)}
         row: dict[str, Any] = {
             "name": name,
             "flags": flags,
@@ -187,7 +187,7 @@ def one(name: str, run: bool) -> dict[str, Any]:
             "phases": {n: phase.peak for n, phase in phases.items()},
             "estimate_seconds": round(time.time() - started, 2),
         }
-        return {**row, **(measure(settings, plan) if run else {})}
+        return {**row, **(measure(settings, resolved) if run else {})}
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -31,7 +31,7 @@ _DOCUMENTS = ("license", "licence", "notice", "credit", "readme", "references", 
 
 
 @dataclass
-class Plan:
+class SubjectFiles:
     """What is to be done for one subject; made before anything is touched."""
 
     name: str
@@ -106,46 +106,46 @@ def _holds_pictures(folder: Path) -> bool:
     )
 
 
-def make_plan(
+def examine(
     name: str, folder: Path, pictures: list[Path], skipped: list[str], settings: FormatSettings
-) -> Plan:
+) -> SubjectFiles:
     """See where a subject's pictures, as `find_pictures(folder)` gave them, would go.
 
     Raises:
         UserError: a different file is already in the place of one.
     """
-    plan = Plan(name, settings.data_dir / name / "input", len(pictures))
-    beside = _same(folder, plan.target.parent)
-    plan.notes = [line for line in skipped if not (beside and line.startswith("input: "))]
+    subject = SubjectFiles(name, settings.data_dir / name / "input", len(pictures))
+    beside = _same(folder, subject.target.parent)
+    subject.notes = [line for line in skipped if not (beside and line.startswith("input: "))]
     files, stems = list(pictures), {picture.stem for picture in pictures}
     for entry in sorted(folder.iterdir()):
         if entry.suffix.lower() in CAPTION_SUFFIXES and not entry.name.startswith("."):
             if entry.name == "metadata.jsonl" or entry.stem in stems:
                 files.append(entry)
             else:
-                plan.notes.append(f"{entry.name}: not a picture's caption")
-    if _same(folder, plan.target):
-        plan.there_already = len(files)
-        return plan
+                subject.notes.append(f"{entry.name}: not a picture's caption")
+    if _same(folder, subject.target):
+        subject.there_already = len(files)
+        return subject
     if beside and not settings.move:
-        plan.notes.insert(
+        subject.notes.insert(
             0, f"{_count(len(files), 'file')} beside input/: add --move to bring them in"
         )
-        return plan
+        return subject
     for file in files:
-        target = plan.target / file.name
+        target = subject.target / file.name
         if not os.path.lexists(target):
-            plan.transfers.append((file, target))
+            subject.transfers.append((file, target))
         elif target.is_file() and content_key(target) == content_key(file):
-            plan.there_already += 1
+            subject.there_already += 1
         elif settings.overwrite and target.is_file():
-            plan.transfers.append((file, target))
+            subject.transfers.append((file, target))
         else:
             raise UserError(
                 f"{target} is already there and differs from {file}: "
                 "add --overwrite to replace it, or choose another --data_dir; nothing was changed"
             )
-    return plan
+    return subject
 
 
 def _count(number: int, what: str) -> str:
@@ -160,7 +160,7 @@ def bring(source: Path, target: Path, move: bool, overwrite: bool) -> None:
     """Copy or move one file, whole or not at all.
 
     Raises:
-        UserError: the file cannot be written; one came to stand there since the plan was made.
+        UserError: the file cannot be written; one came to stand there since it was examined.
     """
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -214,19 +214,23 @@ def _is_junk(file: Path) -> bool:
     return file.suffix.lower() not in (*PICTURE_SUFFIXES, ".heic", ".heif")
 
 
-def report(plan: Plan, settings: FormatSettings) -> None:
+def report(subject: SubjectFiles, settings: FormatSettings) -> None:
     """Print what was done (or would be) for one subject."""
     verb = "moved" if settings.move else "copied"
     verb = f"would be {verb}" if settings.dry_run else verb
-    done = f"{_count(len(plan.transfers), 'file')} {verb}" if plan.transfers else "nothing to do"
-    there = f", {plan.there_already} already there" if plan.there_already else ""
-    print(f"{plan.name}: {_count(plan.pictures, 'picture')}; {done}{there} -> {plan.target}")
-    for line in plan.notes:
+    done = (
+        f"{_count(len(subject.transfers), 'file')} {verb}" if subject.transfers else "nothing to do"
+    )
+    there = f", {subject.there_already} already there" if subject.there_already else ""
+    print(
+        f"{subject.name}: {_count(subject.pictures, 'picture')}; {done}{there} -> {subject.target}"
+    )
+    for line in subject.notes:
         print(f"    left out  {line}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Plan every subject, then act; prints what it did. Returns 0.
+    """Examine every subject, then act; prints what it did. Returns 0.
 
     Raises:
         UserError: nothing to bring, a file in the way, or a disk that refuses; see the functions.
@@ -237,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = replace(
         settings, source=settings.source.expanduser(), data_dir=settings.data_dir.expanduser()
     )
-    plans, unusable = [], []
+    found, unusable = [], []
     for name, folder in find_subjects(settings.source, settings.subjects):
         try:
             pictures, skipped = find_pictures(folder)
@@ -246,17 +250,17 @@ def main(argv: list[str] | None = None) -> int:
                 raise
             unusable.append(f"{name}: {error}")
             continue
-        plans.append(make_plan(name, folder, pictures, skipped, settings))
-    if not plans:
+        found.append(examine(name, folder, pictures, skipped, settings))
+    if not found:
         raise UserError("; ".join(unusable))
-    transfers = [transfer for plan in plans for transfer in plan.transfers]
+    transfers = [transfer for subject in found for transfer in subject.transfers]
     # Links first: what they point to may be on the list too, and gone after it was moved.
     transfers.sort(key=lambda transfer: not transfer[0].is_symlink())
     for old, new in [] if settings.dry_run else transfers:
         bring(old, new, settings.move, settings.overwrite)
-    for plan in plans:
-        report(plan, settings)
-        for path in clean(plan.target.parent, settings.dry_run) if settings.clean else []:
+    for subject in found:
+        report(subject, settings)
+        for path in clean(subject.target.parent, settings.dry_run) if settings.clean else []:
             print(f"    {'would delete' if settings.dry_run else 'deleted'}  {path}")
     for line in unusable:
         print(line)

@@ -26,7 +26,7 @@ from .training.settings import TrainSettings, low_vram_in_words, parse_settings
 if TYPE_CHECKING:
     from .bases.base import Objective
     from .data.cache import Data, Item
-    from .training.plan import Plan
+    from .training.resolved_run import ResolvedRun
 
 log = logging.getLogger("diffusekrona")
 ADAPTER_NAME = "default"
@@ -44,16 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(settings: TrainSettings) -> int:
     """One training run, from settings to adapter.safetensors in the output folder."""
     from .data.folder import read_folder
-    from .training.plan import make_plan
+    from .training.resolved_run import resolve_run
 
-    plan = make_plan(settings.base, settings.adapter, settings.data.resolution)
+    resolved = resolve_run(settings.base, settings.adapter, settings.data.resolution)
     if settings.precision.low_vram:
         log.info("--low_vram: %s", low_vram_in_words(settings))
     pictures, captions = read_folder(settings.data.instance_data_dir, settings.data.instance_prompt)
     if settings.output.dry_run:  # answered before anything slow is imported
-        from .training.dry_run import print_plan
+        from .training.dry_run import print_run
 
-        print_plan(settings, plan, pictures, captions)
+        print_run(settings, resolved, pictures, captions)
         return 0
     started = time.time()
     import_libraries()
@@ -73,7 +73,7 @@ def train(settings: TrainSettings) -> int:
             if output.overwrite_output_dir and accelerator.is_main_process:
                 delete_old_run(output.output_dir)
             start_trackers(accelerator, settings)
-            return run(settings, plan, accelerator, pictures, captions, started)
+            return run(settings, resolved, accelerator, pictures, captions, started)
     except torch.OutOfMemoryError as error:
         raise UserError(
             "Out of GPU memory: try --low_vram, --train_batch_size 1, --sample_batch_size 1 (class "
@@ -103,7 +103,7 @@ def import_libraries() -> None:
 
 def run(
     settings: TrainSettings,
-    plan: Plan,
+    resolved: ResolvedRun,
     accelerator: Any,
     pictures: list[Path],
     captions: list[str],
@@ -122,7 +122,7 @@ def run(
     from .training.lr_schedule import make_lr_scheduler, stepped
     from .training.optimizer import make_ema, make_optimizer
     from .training.output import RUN_SETTINGS, already_finished, write_card_and_upload
-    from .training.plan import max_train_steps
+    from .training.resolved_run import max_train_steps
     from .training.resume import fixed_settings, resume, with_content
     from .training.sharded import average_gradients, distribute, shards_base
     from .training.training_state import TrainingState
@@ -133,34 +133,34 @@ def run(
     keep_freed_memory(accelerator.device)
     peaks = Peaks(accelerator.device)
     steps = max_train_steps(optimisation, len(pictures), processes)
-    fixed = fixed_settings(settings, plan, accelerator, pictures, captions)
+    fixed = fixed_settings(settings, resolved, accelerator, pictures, captions)
     if already_finished(output, steps, fixed):
         if output.push_to_hub:  # it may be what failed the last time
             write_card_and_upload(output, accelerator)
         return 0
     data = prepare_data(
-        base, settings.data, settings.prior, precision, plan, accelerator, pictures, captions,
+        base, settings.data, settings.prior, precision, resolved, accelerator, pictures, captions,
         seed=optimisation.seed,
         train_text_encoder=settings.adapter.train_text_encoder,
         validation_prompts=settings.validation.validation_prompt,
     )  # fmt: skip
     peaks.end("data")
-    denoiser = setup.load_denoiser(base, precision, plan, accelerator)
-    fixed = with_content(fixed, settings, plan)
-    models = {plan.family.denoiser: denoiser, **data.text_encoders}
+    denoiser = setup.load_denoiser(base, precision, resolved, accelerator)
+    fixed = with_content(fixed, settings, resolved)
+    models = {resolved.family.denoiser: denoiser, **data.text_encoders}
     torch.manual_seed(optimisation.seed)  # for the factors' start
-    trained = add_adapters(plan.configs, models, ADAPTER_NAME)
-    adapted = {name: models[name] for name in plan.configs}
+    trained = add_adapters(resolved.configs, models, ADAPTER_NAME)
+    adapted = {name: models[name] for name in resolved.configs}
     if (source := settings.adapter.init_from) is not None:
-        count = start_from(source, adapted, plan.family.name, ADAPTER_NAME)
+        count = start_from(source, adapted, resolved.family.name, ADAPTER_NAME)
         log.info("starting from %s: %d layers", source, count)
     setup.save_memory(precision, models)
 
     plain_optimizer = make_optimizer(optimisation, models, processes)
     lr_scheduler = make_lr_scheduler(optimisation, plain_optimizer, steps)
     ema = make_ema(optimisation, trained, accelerator)
-    objective = setup.load_objective(base, plan)
-    origin = origin_of(settings, plan)
+    objective = setup.load_objective(base, resolved)
+    origin = origin_of(settings, resolved)
     shard = shards_base(precision, optimisation.train_batch_size, accelerator)
     wrapped, optimizer = distribute(accelerator, models, plain_optimizer, trained, shard)
     # The schedule is not prepared: accelerate would step it once a process.
@@ -172,12 +172,12 @@ def run(
     if shard and settings.validation.validation_prompt:
         log.warning("no validation pictures: the base is sharded over the processes")
         drawn = with_values(settings, validation_prompt=())
-    show = functools.partial(validate, drawn, plan, accelerator, denoiser, data)
+    show = functools.partial(validate, drawn, resolved, accelerator, denoiser, data)
     peaks.end("loading")
     if first == 0:
         show(0)
         peaks.end("validation")
-    run_log = RunLog(settings, plan, accelerator, trained, first, steps, fixed, started, peaks)
+    run_log = RunLog(settings, resolved, accelerator, trained, first, steps, fixed, started, peaks)
     stop_vote = StopVote(accelerator)
     with run_log, stop_signals() as caught:
         for step in range(first, steps):
@@ -187,7 +187,7 @@ def run(
                 number = step * optimisation.gradient_accumulation_steps + micro
                 batch = make_batch(settings, data, accelerator, objective, number)
                 with accelerator.accumulate(*wrapped.values()):
-                    loss = training_loss(settings, plan, data, wrapped, objective, batch)
+                    loss = training_loss(settings, resolved, data, wrapped, objective, batch)
                     losses.append(loss.detach())
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
@@ -319,7 +319,7 @@ def epoch_batches(sizes: tuple, batch_size: int, seed: int, epoch: int) -> list[
 
 def training_loss(
     settings: TrainSettings,
-    plan: Plan,
+    resolved: ResolvedRun,
     data: Data,
     models: dict[str, Any],
     objective: Objective,
@@ -328,11 +328,11 @@ def training_loss(
     """The loss of one batch, a scalar with gradients to the factors."""
     from .training.losses import batch_loss
 
-    family = plan.family
+    family = resolved.family
     latents = family.sample_latents(batch["moments"], batch["posterior"], data.vae_config)
     noise, timesteps = batch["noise"], batch["timesteps"]
     noisy = objective.add_noise(latents, noise, timesteps).to(data.dtype)
-    text = text_of(plan, data, models, batch["captions"], latents.device)
+    text = text_of(resolved, data, models, batch["captions"], latents.device)
     text = {name: state.to(data.dtype) for name, state in text.items()}
     denoiser = models[family.denoiser]
     prediction = family.predict(denoiser, noisy, timesteps, text, batch["time_ids"])
@@ -341,17 +341,17 @@ def training_loss(
 
 
 def text_of(
-    plan: Plan, data: Data, models: dict[str, Any], captions: Sequence[str], device: Any
+    resolved: ResolvedRun, data: Data, models: dict[str, Any], captions: Sequence[str], device: Any
 ) -> dict[str, Any]:
     """The batch's text states: from the cache, or through the encoders that are trained."""
     import torch
 
     if not data.text_encoders:
-        states = plan.family.stack_text([data.states[caption] for caption in captions])
+        states = resolved.family.stack_text([data.states[caption] for caption in captions])
         return {name: to_device(state, device) for name, state in states.items()}
     columns = zip(*(data.ids[caption] for caption in captions), strict=True)
     ids = [to_device(torch.cat(column), device) for column in columns]
-    return plan.family.encode_text(models, ids)
+    return resolved.family.encode_text(models, ids)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def prepare_data(
     data: DataSettings,
     prior: PriorSettings,
     precision: PrecisionSettings,
-    plan: ReadBase,
+    resolved: ReadBase,
     accelerator: Any,
     pictures: Sequence[Path],
     captions: Sequence[str],
@@ -102,7 +102,7 @@ def prepare_data(
 
         class_pictures = draw_class_pictures(
             accelerator,
-            plan.base,
+            resolved.base,
             prior.class_prompt,
             prior.class_data_dir,
             prior.num_class_images,
@@ -114,18 +114,18 @@ def prepare_data(
             variant=base.variant,
         )
     cropping = Cropping(data.center_crop, data.random_flip, seed)
-    sizes = [(plan.resolution, plan.resolution)] * len(pictures)
+    sizes = [(resolved.resolution, resolved.resolution)] * len(pictures)
     if data.aspect_ratio_buckets:
-        buckets = bucket_sizes(plan.resolution, plan.pixel_step)
+        buckets = bucket_sizes(resolved.resolution, resolved.pixel_step)
         sizes = [nearest_bucket(picture_size(p), buckets) for p in pictures]
     each, every = [[size] for size in sizes], [sorted(set(sizes))] * len(class_pictures)
     class_captions = [prior.class_prompt or ""] * len(class_pictures)
     kept = cache_of(data)
 
-    vae, made_by = _vae_and_origin(base, precision, plan, accelerator, kept)
+    vae, made_by = _vae_and_origin(base, precision, resolved, accelerator, kept)
     latents = functools.partial(
         cache_pictures,
-        plan.family,
+        resolved.family,
         vae,
         cropping=cropping,
         kept=kept if made_by["vae"] else OFF,
@@ -140,14 +140,14 @@ def prepare_data(
     texts = [*captions, *class_captions]
     if train_text_encoder:
         states: dict[str, dict[str, torch.Tensor]] = {}
-        ids, encoders = _token_ids(base, plan, accelerator, texts)
+        ids, encoders = _token_ids(base, resolved, accelerator, texts)
     else:
         texts += [*validation_prompts, ""]
-        states, ids, encoders = _text_states(base, plan, accelerator, kept, texts), {}, {}
+        states, ids, encoders = _text_states(base, resolved, accelerator, kept, texts), {}, {}
     kept.shrink()
     if kept.found and accelerator.is_main_process:
         log.info("%d latents and text states found in %s", kept.found, kept.folder)
-    return Data(instance, prior, states, ids, encoders, plan.vae_config, dtype)
+    return Data(instance, prior, states, ids, encoders, resolved.vae_config, dtype)
 
 
 def _free() -> None:
@@ -160,20 +160,20 @@ def _free() -> None:
 def _vae_and_origin(
     base: BaseSettings,
     precision: PrecisionSettings,
-    plan: ReadBase,
+    resolved: ReadBase,
     accelerator: Any,
     kept: DiskCache,
 ) -> tuple[Any, dict[str, Any]]:
     """The VAE, loaded when first called for, and what latents depend on beside the picture."""
     other = base.pretrained_vae_model_name_or_path
-    place, subfolder = vae_place(plan.base, other)
+    place, subfolder = vae_place(resolved.base, other)
     revision = base.revision if other is None else None
     dtype = dtype_of(precision.vae_dtype)
 
     @functools.cache
     def vae() -> Any:
         hub = {"revision": base.revision, "variant": base.variant}
-        loaded = plan.family.load_vae(plan.base, other, torch_dtype=dtype, **hub)
+        loaded = resolved.family.load_vae(resolved.base, other, torch_dtype=dtype, **hub)
         loaded = loaded.to(accelerator.device)
         on_cpu = accelerator.device.type == "cpu"  # measured there only
         return channels_last(loaded) if on_cpu else loaded
@@ -186,47 +186,54 @@ def _vae_and_origin(
 
 
 def _encoders(
-    base: BaseSettings, plan: ReadBase, accelerator: Any
+    base: BaseSettings, resolved: ReadBase, accelerator: Any
 ) -> tuple[list[Any], dict[str, Any]]:
     """Tokenizers, and the text encoders on the device."""
     dtype = dtype_of(accelerator.mixed_precision)
     hub = {"revision": base.revision, "variant": base.variant}
-    tokenizers = plan.family.load_tokenizers(plan.base, revision=base.revision)
-    encoders = plan.family.load_text_encoders(plan.base, torch_dtype=dtype, **hub)
+    tokenizers = resolved.family.load_tokenizers(resolved.base, revision=base.revision)
+    encoders = resolved.family.load_text_encoders(resolved.base, torch_dtype=dtype, **hub)
     return tokenizers, {name: part.to(accelerator.device) for name, part in encoders.items()}
 
 
 def _token_ids(
-    base: BaseSettings, plan: ReadBase, accelerator: Any, captions: Sequence[str]
+    base: BaseSettings, resolved: ReadBase, accelerator: Any, captions: Sequence[str]
 ) -> tuple[dict[str, list[torch.Tensor]], dict[str, Any]]:
     """Of encoders that are trained: token ids of each caption, and the encoders themselves."""
-    tokenizers, encoders = _encoders(base, plan, accelerator)
+    tokenizers, encoders = _encoders(base, resolved, accelerator)
     warn_of_syntax(captions)
-    family, prompts = plan.family, dict.fromkeys(captions)
+    family, prompts = resolved.family, dict.fromkeys(captions)
     return {prompt: family.tokenize(tokenizers, [prompt]) for prompt in prompts}, encoders
 
 
 def _text_states(
-    base: BaseSettings, plan: ReadBase, accelerator: Any, kept: DiskCache, prompts: Sequence[str]
+    base: BaseSettings,
+    resolved: ReadBase,
+    accelerator: Any,
+    kept: DiskCache,
+    prompts: Sequence[str],
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Text states of the prompts, from the disk or from encoders that are then freed."""
-    load = functools.cache(lambda: _encoders(base, plan, accelerator))
+    load = functools.cache(lambda: _encoders(base, resolved, accelerator))
 
     def weights() -> list[str | None]:
-        names, tokens = plan.family.text_encoders, plan.family.tokenizers
+        names, tokens = resolved.family.text_encoders, resolved.family.tokenizers
         return [
-            *(kept.fingerprint(plan.base, name, base.revision) for name in names),
-            *(kept.fingerprint(plan.base, name, base.revision, weights=False) for name in tokens),
+            *(kept.fingerprint(resolved.base, name, base.revision) for name in names),
+            *(
+                kept.fingerprint(resolved.base, name, base.revision, weights=False)
+                for name in tokens
+            ),
         ]
 
     made_with = weights()
     if None in made_with:
         load()
         made_with = weights()
-    made_by = {"weights": made_with, "variant": base.variant, "family": plan.family.name}
+    made_by = {"weights": made_with, "variant": base.variant, "family": resolved.family.name}
     made_by |= origin(accelerator.device, dtype_of(accelerator.mixed_precision))
     kept = OFF if None in made_with else kept
-    states = _kept_texts(plan.family, load, prompts, kept, made_by)
+    states = _kept_texts(resolved.family, load, prompts, kept, made_by)
     if load.cache_info().currsize:
         load.cache_clear()
         _free()

@@ -1,4 +1,4 @@
-"""What `--dry_run` prints: the resolved plan, its memory, its schedule, its files.
+"""What `--dry_run` prints: the resolved run, its memory, its schedule, its files.
 
 Answered from configs alone; no weights are loaded.
 """
@@ -13,14 +13,14 @@ from ..bases.meta import trusting_no_config
 from ..bases.precision import BYTES
 from .lr_schedule import rate_factor
 from .memory.estimate import estimate, in_words
-from .plan import Plan, max_train_steps
+from .resolved_run import ResolvedRun, max_train_steps
 from .settings import OptimisationSettings, TrainSettings
 
 
-def print_plan(
-    settings: TrainSettings, plan: Plan, pictures: Sequence[Any], captions: Sequence[str]
+def print_run(
+    settings: TrainSettings, resolved: ResolvedRun, pictures: Sequence[Any], captions: Sequence[str]
 ) -> None:
-    """Print the resolved plan: what is trained, for how long, and which files it will write."""
+    """Print the resolved run: what is trained, for how long, and which files it will write."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -31,7 +31,7 @@ def print_plan(
         numeric = column in ("layers", "out", "in", "parameters")
         table.add_column(column, justify="right" if numeric else "left")
     groups: dict[tuple, list[AdaptedLayer]] = {}
-    for layer in plan.layers:
+    for layer in resolved.layers:
         block = f"{layer.component} {_block(layer.name)}"
         key = (block, layer.out_features, layer.in_features, layer.factors)
         groups.setdefault(key, []).append(layer)
@@ -41,18 +41,19 @@ def print_plan(
         row = (f"{block}: {names}", str(len(group)), str(out), str(inside), factors, f"{count:,}")
         table.add_row(*row)
     console.print(table)
-    with trusting_no_config(f"the configs of {plan.base}"):
-        memory = in_words(estimate(settings, plan))
+    with trusting_no_config(f"the configs of {resolved.base}"):
+        memory = in_words(estimate(settings, resolved))
     optimisation, saved = settings.optimisation, settings.output.save_precision
     steps = max_train_steps(optimisation, len(pictures))
     lines = {
-        "base": f"{settings.base.pretrained_model_name_or_path} ({plan.family.title})",
+        "base": f"{settings.base.pretrained_model_name_or_path} ({resolved.family.title})",
         "pictures": f"{len(pictures)} in {settings.data.instance_data_dir}",
         "captions": "; ".join(dict.fromkeys(captions)),
-        "resolution": f"{plan.resolution} px" + " in buckets" * settings.data.aspect_ratio_buckets,
-        "adapter": f"{settings.adapter.adapter_type}, {len(plan.layers)} layers, "
-        f"{plan.parameters:,} parameters",
-        "adapter file": f"{plan.parameters * BYTES[saved] / 1e6:.2f} MB in {saved}",
+        "resolution": f"{resolved.resolution} px"
+        + " in buckets" * settings.data.aspect_ratio_buckets,
+        "adapter": f"{settings.adapter.adapter_type}, {len(resolved.layers)} layers, "
+        f"{resolved.parameters:,} parameters",
+        "adapter file": f"{resolved.parameters * BYTES[saved] / 1e6:.2f} MB in {saved}",
         "steps": f"{steps} of batch {optimisation.train_batch_size} x "
         f"{optimisation.gradient_accumulation_steps}",
         "learning rate": _schedule_in_words(optimisation, steps),

@@ -29,7 +29,7 @@ from ..common.json_files import parse_json
 from ..common.run_record import RUN_RECORD, LogLine
 from ..common.settings import flat, options_of
 from .checkpoint import ADAPTER, checkpoints_in
-from .plan import Plan
+from .resolved_run import ResolvedRun
 from .settings import TrainSettings
 
 log = logging.getLogger("diffusekrona")
@@ -49,7 +49,7 @@ class RunLog:
     def __init__(
         self,
         settings: TrainSettings,
-        plan: Plan,
+        resolved: ResolvedRun,
         accelerator: Any,
         trained: Sequence[torch.nn.Parameter],
         first: int,
@@ -58,7 +58,7 @@ class RunLog:
         started: float,
         peaks: Peaks,
     ) -> None:
-        self.settings, self.plan, self.accelerator = settings, plan, accelerator
+        self.settings, self.resolved, self.accelerator = settings, resolved, accelerator
         self.first, self.steps, self.started = first, steps, started
         self.fixed, self.peaks = fixed, peaks
         self.trained = sum(p.numel() for p in trained)
@@ -69,7 +69,7 @@ class RunLog:
         if self.main:
             log.info(
                 "training %s parameters in %d layers of %s with %s, %d steps; memory so far: %s",
-                f"{self.trained:,}", len(plan.layers), plan.family.title,
+                f"{self.trained:,}", len(resolved.layers), resolved.family.title,
                 settings.adapter.adapter_type, steps, peaks.total(),
             )  # fmt: skip
             self._forget_after(first)
@@ -183,7 +183,7 @@ class RunLog:
         norms = summarise_norms(relative_norms(models, adapter_name))
         metadata = {**origin, "steps": self.steps, **({NORMS_KEY: norms} if norms else {})}
         dtype = dtype_of(output.save_precision)
-        adapter = collect_adapter(models, adapter_name, self.plan.family.name, metadata, dtype)
+        adapter = collect_adapter(models, adapter_name, self.resolved.family.name, metadata, dtype)
         try:
             write_adapter(adapter, path)
         except UserError as error:
@@ -206,9 +206,9 @@ class RunLog:
         return {
             "settings": settings,
             "fixed_settings": dict(self.fixed),
-            "base_family": self.plan.family.name,
-            "resolution": self.plan.resolution,
-            "layers": len(self.plan.layers),
+            "base_family": self.resolved.family.name,
+            "resolution": self.resolved.resolution,
+            "layers": len(self.resolved.layers),
             "trained_parameters": self.trained,
             "adapter_bytes": path.stat().st_size,
             "steps": self.steps,
@@ -223,14 +223,14 @@ class RunLog:
         }
 
 
-def origin_of(settings: TrainSettings, plan: Plan) -> dict[str, Any]:
+def origin_of(settings: TrainSettings, resolved: ResolvedRun) -> dict[str, Any]:
     """What every adapter file of a run tells of where it comes from, a checkpoint's too."""
     return {
         "base_model": settings.base.pretrained_model_name_or_path,
         "instance_prompt": settings.data.instance_prompt or "",
         "learning_rate": settings.optimisation.learning_rate,
         "seed": settings.optimisation.seed,
-        "resolution": plan.resolution,
+        "resolution": resolved.resolution,
     }
 
 

@@ -18,7 +18,7 @@ from ..data.class_images import class_pictures
 from ..data.disk_cache import cache_of
 from ..data.settings import PriorSettings
 from .checkpoint import find_checkpoint, leave_branch, load_checkpoint, read_settings
-from .plan import Plan
+from .resolved_run import ResolvedRun
 from .settings import OutputSettings, TrainSettings
 from .training_state import TrainingState
 
@@ -39,7 +39,7 @@ _FORMER_NAMES = {"base model": "pretrained_model_name_or_path"}  # in the checkp
 
 def fixed_settings(
     settings: TrainSettings,
-    plan: Plan,
+    resolved: ResolvedRun,
     accelerator: Any,
     pictures: Sequence[Path],
     captions: Sequence[str],
@@ -56,18 +56,20 @@ def fixed_settings(
     }
     lines = [f"{content_key(p)} {c}" for p, c in zip(pictures, captions, strict=True)]
     outcomes = {
-        "adapter": {name: config_to_json(config) for name, config in plan.configs.items()},
-        "resolution": plan.resolution,
+        "adapter": {name: config_to_json(config) for name, config in resolved.configs.items()},
+        "resolution": resolved.resolution,
         "mixed_precision": accelerator.mixed_precision,
         "batch over all processes": (
             settings.optimisation.train_batch_size * accelerator.num_processes
         ),
         "pictures and captions (hash)": _hash(lines),
     }
-    return with_content(json.loads(json.dumps(fixed | outcomes, default=str)), settings, plan)
+    return with_content(json.loads(json.dumps(fixed | outcomes, default=str)), settings, resolved)
 
 
-def with_content(fixed: Mapping[str, Any], settings: TrainSettings, plan: Plan) -> dict[str, Any]:
+def with_content(
+    fixed: Mapping[str, Any], settings: TrainSettings, resolved: ResolvedRun
+) -> dict[str, Any]:
     """`fixed` with hashes of class pictures and base weights, as soon as they are there: before
     the first run some are still to be drawn or downloaded, and None stands for them."""
     return {
@@ -76,7 +78,7 @@ def with_content(fixed: Mapping[str, Any], settings: TrainSettings, plan: Plan) 
             fixed.get("class pictures (hash)") or class_pictures_hash(settings.prior)
         ),
         "base weights (hash)": (
-            fixed.get("base weights (hash)") or base_weights_hash(settings, plan)
+            fixed.get("base weights (hash)") or base_weights_hash(settings, resolved)
         ),
     }
 
@@ -89,11 +91,13 @@ def class_pictures_hash(prior: PriorSettings) -> str | None:
     return _hash(map(content_key, found)) if len(found) == prior.num_class_images else None
 
 
-def base_weights_hash(settings: TrainSettings, plan: Plan) -> str | None:
+def base_weights_hash(settings: TrainSettings, resolved: ResolvedRun) -> str | None:
     """Of all weights that the run uses; None while they are not all on this machine."""
     base, cache = settings.base, cache_of(settings.data)
-    vae, subfolder = vae_place(plan.base, base.pretrained_vae_model_name_or_path)
-    parts = [(plan.base, name) for name in (plan.family.denoiser, *plan.family.text_encoders)]
+    vae, subfolder = vae_place(resolved.base, base.pretrained_vae_model_name_or_path)
+    parts = [
+        (resolved.base, name) for name in (resolved.family.denoiser, *resolved.family.text_encoders)
+    ]
     digests = [
         cache.weights_digest(place, name, base.revision, base.variant)
         for place, name in [*parts, (vae, subfolder)]

@@ -19,7 +19,7 @@ from ..bases.settings import BaseSettings, PrecisionSettings
 from ..common.errors import UserError, not_installed, shortened
 from ..common.settings import flat, options_of
 from .gradient_checkpointing import checkpoints_on_host
-from .plan import Plan
+from .resolved_run import ResolvedRun
 from .settings import OutputSettings, TrainSettings
 
 # How long processes wait for one another: the main one may draw validation pictures meanwhile.
@@ -84,13 +84,13 @@ def start_trackers(accelerator: Any, settings: TrainSettings) -> None:
         raise UserError(shortened(error, 300)) from error
 
 
-def load_objective(base: BaseSettings, plan: Plan) -> Objective:
+def load_objective(base: BaseSettings, resolved: ResolvedRun) -> Objective:
     """Noise, target and weight, by the base's own noise schedule and prediction type."""
-    return plan.family.load_objective(plan.base, revision=base.revision)
+    return resolved.family.load_objective(resolved.base, revision=base.revision)
 
 
 def load_denoiser(
-    base: BaseSettings, precision: PrecisionSettings, plan: Plan, accelerator: Any
+    base: BaseSettings, precision: PrecisionSettings, resolved: ResolvedRun, accelerator: Any
 ) -> nn.Module:
     """The denoiser, frozen, in the precision that it is to compute in, on the device.
 
@@ -99,13 +99,13 @@ def load_denoiser(
     """
     check_quantisation(precision.quantize_base)  # before the weights are read
     torch.backends.cuda.matmul.allow_tf32 = precision.allow_tf32
-    denoiser = plan.family.load_denoiser(
-        plan.base,
+    denoiser = resolved.family.load_denoiser(
+        resolved.base,
         torch_dtype=dtype_of(accelerator.mixed_precision),
         revision=base.revision,
         variant=base.variant,
     ).requires_grad_(False)
-    blocks = plan.family.block_lists
+    blocks = resolved.family.block_lists
     return quantise(denoiser, precision.quantize_base, blocks).to(accelerator.device)
 
 

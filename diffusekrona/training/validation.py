@@ -25,7 +25,7 @@ from ..data.cache import Data, cache_texts
 from ..data.folder import first_pictures
 from ..sampling.grids import Grid, read_recipe, save_png
 from ..sampling.pipeline import generate
-from .plan import Plan
+from .resolved_run import ResolvedRun
 from .settings import TrainSettings
 
 log = logging.getLogger("diffusekrona")
@@ -33,7 +33,7 @@ log = logging.getLogger("diffusekrona")
 
 def validate(
     settings: TrainSettings,
-    plan: Plan,
+    resolved: ResolvedRun,
     accelerator: Any,
     denoiser: nn.Module,
     data: Data,
@@ -46,7 +46,7 @@ def validate(
     """
     if settings.validation.validation_prompt and accelerator.is_main_process:
         try:
-            images = _draw(settings, plan, denoiser, data, step)
+            images = _draw(settings, resolved, denoiser, data, step)
             show_in_trackers(accelerator, images, step)
         except Exception as error:
             if step == 0:
@@ -56,17 +56,17 @@ def validate(
 
 
 def _draw(
-    settings: TrainSettings, plan: Plan, denoiser: nn.Module, data: Data, step: int
+    settings: TrainSettings, resolved: ResolvedRun, denoiser: nn.Module, data: Data, step: int
 ) -> list[Image.Image]:
     base, precision, validation = settings.base, settings.precision, settings.validation
     revision = {"revision": base.revision}
     states = data.states
     if data.text_encoders:
-        tokenizers = plan.family.load_tokenizers(plan.base, **revision)
+        tokenizers = resolved.family.load_tokenizers(resolved.base, **revision)
         prompts = [*validation.validation_prompt, ""]
-        states = cache_texts(plan.family, tokenizers, data.text_encoders, prompts)
-    vae = plan.family.load_vae(
-        plan.base,
+        states = cache_texts(resolved.family, tokenizers, data.text_encoders, prompts)
+    vae = resolved.family.load_vae(
+        resolved.base,
         base.pretrained_vae_model_name_or_path,
         torch_dtype=dtype_of(precision.vae_dtype),
         variant=base.variant,
@@ -75,8 +75,8 @@ def _draw(
     if precision.vae_tiling:
         tile_vae(vae)
     return draw_validation(
-        plan.family,
-        plan.base,
+        resolved.family,
+        resolved.base,
         denoiser,
         states,
         validation.validation_prompt,
@@ -85,9 +85,9 @@ def _draw(
         num_images=validation.num_validation_images,
         steps=validation.validation_inference_steps,
         guidance=validation.validation_guidance_scale,
-        size=(plan.resolution, plan.resolution),
+        size=(resolved.resolution, resolved.resolution),
         vae=vae,
-        sampler=load_sampler(plan.base, **revision),
+        sampler=load_sampler(resolved.base, **revision),
         photos=first_pictures(settings.data.instance_data_dir, MOST_PHOTOS),
     )
 

@@ -25,7 +25,7 @@ from diffusekrona.train_dreambooth import main
 from diffusekrona.training import gradient_checkpointing
 from diffusekrona.training.losses import dreambooth_loss
 from diffusekrona.training.memory import count, estimate, trace
-from diffusekrona.training.plan import make_plan
+from diffusekrona.training.resolved_run import resolve_run
 from diffusekrona.training.settings import parse_settings
 
 CONFIG = KronAConfig(a1=4, a2=16, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
@@ -137,7 +137,7 @@ def test_estimate_is_told_and_nothing_written(
 
 
 def write_configs(folder: Path, parts: dict[str, dict[str, Any]]) -> Path:
-    """A pipeline folder of configs alone: all that a plan reads."""
+    """A pipeline folder of configs alone: all that resolving a run reads."""
     for part, config in parts.items():
         (folder / part).mkdir(parents=True)
         (folder / part / "config.json").write_text(json.dumps(config))
@@ -150,7 +150,7 @@ def write_configs(folder: Path, parts: dict[str, dict[str, Any]]) -> Path:
 def planned(base: str, *more: str) -> tuple[Any, Any]:
     required = ["--instance_data_dir", ".", "--output_dir", "unused", "--instance_prompt", "a dog"]
     settings = parse_settings(["--pretrained_model_name_or_path", base, *required, *more])
-    return settings, make_plan(settings.base, settings.adapter, settings.data.resolution)
+    return settings, resolve_run(settings.base, settings.adapter, settings.data.resolution)
 
 
 BF16, DRAW = ["--mixed_precision", "bf16"], ["--validation_prompt", "a dog"]
@@ -170,21 +170,21 @@ def test_sizes_of_the_published_bases(
 ) -> None:
     """Millions of bytes, counted before with torch 2.13 and diffusers 0.42."""
     folder = str(write_configs(tmp_path / base, BASES[base]))
-    args, plan = planned(folder, *more)
-    sizes = count.count(args, plan)
+    args, resolved = planned(folder, *more)
+    sizes = count.count(args, resolved)
     assert sizes.base / 1e6 == pytest.approx(weights, abs=0.1)
     counted = [size / 1e6 for size in (sizes.encoding, sizes.drawing, sizes.step)]
     assert counted == pytest.approx([encoding, drawing, step], rel=0.02)
-    phases = estimate.phases(args, plan, sizes)
-    assert phases[-1].parts["factors"] == 4 * plan.parameters
+    phases = estimate.phases(args, resolved, sizes)
+    assert phases[-1].parts["factors"] == 4 * resolved.parameters
 
 
 def test_class_pictures_are_drawn_by_the_whole_base() -> None:
     sizes = count.Sizes(1, 20, 300, 0, 4000, 0, 0, 50000)
     prior = ["--with_prior_preservation", "--class_data_dir", "x", "--class_prompt", "a"]
     for more, peak in (([], 50000 + 4000 + 20 + 1), (["--low_vram"], 50000 + 4000)):
-        args, plan = planned("pocket", *prior, *more)
-        first, *_ = estimate.phases(args, plan, sizes)
+        args, resolved = planned("pocket", *prior, *more)
+        first, *_ = estimate.phases(args, resolved, sizes)
         assert (first.name, first.peak) == ("class pictures", peak)
 
 

@@ -24,7 +24,7 @@ from diffusekrona.common.settings import (
 )
 from diffusekrona.common.settings_files import to_yaml, typed_values
 from diffusekrona.common.yaml_files import parse_yaml
-from diffusekrona.training.plan import make_plan
+from diffusekrona.training.resolved_run import resolve_run
 from diffusekrona.training.resume import OUTCOMES, check_agreement, fixed_settings
 from diffusekrona.training.settings import TrainSettings, parse_settings, resolve
 
@@ -147,8 +147,8 @@ ACCELERATOR = SimpleNamespace(num_processes=1, mixed_precision="no")
 
 
 def record(settings: TrainSettings, accelerator: Any = ACCELERATOR) -> dict[str, Any]:
-    plan = make_plan(settings.base, settings.adapter, settings.data.resolution)
-    return fixed_settings(settings, plan, accelerator, [], [])
+    resolved = resolve_run(settings.base, settings.adapter, settings.data.resolution)
+    return fixed_settings(settings, resolved, accelerator, [], [])
 
 
 @pytest.fixture(scope="module")

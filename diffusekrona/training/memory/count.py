@@ -22,25 +22,27 @@ from .sizes import Sizes, checkpoints, samples
 from .trace import step_peak, without_gradients
 
 if TYPE_CHECKING:
-    from ..plan import Plan
+    from ..resolved_run import ResolvedRun
     from ..settings import TrainSettings
 
 
-def count(settings: TrainSettings, plan: Plan) -> Sizes:
+def count(settings: TrainSettings, resolved: ResolvedRun) -> Sizes:
     """The sizes of a run.
 
     Raises:
         UserError: a component's config cannot be read.
     """
-    family, precision = plan.family, settings.precision
+    family, precision = resolved.family, settings.precision
     dtype = dtype_of(precision.mixed_precision or "no")
-    vae = build_empty(family.vae_class, plan.vae_config, dtype_of(precision.vae_dtype))
+    vae = build_empty(family.vae_class, resolved.vae_config, dtype_of(precision.vae_dtype))
     encoders = {
-        name: build_empty(kind, read_part_config(plan.base, name, settings.base.revision), dtype)
+        name: build_empty(
+            kind, read_part_config(resolved.base, name, settings.base.revision), dtype
+        )
         for name, kind in family.text_encoders.items()
     }
     text = sum(map(weight_bytes, encoders.values()))
-    denoiser = build_empty(family.denoiser_class, plan.denoiser_config, dtype)
+    denoiser = build_empty(family.denoiser_class, resolved.denoiser_config, dtype)
     layers = quantisable(denoiser, family.block_lists).values()
     whole = weight_bytes(denoiser)
     base, largest = whole, 0
@@ -48,13 +50,13 @@ def count(settings: TrainSettings, plan: Plan) -> Sizes:
         for layer in layers:
             base += quantised_bytes(layer, precision.quantize_base) - layer.weight.nbytes
         largest = max(layer.weight.nbytes for layer in layers)
-    encoding, drawing = pictures_peaks(vae, plan.resolution, precision.vae_tiling)
+    encoding, drawing = pictures_peaks(vae, resolved.resolution, precision.vae_tiling)
     models = {family.denoiser: denoiser}
     models |= encoders if settings.adapter.train_text_encoder else {}
-    for parameter in add_adapters(plan.configs, models, "default"):
+    for parameter in add_adapters(resolved.configs, models, "default"):
         # As in every later step of an accumulation; the gradients' own bytes are no activations.
         parameter.grad = torch.empty_like(parameter)
-    side = plan.resolution // family.latent_scale(plan.vae_config)
+    side = resolved.resolution // family.latent_scale(resolved.vae_config)
     step = step_peak(family, models, samples(settings), side, checkpoints(settings))
     return Sizes(weight_bytes(vae), text, base, encoding, drawing, largest, step, whole)
 

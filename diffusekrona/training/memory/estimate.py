@@ -15,7 +15,7 @@ from .count import count
 from .sizes import Sizes
 
 if TYPE_CHECKING:
-    from ..plan import Plan
+    from ..resolved_run import ResolvedRun
     from ..settings import TrainSettings
 
 
@@ -31,7 +31,7 @@ class Phase:
         return sum(self.parts.values())
 
 
-def estimate(settings: TrainSettings, plan: Plan) -> list[Phase]:
+def estimate(settings: TrainSettings, resolved: ResolvedRun) -> list[Phase]:
     """The phases of a run in order, each with its peak.
 
     Args:
@@ -40,12 +40,12 @@ def estimate(settings: TrainSettings, plan: Plan) -> list[Phase]:
     Raises:
         UserError: a component's config cannot be read.
     """
-    return phases(settings, plan, count(settings, plan))
+    return phases(settings, resolved, count(settings, resolved))
 
 
-def phases(settings: TrainSettings, plan: Plan, sizes: Sizes) -> list[Phase]:
+def phases(settings: TrainSettings, resolved: ResolvedRun, sizes: Sizes) -> list[Phase]:
     """The same from known sizes: what is held at once in each part of a run."""
-    tensors = [values for layer in plan.layers for values in layer.tensors]
+    tensors = [values for layer in resolved.layers for values in layer.tensors]
     factors = 4 * sum(tensors)
     kept = {"base": sizes.base}
     if settings.adapter.train_text_encoder:

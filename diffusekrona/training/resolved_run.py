@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Plan:
+class ResolvedRun:
     """A resolved run.
 
     Attributes:
@@ -53,7 +53,9 @@ class Plan:
         return sum(layer.parameters for layer in self.layers)
 
 
-def make_plan(base: BaseSettings, adapter: AdapterSettings, resolution: int | None) -> Plan:
+def resolve_run(
+    base: BaseSettings, adapter: AdapterSettings, resolution: int | None
+) -> ResolvedRun:
     """Read the base's configs, and check that the adapter fits them. No weights are loaded.
 
     Args:
@@ -89,7 +91,9 @@ def make_plan(base: BaseSettings, adapter: AdapterSettings, resolution: int | No
         raise UserError(
             f"--resolution {resolution}: this base takes multiples of {scale} from {pixel_step} on."
         )
-    return Plan(place, family, method, configs, layers, resolution, pixel_step, vae_config, config)
+    return ResolvedRun(
+        place, family, method, configs, layers, resolution, pixel_step, vae_config, config
+    )
 
 
 def max_train_steps(optimisation: OptimisationSettings, pictures: int, processes: int = 1) -> int:

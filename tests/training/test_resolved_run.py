@@ -9,12 +9,12 @@ import pytest
 
 from diffusekrona.bases.published import BASES
 from diffusekrona.common.errors import UserError
-from diffusekrona.training.plan import Plan, make_plan
+from diffusekrona.training.resolved_run import ResolvedRun, resolve_run
 from diffusekrona.training.settings import parse_settings
 
 
 def write_configs(folder: Path, parts: dict) -> Path:
-    """A pipeline folder of configs alone: all that a plan reads."""
+    """A pipeline folder of configs alone: all that resolving a run reads."""
     for part, config in parts.items():
         (folder / part).mkdir(parents=True)
         (folder / part / "config.json").write_text(json.dumps(config))
@@ -24,10 +24,10 @@ def write_configs(folder: Path, parts: dict) -> Path:
     return folder
 
 
-def planned(base: Path | str, *more: str) -> Plan:
+def planned(base: Path | str, *more: str) -> ResolvedRun:
     required = ["--instance_data_dir", ".", "--output_dir", "unused", "--instance_prompt", "a dog"]
     settings = parse_settings(["--pretrained_model_name_or_path", str(base), *required, *more])
-    return make_plan(settings.base, settings.adapter, settings.data.resolution)
+    return resolve_run(settings.base, settings.adapter, settings.data.resolution)
 
 
 @pytest.mark.parametrize(
@@ -40,8 +40,8 @@ def planned(base: Path | str, *more: str) -> Plan:
 )
 def test_counts_of_the_published_bases(base, layers, krona, lora, tmp_path: Path) -> None:
     folder = write_configs(tmp_path / base, BASES[base])
-    plan = planned(folder, "--a1", "4", "--a2", "64")
-    assert (len(plan.layers), plan.parameters) == (layers, krona)
+    resolved = planned(folder, "--a1", "4", "--a2", "64")
+    assert (len(resolved.layers), resolved.parameters) == (layers, krona)
     assert planned(folder, "--adapter_type", "lora", "--rank", "4").parameters == lora
 
 

@@ -31,5 +31,5 @@ def split_weight(text: str) -> tuple[str, float]:
     except ValueError:
         return text, 1.0
     if not is_weight(weight):
-        raise UserError(f"{text}: the weight must be a finite number below {LARGEST:g}.")
+        raise UserError(f"{text}: the weight must be a number, finite and below {LARGEST:g}.")
     return head, weight

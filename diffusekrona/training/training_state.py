@@ -4,6 +4,8 @@ average, loss scale. Collected into plain values and tensors, and put back exact
 from __future__ import annotations
 
 import os
+import pickle
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -137,19 +139,22 @@ def _check_optimizer(saved: dict[str, Any], optimizer: Any) -> None:
 
 @contextmanager
 def _no_free_pickles() -> Iterator[None]:
-    """Let `torch.load` build tensors and plain values only, whoever calls it. DeepSpeed's own files
-    hold its loss scalers beside."""
+    """Let `torch.load` build tensors and plain values only, whoever calls it, and beside them the
+    three kinds of object that DeepSpeed's own files hold."""
     from deepspeed.runtime.fp16 import loss_scaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
 
-    allowed = [loss_scaler.LossScaler, loss_scaler.DynamicLossScaler]
+    scalers = [loss_scaler.LossScaler, loss_scaler.DynamicLossScaler]
     before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals([*scalers, ZeroStageEnum, fragment_address]):
             yield
-    except Exception as error:  # pickle.UnpicklingError, and DeepSpeed's own
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
-        raise UserError(f"Cannot resume: DeepSpeed's state was refused ({reason}).") from error
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it holds {found[1]}" if found else "it is not a state that can be read"
+        raise UserError(f"Cannot resume: DeepSpeed's state was refused ({what}).") from error
     finally:
         if before is None:
             del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]

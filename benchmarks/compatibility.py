@@ -276,36 +276,37 @@ CHOICES = (
     ("PEFT, `PeftModel.from_pretrained`", "--to peft-lora"),
     ("ComfyUI, Forge, InvokeAI: smallest file", "--to lokr"),
     (
-        "ComfyUI, Forge, InvokeAI: adapters of several terms or published row order",
+        "ComfyUI, Forge, InvokeAI: adapters with several terms or the published row order",
         "--to lora-kohya",
     ),
     ("LyCORIS: square factors only", "--to lokr"),
-    ("anything that reads whole models", "--to merged --base BASE"),
+    ("any program that loads whole models", "--to merged --base BASE"),
 )
 UNTRIED = (
     ("AUTOMATIC1111", "--to lokr, --to lora-kohya, --to merged"),
     ("kohya sd-scripts", "--to lora-kohya; its LoRA files"),
-    ("ComfyUI, Forge, InvokeAI", "in their own windows, with published models"),
+    ("ComfyUI, Forge, InvokeAI", "in their own user interfaces, with published models"),
     ("SimpleTuner", "its LoKr files (LyCORIS' format, `lycoris_` names)"),
 )
 
 
 def page(rows: list[Row], checkouts: Path | None) -> str:
     lines = [
-        "# What loads where",
+        "# Compatibility with other programs",
         "",
-        "Written by `benchmarks/compatibility.py`; do not edit. Every line was run: the program's "
-        "own loader or layer on tiny models with random weights, and the largest absolute "
-        "difference between its UNet's output and ours in fp32 (outputs are around 1). The "
-        "programs other than diffusers and PEFT were not installed: the code named below ran from "
-        "a checkout, with what plays no part in loading (web server, logging, quantisation) left "
-        "empty, and ComfyUI's UNet told the tiny models' numbers of heads and groups. "
-        "`refused` is followed by the reason, `not tried` means just that.",
+        "Written by `benchmarks/compatibility.py`; do not edit. Every row was tested: the other "
+        "program's own loader or layer ran on tiny models with random weights. The difference is "
+        "the largest absolute difference between its UNet's output and this package's in fp32 "
+        "(outputs are around 1). Programs other than diffusers and PEFT were not installed: the "
+        "code listed below ran from a checkout, with modules that do not take part in loading "
+        "(web server, logging, quantisation) replaced by empty ones, and ComfyUI's UNet was "
+        "configured with the tiny models' numbers of heads and groups. `refused` is followed by "
+        "the reason; `not tried` means that the program was not tested.",
         "",
         f"diffusers {version('diffusers')}, PEFT {version('peft')}, "
         f"transformers {version('transformers')}, torch {version('torch').split('+')[0]}.",
         "",
-        "| to use it in | convert with |",
+        "| to use an adapter in | convert with |",
         "|---|---|",
         *(f"| {program} | `{flag}` |" for program, flag in CHOICES),
         "",
@@ -317,8 +318,8 @@ def page(rows: list[Row], checkouts: Path | None) -> str:
         commit = mark.read_text().strip() if mark.is_file() else "not tried"
         lines.append(f"| {name} | {code} | {commit} |")
     for title, kind in (
-        ("Our files in other programs", False),
-        ("Other programs' files here", True),
+        ("This package's files in other programs", False),
+        ("Files of other programs in this package", True),
     ):
         lines += ["", f"## {title}", "", "| program | what | models | loaded, difference |"]
         lines.append("|---|---|---|---|")

@@ -164,7 +164,7 @@ def differences_table(results: Results) -> tuple[list[str], list[list[str]]] | N
         name = point.label() if len(results.study.arms) == 1 else f"{point.arm}: {point.label()}"
         apart = [difference(point, reference, m) for m in metrics]
         rows.append([name, *("–" if s is None else s.signed() for s in apart)])
-    return [f"less {reference.label()}", *(METRICS[m][0] for m in metrics)], rows
+    return [f"difference from {reference.label()}", *(METRICS[m][0] for m in metrics)], rows
 
 
 def csv_rows(results: Results) -> tuple[list[str], list[list[Any]]]:

@@ -1,4 +1,4 @@
-"""What training on a CPU tells the C library's allocator, in processes of their own."""
+"""How training on a CPU configures the C library's allocator, in separate processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from diffusekrona.common import cpu_memory as allocator
+from diffusekrona.common import cpu_memory
 
 FAULTS = """
 import resource
@@ -44,12 +44,12 @@ def test_another_c_library_is_left_alone(monkeypatch) -> None:
         def __getattr__(self, name: str):
             raise AttributeError(name)
 
-    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: Other())
-    assert allocator.keep_freed_memory("cpu") is False
-    monkeypatch.setattr(allocator.sys, "platform", "darwin")
-    assert allocator.keep_freed_memory("cpu") is False
+    monkeypatch.setattr(cpu_memory.ctypes, "CDLL", lambda _: Other())
+    assert cpu_memory.keep_freed_memory("cpu") is False
+    monkeypatch.setattr(cpu_memory.sys, "platform", "darwin")
+    assert cpu_memory.keep_freed_memory("cpu") is False
 
 
 def test_a_gpu_s_host_gets_its_memory_back(monkeypatch) -> None:
-    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: pytest.fail("asked the C library"))
-    assert allocator.keep_freed_memory(torch.device("cuda", 0)) is False
+    monkeypatch.setattr(cpu_memory.ctypes, "CDLL", lambda _: pytest.fail("asked the C library"))
+    assert cpu_memory.keep_freed_memory(torch.device("cuda", 0)) is False

@@ -1,10 +1,10 @@
-"""What a training step on a CPU gains from memory that is kept (diffusekrona/allocator.py).
+"""Gain of a training step on a CPU from keeping freed memory (diffusekrona/common/cpu_memory.py).
 
-    python benchmarks/allocator.py
+    python benchmarks/cpu_memory.py
 
-SD 1.5's UNet (random weights) with KronA (4, 64), fp32, one thread: processes that keep what is
-freed and processes that do not take turns, and within a turn the one's median step is divided by
-the other's. Pages are those that the system handed out in a step.
+SD 1.5's UNet (random weights) with KronA (4, 64), fp32, one thread. Processes that keep freed
+memory alternate with processes that return it, and within a turn the median step of one is divided
+by that of the other. Page faults are minor faults in a step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-KEPT, FREED = "memory kept", "memory given back"
+KEPT, FREED = "freed memory kept", "freed memory returned"
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--steps", type=int, default=6, help="of each process; the first is left out"
+        "--steps", type=int, default=6, help="of each process; the first is not counted"
     )
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--output", type=Path, help="JSON file of the results")
@@ -35,7 +35,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def one(way: str, steps: int) -> dict[str, float]:
-    """Steps in this process: median processor seconds and pages of one, and the peak."""
+    """Steps in this process: median CPU seconds and page faults of one, and the peak."""
     import torch
     from adapter_step import adapted, make_step, peak_resident_mib, seconds, variants
     from random_models import random_unet
@@ -45,7 +45,7 @@ def one(way: str, steps: int) -> dict[str, float]:
 
     torch.set_num_threads(1)
     if way == KEPT and not keep_freed_memory("cpu"):
-        sys.exit("This machine's C library cannot be told to keep memory.")
+        sys.exit("The C library of this machine cannot be configured to keep freed memory.")
     settings = argparse.Namespace(
         device="cpu", dtype="fp32", latents=32, batch_size=1, checkpointing=False, compile=False
     )
@@ -69,25 +69,25 @@ def measure(args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     for turn in range(args.turns):
         for way in (KEPT, FREED) if turn % 2 == 0 else (FREED, KEPT):
             command = [sys.executable, __file__, "--one", way, "--steps", str(args.steps)]
-            told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            found[way].append(json.loads(told.splitlines()[-1]))
+            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            found[way].append(json.loads(output.splitlines()[-1]))
             print(f"turn {turn + 1}, {way}: {found[way][-1]}", file=sys.stderr)
     return found
 
 
 def rows_of(found: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
-    """A row a way, with the median over turns of its step over that of memory given back."""
+    """One row per way: medians over turns, of which one is relative to freed memory returned."""
     return [
         {
             "": way,
-            "cpu s a step": round(median(turn["seconds"] for turn in turns), 3),
-            "over given back": round(
+            "CPU s per step": round(median(turn["seconds"] for turn in turns), 3),
+            "relative": round(
                 median(
                     t["seconds"] / o["seconds"] for t, o in zip(turns, found[FREED], strict=True)
                 ),
                 3,
             ),
-            "pages a step": round(median(turn["pages"] for turn in turns)),
+            "page faults per step": round(median(turn["pages"] for turn in turns)),
             "peak, MiB": round(median(turn["peak_mib"] for turn in turns)),
         }
         for way, turns in found.items()
@@ -106,7 +106,7 @@ def main() -> None:
     show("SD 1.5's UNet, KronA (4, 64), 32 x 32 latents, fp32, one thread", rows)
     if args.output:
         settings = {k: str(v) for k, v in vars(args).items() if k not in ("output", "one")}
-        write_record(args.output, "allocator", {"rows": rows, "turns": found}, settings)
+        write_record(args.output, "cpu_memory", {"rows": rows, "turns": found}, settings)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ Shapes = dict[str, tuple[int, int]]  # module name to (out_features, in_features
 
 
 @contextmanager
-def trusting_no_config(what: str) -> Iterator[None]:
+def trusting_no_config(what: str) -> Generator[None]:
     """Have whatever a damaged config leads to be one line. What the libraries raise for one is of
     every kind: TypeError, AttributeError, RuntimeError, OverflowError …
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -78,7 +78,7 @@ def quantise(
 
     layers: Any = bitsandbytes.nn
     for name, old in quantisable(model, block_lists).items():
-        bias: nn.Parameter | None = old.bias  # torch declares that it is always there
+        bias = cast("nn.Parameter | None", old.bias)  # torch declares that it is always there
         shape = (old.in_features, old.out_features, bias is not None)
         if kind == "nf4":
             new = layers.Linear4bit(

@@ -3,9 +3,10 @@
     python benchmarks/compatibility.py --checkouts FOLDER --output docs/compatibility.md
 
 diffusers and PEFT are those installed. Of the other programs, FOLDER may hold checkouts of their
-repositories under the repositories' names; each trial runs the program's own loader or layer on
-tiny models with random weights and compares the UNet's output with ours. A program without a
-checkout is "not tried", as is whatever no line of this script runs.
+repositories under the repositories' names, each with its commit in a file COMMIT (for LyCORIS: an
+installed package, its version there); each trial runs the program's own loader or layer on tiny
+models with random weights and compares the UNet's output with ours. A program without a checkout
+keeps the lines that the page has of its last run.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ REPOSITORIES = {
     "ComfyUI": ("ComfyUI", "comfy/lora.py, comfy/weight_adapter, its own UNet"),
     "Forge": ("stable-diffusion-webui-forge", "backend/patcher/lora.py"),
     "InvokeAI": ("InvokeAI", "backend/patches: name conversion and layers"),
-    "LyCORIS": ("LyCORIS", "lycoris.wrapper, lycoris.modules.lokr"),
+    "LyCORIS": ("LyCORIS", "lycoris.wrapper, lycoris.modules"),
+    "kohya sd-scripts": ("sd-scripts", "networks/lora.py"),
     "OneTrainer": ("OneTrainer", "modules/module/LoRAModule.py"),
     "ai-toolkit": ("ai-toolkit", "toolkit/models/lokr.py"),
     "published DiffuseKronA code": ("DiffuseKronA", "diffusekrona/krona.py"),
@@ -92,9 +94,10 @@ class Bench:
         return self.folder / name
 
     def checkout(self, program: str) -> Path:
-        if self.checkouts is None:
+        folder = self.checkouts and self.checkouts / REPOSITORIES[program][0]
+        if not folder or not folder.is_dir():
             raise FileNotFoundError(program)
-        return self.checkouts / REPOSITORIES[program][0]
+        return folder
 
     def trial(self, program: str, what: str, family: str, run: Callable[[], float]) -> None:
         try:
@@ -212,11 +215,20 @@ def out_to_others(bench: Bench, family: str) -> None:
 
         def lycoris(source=source, gap=gap) -> float:
             unet = bench.unet(family)
-            programs.lycoris(bench.checkout("LyCORIS"), bench.folder / "lokr.safetensors", unet)
+            path = bench.write(source, "y.safetensors", "lokr-lycoris")
+            programs.lycoris(bench.checkout("LyCORIS"), path, unet)
             return gap(unet)
 
-        if not sgm:  # its loader for diffusers' UNets knows diffusers' names only
-            bench.trial("LyCORIS", f"--to lokr, {name}", family, lycoris)
+        bench.trial("LyCORIS", f"--to lokr-lycoris, {name}", family, lycoris)
+
+        def kohya(source=source, gap=gap) -> float:
+            unet = bench.unet(family)
+            path = bench.write(source, "k.safetensors", "lora-kohya")
+            programs.kohya(bench.checkout("kohya sd-scripts"), path, unet)
+            return gap(unet)
+
+        if not sgm:  # of SDXL it takes only its own UNet, whose size is fixed
+            bench.trial("kohya sd-scripts", f"--to lora-kohya, {name}", family, kohya)
 
         def single(source=source, want=want) -> float:
             path = bench.write(source, "m.safetensors", "merged", base=bench.base(family))
@@ -257,6 +269,19 @@ def files_in(bench: Bench) -> None:
 
         bench.trial(program, f"{what}, read by --to krona", "sd1", read)
 
+    for algorithm, options in LYCORIS_ALGORITHMS.items():
+
+        def whole(algorithm=algorithm, options=options) -> float:
+            unet = bench.unet("sd1")
+            file = bench.folder / "x.safetensors"
+            tensors = programs.lycoris_network(bench.checkout("LyCORIS"), unet, **options)
+            save_file(tensors, file)
+            path = bench.write(file, "m", "merged", base=bench.base("sd1"))
+            made = UNet2DConditionModel.from_pretrained(path / "unet").eval()
+            return (output(made, "sd1") - output(unet, "sd1")).abs().max().item()
+
+        bench.trial("LyCORIS", f"{algorithm}, read by --to merged", "sd1", whole)
+
     def peft_folder() -> float:
         model = get_peft_model(
             peers.plain_unet(), LoraConfig(r=3, lora_alpha=5, target_modules=["to_q", "to_k"])
@@ -271,6 +296,19 @@ def files_in(bench: Bench) -> None:
     bench.trial("PEFT", "LoRA folder, read by --to lora", "sd1", peft_folder)
 
 
+LYCORIS_ALGORITHMS = {
+    "LoCon": {"algo": "lora"},
+    "LoCon with a core (use_tucker)": {"algo": "lora", "use_tucker": True},
+    "LoHa": {"algo": "loha"},
+    "LoKr, every layer": {"algo": "lokr", "factor": 4},
+    "LoKr with a core (use_tucker)": {"algo": "lokr", "factor": 4, "use_tucker": True},
+    "GLoRA, linear layers": {"algo": "glora", "convolutions": False},
+    "full": {"algo": "full"},
+    "LoCon and norms (train_norm)": {"algo": "lora", "train_norm": True},
+    "LoCon, weight-decomposed (dora_wd)": {"algo": "lora", "dora_wd": True},
+    "LoCon, weight-decomposed per column": {"algo": "lora", "dora_wd": True, "wd_on_output": False},
+    "LoKr, weight-decomposed (dora_wd)": {"algo": "lokr", "factor": 4, "dora_wd": True},
+}
 CHOICES = (
     ("diffusers, `pipe.load_lora_weights`", "--to lora"),
     ("PEFT, `PeftModel.from_pretrained`", "--to peft-lora"),
@@ -279,26 +317,70 @@ CHOICES = (
         "ComfyUI, Forge, InvokeAI: adapters with several terms or the published row order",
         "--to lora-kohya",
     ),
-    ("LyCORIS: square factors only", "--to lokr"),
+    ("AUTOMATIC1111, kohya sd-scripts", "--to lora-kohya"),
+    (
+        "LyCORIS' own wrapper, SimpleTuner: square A, n x n with n at most the root of both sizes",
+        "--to lokr-lycoris",
+    ),
     ("any program that loads whole models", "--to merged --base BASE"),
 )
 UNTRIED = (
-    ("AUTOMATIC1111", "--to lokr, --to lora-kohya, --to merged"),
-    ("kohya sd-scripts", "--to lora-kohya; its LoRA files"),
-    ("ComfyUI, Forge, InvokeAI", "in their own user interfaces, with published models"),
-    ("SimpleTuner", "its LoKr files (LyCORIS' format, `lycoris_` names)"),
+    (
+        "ComfyUI, Forge, InvokeAI, AUTOMATIC1111",
+        "in their own user interfaces, with published models",
+    ),
+    ("SimpleTuner", "its trainer and loader; its files are LyCORIS' own, which were tried"),
+    ("kohya sd-scripts", "SDXL, whose UNet there has one fixed size; see below"),
 )
+REMARKS = """
+## What to know
+
+- **LyCORIS 4.1.3** makes the first factor of a LoKr anew from the layer's size and one number that
+  it guesses, so it loads few shapes. A square A of n x n loads where n is at most the square root
+  of both sizes of the layer: (8, 8) and (16, 16) everywhere in SD and SDXL; (32, 32) not where a
+  size is 320, 640 or 768; (64, 64) in no attention layer. Of other pairs it loads those that its
+  own factorisation makes, such as (20, 16) at 1280 x 2048. `--to lokr-lycoris` says in a note
+  which layers it would refuse; the rule was compared with the library over 10 layer sizes and
+  every pair of factors up to 64 that divides them, without a difference.
+  Its own `merge_to` applies alpha / rank twice to LoKr and LoHa; files are read here as its layers
+  compute while they train, and the lines above compare with that.
+- **SimpleTuner** trains LyCORIS networks and wants LyCORIS' own names (`lycoris_...`), which
+  `--to lokr-lycoris` writes. A file holds a UNet's layers only.
+- **kohya sd-scripts** reads `--to lora-kohya` with `networks/lora.py` (its UNet's part was run).
+  Its pull request 2370 (open in June 2026) adds `networks/krona.py` and
+  `networks/cdka.py`, which write LoKr keys: `lokr_w1` (out/r1, r2), `lokr_w2` (r1, in/r2), `alpha`.
+  Both factors are whole and the scale is stored in `lokr_w1`, so any LoKr reader takes them, this
+  one too. One version of its KronA left the scale out when `use_cdka_scale` was set; here
+  `krona_alpha / sqrt(r2)` is then taken from the file's `ss_network_args`. One version of its
+  CDKA left it out too, which no file shows: give such a file as SOURCE:WEIGHT. This was read
+  from the pull request's code (commits 0c641ecd and cd29e41a) and tested against its formula; its
+  trainer was not run. Its weight-decomposed files (`dora_scale`) need `--base`.
+- **AUTOMATIC1111** reads `--to lora-kohya` and `--to lokr` exactly (its Lora extension was run on
+  files of an earlier version of this package). It applies the attention of SDXL's second text
+  encoder only if a file has q, k, v and out of a layer.
+- **DoRA and GLoRA** depend on the base's weights: with `--base` they are exact as `--to merged`,
+  and as LoRA of the rank that they need.
+- **PEFT adapters whose start changed the base** (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) are refused:
+  PEFT's `save_pretrained(..., path_initial_model_for_weight_conversion=...)` makes a plain LoRA of
+  one, which is read.
+"""
 
 
-def page(rows: list[Row], checkouts: Path | None) -> str:
+def kept_lines(page: str, program: str) -> list[str]:
+    """The lines that a page written earlier has of a program."""
+    return [line for line in page.splitlines() if line.startswith(f"| {program} |")]
+
+
+def page(rows: list[Row], checkouts: Path | None, before: str) -> str:
     lines = [
         "# Compatibility with other programs",
         "",
         "Written by `benchmarks/compatibility.py`; do not edit. Every row was tested: the other "
         "program's own loader or layer ran on tiny models with random weights. The difference is "
         "the largest absolute difference between its UNet's output and this package's in fp32 "
-        "(outputs are around 1). Programs other than diffusers and PEFT were not installed: the "
-        "code listed below ran from a checkout, with modules that do not take part in loading "
+        "(outputs are around 1). Programs other than diffusers, PEFT and LyCORIS were not "
+        "installed: the code listed below ran from a checkout, with modules that do not take part "
+        "in loading "
         "(web server, logging, quantisation) replaced by empty ones, and ComfyUI's UNet was "
         "configured with the tiny models' numbers of heads and groups. `refused` is followed by "
         "the reason; `not tried` means that the program was not tested.",
@@ -315,8 +397,13 @@ def page(rows: list[Row], checkouts: Path | None) -> str:
     ]
     for name, (folder, code) in REPOSITORIES.items():
         mark = (checkouts / folder / "COMMIT") if checkouts else Path("-")
-        commit = mark.read_text().strip() if mark.is_file() else "not tried"
-        lines.append(f"| {name} | {code} | {commit} |")
+        kept = kept_lines(before, name)[:1]
+        if mark.is_file() or not kept:
+            commit = mark.read_text().strip() if mark.is_file() else "not tried"
+            kept = [f"| {name} | {code} | {commit} |"]
+        lines += kept
+    untried = {r.program for r in rows} - {r.program for r in rows if r.result != "not tried"}
+    rows = [row for row in rows if row.program not in untried]
     for title, kind in (
         ("This package's files in other programs", False),
         ("Files of other programs in this package", True),
@@ -333,9 +420,13 @@ def page(rows: list[Row], checkouts: Path | None) -> str:
             if result == "yes":
                 result = "yes, " + max((f.split()[-1] for f in found), key=float)
             lines.append(f"| {program} | {what.replace('|', '/')} | {models} | {result} |")
+        for program in REPOSITORIES:
+            if program in untried:
+                old = kept_lines(before, program)[1:]
+                lines += [line for line in old if ("read by" in line) == kind]
     lines += ["", "## Not tried", ""]
     lines += [f"- {program}: {what}" for program, what in UNTRIED]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + REMARKS
 
 
 def main() -> None:
@@ -351,7 +442,8 @@ def main() -> None:
             out_to_diffusers(bench, family)
             out_to_others(bench, family)
         files_in(bench)
-    args.output.write_text(page(bench.rows, bench.checkouts), encoding="utf-8")
+    before = args.output.read_text(encoding="utf-8") if args.output.is_file() else ""
+    args.output.write_text(page(bench.rows, bench.checkouts, before), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ ABSENT = (
     "modules.sd_models", "modules.cache", "modules.errors", "modules.hashes", "modules.shared",
 )  # fmt: skip
 _THEIRS = ("comfy", "invokeai", "modules", "toolkit", "backend", "packages_3rdparty", "lycoris",
-           "krona")  # fmt: skip
+           "krona", "networks", "library", "einops", "toml")  # fmt: skip
 
 
 class _Empty(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -186,13 +186,28 @@ def invokeai(folder: Path, adapter: Path, stems: dict, sdxl: bool) -> None:
 def lycoris(folder: Path, adapter: Path, unet: nn.Module) -> None:
     """LyCORIS' own loader, applied to a UNet."""
     with checkout(folder, absent=()):
-        from lycoris.wrapper import LycorisNetwork, create_lycoris_from_weights
+        from lycoris.wrapper import create_lycoris_from_weights
 
-        LycorisNetwork.LORA_PREFIX = "lora_unet"
         with torch.no_grad():
             network, _ = create_lycoris_from_weights(1.0, str(adapter), unet)
             assert len(network.loras) == len([k for k in load_file(adapter) if k.endswith("_w1")])
             network.merge_to(1.0)
+
+
+def kohya(folder: Path, adapter: Path, unet: nn.Module) -> None:
+    """kohya's networks/lora.py, merged into a UNet."""
+    absent = (*ABSENT, "library.utils", "library.sdxl_original_unet", "cv2")
+    with checkout(folder, absent=absent):
+        import library.sdxl_original_unet
+
+        library.sdxl_original_unet.SdxlUNet2DConditionModel = type("Other", (), {})
+        from networks.lora import create_network_from_weights
+
+        network, tensors = create_network_from_weights(
+            1.0, str(adapter), None, [], unet, for_inference=True
+        )
+        assert len(network.unet_loras) == len([k for k in tensors if k.endswith("lora_up.weight")])
+        network.merge_to([], unet, tensors, torch.float32, "cpu")
 
 
 # --- their file, for us to read ----------------------------------------------------------------
@@ -206,6 +221,34 @@ def lycoris_file(folder: Path, unet: nn.Module, **options) -> dict[str, torch.Te
         return _layers(
             unet, lambda stem, layer: LokrModule(stem, layer, lora_dim=2, alpha=3, **options)
         )
+
+
+def lycoris_network(
+    folder: Path, unet: nn.Module, convolutions: bool = True, **options
+) -> dict[str, torch.Tensor]:
+    """A network of LyCORIS' on attention and resnets of a UNet, which is left running it."""
+    with checkout(folder, absent=()):
+        from lycoris.config import PRESET
+        from lycoris.wrapper import create_lycoris
+
+        kinds = ["Transformer2DModel"] + ["ResnetBlock2D"] * convolutions
+        PRESET["trial"] = {"target_module": kinds, "enable_conv": convolutions}
+        network = create_lycoris(
+            unet, 1.0, linear_dim=2, linear_alpha=3, conv_dim=2, conv_alpha=3, preset="trial",
+            **options,
+        )  # fmt: skip
+        generator = torch.Generator().manual_seed(0)
+        network.apply_to()
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                if name.endswith("dora_scale"):
+                    parameter *= 1.1
+                else:
+                    parameter += torch.randn(parameter.shape, generator=generator) * 0.05
+        tensors = {k: v.detach().clone() for k, v in network.state_dict().items()}
+        # Live: its own merging applies alpha / rank twice to LoKr and LoHa (4.1.3).
+        unet.network = network
+        return tensors
 
 
 def ai_toolkit_file(folder: Path, unet: nn.Module) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ Source: KohakuBlueleaf/LyCORIS `lycoris/modules`; kohya-ss/sd-scripts `networks/
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -106,8 +107,7 @@ def part_of(key: str) -> tuple[str, str] | None:
     if found["part"] == "alpha":
         stem = re.sub(r"(_|\.)lora(_linear_layer|_layer)?$", "", found["stem"])
         return stem, "alpha"
-    magnitude = found["part"] in ("dora_scale", "lora_magnitude_vector")
-    return found["stem"], "magnitude" if magnitude else found["part"]
+    return found["stem"], found["part"]
 
 
 def group(tensors: Mapping[str, torch.Tensor], where: Path | str) -> Grouped:
@@ -160,11 +160,13 @@ def change_of(
     kind = kind_of(stem, parts, where)
     make = {"LoRA": _lora, "LoKr": _lokr, "LoHa": _loha, "GLoRA": _glora}.get(kind, _difference)
     change = make(stem, parts, where, scale, kernel)
-    magnitude = parts.get("magnitude")
+    magnitude = parts.get("lora_magnitude_vector", parts.get("dora_scale"))
     if magnitude is None:
         return change
     if change.delta is None or isinstance(change.delta, NeedsBase):
         raise UserError(f"{where}: {stem} has a DoRA magnitude without two factors beside it.")
+    if "lora_magnitude_vector" in parts:  # PEFT's is per row, also where it is (1, out, 1, 1)
+        magnitude = magnitude.reshape(-1, 1)
     return LayerChange(_dora(stem, change.delta, magnitude.float(), where), change.vectors)
 
 
@@ -304,13 +306,12 @@ def _difference(stem, parts, where, scale, kernel) -> LayerChange:
 def _dora(stem: str, delta: Delta, magnitude: torch.Tensor, where: Path | str) -> NeedsBase:
     """m * (W + delta W) / ||W + delta W|| as a change of W; the norm per row or per column."""
     rows, columns = delta.shape
-    per_row = magnitude.numel() == rows and magnitude.shape[0] in (rows, 1)
-    per_row = per_row and not (magnitude.dim() > 1 and magnitude.shape[:2] == (1, columns))
-    area = columns // magnitude.numel() if magnitude.numel() else 0
-    if not per_row and (magnitude.dim() < 2 or area * magnitude.numel() != columns):
+    area = math.prod(delta.kernel)
+    per_row = magnitude.shape[0] == rows == magnitude.numel()
+    if not per_row and (magnitude.shape[0] != 1 or magnitude.numel() * area != columns):
         raise UserError(
-            f"{where}: the DoRA magnitude of {stem}, {tuple(magnitude.shape)}, fits "
-            f"no {rows}x{columns} weight."
+            f"{where}: the DoRA magnitude of {stem}, {tuple(magnitude.shape)}, fits no "
+            f"{rows}x{columns} weight."
         )
     change = partial(_rescaled, delta, magnitude.flatten(), per_row)
 

@@ -263,6 +263,12 @@ def test_convolutions_with_a_core(tmp_path: Path, tiny_sd1: Path) -> None:
     convert(tmp_path / "in.safetensors", tmp_path / "m", "merged", base=tiny_sd1)
     made = base_unet(tmp_path / "m").get_submodule(name).weight.data
     torch.testing.assert_close(made, want, atol=1e-5, rtol=1e-5)
+    scale = random(1, channels, 1, 1, seed=7).abs()  # as wide as the rows, but per column
+    save_file(locon | {f"{stem}.dora_scale": scale}, tmp_path / "in.safetensors")
+    convert(tmp_path / "in.safetensors", tmp_path / "m", "merged", base=tiny_sd1)
+    made = base_unet(tmp_path / "m").get_submodule(name).weight.data
+    norms = want.transpose(0, 1).flatten(1).norm(dim=1)[None, :, None, None]
+    torch.testing.assert_close(made, want * scale / norms, atol=1e-5, rtol=1e-5)
     w1, a, b = random(4, 4), random(3, out // 4), random(3, channels // 4)
     w2 = torch.einsum("rshw,ro,si->oihw", mid, a, b).contiguous()
     lokr = {f"{stem}.lokr_w1": w1, f"{stem}.lokr_t2": mid, f"{stem}.lokr_w2_a": a}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from itertools import product
+from typing import Any, cast
 
 from PIL import Image, ImageCms
 
@@ -30,7 +31,7 @@ def to_srgb(image: Image.Image) -> Callable[[Image.Image], Image.Image] | None:
         return None
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        mode = _MODES[source.profile.xcolor_space.strip()]
+        mode = _MODES[cast(Any, source.profile).xcolor_space.strip()]
         if image.mode not in _SOURCES[mode] and not (mode == "L" and image.mode.startswith("I")):
             return None
         transform = ImageCms.buildTransform(
@@ -47,9 +48,14 @@ def to_srgb(image: Image.Image) -> Callable[[Image.Image], Image.Image] | None:
         return None
 
     def convert(picture: Image.Image) -> Image.Image:
-        return ImageCms.applyTransform(picture.convert(mode), transform)
+        return _applied(transform, picture.convert(mode))
 
     return convert
+
+
+def _applied(transform: ImageCms.ImageCmsTransform, picture: Image.Image) -> Image.Image:
+    # Pillow returns None only for a picture that is changed in place.
+    return cast(Image.Image, ImageCms.applyTransform(picture, transform))
 
 
 def _changes_little(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
@@ -60,6 +66,6 @@ def _changes_little(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
         colours = list(product(_STEPS, _STEPS, _STEPS))
     swatch = Image.new("RGB", (len(colours), 1))
     swatch.putdata(colours)
-    moved = ImageCms.applyTransform(swatch.convert(mode), transform)
+    moved = _applied(transform, swatch.convert(mode))
     pairs = zip(swatch.tobytes(), moved.tobytes(), strict=True)
     return all(abs(before - after) <= _SAME for before, after in pairs)

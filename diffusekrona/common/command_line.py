@@ -110,7 +110,8 @@ def _registry(cls: type, values: Mapping[str, Any]) -> ConstructorRegistry:
 
     @registry.struct_rule
     def _(info: StructTypeInfo) -> StructConstructorSpec | None:
-        if not (isinstance(info.type, type) and dataclasses.is_dataclass(info.type)):
+        kind: Any = info.type  # whatever an annotation may be
+        if not (isinstance(kind, type) and dataclasses.is_dataclass(info.type)):
             return None
         hints = get_type_hints(info.type)
         members = [

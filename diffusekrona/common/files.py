@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from .errors import writing
@@ -30,7 +30,7 @@ _cleaned: set[str] = set()
 
 
 @contextlib.contextmanager
-def replace_whole(path: Path | str) -> Iterator[Path]:
+def replace_whole(path: Path | str) -> Generator[Path]:
     """Yield a path to write a file to; when the block ends well, the file takes `path`'s place.
 
     The file is flushed to the disk before the rename, so not even a power cut leaves a half-written
@@ -48,7 +48,7 @@ def replace_whole(path: Path | str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def new_file(path: Path | str) -> Iterator[tuple[Path, list[Path]]]:
+def new_file(path: Path | str) -> Generator[tuple[Path, list[Path]]]:
     """As `replace_whole`, but never in the place of another file: should `path` be taken, the file
     is called `name-2`, `name-3` … Any number of processes may write into one folder.
 
@@ -75,7 +75,7 @@ def _claim(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def replace_folder(destination: Path | str) -> Iterator[Path]:
+def replace_folder(destination: Path | str) -> Generator[Path]:
     """Yield an empty folder; when the block ends well, it takes `destination`'s place.
 
     A folder that is there already is moved aside first. A process killed between the two renames
@@ -141,7 +141,7 @@ def _remove_if_dead(work: Path) -> None:
 
 
 @contextlib.contextmanager
-def _working_folder(parent: Path) -> Iterator[Path]:
+def _working_folder(parent: Path) -> Generator[Path]:
     """A new hidden folder in `parent`, with a folder "new" in it, locked while the block runs."""
     parent.mkdir(parents=True, exist_ok=True)
     if os.path.abspath(parent) not in _cleaned:  # once per process, not before every picture
@@ -177,6 +177,7 @@ def _make_locked(parent: Path) -> tuple[Path, int | None]:
 
 def _lock(folder: Path) -> int:
     """An open handle that holds the folder's lock. Raises OSError, the handle closed."""
+    assert fcntl is not None  # the callers check
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

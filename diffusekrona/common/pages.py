@@ -46,12 +46,13 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    filters: dict[str, Any] = {
         "number_columns": number_columns,
         "picture_uri": picture_uri,
         "without_words": lambda rows: [(label, [(p, "") for p in row]) for label, row in rows],
         "png_uri": lambda data: _uri(data, "png"),
     }
+    environment.filters.update(filters)
     return environment
 
 

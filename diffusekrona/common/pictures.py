@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif")
-PICTURE_SUFFIXES += (".tif", ".tiff", ".ppm", ".pgm")
 HEIF_SUFFIXES = (".heic", ".heif")  # read through pillow-heif, where it is installed
-PICTURE_SUFFIXES += HEIF_SUFFIXES
+PICTURE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif"),
+    *(".tif", ".tiff", ".ppm", ".pgm"),
+    *HEIF_SUFFIXES,
+)
 # What the suffixes stand for, whatever they really hold: Pillow would hand EPS to Ghostscript.
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM")
 SMALLEST_SIDE = 8  # pixels: one cell of the autoencoder's latents
@@ -300,7 +302,8 @@ def fit_picture(
 def load_square(path: Path) -> Image.Image:
     """A picture cut to the square in its middle, as grids show photos. UserError as above."""
     image = load_picture(path)
-    return fit_picture(image, (min(image.size),) * 2)[0]
+    side = min(image.size)
+    return fit_picture(image, (side, side))[0]
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

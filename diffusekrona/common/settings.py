@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from .errors import UserError
 
 LARGEST = 3.4e38  # of floating-point settings: what 32 bits hold
-SEEDS = {"minimum": 0, "maximum": 2**63 - 1}  # that torch's generators take
+SEEDS: dict[str, Any] = {"minimum": 0, "maximum": 2**63 - 1}  # that torch's generators take
 
 Settings = TypeVar("Settings")
 
@@ -118,7 +118,7 @@ def options_of(cls: type) -> Mapping[str, Option]:
     return types.MappingProxyType(found)
 
 
-def _option(field: dataclasses.Field, hint: Any) -> Option:
+def _option(field: dataclasses.Field[Any], hint: Any) -> Option:
     if get_origin(hint) in (Union, types.UnionType):  # X | None
         (hint,) = (part for part in get_args(hint) if part is not type(None))
     many = get_origin(hint) is tuple

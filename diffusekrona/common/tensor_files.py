@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +62,7 @@ def refuse_pickle(path: Path) -> None:
 
 
 @contextmanager
-def opened(path: Path | str) -> Iterator[Any]:
+def opened(path: Path | str) -> Generator[Any]:
     """An open safetensors file (`keys`, `metadata`, `get_slice`, `get_tensor`), checked.
 
     Raises:
@@ -148,7 +148,7 @@ def write_entries(
             tensor = entry.make().contiguous()
             if tensor.dtype != entry.dtype or tuple(tensor.shape) != entry.shape:
                 raise ValueError(f"{entry.name} announced {entry.shape}, made {tensor.shape}")
-            file.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def entries_of(tensors: Mapping[str, torch.Tensor]) -> list[Entry]:

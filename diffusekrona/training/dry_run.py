@@ -30,7 +30,7 @@ def print_run(
     for column in ("where", "layers", "out", "in", "factors or rank", "parameters"):
         numeric = column in ("layers", "out", "in", "parameters")
         table.add_column(column, justify="right" if numeric else "left")
-    groups: dict[tuple, list[AdaptedLayer]] = {}
+    groups: dict[tuple[str, int, int, str], list[AdaptedLayer]] = {}
     for layer in resolved.layers:
         block = f"{layer.component} {_block(layer.name)}"
         key = (block, layer.out_features, layer.in_features, layer.factors)

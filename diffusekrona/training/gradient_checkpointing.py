@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def checkpoint_with(
-    hooks: Callable[[], AbstractContextManager], **options: Any
+    hooks: Callable[[], AbstractContextManager[Any]], **options: Any
 ) -> Callable[..., Any]:
     """A gradient checkpointing function, as diffusers' models take one, whose saved inputs go
     through the saved-tensor `hooks`; `options` are torch's `checkpoint`'s."""

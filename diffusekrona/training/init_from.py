@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 from ..adapters.deltas import Delta, KronDelta, to_low_rank
@@ -18,6 +19,7 @@ from ..adapters.methods import lora_scale, method_of
 from ..common.errors import UserError
 from ..formats.delta_set import Hints
 from ..formats.recognise import READERS, recognise
+from ..krona import KronAConfig
 
 Tensors = dict[str, torch.Tensor]
 
@@ -45,7 +47,7 @@ def start_from(
     left = dict(found.layers)
     for component, model in models.items():
         own = get_peft_model_state_dict(model, adapter_name=adapter_name)
-        config = model.peft_config[adapter_name]
+        config: Any = cast(Any, model).peft_config[adapter_name]
         method = method_of(config)
         fill = {"krona": _fill_krona, "lora": _fill_lora}[method.name]
         for layer in method.by_layer(own):
@@ -64,7 +66,7 @@ def start_from(
     return len(found.layers)
 
 
-def _fill_krona(layer: str, own: Tensors, delta: Delta | None, config: object) -> Tensors:
+def _fill_krona(layer: str, own: Tensors, delta: Delta | None, config: KronAConfig) -> Tensors:
     """The layer's factors with `delta` in their first terms; the other terms stand for nothing."""
     a, b = own[f"{layer}.krona_a"].clone(), own[f"{layer}.krona_b"].clone()
     terms_a, terms_b = (a, b) if a.dim() == 3 else (a[None], b[None])
@@ -84,7 +86,7 @@ def _fill_krona(layer: str, own: Tensors, delta: Delta | None, config: object) -
     return {f"{layer}.krona_a": a, f"{layer}.krona_b": b}
 
 
-def _fill_lora(layer: str, own: Tensors, delta: Delta | None, config: object) -> Tensors:
+def _fill_lora(layer: str, own: Tensors, delta: Delta | None, config: LoraConfig) -> Tensors:
     """The layer's factors with `delta` in their first ranks; the other ranks stand for nothing."""
     down, up = own[f"{layer}.lora_A.weight"].clone(), own[f"{layer}.lora_B.weight"].clone()
     up.zero_()

@@ -10,7 +10,7 @@ import platform
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -91,11 +91,11 @@ class RunLog:
         """Drop the lines of steps that will be done again, and those that are damaged."""
         if not self.path.is_file():
             return
-        lines = self.path.read_bytes().split(b"\n")
-        kept = [line for line in lines if (read := _read_line(line)) and read.step <= step]
-        write_text(self.path, "".join(line.decode() + "\n" for line in kept))
+        lines = [(line, _read_line(line)) for line in self.path.read_bytes().split(b"\n")]
+        kept = [(line, read) for line, read in lines if read and read.step <= step]
+        write_text(self.path, "".join(line.decode() + "\n" for line, _ in kept))
         if kept:
-            self.last_loss = _read_line(kept[-1]).loss
+            self.last_loss = kept[-1][1].loss
 
     def step(self, done: int, loss: torch.Tensor, lr: float) -> None:
         """Note the loss of step `done`, and log that of the step before.
@@ -139,7 +139,7 @@ class RunLog:
         if not math.isfinite(loss):
             raise self._diverged("the loss", done)
         self.last_loss = loss
-        if self.main:
+        if self.file:
             seconds = round(time.time() - self.loop_started, 3)
             line = {"step": done, "loss": loss, "lr": lr, "seconds": seconds}
             self.file.write(json.dumps(line) + "\n")
@@ -308,7 +308,7 @@ def device_name(device: torch.device) -> str:
 
 
 @contextmanager
-def stop_signals() -> Iterator[list[int]]:
+def stop_signals() -> Generator[list[int]]:
     """Collect SIGINT, SIGTERM and SIGHUP, so that the loop can save and leave; a second SIGINT or
     SIGTERM ends at once."""
     caught: list[int] = []

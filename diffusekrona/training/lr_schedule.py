@@ -69,7 +69,7 @@ def stepped(accelerator: Any, optimizer: Any) -> bool:
     scaler = accelerator.scaler
     before = scaler.get_scale() if scaler is not None else None
     optimizer.step()
-    if before is None or not accelerator.sync_gradients:
+    if scaler is None or not accelerator.sync_gradients:
         return not accelerator.optimizer_step_was_skipped
     return scaler.get_scale() >= before
 

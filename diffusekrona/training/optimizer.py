@@ -44,11 +44,11 @@ def make_optimizer(
             )
     rate = optimisation.learning_rate
     rates = {name: text_rate if is_text_encoder(name) else rate for name in models}
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in model.parameters() if p.requires_grad], "lr": rates[name] * factor}
         for name, model in models.items()
     ]
-    options = {
+    options: dict[str, Any] = {
         "lr": optimisation.learning_rate * factor,
         "betas": (optimisation.adam_beta1, optimisation.adam_beta2),
         "weight_decay": optimisation.adam_weight_decay,
@@ -59,7 +59,8 @@ def make_optimizer(
             import bitsandbytes
         except ImportError as error:
             raise not_installed("--optimizer adamw8bit", "bitsandbytes") from error
-        return bitsandbytes.optim.AdamW8bit(groups, **options)
+        optimizers: Any = bitsandbytes.optim
+        return optimizers.AdamW8bit(groups, **options)
     if optimisation.optimizer == "prodigy":
         try:
             from prodigyopt import Prodigy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ PATIENCE = 10.0  # seconds that a run which was killed may take to leave the sys
 
 
 @contextmanager
-def claim_output(folder: Path, is_main_process: bool = True) -> Iterator[None]:
+def claim_output(folder: Path, is_main_process: bool = True) -> Generator[None]:
     """Keep other runs out of `folder` for as long as the block runs, or this process lives.
 
     Args:

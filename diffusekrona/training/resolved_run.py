@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..adapters.layers import AdaptedLayer, adapted_layers
 from ..adapters.methods import METHODS, Method, targets_of
@@ -85,7 +85,9 @@ def resolve_run(
         scale = family.latent_scale(vae_config)
         pixel_step = family.pixel_step(config, vae_config)
         resolution = resolution or family.native_resolution(config, vae_config)
-        if not all(isinstance(n, int) and n > 0 for n in (scale, pixel_step, resolution)):
+        # Annotated as whole numbers, but a config may hold anything.
+        sizes_read = cast("list[Any]", [scale, pixel_step, resolution])
+        if not all(isinstance(n, int) and n > 0 for n in sizes_read):
             raise ValueError("a size is not a positive whole number")
     if resolution % scale or resolution < pixel_step:
         raise UserError(

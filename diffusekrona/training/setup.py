@@ -109,8 +109,11 @@ def load_denoiser(
     return quantise(denoiser, precision.quantize_base, blocks).to(accelerator.device)
 
 
-def save_memory(precision: PrecisionSettings, models: Mapping[str, nn.Module]) -> None:
+def save_memory(precision: PrecisionSettings, models: Mapping[str, Any]) -> None:
     """Turn on gradient checkpointing and choose the attention's implementation.
+
+    Args:
+        models: component name to diffusers' or transformers' model.
 
     Raises:
         UserError: xformers is not installed, or there is no GPU for it.

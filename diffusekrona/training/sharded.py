@@ -93,11 +93,11 @@ def shard_frozen(
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    options = {
+    options: dict[str, Any] = {
         "mesh": init_device_mesh(device.type, (processes,)),
         "ignored_params": set(whole),
     }
-    units = set(getattr(model, "_no_split_modules", None) or ())
+    units: set[str] = set(getattr(model, "_no_split_modules", None) or ())
     for module in reversed(list(model.modules())):  # inner ones first
         if type(module).__name__ in units:
             fully_shard(module, **options)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,10 +138,10 @@ def _check_optimizer(saved: dict[str, Any], optimizer: Any) -> None:
 
 
 @contextmanager
-def _no_free_pickles() -> Iterator[None]:
+def _no_free_pickles() -> Generator[None]:
     """Let `torch.load` build tensors and plain values only, whoever calls it, and beside them the
     three kinds of object that DeepSpeed's own files hold."""
-    from deepspeed.runtime.fp16 import loss_scaler
+    from deepspeed.runtime.fp16 import loss_scaler  # pyright: ignore[reportMissingImports] # optional
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -166,7 +165,10 @@ def _cast_latents(
     denoiser: Any, inputs: tuple[Any, ...], named: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The first argument, which is the latents, in the denoiser's precision."""
-    cast = functools.partial(tree_map, lambda tensor: tensor.to(denoiser.dtype))
+
+    def cast(states: Any) -> Any:
+        return tree_map(lambda tensor: tensor.to(denoiser.dtype), states)
+
     if inputs:
         return (cast(inputs[0]), *inputs[1:]), named
     name = next(iter(named))
@@ -214,6 +216,6 @@ def show_in_trackers(accelerator: Any, images: Sequence[Any], step: int) -> None
             stack = np.stack([np.asarray(image) for image in images])
             tracker.writer.add_images("validation", stack, step, dataformats="NHWC")
         elif tracker.name == "wandb":
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports] # optional
 
             tracker.log({"validation": [wandb.Image(image) for image in images]}, step=step)

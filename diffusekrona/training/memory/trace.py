@@ -182,11 +182,11 @@ def _watch(denoiser: nn.Module, names: Iterable[str], tracker: LiveBytes) -> dic
     return held
 
 
-def _kept() -> AbstractContextManager:
+def _kept() -> AbstractContextManager[Any]:
     return torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
 
 
-def _released() -> AbstractContextManager:
+def _released() -> AbstractContextManager[Any]:
     """Saved tensors that leave the device and come back when they are needed."""
     return torch.autograd.graph.saved_tensors_hooks(
         lambda t: (t.shape, t.dtype),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Any] = {
+    filters: dict[str, Callable[[Any], Any]] = {
         "number_columns": number_columns,
         "picture_uri": picture_uri,
         "without_words": lambda rows: [(label, [(p, "") for p in row]) for label, row in rows],

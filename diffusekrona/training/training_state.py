@@ -141,9 +141,10 @@ def _check_optimizer(saved: dict[str, Any], optimizer: Any) -> None:
 def _no_free_pickles() -> Generator[None]:
     """Let `torch.load` build tensors and plain values only, whoever calls it, and beside them the
     three kinds of object that DeepSpeed's own files hold."""
-    from deepspeed.runtime.fp16 import loss_scaler  # pyright: ignore[reportMissingImports] # optional
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
+    # DeepSpeed is optional, and not installed where the types are checked.
+    from deepspeed.runtime.fp16 import loss_scaler  # pyright: ignore[reportMissingImports]
+    from deepspeed.runtime.zero.config import ZeroStageEnum  # pyright: ignore[reportMissingImports]
+    from deepspeed.utils.tensor_fragment import fragment_address  # pyright: ignore[reportMissingImports]
 
     scalers = [loss_scaler.LossScaler, loss_scaler.DynamicLossScaler]
     before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")

@@ -166,13 +166,13 @@ def _cast_latents(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The first argument, which is the latents, in the denoiser's precision."""
 
-    def cast(states: Any) -> Any:
-        return tree_map(lambda tensor: tensor.to(denoiser.dtype), states)
+    def cast(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(denoiser.dtype)
 
     if inputs:
-        return (cast(inputs[0]), *inputs[1:]), named
+        return (tree_map(cast, inputs[0]), *inputs[1:]), named
     name = next(iter(named))
-    return inputs, {**named, name: cast(named[name])}
+    return inputs, {**named, name: tree_map(cast, named[name])}
 
 
 def remove_validation(folder: Path) -> None:

@@ -1,0 +1,179 @@
+"""The reader: tells class, place, colours, pattern, accessory, proportions and pose of a picture.
+
+A small convolutional network with one head for each label of the pocket world. It was trained on
+rendered pictures with exact labels and knows nothing of the text encoder that conditions the base
+models, so it judges likeness and obedience independently of them. Its own error is in its config.
+
+    reader = load_reader(folder)
+    readings = reader.read(pictures)          # PIL images of any size
+    readings[0].best("class"), readings[0].yaw
+    likeness(readings[0], average(readings_of_photos))
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+SIZE, HIDDEN = 64, 192
+#: What makes an identity, with its weight in `likeness`.
+IDENTITY_WEIGHTS = {
+    "main_colour": 3.0,
+    "second_colour": 2.0,
+    "pattern": 1.5,
+    "accessory": 1.5,
+    "accessory_colour": 0.5,
+    "variant": 1.0,
+    "proportions": 1.5,
+}
+PROPORTION_TOLERANCE = 0.5
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read from one picture, or the average over several.
+
+    `chances` holds for each label a probability for each of its values.
+    """
+
+    chances: dict[str, dict[str, float]]
+    proportions: tuple[float, ...]  # -1..1: build, height, head, detail
+    main_rgb: tuple[float, float, float]  # 0..1
+    yaw: float  # radians; 0 faces the camera, pi/2 faces right
+
+    def best(self, label: str) -> str:
+        """The likeliest value of a label."""
+        return max(self.chances[label], key=self.chances[label].__getitem__)
+
+
+class Reader(nn.Module):
+    """The network: `values` maps each label to its possible values, in the order of its head."""
+
+    def __init__(self, values: dict[str, Sequence[str]], widths=(32, 64, 96, 128)):
+        super().__init__()
+        self.values = {label: tuple(names) for label, names in values.items()}
+        self.widths = tuple(widths)
+        layers: list[nn.Module] = []
+        before = 3
+        for width in widths:
+            layers += [nn.Conv2d(before, width, 3, 2, 1), nn.GroupNorm(8, width), nn.SiLU()]
+            if width >= 48:
+                layers.append(_Block(width))
+            before = width
+        self.body = nn.Sequential(*layers, _Block(before))
+        self.mix = nn.Sequential(nn.Linear(before * 4, HIDDEN), nn.SiLU())
+        self.heads = nn.ModuleDict({n: nn.Linear(HIDDEN, len(v)) for n, v in self.values.items()})
+        self.heads["proportions"] = nn.Linear(HIDDEN, 4)
+        self.heads["main_rgb"] = nn.Linear(HIDDEN, 3)
+        self.heads["yaw"] = nn.Linear(HIDDEN, 2)  # sine, cosine
+
+    def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Pixels (N, 3, 64, 64) in -1..1 -> for each head its raw outputs (N, k)."""
+        seen = self.body(pixels)
+        # Mean and maximum over the picture, and both over its middle, where the thing stands.
+        middle = seen[:, :, 1:4, 1:3]
+        parts = [seen.mean((2, 3)), seen.amax((2, 3)), middle.mean((2, 3)), middle.amax((2, 3))]
+        hidden = self.mix(torch.cat(parts, 1))
+        return {name: head(hidden) for name, head in self.heads.items()}
+
+    @torch.no_grad()
+    def read(self, pictures: Sequence[Image.Image], batch: int = 64) -> list[Reading]:
+        """Readings of pictures of any size."""
+        out: list[Reading] = []
+        device = next(self.parameters()).device
+        for start in range(0, len(pictures), batch):
+            arrays = [
+                np.asarray(p.convert("RGB").resize((SIZE, SIZE), Image.BICUBIC))
+                for p in pictures[start : start + batch]
+            ]
+            pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
+            raw = {name: value.float().cpu() for name, value in self(pixels.to(device)).items()}
+            out += [self._reading(raw, i) for i in range(len(arrays))]
+        return out
+
+    def _reading(self, raw: dict[str, torch.Tensor], row: int) -> Reading:
+        chances = {
+            label: dict(zip(names, raw[label][row].softmax(0).tolist(), strict=True))
+            for label, names in self.values.items()
+        }
+        sine, cosine = raw["yaw"][row].tolist()
+        return Reading(
+            chances,
+            tuple(raw["proportions"][row].clamp(-1, 1).tolist()),
+            tuple(raw["main_rgb"][row].clamp(0, 1).tolist()),
+            float(np.arctan2(sine, cosine)),
+        )
+
+
+class _Block(nn.Module):
+    """Two 3 x 3 convolutions beside an identity."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(width, width, 3, 1, 1), nn.Conv2d(width, width, 3, 1, 1)
+        self.norm = nn.GroupNorm(8, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.two(F.silu(self.norm(self.one(x))))
+
+
+def average(readings: Sequence[Reading]) -> Reading:
+    """The mean reading of several pictures of one thing."""
+    chances = {
+        label: {name: float(np.mean([r.chances[label][name] for r in readings])) for name in names}
+        for label, names in readings[0].chances.items()
+    }
+    proportions = tuple(np.mean([r.proportions for r in readings], 0).tolist())
+    rgb = tuple(np.mean([r.main_rgb for r in readings], 0).tolist())
+    turn = np.mean([np.exp(1j * r.yaw) for r in readings])
+    return Reading(chances, proportions, rgb, float(np.angle(turn)))
+
+
+def likeness(one: Reading, other: Reading) -> float:
+    """How far two readings agree on who it is, 0 to 1; place and pose do not count.
+
+    For each attribute the overlap of the two distributions, for proportions a fall with their
+    distance; their weighted mean, times the overlap of the classes.
+    """
+    total = 0.0
+    for name, weight in IDENTITY_WEIGHTS.items():
+        if name == "proportions":
+            away = np.abs(np.subtract(one.proportions, other.proportions))
+            agreement = float(np.exp(-away / PROPORTION_TOLERANCE).mean())
+        else:
+            agreement = _overlap(one.chances[name], other.chances[name])
+        total += weight * agreement
+    share = total / sum(IDENTITY_WEIGHTS.values())
+    return share * _overlap(one.chances["class"], other.chances["class"])
+
+
+def _overlap(one: dict[str, float], other: dict[str, float]) -> float:
+    return sum(min(chance, other[name]) for name, chance in one.items())
+
+
+def save_reader(reader: Reader, folder: Path, errors: dict[str, float] | None = None) -> None:
+    """Writes `model.safetensors` (fp16) and `config.json`; `errors` are on fresh renders."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.half().contiguous() for name, value in reader.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
+    config = {"values": reader.values, "widths": reader.widths, "errors": errors or {}}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def load_reader(folder: str | Path) -> Reader:
+    """The reader of a folder that `save_reader` wrote, in float32, for use."""
+    folder = Path(folder)
+    config = json.loads((folder / "config.json").read_text())
+    reader = Reader(config["values"], config["widths"])
+    weights = load_file(folder / "model.safetensors")
+    reader.load_state_dict({name: value.float() for name, value in weights.items()})
+    return reader.eval().requires_grad_(False)

@@ -1,0 +1,99 @@
+"""Draws the sample subjects of `data/`: six held-out things, each in ten pictures.
+
+    python -m tools.pocket.subjects [--data_dir data]
+
+`data/<subject>/input/` has five pictures to train on with their captions, `heldout/` five others in
+other places and poses, for scoring. Both have a `labels.json` with what is exactly true of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+from PIL import Image
+
+from .records import HELD_OUT_FROM, PLACES, Identity, Picture, Pose, Setting, draw_identity
+from .render import render
+
+FIRST = HELD_OUT_FROM + 10_000_000  # no test picture has these seeds either
+#: Subject, which is also its class word -> seed.
+SUBJECTS = {
+    "dog": FIRST + 4,
+    "cat": FIRST + 9,
+    "teapot": FIRST + 11,
+    "backpack": FIRST + 7,
+    "duck": FIRST + 7,
+    "car": FIRST + 5,
+}
+INPUT_PLACES = ("grass", "floor", "white", "brick", "kitchen")
+HELD_OUT_PLACES = ("forest", "beach", "snow", "city", "sunset")
+#: Yaw in degrees, pitch, size and shifts of each of the five pictures.
+INPUT_POSES = (
+    (-40, 0.14, 1.05, 0.05, 0.0),
+    (55, 0.2, 1.0, -0.1, 0.03),
+    (10, 0.1, 1.1, 0.0, 0.0),
+    (-95, 0.16, 0.95, 0.12, 0.02),
+    (120, 0.12, 1.0, -0.05, 0.05),
+)
+HELD_OUT_POSES = (
+    (30, 0.16, 1.0, -0.1, 0.02),
+    (-70, 0.1, 1.1, 0.1, 0.0),
+    (80, 0.18, 0.95, 0.0, 0.04),
+    (-15, 0.12, 1.05, -0.05, 0.0),
+    (-125, 0.2, 1.0, 0.08, 0.02),
+)
+SIZE = 256
+
+
+def pictures_of(identity: Identity, places: tuple[str, ...], poses) -> list[Picture]:
+    """One picture for each place and pose; the same place looks the same for every subject."""
+    out = []
+    for number, (place, (yaw, pitch, size, x, y)) in enumerate(zip(places, poses, strict=True)):
+        pose = Pose(math.radians(yaw), pitch, size, x, y)
+        out.append(Picture(identity, pose, Setting(place, HELD_OUT_FROM + number)))
+    return out
+
+
+def write_pictures(pictures: list[Picture], folder: Path) -> None:
+    """Writes `00.png` ..., `00.txt` ... ("a sks dog on the grass") and `labels.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(pictures):
+        image = Image.fromarray(render(picture, SIZE))
+        image.save(folder / f"{number:02d}.png", optimize=True)
+        place = PLACES[picture.setting.place]
+        caption = f"a sks {picture.identity.noun} {place}\n"
+        (folder / f"{number:02d}.txt").write_text(caption)
+    labels = {
+        "identity": asdict(pictures[0].identity),
+        "pictures": [
+            {"place": p.setting.place, "yaw_degrees": round(math.degrees(p.pose.yaw))}
+            for p in pictures
+        ],
+    }
+    (folder / "labels.json").write_text(json.dumps(labels, indent=2) + "\n")
+
+
+def write_subjects(data_dir: Path) -> None:
+    """Writes all subjects' pictures, in place of those that are there."""
+    for noun, seed in SUBJECTS.items():
+        identity = draw_identity(noun, seed)
+        sets = {"input": (INPUT_PLACES, INPUT_POSES), "heldout": (HELD_OUT_PLACES, HELD_OUT_POSES)}
+        for name, (places, poses) in sets.items():
+            write_pictures(pictures_of(identity, places, poses), data_dir / noun / name)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parses and draws."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data_dir", type=Path, default=Path(__file__).parents[2] / "data")
+    write_subjects(parser.parse_args(argv).data_dir)
+
+
+if __name__ == "__main__":
+    main()

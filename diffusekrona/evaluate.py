@@ -8,11 +8,11 @@ on where it stopped, `--score_only` scores again without drawing, processes shar
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .adapters.mixing import WeightedAdapter, choose_base, parse_adapter, run_name
+from .adapters.mixing import WeightedAdapter, choose_base, parse_adapter, reading_options, run_name
 from .bases.precision import DTYPE_NAMES
 from .common.devices import choose_device, process_state
 from .common.errors import UserError, exit_on_user_error
@@ -68,8 +68,10 @@ def relative_norm(variant: Variant) -> float | None:
     return norms[0] if len(norms) == 1 else None
 
 
-def drawing_of(settings: EvaluateSettings, base: str, device: Any) -> Drawing:
-    """The settings that all pictures share."""
+def drawing_of(
+    settings: EvaluateSettings, base: str, device: Any, reading: Mapping[str, Any]
+) -> Drawing:
+    """The settings that all pictures share; `reading` is how the base is read."""
     from .evaluation.pictures import Drawing
 
     drawing, model = settings.drawing, settings.model
@@ -85,13 +87,14 @@ def drawing_of(settings: EvaluateSettings, base: str, device: Any) -> Drawing:
         vae=model.vae,
         batch_size=model.batch_size,
         low_vram=model.low_vram,
-        options={"revision": model.revision, "variant": model.variant},
+        options={"revision": model.revision, "variant": model.variant, **reading},
     )
 
 
 def evaluate(settings: EvaluateSettings, state: Any) -> Evaluation | None:
     """Draw what is missing and score it all; None on other than the main process."""
     from .bases.loading import bundled_models
+    from .data.disk_cache import report_other_base
     from .data.folder import find_pictures
     from .evaluation.encoders import choose_names, load_clip_encoder, load_dino_encoder
     from .evaluation.pictures import draw_missing, jobs_of, load_rows, refuse_others
@@ -105,7 +108,14 @@ def evaluate(settings: EvaluateSettings, state: Any) -> Evaluation | None:
     for line in skipped:
         log.warning("skipped in %s: %s", compared.subject_dir, line)
     everyone = [mixed for variant in variants for mixed in variant.adapters]
-    base = choose_base(compared.pretrained_model_name_or_path, everyone, settings.model.revision)
+    reading = reading_options(everyone, settings.reading.options())
+    base = choose_base(
+        compared.pretrained_model_name_or_path,
+        everyone,
+        settings.model.revision,
+        reading.get("single_file_config"),
+    )
+    report_other_base(base, everyone)
     bundled = base in bundled_models()
     prompts = get_prompts(
         compared.prompts if compared.prompts != "auto" else "pocket" if bundled else "object"
@@ -115,7 +125,7 @@ def evaluate(settings: EvaluateSettings, state: Any) -> Evaluation | None:
     device = choose_device(settings.model.device, state.device)
     clip = load_clip_encoder(clip_name, scoring.clip_backend, device)
     dino = load_dino_encoder(dino_name, device) if dino_name else None
-    drawing = drawing_of(settings, base, device)
+    drawing = drawing_of(settings, base, device, reading)
     folder = scoring.output_dir / "pictures"
     jobs = [jobs_of(v, drawing, prompts, compared.seeds, folder) for v in variants]
     if scoring.score_only:

@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .adapters.mixing import WeightedAdapter, apply_adapters, choose_base, read_adapters
+from .adapters.mixing import (
+    WeightedAdapter,
+    apply_adapters,
+    choose_base,
+    read_adapters,
+    reading_options,
+)
 from .bases.precision import dtype_of
 from .common.devices import choose_device, process_state
 from .common.errors import UserError, exit_on_user_error, writing
@@ -50,8 +56,13 @@ def build(
     adapters: Sequence[WeightedAdapter],
     state: Any,
     scheduler: str | None = None,
+    reading: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The pipeline and, if asked for, its refiner, ready to draw on this process's device."""
+    """The pipeline and, if asked for, its refiner, ready to draw on this process's device.
+
+    Args:
+        reading: how the base is read, of `adapters.mixing.reading_options`.
+    """
 
     from .common.cpu_memory import keep_freed_memory
     from .sampling.pipeline import load_pipeline, load_refiner, place
@@ -60,7 +71,7 @@ def build(
     keep_freed_memory(device)
     precision = machine.mixed_precision or ("no" if device.type == "cpu" else "fp16")
     dtype = dtype_of(precision)
-    options = {"revision": model.revision, "variant": model.variant}
+    options = {"revision": model.revision, "variant": model.variant, **(reading or {})}
     pipeline = load_pipeline(base, dtype, "cpu", model.vae, **options)
     apply_adapters(pipeline, adapters, merge=model.merges)
     if scheduler:
@@ -218,6 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     quiet_libraries()  # before the import below, which loads what it quiets
     from .adapters.groups import parse_groups
+    from .data.disk_cache import report_other_base
 
     state = process_state(machine.device)
     level = logging.WARNING if state.is_main_process else logging.ERROR
@@ -226,8 +238,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         groups = parse_groups(model.blocks, model.projections, model.attention)
         adapters = read_adapters(model.adapter, groups)
         prompts = choose_prompts(settings.pictures, adapters)
-        base = choose_base(model.pretrained_model_name_or_path, adapters, model.revision)
-        pipeline, refiner = build(model, machine, base, adapters, state, settings.drawing.scheduler)
+        reading = reading_options(adapters, settings.reading.options())
+        base = choose_base(
+            model.pretrained_model_name_or_path,
+            adapters,
+            model.revision,
+            reading.get("single_file_config"),
+        )
+        report_other_base(base, adapters)
+        scheduler = settings.drawing.scheduler
+        pipeline, refiner = build(model, machine, base, adapters, state, scheduler, reading)
         recipe = recipe_of(settings, base, adapters, pipeline)
         paths = draw(settings, prompts, pipeline, refiner, recipe, state)
         if state.is_main_process:

@@ -115,7 +115,7 @@ def _distinct(named: Sequence[tuple[str, Path]]) -> list[str]:
     return [name or str(path) for name, path in named]
 
 
-def add_base_norms(facts: Sequence[Facts], base: str) -> None:
+def add_base_norms(facts: Sequence[Facts], base: str, config: str | None = None) -> None:
     """Fill in ||W|| of every adapted layer from the base model.
 
     Raises:
@@ -127,7 +127,7 @@ def add_base_norms(facts: Sequence[Facts], base: str) -> None:
     from .bases.families import identify
     from .bases.loading import load_part, resolve_base
 
-    place = resolve_base(base)
+    place = resolve_base(base, config)
     family, _ = identify(place)
     kinds = classes_of(family)
     for one in facts:
@@ -199,7 +199,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     facts = read(inspected.adapter)
     path = inspected.output or _beside(_split_name(inspected.adapter[0])[1])
     if base := inspected.base or _base_at_hand(facts):
-        add_base_norms(facts, base)
+        configs = {one.metadata.get("single_file_config") for one in facts}
+        add_base_norms(facts, base, configs.pop() if len(configs) == 1 else None)
     results = [lowered(one) for one in facts]
     print_tables(facts, results, inspected.layers)
     sheets = draw_sheets(inspected, settings.sheets, facts, path) if settings.sheets.draw else []
@@ -216,7 +217,7 @@ def _base_at_hand(facts: Sequence[Facts]) -> str | None:
 
     named = {one.metadata.get("base_model") for one in facts}
     base = named.pop() if len(named) == 1 else None
-    return base if base and (base in bundled_models() or Path(base).is_dir()) else None
+    return base if base and (base in bundled_models() or Path(base).exists()) else None
 
 
 def draw_sheets(
@@ -229,7 +230,7 @@ def draw_sheets(
     """
     import torch
 
-    from .adapters.mixing import choose_base, read_adapters
+    from .adapters.mixing import choose_base, read_adapters, reading_options
     from .bases.loading import bundled_models
     from .common.devices import choose_device
     from .common.files import slug
@@ -251,12 +252,14 @@ def draw_sheets(
     )
     drawn = []
     for one, weighted in zip(facts, adapters, strict=True):
-        base = choose_base(inspected.base, [weighted])
+        reading = reading_options([weighted])
+        config = reading.get("single_file_config")
+        base = choose_base(inspected.base, [weighted], single_file_config=config)
         score = scorer(sheets, base in bundled_models(), photos, device)
 
-        def load(base: str = base) -> Any:
+        def load(base: str = base, reading: dict[str, Any] = reading) -> Any:
             dtype = torch.float32 if device.type == "cpu" else torch.float16
-            return load_pipeline(base, dtype, device)
+            return load_pipeline(base, dtype, device, **reading)
 
         sheet = draw_sheet(load, weighted.adapter, one, drawing, score)
         show_table(f"{one.label}: {sheets.draw}", *sheet_table(sheet))

@@ -126,7 +126,8 @@ class PlanSettings:
     base: str = setting(
         metavar="NAME_OR_PATH",
         aliases=("--pretrained_model_name_or_path",),
-        help="Base model: hub name, diffusers folder, or a bundled one. Only configs are read.",
+        help="Base model: hub name, diffusers folder, single file, or a bundled one. Only configs "
+        "are read.",
     )
     budget: str | None = setting(
         None, metavar="2M|8MB", help="Most parameters, or the largest adapter file."
@@ -137,6 +138,9 @@ class PlanSettings:
     terms: int = setting(1, minimum=1, help="Sum this many Kronecker products in each layer.")
     save_precision: str = setting("fp32", choices=STORED, help="Precision of the adapter file.")
     revision: str | None = setting(None, help="Use this revision of the base on the hub.")
+    single_file_config: str | None = setting(
+        None, metavar="FOLDER", help="Read a single-file base's configs from this folder."
+    )
     all: bool = setting(False, help="Print every pair, not only the dozen best ones.")
 
 
@@ -153,7 +157,10 @@ def layer_shapes(settings: PlanSettings) -> tuple[Any, list[Shape]]:
     from .bases.meta import build_empty, linear_layers
 
     quiet_libraries()
-    base, letters = resolve_base(settings.base), settings.attn_update_unet
+    base, letters = (
+        resolve_base(settings.base, settings.single_file_config),
+        settings.attn_update_unet,
+    )
     family, config = identify(base, settings.revision)
     more = family.feed_forward if settings.train_feed_forward else ()
     targets = targets_of(letters, family.letters, family.denoiser, more)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,8 +82,44 @@ def read_adapters(
     return read
 
 
+def reading_options(
+    adapters: Sequence[WeightedAdapter], given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """How a base is read and drawn: as given, else as the adapters were trained on it.
+
+    Args:
+        given: of `bases.settings.ReadingSettings.options`.
+
+    Returns:
+        What `sampling.pipeline.load_pipeline` takes.
+
+    Raises:
+        UserError: adapters that were trained to predict different things.
+    """
+    found = dict(given or {})
+    notes = [mixed.adapter.metadata for mixed in adapters]
+    kinds = {note.get("prediction_type") for note in notes}
+    if "prediction_type" not in found and len(kinds) > 1:
+        named = " and ".join(sorted(kind or "the base's own" for kind in kinds))
+        raise UserError(
+            f"The adapters were trained with different prediction types, {named}: choose one with "
+            "--prediction_type."
+        )
+    for note in notes:
+        if note.get("prediction_type"):
+            found.setdefault("prediction_type", note["prediction_type"])
+        if note.get("rescale_betas_zero_snr") == "true":
+            found.setdefault("rescale_betas_zero_snr", True)
+        if Path(note.get("single_file_config") or "/nowhere").expanduser().is_dir():
+            found.setdefault("single_file_config", note["single_file_config"])
+    return found
+
+
 def choose_base(
-    name: str | None, adapters: Sequence[WeightedAdapter], revision: str | None = None
+    name: str | None,
+    adapters: Sequence[WeightedAdapter],
+    revision: str | None = None,
+    single_file_config: str | None = None,
 ) -> str:
     """The base asked for, or the one that the adapters were trained on.
 
@@ -107,7 +143,7 @@ def choose_base(
         where = "the adapter does not name its base" if adapters else "there is no --adapter either"
         raise UserError(f"No base model: give --pretrained_model_name_or_path ({where}).")
     try:
-        family, _ = identify(resolve_base(base), revision)
+        family, _ = identify(resolve_base(base, single_file_config), revision)
     except UserError as error:
         if name is None:
             hint = "it is what the adapter was trained on; --pretrained_model_name_or_path moves it"

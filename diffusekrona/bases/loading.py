@@ -6,13 +6,18 @@ Every way in which that fails is one line for the user.
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
+from .published import published_json
+
+log = logging.getLogger("diffusekrona")
 
 BUNDLED = Path(__file__).parents[1] / "pocket" / "models"
 
@@ -28,7 +33,9 @@ def quiet_libraries() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
+    from huggingface_hub.utils import logging as hub_logging
 
+    hub_logging.set_verbosity_error()  # its client prints two lines for every try
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
@@ -44,15 +51,55 @@ def bundled_models() -> list[str]:
     return sorted(p.name for p in BUNDLED.iterdir() if (p / "model_index.json").is_file())
 
 
-def resolve_base(name_or_path: str) -> str:
-    """A bundled model's name to its folder; a folder or a hub name to itself.
+class SingleFile(str):
+    """The path of a base model in one file, as `single_file.open_single_file` makes it.
+
+    Attributes:
+        configs: folder with the JSON files that a diffusers folder of this model would have.
+        tokenizers: folder or hub name that has its tokenizers.
+        assumed: what had to be assumed of its prediction type, in one line; None if nothing.
+        has_vae: whether the file holds one.
+    """
+
+    configs: Path
+    tokenizers: str
+    assumed: str | None
+    has_vae: bool
+
+    def __new__(
+        cls,
+        path: str,
+        configs: Path,
+        tokenizers: str,
+        assumed: str | None = None,
+        has_vae: bool = True,
+    ) -> SingleFile:
+        self = super().__new__(cls, path)
+        self.configs, self.tokenizers = configs, tokenizers
+        self.assumed, self.has_vae = assumed, has_vae
+        return self
+
+
+def resolve_base(name_or_path: str, single_file_config: str | None = None) -> str:
+    """A bundled model's name to its folder; a single file to a `SingleFile`; a folder or a hub
+    name to itself.
+
+    Args:
+        single_file_config: folder with the configs and tokenizers of a single file; no other base
+            takes it.
 
     Raises:
         UserError: a path that does not exist, or a folder that holds no diffusers pipeline.
     """
+    if isinstance(name_or_path, SingleFile):
+        return name_or_path
     if name_or_path in bundled_models():
         return str(BUNDLED / name_or_path)
     path = Path(name_or_path).expanduser()
+    if path.is_file():
+        from .single_file import open_single_file
+
+        return open_single_file(str(path), single_file_config)
     if path.is_dir():
         if not (path / "model_index.json").is_file():
             raise UserError(
@@ -83,12 +130,21 @@ def load_part(base: str, kind: str, subfolder: str, **options: Any) -> Any:
         UserError: the base or the component cannot be loaded.
     """
     import diffusers
+    import torch
     import transformers
 
     cls = getattr(diffusers, kind, None) or getattr(transformers, kind)
     if "torch_dtype" in options:  # the name that both libraries have moved to
         options["dtype"] = options.pop("torch_dtype")
     options = {key: value for key, value in options.items() if value is not None}
+    if isinstance(base, SingleFile):
+        if issubclass(cls, torch.nn.Module):
+            from .single_file import load_single_file_part
+
+            return load_single_file_part(base, kind, subfolder, options.get("dtype"))
+        if subfolder != "scheduler":
+            return _load_tokenizer(base, cls, subfolder)
+        return cls.from_pretrained(base.configs, subfolder=subfolder, **options)
     load = functools.partial(cls.from_pretrained, base, subfolder=subfolder or None)
     try:
         return or_of_fp16_files(load, **options)
@@ -136,12 +192,20 @@ def read_json_of(
     """
     from huggingface_hub import hf_hub_download
 
-    folder = Path(base)
+    folder = base.configs if isinstance(base, SingleFile) else Path(base)
+    known = published_json(base, f"{subfolder}/{name}" if subfolder else name)
+    if known is not None and revision is None and not folder.is_dir():
+        return dict(known)
+    if isinstance(base, SingleFile) and subfolder == "vae" and not base.has_vae:
+        from .single_file import no_vae
+
+        raise no_vae(base)
     try:
         if folder.is_dir():
             path = folder / subfolder / name
         else:
-            path = Path(hf_hub_download(base, name, subfolder=subfolder or None, revision=revision))
+            options = {"revision": revision, "local_files_only": not hub_reachable(base)}
+            path = Path(hf_hub_download(base, name, subfolder=subfolder or None, **options))
         config = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError(f"its {name} is not a JSON object")
@@ -150,18 +214,110 @@ def read_json_of(
         raise _unreadable(base, subfolder or name, error) from error
 
 
-def load_sampler(base: str, revision: str | None = None) -> Any:
+# Of the hub's client and of what it sends requests by, whichever that is.
+_NO_ANSWER = {"TransportError", "ConnectionError", "TimeoutError", "OfflineModeIsEnabled"}
+
+
+@functools.cache
+def hub_reachable(name: str) -> bool:
+    """Whether the hub answers at all. Asked once, where its client would try for half a minute."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(name, timeout=10)
+    except Exception as error:  # a refusal is an answer too: the download will say why
+        kinds = {cls.__name__ for cls in type(error).__mro__}
+        return not kinds & _NO_ANSWER
+    return True
+
+
+_FEWEST_TOKENS = 10  # of a tokenizer that has a vocabulary
+
+
+def _load_tokenizer(base: SingleFile, cls: Any, subfolder: str) -> Any:
+    """A single file's tokenizer: from a folder, the hub's files on this machine, or the hub."""
+
+    def load(local: bool) -> Any:
+        options = {"subfolder": subfolder, "local_files_only": local}
+        tokenizer = cls.from_pretrained(base.tokenizers, **options)
+        if len(tokenizer) < _FEWEST_TOKENS:  # transformers makes one of nothing without a word
+            raise OSError("no vocabulary")
+        return tokenizer
+
+    try:
+        with suppress(OSError, ValueError):
+            return load(local=True)
+        if Path(base.tokenizers).is_dir() or not hub_reachable(base.tokenizers):
+            raise OSError("not on this machine")
+        return load(local=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"The {subfolder} of base model {base} is not on this machine and cannot be had from "
+            f"{base.tokenizers}: give --single_file_config, the folder of a diffusers pipeline of "
+            "the same family with its JSON files and tokenizers (no weights needed)."
+        ) from error
+
+
+def report_assumed(base: str, prediction_type: str | None) -> None:
+    """Warn if a base's prediction type had to be assumed and is not given."""
+    if isinstance(base, SingleFile) and base.assumed and prediction_type is None:
+        log.warning("%s", base.assumed)
+
+
+def schedule_options(
+    prediction_type: str | None, rescale_betas_zero_snr: bool | None
+) -> dict[str, Any]:
+    """What overrides the noise schedule in a base's config; {} if nothing does."""
+    given: dict[str, Any] = {"prediction_type": prediction_type}
+    given["rescale_betas_zero_snr"] = rescale_betas_zero_snr or None  # False: as the base has it
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def check_zero_snr(base: str, config: Mapping[str, Any]) -> None:
+    """Raise UserError for a schedule that ends in pure noise, of which the noise tells nothing."""
+    kind = config.get("prediction_type", "epsilon")
+    if config.get("rescale_betas_zero_snr") and kind == "epsilon":
+        raise UserError(
+            f"Base model {base!r} predicts noise (epsilon), which --rescale_betas_zero_snr leaves "
+            "nothing to draw from: give --prediction_type v_prediction too."
+        )
+
+
+def to_zero_snr(kind: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The sampler, and what changes in its config, of a base whose last timestep is pure noise.
+
+    The last timestep must be among the steps, so they are trailing (arXiv 2305.08891, section 3.3);
+    Euler's method takes the place of samplers that cannot.
+    """
+    import diffusers
+
+    if config.get("rescale_betas_zero_snr"):
+        return kind, {}
+    taken = inspect.signature(getattr(diffusers, kind).__init__).parameters
+    kind = kind if "rescale_betas_zero_snr" in taken else "EulerDiscreteScheduler"
+    return kind, {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+
+
+def load_sampler(base: str, revision: str | None = None, **schedule: Any) -> Any:
     """The scheduler that the base's pipeline draws with.
 
+    Args:
+        schedule: of `schedule_options`.
+
     Raises:
-        UserError: it cannot be loaded.
+        UserError: it cannot be read.
     """
     index = read_json_of(base, "", "model_index.json", revision)
     try:
         kind = str(index["scheduler"][1])
     except (LookupError, TypeError) as error:
         raise _unreadable(base, "scheduler", error) from error
-    return load_part(base, kind, "scheduler", revision=revision)
+    if schedule.get("rescale_betas_zero_snr"):
+        config = read_json_of(base, "scheduler", "scheduler_config.json", revision)
+        check_zero_snr(base, config | schedule)
+        kind, changes = to_zero_snr(kind, config)
+        schedule |= changes
+    return load_part(base, kind, "scheduler", revision=revision, **schedule)
 
 
 def _unreadable(base: str, subfolder: str, error: Exception) -> UserError:

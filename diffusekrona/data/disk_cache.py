@@ -27,6 +27,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..bases.loading import SingleFile, read_json_of
 from ..common.errors import UserError
 from ..common.files import replace_whole, write_text
 from ..common.json_files import read_json
@@ -184,6 +185,9 @@ class DiskCache:
         Args:
             weights: whether the part is only there if it has weights.
         """
+        if isinstance(base, SingleFile) and weights:
+            config = read_json_of(base, subfolder, "config.json")
+            return _hash(_text([self.file_digest(Path(base)), config])) if self.folder else None
         folder = _part_folder(base, subfolder, revision)
         if self.folder is None or folder is None or not folder.is_dir():
             return None
@@ -197,6 +201,8 @@ class DiskCache:
     ) -> str | None:
         """A hash over the weights that loading one part of a base reads; None while they are not
         on this machine. Other files of the part, and weights of other variants, do not count."""
+        if isinstance(base, SingleFile):
+            return self.file_digest(Path(base))
         folder = _part_folder(base, subfolder, revision)
         if folder is None or not folder.is_dir():
             return None
@@ -227,6 +233,28 @@ def cache_of(data: DataSettings) -> DiskCache:
     return DiskCache(data.latents_cache_dir or default_folder())
 
 
+def report_other_base(base: str, adapters: Sequence[Any]) -> None:
+    """Say it in one line if a single-file base is not the one that an adapter was trained on.
+
+    Args:
+        base: as the user named it.
+        adapters: `adapters.mixing.WeightedAdapter`s.
+    """
+    path = Path(base).expanduser()
+    trained_on = {mixed.adapter.metadata.get("base_sha256") for mixed in adapters} - {None}
+    if (
+        trained_on
+        and path.is_file()
+        and {DiskCache(default_folder()).file_digest(path)} != trained_on
+    ):
+        names = {Path(mixed.adapter.metadata.get("base_model", "")).name for mixed in adapters}
+        log.warning(
+            "%s is another checkpoint than the one that the adapter was trained on (%s).",
+            path.name,
+            ", ".join(sorted(names)),
+        )
+
+
 def origin(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """What numbers depend on beside weights and input, down to their last bit."""
     if device.type == "cuda":
@@ -241,6 +269,8 @@ def origin(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
 def _part_folder(base: str, subfolder: str, revision: str | None) -> Path | None:
     """The folder of one part: a local base's, or that of the hub's files on this machine."""
+    if isinstance(base, SingleFile):
+        base = base.tokenizers  # of its models the file itself counts
     if Path(base).is_dir():
         return Path(base) / subfolder
     from huggingface_hub import try_to_load_from_cache

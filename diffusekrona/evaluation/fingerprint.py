@@ -11,7 +11,7 @@ _ENDS = 1 << 16  # bytes read of each end of a file: weights trained anew differ
 
 
 def fingerprint_of(name_or_path: str | None) -> str | None:
-    """A short hash of a model folder: every file's name, size, beginning and end.
+    """A short hash of a model's folder or single file: every file's name, size, beginning and end.
 
     Of a hub's model, whose files the hub vouches for, and of none, None. SDXL takes milliseconds.
     """
@@ -19,10 +19,13 @@ def fingerprint_of(name_or_path: str | None) -> str | None:
         return None
     bundled = BUNDLED / name_or_path
     folder = bundled if bundled.is_dir() else Path(name_or_path).expanduser()
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    if folder.is_file():
+        paths, folder = [folder], folder.parent
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in paths:
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
         with open(path, "rb") as file:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..bases.settings import ReadingSettings
 from ..common.command_line import parse
 from ..common.errors import UserError
 from ..common.settings import SEEDS, setting
@@ -95,6 +96,7 @@ class EvaluateSettings:
     compared: ComparedSettings
     drawing: DrawSettings
     model: EvaluatedModelSettings
+    reading: ReadingSettings
     scoring: ScoringSettings
 
 

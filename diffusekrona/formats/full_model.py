@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from ..bases.families import FAMILIES, resembling
+from ..bases.families import resembling
 from ..bases.loading import resolve_base
+from ..bases.single_file import family_of_keys
 from ..common.errors import UserError
 from ..common.json_files import read_json
 from ..common.tensor_files import DTYPES, opened, read_shapes, refuse_pickle
@@ -50,6 +51,11 @@ class FullModel:
     def places(self) -> set[Path]:
         """Its folder or file, and its weights' files, which may be links to elsewhere."""
         return {self.root, *(r.path for part in self.parts.values() for r in part.values())}
+
+    def metadata(self) -> dict[str, str]:
+        """What a single file notes of itself."""
+        with opened(self.root) as file:
+            return dict(file.metadata() or {})
 
     def load(self, ref: Ref) -> torch.Tensor:
         """One tensor, not to be written to: it may lie in the mapped file."""
@@ -175,11 +181,8 @@ def _open_single(path: Path, family: str | None) -> FullModel:
     shapes = read_shapes(path)
     if not any(key.startswith(ldm_layout.UNET) for key in shapes):
         raise UserError(f"{path} is no whole model: no key begins with {ldm_layout.UNET}.")
-    found = family
-    for name, known in FAMILIES.items():
-        prefixes = known.files.text_prefixes if known.files else ()
-        if prefixes and all(any(k.startswith(p) for k in shapes) for p in prefixes):
-            found = found or name
+    known = family_of_keys(shapes)
+    found = family or (known and known.name)
     per_block = ldm_layout.layers_per_block(shapes)
     return FullModel(path, {"file": _refs(path)}, found, {}, per_block)
 

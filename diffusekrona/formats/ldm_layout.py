@@ -16,13 +16,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from ..bases.single_file import UNET, VAE
 from ..common.errors import UserError
 from .layer_names import layer_name
 from .metadata import names_in_files
 from .sgm_names import to_sgm
 
-UNET = "model.diffusion_model."
-VAE = "first_stage_model."
 ENCODERS = ("text_encoder", "text_encoder_2")
 
 _VAE_RULES = (

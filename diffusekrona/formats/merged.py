@@ -145,7 +145,9 @@ def write_single(
         entries = original_entries(base, edits, dtype)
     family = source.family or base.family
     metadata = {}
-    if family:
+    if base.is_single_file:
+        metadata = base.metadata()
+    elif family:
         metadata = metadata_for(family, title, "lora", source.metadata)
         metadata = {k: v for k, v in metadata.items() if k.startswith("modelspec.")}
         architecture = metadata["modelspec.architecture"].removesuffix("/lora")

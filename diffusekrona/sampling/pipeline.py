@@ -11,6 +11,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +21,16 @@ from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from ..adapters.groups import enable_adapters
+from ..bases.base import Family
 from ..bases.families import denoiser_of, family_of_pipeline, identify
-from ..bases.loading import or_of_fp16_files, resolve_base
+from ..bases.loading import (
+    SingleFile,
+    load_sampler,
+    or_of_fp16_files,
+    report_assumed,
+    resolve_base,
+    schedule_options,
+)
 from ..bases.vae import channels_last
 from ..common.errors import UserError
 from ..common.pictures import to_image
@@ -38,6 +47,9 @@ def load_pipeline(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     vae: str | None = None,
+    single_file_config: str | None = None,
+    prediction_type: str | None = None,
+    rescale_betas_zero_snr: bool | None = None,
     **options: Any,
 ) -> Any:
     """A base model as diffusers' text-to-image pipeline of its family.
@@ -46,8 +58,10 @@ def load_pipeline(
     one whose config says that it does not (`force_upcast: false`) follows `dtype`.
 
     Args:
-        base: a hub name, a folder, or the name of a bundled model.
+        base: a hub name, a folder, a single file, or the name of a bundled model.
         vae: hub name or folder of another VAE.
+        single_file_config: folder with the configs and tokenizers of a single file.
+        prediction_type, rescale_betas_zero_snr: in place of what the base says.
         options: `revision`, `variant` …, as `from_pretrained` takes them; None is left out.
 
     Raises:
@@ -55,18 +69,39 @@ def load_pipeline(
     """
     import diffusers
 
-    base = resolve_base(base)
+    base = resolve_base(base, single_file_config)
+    report_assumed(base, prediction_type)
     options = {key: value for key, value in options.items() if value is not None}
     family, _ = identify(base, options.get("revision"))
     parts = family.pipeline_parts()
     if vae is not None:
         parts["vae"] = family.load_vae(base, vae, dtype=torch.float32)
+    place = base
+    if isinstance(base, SingleFile):
+        place, options, parts = str(base.configs), {}, _parts_of(family, base, dtype, parts)
     pipeline = _from_pretrained(
-        getattr(diffusers, family.pipeline), base, _dtypes(dtype), **parts, **options
+        getattr(diffusers, family.pipeline), place, _dtypes(dtype), **parts, **options
     )
+    schedule = schedule_options(prediction_type, rescale_betas_zero_snr)
+    if schedule:
+        pipeline.scheduler = load_sampler(base, options.get("revision"), **schedule)
     if not pipeline.vae.config.get("force_upcast", True):
         pipeline.vae.to(dtype)
     return pipeline.to(device, silence_dtype_warnings=True)
+
+
+def _parts_of(
+    family: Family, base: SingleFile, dtype: torch.dtype, parts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Every model and tokenizer of a single file, but for those that are there already."""
+    loaded = {
+        family.denoiser: family.load_denoiser(base, dtype=dtype),
+        **family.load_text_encoders(base, dtype=dtype),
+        **dict(zip(family.tokenizers, family.load_tokenizers(base), strict=True)),
+    }
+    if "vae" not in parts:
+        loaded["vae"] = family.load_vae(base, dtype=torch.float32)
+    return {**loaded, **parts}
 
 
 def place(pipeline: Any, device: torch.device | str, low_vram: bool = False) -> None:
@@ -96,6 +131,8 @@ def load_refiner(pipeline: Any, name: str, dtype: torch.dtype, **options: Any) -
 
     if "denoising_end" not in inspect.signature(pipeline.__call__).parameters:
         raise UserError("This base model cannot hand over to a refiner: leave out --refiner.")
+    if Path(name).expanduser().is_file():
+        raise UserError(f"--refiner {name} is a file: give a diffusers folder or a hub name.")
     name = resolve_base(name)
     options = {key: value for key, value in options.items() if value is not None}
     refiner = _from_pretrained(

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..bases.settings import ReadingSettings
 from ..common.command_line import parse
 from ..common.errors import UserError
 from ..common.settings import SEEDS, setting
 from .schedulers import SCHEDULERS
 
 _BASE_HELP = (
-    "Hub name, diffusers folder, or a bundled model: pocket, pocket-sdxl. By default the base that "
-    "the adapter was trained on."
+    "Hub name, diffusers folder, .safetensors file of a whole model, or a bundled model: pocket, "
+    "pocket-sdxl. By default the base that the adapter was trained on."
 )
 
 
@@ -141,6 +142,7 @@ class InferenceSettings:
     """Everything that the inference program is told, group by group."""
 
     model: ModelSettings
+    reading: ReadingSettings
     pictures: PicturesSettings
     drawing: DrawSettings
     machine: MachineSettings

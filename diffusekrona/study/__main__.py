@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .page import caption, write_results
     from .results import gather, table
 
-    resolve_base(chosen.base)
+    resolve_base(chosen.base, study.flags.get("single_file_config"))
     judging, notes = choose_judging(chosen.base, settings.scored, study, bundled)
     cells = cells_of(study, choose_subjects(chosen), judging, place.device)
     check_flags(cells)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from ..adapters.file import read_adapter
 from ..adapters.mixing import WeightedAdapter
 from ..bases.precision import DTYPE_NAMES
+from ..bases.settings import ReadingSettings
 from ..common.files import replace_whole
 from ..data.folder import find_pictures
 from ..evaluation.encoders import load_clip_encoder, load_dino_encoder
@@ -20,6 +22,9 @@ from ..evaluation.pictures import Drawing, Variant, draw_missing, jobs_of, load_
 from ..evaluation.prompts import parse_prompts
 from ..evaluation.scoring import read_reference, score, scored_texts
 from .cell import Cell
+
+# How a base is read, as flags of the study: drawing heeds them as training does.
+READING = tuple(field.name for field in fields(ReadingSettings))
 
 
 @functools.lru_cache(maxsize=2)
@@ -43,7 +48,9 @@ def judge(cell: Cell, folder: Path, adapter: Path | None, step: int | None) -> d
         batch_size=judging.batch_size,
         low_vram=judging.low_vram,
         options={
-            name: trained_with.get(name, getattr(judging, name)) for name in ("revision", "variant")
+            "revision": trained_with.get("revision", judging.revision),
+            "variant": trained_with.get("variant", judging.variant),
+            **{name: trained_with.get(name) for name in READING},
         },
     )
     state = SimpleNamespace(

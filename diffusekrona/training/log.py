@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from ..adapters.file import collect_adapter, write_adapter
 from ..adapters.norms import NORMS_KEY, relative_norms, summarise_norms
+from ..bases.loading import SingleFile
 from ..bases.precision import dtype_of
 from ..common.cpu_memory import peak_resident
 from ..common.errors import UserError
@@ -28,6 +29,7 @@ from ..common.files import write_text
 from ..common.json_files import parse_json
 from ..common.run_record import RUN_RECORD, LogLine
 from ..common.settings import flat, options_of
+from ..data.disk_cache import cache_of
 from .checkpoint import ADAPTER, checkpoints_in
 from .resolved_run import ResolvedRun
 from .settings import TrainSettings
@@ -225,8 +227,13 @@ class RunLog:
 
 def origin_of(settings: TrainSettings, resolved: ResolvedRun) -> dict[str, Any]:
     """What every adapter file of a run tells of where it comes from, a checkpoint's too."""
+    base = settings.base
+    reading = base.options()
+    if isinstance(plan.base, SingleFile):
+        reading["base_sha256"] = cache_of(settings.data).file_digest(Path(plan.base))
     return {
-        "base_model": settings.base.pretrained_model_name_or_path,
+        "base_model": base.pretrained_model_name_or_path,
+        **reading,
         "instance_prompt": settings.data.instance_prompt or "",
         "learning_rate": settings.optimisation.learning_rate,
         "seed": settings.optimisation.seed,

@@ -11,7 +11,13 @@ from ..adapters.methods import METHODS, Method, targets_of
 from ..adapters.settings import AdapterSettings
 from ..bases.base import Family, classes_of
 from ..bases.families import check_schedule, identify
-from ..bases.loading import read_part_config, resolve_base
+from ..bases.loading import (
+    check_zero_snr,
+    read_json_of,
+    read_part_config,
+    report_assumed,
+    resolve_base,
+)
 from ..bases.meta import build_empty, linear_layers, trusting_no_config
 from ..bases.settings import BaseSettings
 from ..bases.vae import read_vae_config
@@ -65,9 +71,13 @@ def resolve_run(
         UserError: a missing base, or one that no family claims; factors that fit no layer; a
             resolution that it cannot take.
     """
-    place = resolve_base(base.pretrained_model_name_or_path)
+    place = resolve_base(base.pretrained_model_name_or_path, base.single_file_config)
+    report_assumed(place, base.prediction_type)
     family, config = identify(place, base.revision)
     check_schedule(family, place, base.revision)
+    if base.rescale_betas_zero_snr:
+        file = read_json_of(place, "scheduler", "scheduler_config.json", base.revision)
+        check_zero_snr(place, file | base.schedule())
     method = METHODS[adapter.adapter_type]
     more = family.feed_forward if adapter.train_feed_forward else ()
     targets = [targets_of(adapter.attn_update_unet, family.letters, family.denoiser, more)]

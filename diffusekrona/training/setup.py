@@ -86,7 +86,7 @@ def start_trackers(accelerator: Any, settings: TrainSettings) -> None:
 
 def load_objective(base: BaseSettings, resolved: ResolvedRun) -> Objective:
     """Noise, target and weight, by the base's own noise schedule and prediction type."""
-    return resolved.family.load_objective(resolved.base, revision=base.revision)
+    return resolved.family.load_objective(resolved.base, revision=base.revision, **base.schedule())
 
 
 def load_denoiser(

@@ -86,7 +86,7 @@ def _draw(
         guidance=validation.validation_guidance_scale,
         size=(resolved.resolution, resolved.resolution),
         vae=vae,
-        sampler=load_sampler(resolved.base, **revision),
+        sampler=load_sampler(resolved.base, **revision, **base.schedule()),
         photos=first_pictures(settings.data.instance_data_dir, MOST_PHOTOS),
     )
 

@@ -1,0 +1,287 @@
+"""Base models in one file: SD 1.x, SD 2.x and SDXL in their original (LDM, SGM) layout.
+
+Family, noise schedule and sizes are read from the file's header; configs are those of the published
+models, or of a folder that the user names. diffusers and its converters load the weights, which
+stay mapped from the file.
+
+    model.diffusion_model.…          the denoiser
+    first_stage_model.…              the VAE, in most files
+    cond_stage_model.…, conditioner.…  the text encoders: `FileNames.text_prefixes`
+    model_ema.…                      an average of the denoiser that some files have; not read
+
+Source: huggingface/diffusers `loaders/single_file_utils.py`; the marks of v-prediction are those
+that comfyanonymous/ComfyUI `supported_models.py` reads.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..common.errors import UserError, shortened
+from ..common.tensor_files import opened, read_shapes
+from .base import Family
+from .families import FAMILIES
+from .loading import SingleFile, read_json_of, resolve_base, to_zero_snr
+from .published import FAMILY_FILES
+
+UNET = "model.diffusion_model."
+VAE = "first_stage_model."
+_CONV_IN = UNET + "input_blocks.0.0.weight"
+_REFINER_TEXT = "conditioner.embedders.0.model."
+_REFINER_UNET = {"cross_attention_dim": 1280, "projection_class_embeddings_input_dim": 2560}
+_EDM = ("edm_mean", "edm_vpred.sigma_max")  # Playground 2.5, CosXL
+_UNET_TENSORS = {"sd1": 686, "sd2": 686, "sdxl": 1680}  # of the published models
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def family_of_keys(keys: Iterable[str]) -> Family | None:
+    """The family whose text encoders a whole model has where that family's files have them."""
+    keys, found = list(keys), None
+    for family in FAMILIES.values():
+        prefixes = family.files.text_prefixes if family.files else ()
+        if prefixes and all(any(key.startswith(p) for key in keys) for p in prefixes):
+            found = found or family
+    return found
+
+
+@cache
+def open_single_file(path: str, configs: str | None = None) -> SingleFile:
+    """A single file as a base: what `loading.load_part` and `read_json_of` take.
+
+    Args:
+        configs: folder or hub name of a diffusers pipeline whose configs and tokenizers fit it;
+            those of the published models by default.
+
+    Raises:
+        UserError: a pickle, a file that is damaged, holds no whole model, or one that its configs
+            do not fit.
+    """
+    file = Path(path).expanduser()
+    if file.suffix.lower() == ".ckpt":
+        raise UserError(
+            f"Base model {file} is a .ckpt file, a pickle, which can run code when it is opened: "
+            "use the .safetensors file of the same model, or save it as one in the program that "
+            "made it (in A1111: Checkpoint Merger, No interpolation, safetensors)."
+        )
+    shapes = read_shapes(file)
+    with opened(file) as content:
+        metadata = dict(content.metadata() or {})
+    family, refiner = _family(file, shapes)
+    source = resolve_base(configs) if configs else None
+    files = {name: dict(_config(family, source, name)) for name in FAMILY_FILES[family.name]}
+    files["model_index.json"].pop("_name_or_path", None)
+    unet = files["unet/config.json"]
+    if source is None and refiner:
+        unet |= _REFINER_UNET
+    if _CONV_IN in shapes:
+        unet["in_channels"] = shapes[_CONV_IN][1]
+    if not refiner:
+        _check_fit(file, family, unet, shapes, source)
+    marks = schedule_of(shapes, metadata)
+    _add_schedule(files, marks)
+    assumed = None
+    if source is None and family.name == "sd2" and "prediction_type" not in marks:
+        assumed = (
+            f"{file} does not say what it predicts: v_prediction is assumed, as SD 2.x at 768 px "
+            "has it; give --prediction_type epsilon for a model trained at 512 px."
+        )
+    has_vae = any(key.startswith(VAE) for key in shapes)
+    return SingleFile(
+        str(file), _write(files), source or family.default_base, assumed, has_vae=has_vae
+    )
+
+
+@cache
+def open_vae_file(path: str, base: str) -> SingleFile:
+    """A VAE in a file of its own, in diffusers' or the original layout, with the base's config.
+
+    Raises:
+        UserError: a pickle or a damaged file, or the base's config cannot be read.
+    """
+    keys = read_shapes(path)
+    if not any(key.removeprefix(VAE).startswith("decoder.") for key in keys):
+        raise UserError(f"{path} is not a VAE: no key begins with decoder.")
+    if isinstance(base, SingleFile):
+        config = json.loads((base.configs / "vae" / "config.json").read_text(encoding="utf-8"))
+    else:
+        config = read_json_of(base, "vae", "config.json")
+    return SingleFile(path, _write({"vae/config.json": config}), base)
+
+
+def _family(file: Path, shapes: Shapes) -> tuple[Family, bool]:
+    """The family of a file, and whether it is a refiner's."""
+    if not any(key.startswith(UNET) for key in shapes):
+        raise UserError(
+            f"{file} is not a whole model in the original layout (no key begins with {UNET}): "
+            "give a checkpoint with its text encoders, or a diffusers folder."
+        )
+    if edm := [mark for mark in _EDM if mark in shapes]:
+        raise UserError(f"Base model {file} has an EDM noise schedule ({edm[0]}): not supported.")
+    family = family_of_keys(shapes)
+    if family is not None and family.name in FAMILY_FILES:
+        return family, False
+    if any(key.startswith(_REFINER_TEXT) for key in shapes):
+        return FAMILIES["sdxl"], True
+    raise UserError(
+        f"{file} holds a denoiser without the text encoders of "
+        f"{', '.join(FAMILIES[name].title for name in FAMILY_FILES)}: give a whole checkpoint, or "
+        "a diffusers folder."
+    )
+
+
+def _config(family: Family, source: str | None, name: str) -> Mapping[str, Any]:
+    if source is None:
+        return FAMILY_FILES[family.name][name]
+    folder, _, end = name.rpartition("/")
+    return read_json_of(source, folder, end)
+
+
+def _check_fit(
+    file: Path, family: Family, unet: Mapping[str, Any], shapes: Shapes, source: str | None
+) -> None:
+    """Raise UserError if the denoiser of the file is not of these sizes."""
+    widths = unet.get("block_out_channels", (320,))
+    tensors = sum(key.startswith(UNET) for key in shapes)
+    fits = shapes.get(_CONV_IN, (0,))[0] == widths[0]
+    texts = {shapes[key][-1] for key in shapes if key.endswith("attn2.to_k.weight")}
+    fits = fits and texts == {unet.get("cross_attention_dim", 1280)}
+    if source is None:
+        fits = fits and tensors == _UNET_TENSORS[family.name]
+    if not fits:
+        raise UserError(
+            f"The layers of {file} are not those of {source or family.title}: give "
+            "--single_file_config, the folder of a diffusers pipeline with its configs."
+        )
+
+
+# --- noise schedule ------------------------------------------------------------------------------
+
+
+def schedule_of(shapes: Iterable[str], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What the marks in a file say of its noise schedule; {} where there are none.
+
+    The keys `v_pred` and `ztsnr` (NoobAI-XL and its fine-tunes), kohya's `ss_v_parameterization`
+    and `ss_zero_terminal_snr`, and ModelSpec's `prediction_type` and `architecture`.
+    """
+    keys, found = set(shapes), {}
+    kind = metadata.get("modelspec.prediction_type", "").lower()
+    if kind in ("epsilon", "eps"):
+        found["prediction_type"] = "epsilon"
+    is_v = metadata.get("ss_v_parameterization", "").lower() == "true"
+    is_v |= metadata.get("modelspec.architecture", "").endswith("-v")
+    zero_snr = "ztsnr" in keys or metadata.get("ss_zero_terminal_snr", "").lower() == "true"
+    if "v_pred" in keys or kind in ("v", "v_prediction", "v-prediction") or is_v:
+        found["prediction_type"] = "v_prediction"
+    if zero_snr:
+        found["rescale_betas_zero_snr"] = True
+    return found
+
+
+def _add_schedule(files: dict[str, dict[str, Any]], marks: Mapping[str, Any]) -> None:
+    """Write the marks into the scheduler's config, under a sampler that heeds them."""
+    config = files["scheduler/scheduler_config.json"]
+    if marks.get("rescale_betas_zero_snr"):
+        kind, changes = to_zero_snr(config["_class_name"], config)
+        config |= {**changes, "_class_name": kind}
+        files["model_index.json"]["scheduler"] = ["diffusers", kind]
+    config |= marks
+
+
+# --- the configs, where the libraries look for them ----------------------------------------------
+
+_folders: list[tempfile.TemporaryDirectory[str]] = []  # deleted when the program ends
+
+
+def _write(files: Mapping[str, Mapping[str, Any]]) -> Path:
+    _folders.append(tempfile.TemporaryDirectory(prefix="diffusekrona-configs-"))
+    root = Path(_folders[-1].name)
+    for name, content in files.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(json.dumps(content), encoding="utf-8")
+    return root
+
+
+# --- weights -------------------------------------------------------------------------------------
+
+
+def load_single_file_part(
+    base: SingleFile, kind: str, subfolder: str, dtype: torch.dtype | None = None
+) -> Any:
+    """A model of a single file, by class name; fp32 unless `dtype` is given.
+
+    Raises:
+        UserError: the file lacks it, or some of its tensors.
+    """
+    import diffusers
+    import transformers
+
+    with opened(base) as file:
+        prefix = _prefix(subfolder, list(file.keys()))
+        keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
+        tensors = {key: file.get_tensor(key) for key in keys}  # mapped, not read yet
+    if not tensors:
+        raise no_vae(base) if subfolder == "vae" else UserError(f"{base} holds no {subfolder}.")
+    options = {"config": str(base.configs), "subfolder": subfolder, "local_files_only": True}
+    try:
+        if hasattr(diffusers, kind):
+            cls = getattr(diffusers, kind)
+            model = cls.from_single_file(tensors, torch_dtype=dtype or torch.float32, **options)
+        else:
+            from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+
+            model = create_diffusers_clip_model_from_ldm(
+                getattr(transformers, kind),
+                _with_text_model(tensors, prefix),
+                torch_dtype=dtype or torch.float32,
+                **options,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        line = shortened(error, 200)
+        raise UserError(f"Cannot read {subfolder} of base model {base}: {line}") from error
+    missing = [name for name, tensor in model.named_parameters() if tensor.is_meta]
+    if missing:
+        raise UserError(
+            f"Base model {base} lacks {len(missing)} tensors of its {subfolder}, such as "
+            f"{missing[0]}: the file is incomplete, or --single_file_config does not fit it."
+        )
+    return model
+
+
+def _prefix(subfolder: str, keys: list[str]) -> str:
+    """What the keys of a component begin with."""
+    if subfolder == "vae":
+        whole = any(key.startswith((UNET, VAE)) for key in keys)
+        return VAE if whole else ""
+    family = family_of_keys(keys)
+    if family is None or family.files is None or subfolder == family.denoiser:
+        return UNET
+    return family.files.text_prefixes[list(family.text_encoders).index(subfolder)]
+
+
+def _with_text_model(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """CLIP's keys with the `text_model.` that some programs leave out."""
+    if not prefix.endswith(".transformer."):
+        return dict(tensors)
+    inner = ("encoder.", "embeddings.", "final_layer_norm.")
+    return {
+        prefix + "text_model." + key.removeprefix(prefix)
+        if key.removeprefix(prefix).startswith(inner)
+        else key: tensor
+        for key, tensor in tensors.items()
+    }
+
+
+def no_vae(base: str) -> UserError:
+    """What to do about a file without a VAE."""
+    return UserError(
+        f"Base model {base} holds no VAE: give one with --pretrained_vae_model_name_or_path "
+        "(drawing programs: --vae)."
+    )

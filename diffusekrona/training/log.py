@@ -229,8 +229,8 @@ def origin_of(settings: TrainSettings, resolved: ResolvedRun) -> dict[str, Any]:
     """What every adapter file of a run tells of where it comes from, a checkpoint's too."""
     base = settings.base
     reading = base.options()
-    if isinstance(plan.base, SingleFile):
-        reading["base_sha256"] = cache_of(settings.data).file_digest(Path(plan.base))
+    if isinstance(resolved.base, SingleFile):
+        reading["base_sha256"] = cache_of(settings.data).file_digest(Path(resolved.base))
     return {
         "base_model": base.pretrained_model_name_or_path,
         **reading,

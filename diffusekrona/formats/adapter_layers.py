@@ -26,7 +26,8 @@ from ..common.json_files import parse_json
 from ..common.tensor_files import read_tensors
 from .delta_set import DeltaSet, Hints, find_family, named_layers
 from .layer_names import is_convolution, kernel_of
-from .layer_parts import Grouped, LayerChange, NeedsBase, change_of, group, kind_of, rank_of
+from .layer_parts import Grouped, LayerChange, change_of, group, kind_of, rank_of
+from .needs_base import NeedsBase
 
 Config = Mapping[str, Any]
 PEFT_HEAD = "base_model.model."

@@ -12,8 +12,8 @@ from ..adapters.deltas import Delta, KronDelta, combine, total_parameters
 from ..bases.families import FAMILIES
 from ..common.errors import UserError
 from .layer_names import names_of
-from .layer_parts import NeedsBase
 from .metadata import families_of_layers, family_from_metadata
+from .needs_base import NeedsBase
 from .refs import Ref
 from .sgm_names import LAYERS_PER_BLOCK
 

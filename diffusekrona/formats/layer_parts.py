@@ -17,21 +17,19 @@ Source: KohakuBlueleaf/LyCORIS `lycoris/modules`; kohya-ss/sd-scripts `networks/
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from ..adapters.deltas import Delta, DenseDelta, KronDelta, LowRankDelta
 from ..common.errors import UserError
+from .needs_base import Load, NeedsBase, weight_decomposed
 
 Parts = dict[str, torch.Tensor]
-Load = Callable[[], torch.Tensor]
 # The two ends of a LoRA under every name that trainers give them.
 _LORA = re.compile(
     r"(?P<stem>.+?)[._](?:lora_|lora\.|lora_linear_layer\.|lora_layer\.)"
@@ -67,22 +65,6 @@ class Grouped:
     stems: dict[str, Parts] = field(default_factory=dict)
     bundled: Parts = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class NeedsBase:
-    """What a layer's tensors make of its weight, where that depends on the base's weight.
-
-    Attributes:
-        kind: "DoRA" or "GLoRA".
-        shape: (out, in) of the weight, as far as the tensors show it.
-        make: from a function that loads the base's weight (out, in), fp32, to the delta.
-    """
-
-    kind: str
-    shape: tuple[int, int]
-    make: Callable[[Load], Delta]
-    kernel: tuple[int, ...] = ()
 
 
 @dataclass
@@ -167,7 +149,9 @@ def change_of(
         raise UserError(f"{where}: {stem} has a DoRA magnitude without two factors beside it.")
     if "lora_magnitude_vector" in parts:  # PEFT's is per row, also where it is (1, out, 1, 1)
         magnitude = magnitude.reshape(-1, 1)
-    return LayerChange(_dora(stem, change.delta, magnitude.float(), where), change.vectors)
+    return LayerChange(
+        weight_decomposed(stem, change.delta, magnitude.float(), where), change.vectors
+    )
 
 
 def rank_of(parts: Parts) -> int | None:
@@ -301,34 +285,3 @@ def _difference(stem, parts, where, scale, kernel) -> LayerChange:
     if any(vector.dim() != 1 for vector in change.vectors.values()):
         raise UserError(f"{where}: {stem} holds a difference that is not a vector.")
     return change
-
-
-def _dora(stem: str, delta: Delta, magnitude: torch.Tensor, where: Path | str) -> NeedsBase:
-    """m * (W + delta W) / ||W + delta W|| as a change of W; the norm per row or per column."""
-    rows, columns = delta.shape
-    area = math.prod(delta.kernel)
-    per_row = magnitude.shape[0] == rows == magnitude.numel()
-    if not per_row and (magnitude.shape[0] != 1 or magnitude.numel() * area != columns):
-        raise UserError(
-            f"{where}: the DoRA magnitude of {stem}, {tuple(magnitude.shape)}, fits no "
-            f"{rows}x{columns} weight."
-        )
-    change = partial(_rescaled, delta, magnitude.flatten(), per_row)
-
-    def make(load: Load) -> Delta:
-        return DenseDelta(lambda: change(load()), delta.shape, delta.kernel)
-
-    return NeedsBase("DoRA", delta.shape, make, delta.kernel)
-
-
-def _rescaled(
-    delta: Delta, magnitude: torch.Tensor, per_row: bool, weight: torch.Tensor
-) -> torch.Tensor:
-    moved = (weight + delta.weight()).double()
-    if per_row:
-        scaled = moved * (magnitude.double() / moved.norm(dim=1))[:, None]
-    else:
-        channels = moved.view(len(moved), len(magnitude), -1)  # (out, in, kernel)
-        norms = channels.transpose(0, 1).flatten(1).norm(dim=1)
-        scaled = (channels * (magnitude.double() / norms)[None, :, None]).view_as(moved)
-    return (scaled - weight.double()).float()

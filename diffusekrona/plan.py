@@ -51,8 +51,8 @@ class Cost:
 def fitting_pairs(shapes: Sequence[Shape]) -> list[Pair]:
     """Every (a1, a2) that divides all (out, in)."""
     out = math.gcd(*(shape[0] for shape in shapes))
-    inside = math.gcd(*(shape[1] for shape in shapes))
-    return [(a1, a2) for a1 in _divisors(out) for a2 in _divisors(inside)]
+    in_features = math.gcd(*(shape[1] for shape in shapes))
+    return [(a1, a2) for a1 in _divisors(out) for a2 in _divisors(in_features)]
 
 
 def _divisors(n: int) -> list[int]:
@@ -64,8 +64,8 @@ def cost_of(pair: Pair, shapes: Sequence[Shape], terms: int = 1) -> Cost:
     from .krona.factors import multiplications  # brings PEFT
 
     a1, a2 = pair
-    sizes = [(a1, a2, out // a1, inside // a2) for out, inside in shapes]
-    own = sum(out * inside for out, inside in shapes)
+    sizes = [(a1, a2, out // a1, in_features // a2) for out, in_features in shapes]
+    own = sum(out * in_features for out, in_features in shapes)
     products = sum(multiplications(*size, terms=terms) for size in sizes)
     return Cost(
         pair,
@@ -181,7 +181,7 @@ HEAD = ("(a1, a2)", "parameters", "MB", "mult.", "of base", "rank ≤", "as a Lo
 
 def rows_of(costs: Sequence[Cost], shapes: Sequence[Shape], precision: str) -> list[list[str]]:
     """A row a pair, under HEAD; the last is the rank of a LoRA with as many parameters."""
-    one_rank = sum(out + inside for out, inside in shapes)
+    one_rank = sum(out + in_features for out, in_features in shapes)
     return [
         [
             f"({c.pair[0]}, {c.pair[1]})",
@@ -215,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = recommend(costs, limit)
     fitting = [c for c in costs if limit is None or c.parameters <= limit]
     shown = costs if settings.all else fitting[:12]
-    frozen = sum(out * inside for out, inside in shapes)
+    frozen = sum(out * in_features for out, in_features in shapes)
     print(
         f"{settings.base} ({family.title}): {len(shapes)} layers of {frozen:,} weights; "
         f"{len(pairs)} pairs divide them all"

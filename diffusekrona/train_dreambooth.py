@@ -205,7 +205,7 @@ def run(
             run_log.step(done, torch.stack(losses).mean(), rate)
             stop = stop_vote(bool(caught))
             if done % output.checkpointing_steps == 0 or stop:
-                run_log.settle(trained)
+                run_log.flush_and_check(trained)
                 folder = save_checkpoint(
                     accelerator,
                     output.output_dir,
@@ -223,7 +223,7 @@ def run(
 
         peaks.end("training")
         # The result comes before anything else that could fail.
-        run_log.settle(trained)
+        run_log.flush_and_check(trained)
         if ema is not None:
             ema.copy_to(trained)
         run_log.save_result(adapted, origin, ADAPTER_NAME)

@@ -121,16 +121,16 @@ def prepare_data(
         sizes = [nearest_bucket(picture_size(p), buckets) for p in pictures]
     each, every = [[size] for size in sizes], [sorted(set(sizes))] * len(class_pictures)
     class_captions = [prior.class_prompt or ""] * len(class_pictures)
-    kept = cache_of(data)
+    cache = cache_of(data)
 
-    vae, made_by = _vae_and_origin(base, precision, resolved, accelerator, kept)
+    vae, cache_key = _vae_and_origin(base, precision, resolved, accelerator, cache)
     latents = functools.partial(
         cache_pictures,
         resolved.family,
         vae,
         cropping=cropping,
-        kept=kept if made_by["vae"] else OFF,
-        made_by=made_by,
+        cache=cache if cache_key["vae"] else OFF,
+        cache_key=cache_key,
     )
     instance = latents(pictures, captions, each, progress=show)
     prior = latents(class_pictures, class_captions, every, progress=show)
@@ -144,10 +144,10 @@ def prepare_data(
         ids, encoders = _token_ids(base, resolved, accelerator, texts)
     else:
         texts += [*validation_prompts, ""]
-        states, ids, encoders = _text_states(base, resolved, accelerator, kept, texts), {}, {}
-    kept.shrink()
-    if kept.found and accelerator.is_main_process:
-        log.info("%d latents and text states found in %s", kept.found, kept.folder)
+        states, ids, encoders = _text_states(base, resolved, accelerator, cache, texts), {}, {}
+    cache.shrink()
+    if cache.found and accelerator.is_main_process:
+        log.info("%d latents and text states found in %s", cache.found, cache.folder)
     return Data(instance, prior, states, ids, encoders, resolved.vae_config, dtype)
 
 
@@ -163,7 +163,7 @@ def _vae_and_origin(
     precision: PrecisionSettings,
     resolved: ReadBase,
     accelerator: Any,
-    kept: DiskCache,
+    cache: DiskCache,
 ) -> tuple[Any, dict[str, Any]]:
     """The VAE, loaded when first called for, and what latents depend on beside the picture."""
     other = base.pretrained_vae_model_name_or_path
@@ -179,10 +179,10 @@ def _vae_and_origin(
         on_cpu = accelerator.device.type == "cpu"  # measured there only
         return channels_last(loaded) if on_cpu else loaded
 
-    weights = kept.fingerprint(place, subfolder, revision)
+    weights = cache.fingerprint(place, subfolder, revision)
     if weights is None:  # not downloaded yet, so nothing can have been made with them
         vae()
-        weights = kept.fingerprint(place, subfolder, revision)
+        weights = cache.fingerprint(place, subfolder, revision)
     return vae, {"vae": weights, "variant": base.variant, **origin(accelerator.device, dtype)}
 
 
@@ -211,7 +211,7 @@ def _text_states(
     base: BaseSettings,
     resolved: ReadBase,
     accelerator: Any,
-    kept: DiskCache,
+    cache: DiskCache,
     prompts: Sequence[str],
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Text states of the prompts, from the disk or from encoders that are then freed."""
@@ -220,9 +220,9 @@ def _text_states(
     def weights() -> list[str | None]:
         names, tokens = resolved.family.text_encoders, resolved.family.tokenizers
         return [
-            *(kept.fingerprint(resolved.base, name, base.revision) for name in names),
+            *(cache.fingerprint(resolved.base, name, base.revision) for name in names),
             *(
-                kept.fingerprint(resolved.base, name, base.revision, weights=False)
+                cache.fingerprint(resolved.base, name, base.revision, weights=False)
                 for name in tokens
             ),
         ]
@@ -231,39 +231,39 @@ def _text_states(
     if None in made_with:
         load()
         made_with = weights()
-    made_by = {"weights": made_with, "variant": base.variant, "family": resolved.family.name}
-    made_by |= origin(accelerator.device, dtype_of(accelerator.mixed_precision))
-    kept = OFF if None in made_with else kept
-    states = _kept_texts(resolved.family, load, prompts, kept, made_by)
+    cache_key = {"weights": made_with, "variant": base.variant, "family": resolved.family.name}
+    cache_key |= origin(accelerator.device, dtype_of(accelerator.mixed_precision))
+    cache = OFF if None in made_with else cache
+    states = _cached_texts(resolved.family, load, prompts, cache, cache_key)
     if load.cache_info().currsize:
         load.cache_clear()
         _free()
     return states
 
 
-def _kept_texts(
+def _cached_texts(
     family: Family,
     load: Callable[[], tuple[list[Any], dict[str, Any]]],
     prompts: Sequence[str],
-    kept: DiskCache,
-    made_by: Mapping[str, Any],
+    cache: DiskCache,
+    cache_key: Mapping[str, Any],
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """`cache_texts`, of what is not on the disk only."""
+    """Text states of the prompts: from the disk cache, or encoded and written to it."""
     shapes = {name: (1, *[None] * (n - 1)) for name, n in family.text_states.items()}
     states = {}
     warn_of_syntax(prompts)
     for prompt in dict.fromkeys(prompts):
-        key = {"prompt": prompt, **made_by}
-        found = kept.read("texts", key, shapes)
+        key = {"prompt": prompt, **cache_key}
+        found = cache.read("texts", key, shapes)
         if found is None:
             tokenizers, encoders = load()
             states |= cache_texts(family, tokenizers, encoders, [prompt])
-            told = family.words_lost(tokenizers, prompt) or ""
-            kept.write("texts", key, states[prompt], told=told)
+            warning = family.words_lost(tokenizers, prompt) or ""
+            cache.write("texts", key, states[prompt], warning=warning)
             continue
         states[prompt], notes = found
-        if notes.get("told"):
-            log.warning("%s", notes["told"])
+        if notes.get("warning"):
+            log.warning("%s", notes["warning"])
     return states
 
 

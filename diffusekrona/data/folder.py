@@ -237,15 +237,15 @@ def batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    dice = random.Random(f"{seed}/{epoch}")  # seeded through SHA-512, unlike hash()
+    rng = random.Random(f"{seed}/{epoch}")  # seeded through SHA-512, unlike hash()
     groups: dict[Hashable, list[int]] = {}
     for index, bucket in enumerate(bucket_of):
         groups.setdefault(bucket, []).append(index)
-    dealt = []
+    batches = []
     for group in groups.values():
-        dice.shuffle(group)
+        rng.shuffle(group)
         full = math.ceil(len(group) / batch_size) * batch_size
         filled = list(islice(cycle(group), full))
-        dealt += [filled[start : start + batch_size] for start in range(0, full, batch_size)]
-    dice.shuffle(dealt)
-    return dealt
+        batches += [filled[start : start + batch_size] for start in range(0, full, batch_size)]
+    rng.shuffle(batches)
+    return batches

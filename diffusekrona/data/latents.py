@@ -58,8 +58,8 @@ def cache_pictures(
     captions: Sequence[str],
     sizes: Sequence[Sequence[tuple[int, int]]],
     cropping: Cropping,
-    kept: DiskCache,
-    made_by: Mapping[str, Any],
+    cache: DiskCache,
+    cache_key: Mapping[str, Any],
     progress: bool = True,
 ) -> list[Item]:
     """Encode every picture at each of its sizes, or find it on the disk.
@@ -68,7 +68,7 @@ def cache_pictures(
         vae: gives the VAE; called when a picture is met that is not on the disk.
         sizes: the (height, width) wanted of each picture, in pixels.
         cropping: random places are a pure function of its seed and the picture's number.
-        made_by: what the latents depend on beside the picture.
+        cache_key: what the latents depend on beside the picture.
 
     Raises:
         UserError: a picture that cannot be read, or that the VAE turns into NaN.
@@ -83,10 +83,10 @@ def cache_pictures(
         for size in wanted:
             crops = _crop_places(have, size, cropping, number)
             cut = {"decoded_for": least, "size": size, "crops": crops, "flip": cropping.flip}
-            key = {"picture": content, **cut, **made_by}
+            key = {"picture": content, **cut, **cache_key}
             count = len(crops) * (2 if cropping.flip else 1)
             shapes = {"moments": (count, None, None, None), "time_ids": (count, 6)}
-            found = kept.read("latents", key, shapes)
+            found = cache.read("latents", key, shapes)
             if found is not None:
                 moments, time_ids = found[0]["moments"], found[0]["time_ids"]
                 variants[size] = list(map(Variant, moments, time_ids))
@@ -97,7 +97,7 @@ def cache_pictures(
                 "moments": torch.stack([variant.moments for variant in variants[size]]),
                 "time_ids": torch.stack([variant.time_ids for variant in variants[size]]),
             }
-            kept.write("latents", key, stacked)
+            cache.write("latents", key, stacked)
         items.append(Item(caption, variants))
     return items
 

@@ -1,4 +1,4 @@
-"""Run a declared study: `python -m diffusekrona.study --help`."""
+"""Run a study: `python -m diffusekrona.study --help`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..common.errors import UserError, exit_on_user_error
 from .settings import ChosenSettings, PlaceSettings, ScoredSettings, parse_settings
 
 if TYPE_CHECKING:
-    from .cell import Cell, Judging
+    from .cell import Cell, Scoring
     from .grid import Study, Subject
 
 
@@ -23,18 +23,18 @@ def choose_study(chosen: ChosenSettings, bundled: bool) -> Study:
     """
     from dataclasses import replace
 
-    from .declared import studies
+    from .builtin_studies import studies
     from .grid import check_names, with_axis, with_flags, yaml_value
     from .yaml_files import read_study
 
-    declared = studies(bundled)
-    if chosen.study in declared:
-        study = declared[chosen.study]
+    builtin = studies(bundled)
+    if chosen.study in builtin:
+        study = builtin[chosen.study]
     elif chosen.study and (Path(chosen.study).suffix in (".yaml", ".yml")):
         study = read_study(Path(chosen.study))
     else:
         raise UserError(
-            f"No study {chosen.study!r}: give a YAML file, or one of {', '.join(declared)}."
+            f"No study {chosen.study!r}: give a YAML file, or one of {', '.join(builtin)}."
         )
     changes = {}
     for text in chosen.set:
@@ -77,22 +77,22 @@ def choose_subjects(chosen: ChosenSettings) -> list[Subject]:
     return subjects
 
 
-def choose_judging(
+def choose_scoring(
     base: str, scored: ScoredSettings, study: Study, bundled: bool
-) -> tuple[Judging, list[str]]:
+) -> tuple[Scoring, list[str]]:
     """How cells are drawn and scored, and notes on what is left out."""
     from ..evaluation.encoders import choose_names
-    from .cell import Judging
+    from .cell import Scoring
 
     clip, dino, note = choose_names(scored.clip, scored.dino, bundled)
     prompts = scored.prompts if scored.prompts != "auto" else "pocket" if bundled else "object"
-    judging = Judging(
+    scoring = Scoring(
         base, prompts, tuple(scored.image_seeds), scored.num_inference_steps, scored.guidance_scale,
         clip, scored.clip_backend, dino, scored.image_precision, scored.image_batch_size,
         study.flags.get("revision"), study.flags.get("variant"),
         study.flags.get("pretrained_vae_model_name_or_path"), scored.low_vram,
     )  # fmt: skip
-    return judging, [note] if note else []
+    return scoring, [note] if note else []
 
 
 def run(place: PlaceSettings, cells: Sequence[Cell], root: Path) -> list[tuple[str, str]]:
@@ -110,10 +110,10 @@ def run(place: PlaceSettings, cells: Sequence[Cell], root: Path) -> list[tuple[s
         if place.engine == "ray":
             each = place.gpus_per_cell
             each = (1 if gpus else 0) if each is None else each
-            run_ray(left, root, place.ray_address, each, place.cpus_per_cell, display.told)
+            run_ray(left, root, place.ray_address, each, place.cpus_per_cell, display.on_outcome)
         elif left:
             workers = min(place.workers or max(1, len(gpus)), len(left))
-            run_local(left, root, workers, gpus, display.told)
+            run_local(left, root, workers, gpus, display.on_outcome)
     return display.failed
 
 
@@ -124,14 +124,14 @@ def _gpus(count: int) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point: choose, run, tell. Returns 1 if cells failed."""
+    """Entry point: select the study, run it, report. Returns 1 if cells failed."""
     settings = parse_settings(argv)
     chosen, place = settings.chosen, settings.place
     from ..bases.loading import bundled_models, quiet_libraries, resolve_base
 
     bundled = chosen.base in bundled_models()
     if chosen.list_studies or not chosen.study:
-        from .declared import studies
+        from .builtin_studies import studies
 
         for name, study in studies(bundled).items():
             print(f"{name:16}{study.title}: {study.question}")
@@ -150,15 +150,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .results import gather, table
 
     resolve_base(chosen.base, study.flags.get("single_file_config"))
-    judging, notes = choose_judging(chosen.base, settings.scored, study, bundled)
-    cells = cells_of(study, choose_subjects(chosen), judging, place.device)
+    scoring, notes = choose_scoring(chosen.base, settings.scored, study, bundled)
+    cells = cells_of(study, choose_subjects(chosen), scoring, place.device)
     check_flags(cells)
     root = place.output_dir or Path("outputs/studies") / study.name
-    kept = (place.cells_dir or root / "cells").absolute()
-    failed = [] if place.report_only else run(place, cells, kept)
-    results = gather(study, cells, kept)
+    cells_dir = (place.cells_dir or root / "cells").absolute()
+    failed = [] if place.report_only else run(place, cells, cells_dir)
+    results = gather(study, cells, cells_dir)
     if not results.points:
-        raise UserError(f"No run of {study.name} has finished: see {kept}/*/log.txt.")
+        raise UserError(f"No run of {study.name} has finished: see {cells_dir}/*/log.txt.")
     show_table(caption(results), *table(results))
     for note in notes:
         print(note)

@@ -29,7 +29,7 @@ RESULT, LOG = "result.json", "log.txt"
 
 
 @dataclass(frozen=True)
-class Judging:
+class Scoring:
     """How every cell is drawn and scored.
 
     Attributes:
@@ -76,7 +76,7 @@ class Cell:
     seed: int
     flags: Flags | None
     checkpoints: tuple[int, ...]
-    judging: Judging
+    scoring: Scoring
     texts: tuple[str, ...]
     photos: tuple[str, ...]
     base_files: str | None = None
@@ -88,21 +88,21 @@ class Cell:
         flags = self.flags
         if flags is not None:
             flags = {k: v for k, v in flags.items() if v != default_of(k)}
-        base = self.base_files or self.judging.base  # a folder may be moved
+        base = self.base_files or self.scoring.base  # a folder may be moved
         words = [self.subject.class_word, self.subject.identifier]
         return _hash([base, flags, self.seed, self.checkpoints, words, self.photos])
 
     def drawn_by(self) -> str:
         """A hash of what decides the pictures of a run."""
-        j = self.judging
+        j = self.scoring
         return _hash(
             [self.texts, j.seeds, j.steps, j.guidance, j.precision, j.revision, j.variant, j.vae]
         )
 
     def scored_by(self) -> str:
         """A hash of what scores the pictures."""
-        judging = self.judging
-        return _hash([judging.clip, judging.clip_backend, judging.dino, self.scorers])
+        scoring = self.scoring
+        return _hash([scoring.clip, scoring.clip_backend, scoring.dino, self.scorers])
 
     def title(self) -> str:
         """For people."""
@@ -117,7 +117,7 @@ class Cell:
         kind = "base" if self.flags is None else self.flags.get("adapter_type", "krona")
         return root / f"{slug(f'{kind} {self.subject.name} seed {self.seed}', 60)}-{self.key()}"
 
-    def judged(self, root: Path) -> Path:
+    def scored(self, root: Path) -> Path:
         """Folder of this cell's pictures and result."""
         return self.folder(root) / f"judged-{self.drawn_by()}"
 
@@ -133,7 +133,7 @@ def _hash(content: Any) -> str:
 
 
 def cells_of(
-    study: Study, subjects: Sequence[Subject], judging: Judging, device: str | None = None
+    study: Study, subjects: Sequence[Subject], scoring: Scoring, device: str | None = None
 ) -> list[Cell]:
     """Every cell of a study, the bare base's first, then by seed, so that an early stop leaves
     whole grids.
@@ -144,9 +144,9 @@ def cells_of(
     from ..evaluation.fingerprint import fingerprint_of
     from ..evaluation.prompts import get_prompts
 
-    texts = tuple(f"{p.kind}:{p.template}" for p in get_prompts(judging.prompts))
-    base_files = fingerprint_of(judging.base)
-    scorers = (fingerprint_of(judging.clip), fingerprint_of(judging.dino))
+    texts = tuple(f"{p.kind}:{p.template}" for p in get_prompts(scoring.prompts))
+    base_files = fingerprint_of(scoring.base)
+    scorers = (fingerprint_of(scoring.clip), fingerprint_of(scoring.dino))
     data = {subject.name: _content_of(Path(subject.folder)) for subject in subjects}
 
     def cell(arm: str, labels: tuple[str, ...], subject: Subject, seed: int, flags: Any) -> Cell:
@@ -156,7 +156,7 @@ def cells_of(
             raise UserError(f"{subject.name} has {count} pictures, the study wants {least}.")
         steps = () if flags is None else study.checkpoints
         return Cell(
-            study.name, arm, labels, subject, seed, flags, steps, judging, texts, photos,
+            study.name, arm, labels, subject, seed, flags, steps, scoring, texts, photos,
             base_files, scorers, device,
         )  # fmt: skip
 
@@ -181,7 +181,7 @@ def _content_of(folder: Path) -> tuple[int, tuple[str, ...]]:
 
 def finished(cell: Cell, root: Path) -> dict[str, Any] | None:
     """The cell's result, if it has run to its end and is scored as it should be."""
-    folder = cell.judged(root)
+    folder = cell.scored(root)
     try:
         result = read_json(folder / RESULT, CellResult)
     except UserError:  # missing, or damaged: made again

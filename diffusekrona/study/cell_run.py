@@ -18,7 +18,7 @@ from ..common.settings_files import typed_values
 from ..training.settings import TrainSettings
 from .cell import RESULT, Cell, default_of, finished
 from .grid import Flags
-from .judging import judge
+from .scoring import score_point
 
 # What reaches out of the study's folder.
 _NOT_IN_STUDIES = (
@@ -39,13 +39,13 @@ def run_cell(cell: Cell, root: Path) -> dict[str, Any]:
     """
     if (done := finished(cell, root)) is not None:
         return done
-    judged = cell.judged(root)
+    scored = cell.scored(root)
     run = train(cell, cell.folder(root)) if cell.flags is not None else None
-    judged.mkdir(parents=True, exist_ok=True)
+    scored.mkdir(parents=True, exist_ok=True)
     points = []
     for step in cell.checkpoints or (None,):
         adapter = run and (run / f"checkpoint-{step}" if step else run)
-        points.append(judge(cell, judged, adapter, step))
+        points.append(score_point(cell, scored, adapter, step))
     result = {
         "key": cell.key(),
         "scored_by": cell.scored_by(),
@@ -53,7 +53,7 @@ def run_cell(cell: Cell, root: Path) -> dict[str, Any]:
         "points": points,
         "cost": _cost(run),
     }
-    write_text(judged / RESULT, json.dumps(result, indent=1))
+    write_text(scored / RESULT, json.dumps(result, indent=1))
     return result
 
 
@@ -114,7 +114,7 @@ def _training_flags(cell: Cell, pictures: Path, out: Path) -> Flags:
     flags = {k: v for k, v in (cell.flags or {}).items() if k != "pictures"}
     name = f"{cell.subject.identifier} {cell.subject.class_word}"
     flags |= {
-        "pretrained_model_name_or_path": cell.judging.base,
+        "pretrained_model_name_or_path": cell.scoring.base,
         "instance_data_dir": str(pictures),
         "output_dir": str(out),
         "seed": cell.seed,

@@ -49,8 +49,8 @@ class Display:
         if self.console.is_terminal:
             self.live.stop()
 
-    def told(self, outcome: Outcome) -> None:
-        """Note that a cell has ended."""
+    def on_outcome(self, outcome: Outcome) -> None:
+        """Report that a cell has ended."""
         cell = outcome.cell
         self.left.pop(cell.key(), None)
         self.progress.advance(self.task)
@@ -73,7 +73,7 @@ class Display:
 
 def _what(cell: Cell, root: Path) -> str:
     """What a running cell is at, from the files that it leaves."""
-    pictures = len(list(cell.judged(root).glob("pictures/*/*.png")))
+    pictures = len(list(cell.scored(root).glob("pictures/*/*.png")))
     if pictures:
         return f"{pictures} pictures"
     try:

@@ -1,6 +1,6 @@
 """Running many cells on this machine: one after another, or one a GPU.
 
-This engine and Ray's both call `work`, which never raises: a cell that fails is told, and the rest
+This engine and Ray's both call `work`, which never raises: a failed cell is reported, and the rest
 goes on. A worker that dies (killed, out of memory) costs its cell a try; the next try goes on from
 the cell's checkpoint.
 """
@@ -42,7 +42,7 @@ class Outcome:
     error: str | None = None
 
 
-Told = Callable[[Outcome], None]
+OnOutcome = Callable[[Outcome], None]
 Job = Callable[[Cell, Path], str | None]
 
 
@@ -120,7 +120,7 @@ def run_local(
     root: Path,
     workers: int,
     gpus: Sequence[str],
-    told: Told,
+    on_outcome: OnOutcome,
     job: Job = work,
 ) -> None:
     """Run cells in `workers` processes.
@@ -132,7 +132,7 @@ def run_local(
     left = list(cells)
     tries: dict[str, int] = {}
     while left:
-        left = _until_broken(left, root, workers, gpus, tries, told, job)
+        left = _until_broken(left, root, workers, gpus, tries, on_outcome, job)
 
 
 def _until_broken(
@@ -141,7 +141,7 @@ def _until_broken(
     workers: int,
     gpus: Sequence[str],
     tries: dict[str, int],
-    told: Told,
+    on_outcome: OnOutcome,
     job: Job,
 ) -> list[Cell]:
     """Run cells until all are done or a worker dies; returns those to try again."""
@@ -162,7 +162,7 @@ def _until_broken(
         while waiting:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
-                _note(futures[future], future, root, processes, tries, again, told)
+                _note(futures[future], future, root, processes, tries, again, on_outcome)
         return again
     except BaseException:  # Ctrl-C above all
         _stop(pool, list(futures), workers)
@@ -193,10 +193,10 @@ def _note(
     processes: Mapping[int, Any],
     tries: dict[str, int],
     again: list[Cell],
-    told: Told,
+    on_outcome: OnOutcome,
 ) -> None:
     try:
-        told(Outcome(cell, future.result()))
+        on_outcome(Outcome(cell, future.result()))
     except BrokenProcessPool:
         marker = cell.folder(root) / RUNNING
         if marker.exists() and _died(marker.read_text(encoding="utf-8"), processes):
@@ -205,7 +205,7 @@ def _note(
             again.append(cell)
         else:
             marker.unlink(missing_ok=True)
-            told(Outcome(cell, f"its process was killed {TRIES} times (out of memory?)"))
+            on_outcome(Outcome(cell, f"its process was killed {TRIES} times (out of memory?)"))
 
 
 def _died(pid: str, processes: Mapping[int, Any]) -> bool:

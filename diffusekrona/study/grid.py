@@ -73,7 +73,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Study:
-    """A declared study.
+    """A study.
 
     Attributes:
         question: what it asks; paper: what the paper says to it, for the reader to compare.

@@ -31,12 +31,12 @@ SPREAD_CHART = "Means with 95 % intervals over runs."
 
 def caption(results: Results) -> str:
     """What the table's numbers are."""
-    judging = results.judging
-    by = judging.clip + (f" and {judging.dino}" if judging.dino else "")
-    count = len(results.prompts) * len(judging.seeds)
+    scoring = results.scoring
+    by = scoring.clip + (f" and {scoring.dino}" if scoring.dino else "")
+    count = len(results.prompts) * len(scoring.seeds)
     return (
-        f"{judging.base}; {count} pictures per run ({len(results.prompts)} prompts × "
-        f"{len(judging.seeds)} seeds), scored by {by}: mean [95 % interval over runs, prompts, "
+        f"{scoring.base}; {count} pictures per run ({len(results.prompts)} prompts × "
+        f"{len(scoring.seeds)} seeds), scored by {by}: mean [95 % interval over runs, prompts, "
         "seeds]"
     )
 

@@ -45,7 +45,7 @@ def picture(results: Results, point: Point, subject: str, prompt: int) -> Image.
     run = _run_of(point, subject)
     if run is None:
         return None
-    path = point.folders[run] / point.pictures[run][prompt * len(results.judging.seeds)]
+    path = point.folders[run] / point.pictures[run][prompt * len(results.scoring.seeds)]
     try:
         with open_png(path) as image:
             return image.convert("RGB")

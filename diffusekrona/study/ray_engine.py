@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..common.errors import UserError
 from .cell import Cell
-from .engines import TRIES, Job, Outcome, Told, quieten, work
+from .engines import TRIES, Job, OnOutcome, Outcome, quieten, work
 
 
 def run_ray(
@@ -18,7 +18,7 @@ def run_ray(
     address: str | None,
     gpus: float,
     cpus: float,
-    told: Told,
+    on_outcome: OnOutcome,
     job: Job | None = None,
 ) -> None:
     """Run cells as Ray tasks, on this machine or a cluster whose machines share `root`.
@@ -52,10 +52,10 @@ def run_ray(
         for reference in done:
             cell = waiting.pop(reference)
             try:
-                told(Outcome(cell, ray.get(reference)))
+                on_outcome(Outcome(cell, ray.get(reference)))
             except ray.exceptions.RayError as error:
                 reason = str(error).strip().splitlines()[0]
-                told(Outcome(cell, f"its Ray worker was lost: {reason}"))
+                on_outcome(Outcome(cell, f"its Ray worker was lost: {reason}"))
 
 
 def _work_in_ray(cell: Cell, root: Path) -> str | None:

@@ -18,7 +18,7 @@ import numpy as np
 from ..adapters.norms import norms_in
 from ..evaluation.scoring import METRICS
 from ..evaluation.statistics import Summary, summarise
-from .cell import Cell, Judging, finished
+from .cell import Cell, Scoring, finished
 from .grid import Study
 
 
@@ -65,7 +65,7 @@ class Results:
     points: list[Point]
     missing: list[Cell]
     prompts: list[str]
-    judging: Judging
+    scoring: Scoring
     subjects: dict[str, str] = field(default_factory=dict)
 
     def metrics(self) -> list[str]:
@@ -93,11 +93,11 @@ def gather(study: Study, cells: Sequence[Cell], root: Path) -> Results:
             continue
         for content in result["points"]:
             point = points[cell.arm, cell.labels, content["step"]]
-            _add(point, cell, content, result["cost"], cell.judged(root))
+            _add(point, cell, content, result["cost"], cell.scored(root))
     texts = [text.partition(":")[2] for text in cells[0].texts]
     live = [point for point in points.values() if point.runs]
     subjects = {cell.subject.name: cell.subject.folder for cell in cells}
-    return Results(study, live, missing, texts, cells[0].judging, subjects)
+    return Results(study, live, missing, texts, cells[0].scoring, subjects)
 
 
 def _add(point: Point, cell: Cell, content: Any, cost: Any, folder: Path) -> None:

@@ -102,7 +102,7 @@ class PlaceSettings:
 
 @dataclass(frozen=True)
 class StudySettings:
-    """Everything that the study program is told, group by group."""
+    """All settings of the study program, by group."""
 
     chosen: ChosenSettings
     scored: ScoredSettings

@@ -35,10 +35,17 @@ def print_run(
         block = f"{layer.component} {_block(layer.name)}"
         key = (block, layer.out_features, layer.in_features, layer.factors)
         groups.setdefault(key, []).append(layer)
-    for (block, out, inside, factors), group in sorted(groups.items()):
+    for (block, out, in_features, factors), group in sorted(groups.items()):
         names = ", ".join(dict.fromkeys(_projection(layer.name) for layer in group))
         count = sum(layer.parameters for layer in group)
-        row = (f"{block}: {names}", str(len(group)), str(out), str(inside), factors, f"{count:,}")
+        row = (
+            f"{block}: {names}",
+            str(len(group)),
+            str(out),
+            str(in_features),
+            factors,
+            f"{count:,}",
+        )
         table.add_row(*row)
     console.print(table)
     with trusting_no_config(f"the configs of {resolved.base}"):

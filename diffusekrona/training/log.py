@@ -117,7 +117,7 @@ class RunLog:
         if done == self.first + 1 and self.main:
             log.info("peak memory after the first step: %s", self.peaks.total())
 
-    def settle(self, trained: Sequence[torch.nn.Parameter]) -> None:
+    def flush_and_check(self, trained: Sequence[torch.nn.Parameter]) -> None:
         """Tell what is pending, and see that nothing broken is about to be saved.
 
         Raises:

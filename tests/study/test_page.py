@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusekrona.study.cell import Judging
+from diffusekrona.study.cell import Scoring
 from diffusekrona.study.grid import Arm, Study, axis
 from diffusekrona.study.page import markdown, study_page, write_results
 from diffusekrona.study.picture_grids import grids_of
@@ -34,9 +34,9 @@ def results(tmp_path: Path) -> Results:
         )
         for label in ("0.001", "0.01")
     ]  # fmt: skip
-    judging = Judging("<base>", "pocket", (0,), 2, 7.0, "clip", "transformers", None)
+    scoring = Scoring("<base>", "pocket", (0,), 2, 7.0, "clip", "transformers", None)
     prompts = ["{subject} <i>in the snow", "a wet {name}"]
-    return Results(study, points, [], prompts, judging, {"dog": str(photos)})
+    return Results(study, points, [], prompts, scoring, {"dog": str(photos)})
 
 
 def test_names_are_text_and_one_run_is_called_one_run(results, tmp_path) -> None:

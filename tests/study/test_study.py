@@ -1,4 +1,4 @@
-"""Studies: declared, run, killed, run again, told."""
+"""Studies: defined, run, killed, run again, reported."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from tiny_scorers import save_clip, save_dino
 from diffusekrona.common.errors import UserError
 from diffusekrona.evaluation.fingerprint import fingerprint_of
 from diffusekrona.study import __main__ as program
-from diffusekrona.study.cell import Judging, cells_of, finished
+from diffusekrona.study.builtin_studies import studies
+from diffusekrona.study.cell import Scoring, cells_of, finished
 from diffusekrona.study.cell_run import check_flags, run_cell, training_arguments
-from diffusekrona.study.declared import studies
 from diffusekrona.study.engines import LOCK, run_local, work
 from diffusekrona.study.grid import (
     Arm,
@@ -73,10 +73,10 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 
 @pytest.fixture(scope="session")
-def judging(tiny_sd1: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Judging:
+def scoring(tiny_sd1: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Scoring:
     prompts = tmp_path_factory.mktemp("prompts") / "prompts.txt"
     prompts.write_text("{subject} in the snow\na wet {name}\n")
-    return Judging(str(tiny_sd1), str(prompts), (0, 1), 2, 7.0, str(clip))
+    return Scoring(str(tiny_sd1), str(prompts), (0, 1), 2, 7.0, str(clip))
 
 
 def tiny_study(**changes) -> Study:
@@ -88,22 +88,22 @@ def tiny_study(**changes) -> Study:
 
 
 @pytest.mark.parametrize("bundled", [True, False])
-def test_declared_studies_are_training_runs(bundled, subject, tmp_path) -> None:
-    declared = studies(bundled)
+def test_builtin_studies_are_training_runs(bundled, subject, tmp_path) -> None:
+    builtin = studies(bundled)
     names = "iterations factors learning-rate few-shot modules stability comparison"
     names += " initialisation"
-    assert list(declared) == names.split()
-    judging = Judging("base", "pocket")
-    for study in declared.values():
+    assert list(builtin) == names.split()
+    scoring = Scoring("base", "pocket")
+    for study in builtin.values():
         if study.name == "few-shot":
             continue  # wants four pictures
-        for cell in cells_of(study, [subject], judging)[1:]:
+        for cell in cells_of(study, [subject], scoring)[1:]:
             arguments = training_arguments(cell, tmp_path, tmp_path / "run")
             settings = parse_settings(arguments)  # every flag is one of the trainer's
             assert settings.data.instance_prompt == "a sks dog"
             assert settings.optimisation.seed == cell.seed
     with pytest.raises(UserError, match="3 pictures, the study wants 4"):
-        cells_of(declared["few-shot"], [subject], judging)
+        cells_of(builtin["few-shot"], [subject], scoring)
 
 
 def test_yaml_gives_the_study_back(tmp_path) -> None:
@@ -179,17 +179,17 @@ def test_odd_yaml_is_a_study_or_one_line(seed: int, tmp_path) -> None:
         {"overwrite_output_dir": True}, {"logging_dir=/tmp/x": True},
     ],
 )  # fmt: skip
-def test_a_study_stays_in_its_folder_and_off_the_hub(flags, subject, judging) -> None:
+def test_a_study_stays_in_its_folder_and_off_the_hub(flags, subject, scoring) -> None:
     study = Study("s", "S", (Arm("a", flags),), seeds=(0,))
     with pytest.raises(UserError, match=r"a study cannot set|is not a setting"):
-        check_flags(cells_of(study, [subject], judging))
+        check_flags(cells_of(study, [subject], scoring))
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_a_damaged_result_is_made_again(seed: int, subject, judging, tmp_path) -> None:
+def test_a_damaged_result_is_made_again(seed: int, subject, scoring, tmp_path) -> None:
     study = Study("s", "S", (Arm("a"),), seeds=(0,))
-    cell = cells_of(study, [subject], judging)[1]
-    folder = cell.judged(tmp_path)
+    cell = cells_of(study, [subject], scoring)[1]
+    folder = cell.scored(tmp_path)
     folder.mkdir(parents=True)
     (folder / "f.safetensors").touch()
     point = {"point": "end", "step": None, "scores": {"clip_i": [[0.5, 0.25]]}, "diversity": None}
@@ -242,25 +242,25 @@ def test_changes_from_the_command_line() -> None:
 # --- cells ----------------------------------------------------------------------------------------
 
 
-def test_a_cell_is_its_settings(subject, judging, tmp_path) -> None:
-    first = cells_of(tiny_study(), [subject], judging)
-    again = cells_of(dataclasses.replace(tiny_study(), name="other"), [subject], judging)
+def test_a_cell_is_its_settings(subject, scoring, tmp_path) -> None:
+    first = cells_of(tiny_study(), [subject], scoring)
+    again = cells_of(dataclasses.replace(tiny_study(), name="other"), [subject], scoring)
     assert [c.key() for c in first] == [c.key() for c in again]
     assert len({c.key() for c in first}) == 3
     changed = [
-        cells_of(with_flags(tiny_study(), {"a1": 2}), [subject], judging)[1],
-        cells_of(tiny_study(), [dataclasses.replace(subject, identifier="zwx")], judging)[1],
-        cells_of(dataclasses.replace(tiny_study(), seeds=(1,)), [subject], judging)[1],
+        cells_of(with_flags(tiny_study(), {"a1": 2}), [subject], scoring)[1],
+        cells_of(tiny_study(), [dataclasses.replace(subject, identifier="zwx")], scoring)[1],
+        cells_of(dataclasses.replace(tiny_study(), seeds=(1,)), [subject], scoring)[1],
     ]
     assert len({first[1].key(), *(c.key() for c in changed)}) == 4
     drawn = [first[1].drawn_by()]
     for change in ({"steps": 3}, {"seeds": (0,)}, {"guidance": 3.0}, {"vae": "other"}):
-        (other,) = cells_of(tiny_study(), [subject], dataclasses.replace(judging, **change))[1:2]
+        (other,) = cells_of(tiny_study(), [subject], dataclasses.replace(scoring, **change))[1:2]
         assert other.key() == first[1].key()  # the run that is there will do
         drawn.append(other.drawn_by())
     assert len(set(drawn)) == 5
     same = with_flags(tiny_study(), {"terms": 1, "init_weights": "normal"})  # the defaults
-    assert [c.key() for c in cells_of(same, [subject], judging)] == [c.key() for c in first]
+    assert [c.key() for c in cells_of(same, [subject], scoring)] == [c.key() for c in first]
     model = tmp_path / "model"
     model.mkdir()
     (model / "weights").write_bytes(bytes(200_000))
@@ -269,11 +269,11 @@ def test_a_cell_is_its_settings(subject, judging, tmp_path) -> None:
     assert before != fingerprint_of(str(model)) and fingerprint_of("hub/name") is None
 
 
-def test_one_run_several_checkpoints_and_few_pictures(subject, judging, tmp_path) -> None:
+def test_one_run_several_checkpoints_and_few_pictures(subject, scoring, tmp_path) -> None:
     study = dataclasses.replace(
         tiny_study(checkpoints=(2, 4)), arms=(Arm("KronA", {"pictures": 2, "learning_rate": 0.1}),)
     )
-    cells = cells_of(study, [subject], judging, "cpu")
+    cells = cells_of(study, [subject], scoring, "cpu")
     for cell in cells:
         run_cell(cell, tmp_path)
     folder = cells[1].folder(tmp_path)
@@ -292,26 +292,26 @@ def test_one_run_several_checkpoints_and_few_pictures(subject, judging, tmp_path
     assert {p.name for p in tmp_path.glob("chart_*.png")} == {"chart_scores.png", "chart_plane.png"}
 
 
-def flags_of(judging: Judging, subject: Subject, root: Path, file: Path) -> list[str]:
+def flags_of(scoring: Scoring, subject: Subject, root: Path, file: Path) -> list[str]:
     return [
-        str(file), "--base", judging.base, "--subject", subject.folder, "--prompts",
-        judging.prompts, "--clip", judging.clip, "--dino", "none", "--num_inference_steps", "2",
+        str(file), "--base", scoring.base, "--subject", subject.folder, "--prompts",
+        scoring.prompts, "--clip", scoring.clip, "--dino", "none", "--num_inference_steps", "2",
         "--output_dir", str(root), "--device", "cpu",
     ]  # fmt: skip
 
 
-def test_killed_and_restarted_gives_the_same_table(subject, judging, tmp_path, capsys) -> None:
+def test_killed_and_restarted_gives_the_same_table(subject, scoring, tmp_path, capsys) -> None:
     study = with_axis(tiny_study(), "learning rate", ["0.1"])
     study = with_flags(study, {"max_train_steps": 6, "checkpointing_steps": 2})
     (tmp_path / "study.yaml").write_text(to_yaml(study))
-    whole = cells_of(study, [subject], judging, "cpu")
+    whole = cells_of(study, [subject], scoring, "cpu")
     for cell in whole:
         run_cell(cell, tmp_path / "whole" / "cells")
     wanted = csv_rows(gather(study, whole, tmp_path / "whole" / "cells"))
 
     root = tmp_path / "killed"
     command = [sys.executable, "-m", "diffusekrona.study"]
-    command += flags_of(judging, subject, root, tmp_path / "study.yaml")
+    command += flags_of(scoring, subject, root, tmp_path / "study.yaml")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -325,28 +325,28 @@ def test_killed_and_restarted_gives_the_same_table(subject, judging, tmp_path, c
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stderr.close()
-    before = (whole[0].judged(root / "cells") / "result.json").stat().st_mtime_ns
+    before = (whole[0].scored(root / "cells") / "result.json").stat().st_mtime_ns
     for cell in whole:  # in this process, to save the time of another start
         assert work(cell, root / "cells") is None
-    assert (whole[0].judged(root / "cells") / "result.json").stat().st_mtime_ns == before
+    assert (whole[0].scored(root / "cells") / "result.json").stat().st_mtime_ns == before
     assert csv_rows(gather(study, whole, root / "cells")) == wanted
     # Everything is finished: the program itself runs nothing and only tells.
-    assert program.main(flags_of(judging, subject, root, tmp_path / "study.yaml")) == 0
+    assert program.main(flags_of(scoring, subject, root, tmp_path / "study.yaml")) == 0
     assert "CLIP-I" in capsys.readouterr().out
     written = json.loads((root / "results.json").read_text())
     assert written["missing"] == [] and len(written["points"]) == 2
 
 
 def test_other_scorers_score_kept_pictures_and_studies_share_runs(
-    subject, judging, tmp_path
+    subject, scoring, tmp_path
 ) -> None:
     study = with_axis(tiny_study(), "learning rate", ["0.1"])
-    cell = cells_of(study, [subject], judging, "cpu")[1]
+    cell = cells_of(study, [subject], scoring, "cpu")[1]
     first = run_cell(cell, tmp_path)
     stamps = {p: p.stat().st_mtime_ns for p in cell.folder(tmp_path).rglob("*.png")}
     trained = cell.folder(tmp_path) / "run" / "adapter.safetensors"
     stamps[trained] = trained.stat().st_mtime_ns
-    both = dataclasses.replace(judging, dino=str(save_dino(tmp_path / "dino")))
+    both = dataclasses.replace(scoring, dino=str(save_dino(tmp_path / "dino")))
     (again,) = cells_of(dataclasses.replace(study, name="other"), [subject], both, "cpu")[1:]
     assert again.folder(tmp_path) == cell.folder(tmp_path) and finished(again, tmp_path) is None
     second = run_cell(again, tmp_path)
@@ -355,15 +355,15 @@ def test_other_scorers_score_kept_pictures_and_studies_share_runs(
     assert "dino" in second["points"][0]["scores"] and finished(again, tmp_path) == second
 
 
-def test_a_run_that_another_study_has_in_hand_is_waited_for(subject, judging, tmp_path) -> None:
+def test_a_run_that_another_study_has_in_hand_is_waited_for(subject, scoring, tmp_path) -> None:
     study = with_axis(tiny_study(), "learning rate", ["0.1"])
     (tmp_path / "study.yaml").write_text(to_yaml(study))
-    cells = cells_of(study, [subject], judging, "cpu")
+    cells = cells_of(study, [subject], scoring, "cpu")
     trained = cells[1].folder(tmp_path / "cells")
-    results = [cell.judged(tmp_path / "cells") / "result.json" for cell in cells]
+    results = [cell.scored(tmp_path / "cells") / "result.json" for cell in cells]
     trained.mkdir(parents=True)
     command = [sys.executable, "-m", "diffusekrona.study"]
-    command += flags_of(judging, subject, tmp_path, tmp_path / "study.yaml")
+    command += flags_of(scoring, subject, tmp_path, tmp_path / "study.yaml")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with FileLock(trained / LOCK):  # as the other study's worker holds it
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
@@ -379,8 +379,8 @@ def test_program_lists_and_prints(capsys) -> None:
     assert program.main(["--list"]) == 0
     assert "stability" in capsys.readouterr().out
     assert program.main(["modules", "--print", "--seeds", "5"]) == 0
-    told = capsys.readouterr().out
-    assert "with feed-forward" in told and "- 5" in told
+    printed = capsys.readouterr().out
+    assert "with feed-forward" in printed and "- 5" in printed
     with pytest.raises(UserError, match="No study 'nothing'"):
         program.main(["nothing"])
 
@@ -389,7 +389,7 @@ def test_program_lists_and_prints(capsys) -> None:
 
 
 def toy_cells(subject: Subject, fates: list[str]) -> list:
-    cells = cells_of(tiny_study(), [subject], Judging("base", "pocket"))
+    cells = cells_of(tiny_study(), [subject], Scoring("base", "pocket"))
     return [
         dataclasses.replace(cells[1], labels=(fate,), seed=number)
         for number, fate in enumerate(fates)
@@ -410,10 +410,10 @@ def check_outcomes(outcomes: dict[str, str | None], cells, root: Path) -> None:
 def test_a_killed_worker_costs_a_try_and_no_other_cell(subject, tmp_path) -> None:
     cells, outcomes = toy_cells(subject, FATES), {}
 
-    def told(outcome) -> None:
+    def on_outcome(outcome) -> None:
         outcomes[outcome.cell.key()] = outcome.error
 
-    run_local(cells, tmp_path, 1, [], told, toy_jobs.work)
+    run_local(cells, tmp_path, 1, [], on_outcome, toy_jobs.work)
     check_outcomes(outcomes, cells, tmp_path)
     assert "killed 3 times" in outcomes[cells[4].key()]
 
@@ -421,10 +421,10 @@ def test_a_killed_worker_costs_a_try_and_no_other_cell(subject, tmp_path) -> Non
 def test_a_killed_worker_is_not_laid_to_its_neighbour(subject, tmp_path) -> None:
     cells, outcomes = toy_cells(subject, ("always killed", "slow")), {}
 
-    def told(outcome) -> None:
+    def on_outcome(outcome) -> None:
         outcomes[outcome.cell.labels[0]] = outcome.error
 
-    run_local(cells, tmp_path, 2, [], told, toy_jobs.work)
+    run_local(cells, tmp_path, 2, [], on_outcome, toy_jobs.work)
     assert "killed 3 times" in outcomes["always killed"] and outcomes["slow"] is None
 
 
@@ -444,15 +444,15 @@ def two_workers():
 def test_ray_survives_a_killed_worker(two_workers, subject, tmp_path) -> None:
     cells, outcomes = toy_cells(subject, FATES), {}
 
-    def told(outcome) -> None:
+    def on_outcome(outcome) -> None:
         outcomes[outcome.cell.key()] = outcome.error
 
-    run_ray(cells, tmp_path, None, 0, 1, told, toy_jobs.work)
+    run_ray(cells, tmp_path, None, 0, 1, on_outcome, toy_jobs.work)
     check_outcomes(outcomes, cells, tmp_path)
 
 
-def test_ray_and_local_agree(two_workers, subject, judging, tmp_path) -> None:
-    cells = cells_of(tiny_study(), [subject], judging, "cpu")
+def test_ray_and_local_agree(two_workers, subject, scoring, tmp_path) -> None:
+    cells = cells_of(tiny_study(), [subject], scoring, "cpu")
     errors = []
     run_ray(cells, tmp_path / "ray", None, 0, 1, lambda o: errors.append(o.error))
     assert errors == [None] * 3
@@ -490,7 +490,7 @@ def test_spread_of_known_pictures(tmp_path) -> None:
             point.scores = {"clip_i": [values, values], "clip_t": [values, values]}
             point.features = [path, path]
             points.append(point)
-    results = Results(study, points, [], ["a", "b"], Judging("base", "pocket"))
+    results = Results(study, points, [], ["a", "b"], Scoring("base", "pocket"))
     krona, lora = spreads(results)
     assert np.allclose(krona.pictures, 0, atol=1e-6)
     assert np.allclose(lora.pictures, 1 - np.sqrt(0.5), atol=1e-6)
@@ -504,12 +504,12 @@ def test_spread_of_known_pictures(tmp_path) -> None:
     ]
 
 
-def test_other_pictures_are_drawn_from_the_run_that_is_there(subject, judging, tmp_path) -> None:
+def test_other_pictures_are_drawn_from_the_run_that_is_there(subject, scoring, tmp_path) -> None:
     study = with_axis(tiny_study(), "learning rate", ["0.1"])
-    (cell,) = cells_of(study, [subject], judging, "cpu")[1:]
+    (cell,) = cells_of(study, [subject], scoring, "cpu")[1:]
     first = run_cell(cell, tmp_path)
     trained = (cell.folder(tmp_path) / "run" / "adapter.safetensors").stat().st_mtime_ns
-    (again,) = cells_of(study, [subject], dataclasses.replace(judging, steps=3), "cpu")[1:]
+    (again,) = cells_of(study, [subject], dataclasses.replace(scoring, steps=3), "cpu")[1:]
     assert finished(again, tmp_path) is None
     second = run_cell(again, tmp_path)
     assert (again.folder(tmp_path) / "run" / "adapter.safetensors").stat().st_mtime_ns == trained
@@ -517,10 +517,10 @@ def test_other_pictures_are_drawn_from_the_run_that_is_there(subject, judging, t
     assert finished(cell, tmp_path) == first and finished(again, tmp_path) == second
 
 
-def test_every_flag_reaches_training(subject, judging, tmp_path) -> None:
+def test_every_flag_reaches_training(subject, scoring, tmp_path) -> None:
     flags = {"adam_weight_decay": 0, "lr_power": 0.0, "mixed_precision": False}
     flags |= {"random_flip": True, "center_crop": False, "snr_gamma": None}
-    cells = cells_of(with_flags(tiny_study(), flags), [subject], judging)
+    cells = cells_of(with_flags(tiny_study(), flags), [subject], scoring)
     check_flags(cells)
     settings = parse_settings(training_arguments(cells[1], tmp_path, tmp_path / "run"))
     optimisation, data = settings.optimisation, settings.data
@@ -537,13 +537,13 @@ def test_every_flag_reaches_training(subject, judging, tmp_path) -> None:
         ({"rank": 4.5}, "rank"),
     ],
 )
-def test_a_mistyped_flag_is_refused_before_anything_runs(subject, judging, flags, words) -> None:
+def test_a_mistyped_flag_is_refused_before_anything_runs(subject, scoring, flags, words) -> None:
     with pytest.raises(UserError, match=words):
-        check_flags(cells_of(with_flags(tiny_study(), flags), [subject], judging))
+        check_flags(cells_of(with_flags(tiny_study(), flags), [subject], scoring))
 
 
-def test_flags_that_training_refuses_do_not_end_the_study(subject, judging, tmp_path) -> None:
-    cell = cells_of(with_flags(tiny_study(), {"rank": 4.5}), [subject], judging, "cpu")[1]
+def test_flags_that_training_refuses_do_not_end_the_study(subject, scoring, tmp_path) -> None:
+    cell = cells_of(with_flags(tiny_study(), {"rank": 4.5}), [subject], scoring, "cpu")[1]
     assert "--rank must be a whole number" in (work(cell, tmp_path) or "")
 
 
@@ -560,9 +560,9 @@ def test_two_points_of_one_name_are_refused() -> None:
             check_names(study)
 
 
-def test_a_failed_cell_is_told_and_missing(subject, judging, tmp_path) -> None:
+def test_a_failed_cell_is_told_and_missing(subject, scoring, tmp_path) -> None:
     study = with_flags(tiny_study(), {"a1": 7})  # divides no layer
-    cells = cells_of(study, [subject], judging, "cpu")[1:2]
+    cells = cells_of(study, [subject], scoring, "cpu")[1:2]
     error = work(cells[0], tmp_path)
     assert "a1=7" in error and finished(cells[0], tmp_path) is None
     assert "a1=7" in (cells[0].folder(tmp_path) / "log.txt").read_text()

@@ -32,24 +32,24 @@ def _encoders(clip: str, backend: str, dino: str | None, device: str) -> tuple[A
     return load_clip_encoder(clip, backend, device), dino and load_dino_encoder(dino, device)
 
 
-def judge(cell: Cell, folder: Path, adapter: Path | None, step: int | None) -> dict[str, Any]:
+def score_point(cell: Cell, folder: Path, adapter: Path | None, step: int | None) -> dict[str, Any]:
     """Draw and score one point into `folder`; CLIP's features of its pictures are kept there."""
-    judging = cell.judging
+    scoring = cell.scoring
     device = cell.device or ("cuda" if torch.cuda.is_available() else "cpu")
     prompts = parse_prompts(cell.texts, "the study")
-    precision = judging.precision or ("no" if device == "cpu" else "fp16")
+    precision = scoring.precision or ("no" if device == "cpu" else "fp16")
     trained_with = cell.flags or {}
     drawing = Drawing(
-        judging.base,
-        judging.steps,
-        judging.guidance,
+        scoring.base,
+        scoring.steps,
+        scoring.guidance,
         dtype=DTYPE_NAMES[precision],
-        vae=trained_with.get("pretrained_vae_model_name_or_path", judging.vae),
-        batch_size=judging.batch_size,
-        low_vram=judging.low_vram,
+        vae=trained_with.get("pretrained_vae_model_name_or_path", scoring.vae),
+        batch_size=scoring.batch_size,
+        low_vram=scoring.low_vram,
         options={
-            "revision": trained_with.get("revision", judging.revision),
-            "variant": trained_with.get("variant", judging.variant),
+            "revision": trained_with.get("revision", scoring.revision),
+            "variant": trained_with.get("variant", scoring.variant),
             **{name: trained_with.get(name) for name in READING},
         },
     )
@@ -59,9 +59,9 @@ def judge(cell: Cell, folder: Path, adapter: Path | None, step: int | None) -> d
     )  # fmt: skip
     point = f"step {step}" if step else "end"
     variant = _variant(cell, adapter, point)
-    jobs = jobs_of(variant, drawing, prompts, judging.seeds, folder / "pictures")
+    jobs = jobs_of(variant, drawing, prompts, scoring.seeds, folder / "pictures")
     draw_missing(variant, drawing, jobs, state, device, progress=False)
-    clip, dino = _encoders(judging.clip, judging.clip_backend, judging.dino, device)
+    clip, dino = _encoders(scoring.clip, scoring.clip_backend, scoring.dino, device)
     photos, _ = find_pictures(Path(cell.subject.folder))
     scores = score(
         load_rows(jobs),
@@ -76,7 +76,7 @@ def judge(cell: Cell, folder: Path, adapter: Path | None, step: int | None) -> d
         "point": point,
         "step": step,
         "scores": {name: values.tolist() for name, values in scores.pictures.items()},
-        "diversity": scores.diversity.tolist() if len(judging.seeds) > 1 else None,
+        "diversity": scores.diversity.tolist() if len(scoring.seeds) > 1 else None,
         "pictures": [str(job.path.relative_to(folder)) for job in jobs],
         "features": f"features_{variant.folder}.safetensors",
     }

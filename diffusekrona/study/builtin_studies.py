@@ -30,7 +30,7 @@ KRONA = {"adapter_type": "krona"}
 
 
 def studies(bundled_base: bool) -> dict[str, Study]:
-    """Every declared study by name, at the scale of the base."""
+    """Every built-in study by name, at the scale of the base."""
     scale = BUNDLED if bundled_base else PUBLISHED
     made = (
         _iterations(scale),

@@ -121,7 +121,7 @@ def evaluate(settings: EvaluateSettings, state: Any) -> Evaluation | None:
         compared.prompts if compared.prompts != "auto" else "pocket" if bundled else "object"
     )
     clip_name, dino_name, missing = choose_names(scoring.clip, scoring.dino, bundled)
-    # Before anything is drawn: a scorer that cannot be had should not show after hours.
+    # Before anything is drawn: a scorer that cannot be loaded should not be found after hours.
     device = choose_device(settings.model.device, state.device)
     clip = load_clip_encoder(clip_name, scoring.clip_backend, device)
     dino = load_dino_encoder(dino_name, device) if dino_name else None

@@ -49,9 +49,11 @@ class FormatSettings:
     source: Path = setting(
         positional=True, metavar="SOURCE", help="Folder of subjects, or one subject's folder."
     )
-    data_dir: Path = setting(Path("data"), metavar="FOLDER", help="Bring the subjects here.")
-    subjects: tuple[str, ...] = setting((), metavar="NAME", help="Bring only these.")
-    dry_run: bool = setting(False, help="List what would be done, and do nothing.")
+    data_dir: Path = setting(
+        Path("data"), metavar="FOLDER", help="Copy the subjects to this folder."
+    )
+    subjects: tuple[str, ...] = setting((), metavar="NAME", help="Copy only these.")
+    dry_run: bool = setting(False, help="List the changes without making them.")
     move: bool = setting(False, help="Move the files instead of copying them.")
     overwrite: bool = setting(False, help="Replace files there that differ from the source's.")
     clean: bool = setting(
@@ -157,10 +159,10 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def bring(source: Path, target: Path, move: bool, overwrite: bool) -> None:
-    """Copy or move one file, whole or not at all.
+    """Copy or move one file atomically.
 
     Raises:
-        UserError: the file cannot be written; one came to stand there since it was examined.
+        UserError: the file cannot be written; another file was created there since it was examined.
     """
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -117,7 +117,7 @@ def recipe_of(
 
 
 def first_number(folder: Path) -> int:
-    """The number after the highest that a picture in `folder` bears."""
+    """One more than the highest number of a picture in `folder`."""
     matches = (re.match(r"(\d{4,9})_", path.name) for path in folder.glob("*.png"))
     return max((int(match[1]) + 1 for match in matches if match), default=0)
 

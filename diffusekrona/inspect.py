@@ -1,8 +1,8 @@
 """What an adapter has learned, and where: `python -m diffusekrona.inspect --help`.
 
 Per layer and block the size of delta W, its singular values and effective rank, which projections,
-attentions and blocks carry it, and with what smaller factors it could be told. Several adapters
-stand side by side. A table in the terminal and one HTML page.
+attentions and blocks carry it, and to what smaller factors it could be reduced. Several adapters
+are shown side by side. A table in the terminal and one HTML page.
 """
 
 from __future__ import annotations
@@ -64,19 +64,19 @@ class SheetSettings:
     num_inference_steps: int = setting(20, minimum=1, help="Denoising steps.")
     guidance_scale: float = setting(7.0, help="Classifier-free guidance.")
     clip: str = setting("auto", metavar="NAME_OR_PATH", help="As in diffusekrona.evaluate.")
-    device: str | None = setting(None, help="Such as cuda or cpu; by default the best there is.")
+    device: str | None = setting(None, help="Such as cuda or cpu; by default the best available.")
 
 
 @dataclass(frozen=True)
 class InspectSettings:
-    """Everything that the inspection is told, group by group."""
+    """All settings of the inspection, by group."""
 
     inspected: InspectedSettings
     sheets: SheetSettings
 
 
 def read(texts: Sequence[str]) -> list[Facts]:
-    """Every adapter's facts, each under a name of its own.
+    """Every adapter's facts, each under a unique name.
 
     Raises:
         UserError: an adapter that is missing or damaged.
@@ -105,7 +105,7 @@ def _split_name(text: str) -> tuple[str, Path]:
 
 
 def _distinct(named: Sequence[tuple[str, Path]]) -> list[str]:
-    """The names given; else as many last parts of the paths as tell them apart."""
+    """The names given; else as many last parts of the paths as distinguish them."""
     parts = [p.absolute().parts for _, p in named]
     parts = [p[:-1] if p[-1].endswith(".safetensors") else p for p in parts]
     for depth in range(1, max(map(len, parts)) + 1):

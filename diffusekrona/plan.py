@@ -130,7 +130,7 @@ class PlanSettings:
         "are read.",
     )
     budget: str | None = setting(
-        None, metavar="2M|8MB", help="Most parameters, or the largest adapter file."
+        None, metavar="2M|8MB", help="Maximum number of parameters, or size of the adapter file."
     )
     attn_update_unet: str = setting("kqvo", metavar="LETTERS", help="Projections to adapt.")
     train_feed_forward: bool = setting(False, help="Adapt the feed-forward layers as well.")
@@ -218,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     frozen = sum(out * in_features for out, in_features in shapes)
     print(
         f"{settings.base} ({family.title}): {len(shapes)} layers of {frozen:,} weights; "
-        f"{len(pairs)} pairs divide them all"
+        f"{len(pairs)} pairs divide all of them"
         + (f", {len(fitting)} within {limit:,} parameters." if limit else ".")
     )
     title = "Nearest to the paper's (4, 64) first"
@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         "mult./token: multiplications of one token through all of these layers, the adapter's own"
     )
-    print(f"Take --a1 {chosen.pair[0]} --a2 {chosen.pair[1]}: {_reason(chosen, limit)}")
+    print(f"Use --a1 {chosen.pair[0]} --a2 {chosen.pair[1]}: {_reason(chosen, limit)}")
 
 
 def _reason(chosen: Cost, limit: int | None) -> str:

@@ -127,7 +127,7 @@ def make_grid(
 def table(
     before: Scores, after: Scores, settings: QuickstartSettings, method: str, clip_name: str
 ) -> str:
-    """The scores in words and columns."""
+    """The scores as a table in plain text."""
     subject = f"{settings.identifier} {settings.class_word}"
     lines = (
         (f"before: the base, {prompts_for(settings.class_word, ['…'])[0]!r}", before),

@@ -81,7 +81,7 @@ def train(settings: TrainSettings) -> int:
         ) from error
 
 
-@functools.cache  # once a process: what lies there later may be garbage of another run
+@functools.cache  # once per process: later contents may belong to another run
 def import_libraries() -> None:
     """Import what every run needs, with the garbage collector asleep.
 
@@ -244,7 +244,7 @@ def make_batch(
 
     Returns:
         "moments" (n, 2c, h, w), "posterior" and "noise" (n, c, h, w), "timesteps" (n,),
-        "time_ids" (n, 6), on the device, and "captions" (n); class samples stand last.
+        "time_ids" (n, 6), on the device, and "captions" (n); class samples come last.
     """
     import torch
 

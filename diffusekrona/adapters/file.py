@@ -117,7 +117,7 @@ def collect_adapter(
 
 
 def write_adapter(adapter: Adapter, path: Path | str) -> Path:
-    """Write an adapter file whole or not at all. Raises OSError (a full disk, no permission)."""
+    """Write an adapter file atomically. Raises OSError (a full disk, no permission)."""
     with replace_whole(path) as temporary:
         save_file(adapter.tensors, temporary, metadata=adapter.metadata)
     return Path(path)

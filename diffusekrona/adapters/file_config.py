@@ -1,6 +1,6 @@
 """PEFT configs as files hold them: the few fields that say what the tensors mean, checked.
 
-A file may come from anybody, so nothing in it reaches PEFT or a regular expression as it stands.
+A file may come from anybody, so nothing in it reaches PEFT or a regular expression unchecked.
 Names are literal; what the tensors show themselves (layers, ranks, factors) is taken from them, and
 a config that says otherwise is refused.
 
@@ -70,7 +70,7 @@ def pattern(
 
 
 def literal(key: Any, where: object, field: str) -> str:
-    r"""A key of a pattern as the name it stands for: `^to\.k$` is to.k.
+    r"""A key of a pattern as the name it denotes: `^to\.k$` is to.k.
 
     PEFT and diffusers write names with these marks; any other regular expression is refused.
     """

@@ -29,7 +29,7 @@ KINDS = ("projections", "attention", "blocks")  # of groups, and the flags that 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a layer stands.
+    """The position of a layer.
 
     Attributes:
         block: "down.0", "mid", "up.1", or the text encoder's name.
@@ -134,7 +134,7 @@ def parse_groups(
 
 
 def places_of(adapter: Adapter) -> set[Place]:
-    """Where an adapter's layers stand."""
+    """The positions of an adapter's layers."""
     return {
         place_of(component, name)
         for component in adapter.configs

@@ -23,8 +23,8 @@ LayerSizes = Mapping[str, tuple[int, int]]  # layer name to (out_features, in_fe
 
 @dataclass(frozen=True)
 class AdaptedLayer:
-    """One layer of the plan: where it is, its size, its adapter's size in words, and how many
-    values each of its trained tensors has."""
+    """One layer of the plan: where it is, its size, a description of its adapter's size, and
+    the number of values in each of its trained tensors."""
 
     component: str
     name: str

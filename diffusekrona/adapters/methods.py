@@ -38,7 +38,7 @@ class Targets:
 
     Attributes:
         names: ends of the layers' names, such as "to_q".
-        letters: of k, q, v, o, each to the ends that it stands for.
+        letters: of k, q, v, o, each to the name endings that it selects.
         component: as the base's pipeline names it.
     """
 

@@ -36,7 +36,7 @@ class WeightedAdapter:
         return f"{name} ({self.groups})" if self.groups else name
 
     def recipe(self) -> dict[str, Any]:
-        """What a picture's recipe tells of it; no more of the path than tells which it is."""
+        """What a picture's recipe records of it; only as much of the path as identifies it."""
         from ..common.pictures import content_key
 
         name = "/".join(self.path.absolute().parts[-2:])
@@ -125,7 +125,7 @@ def choose_base(
 
     Raises:
         UserError: none is known, or several are; or the base is not of an adapter's family, which
-            is told from the base's config alone, before its weights are fetched.
+            is determined from the base's config alone, before its weights are fetched.
     """
     from ..bases.families import identify
     from ..bases.loading import resolve_base

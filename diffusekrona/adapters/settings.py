@@ -27,7 +27,7 @@ class AdapterSettings:
     terms: int = setting(1, minimum=1, help="Sum this many Kronecker products in each layer.")
     init_weights: Literal["normal", "paper", "kaiming_uniform", "both"] = setting(
         "normal",
-        help="Initialise A like this: std 1/a2, or 1/64 with paper (B is 0, except with both).",
+        help="Initialisation of A: std 1/a2, or 1/64 with paper (B is 0, except with both).",
     )
     output_order: Literal["kron", "interleaved"] = setting(
         "kron",
@@ -36,7 +36,7 @@ class AdapterSettings:
     init_from: Path | None = setting(
         None,
         metavar="FILE",
-        help="Start from this adapter, of any format that diffusekrona.convert reads, exactly.",
+        help="Start from this adapter, in any format that diffusekrona.convert reads.",
     )
     rank: int = setting(4, minimum=1, help="Rank of a LoRA.")
     lora_alpha: float | None = setting(None, help="Alpha of a LoRA; by default its rank (scale 1).")

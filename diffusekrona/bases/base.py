@@ -47,7 +47,7 @@ class Objective(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class FileNames:
-    """How other programs' files tell a family and name its layers.
+    """How other programs' files identify a family and name its layers.
 
     Attributes:
         context: width of the text states, in_features of a cross-attention's to_k.
@@ -61,7 +61,7 @@ class FileNames:
         architecture, v_architecture: `modelspec.architecture`, likewise.
         architecture_prefix: what every variant of `architecture` begins with.
         text_layouts: layout of each text encoder in a single-file model: "clip" or "open_clip".
-        text_prefixes: where each text encoder lies in a single-file model.
+        text_prefixes: where each text encoder is in a single-file model.
         text_width: width of the first text encoder.
         widths: of the denoiser's blocks that have attentions, in the published models.
 

@@ -321,7 +321,7 @@ def load_sampler(base: str, revision: str | None = None, **schedule: Any) -> Any
 
 
 def _unreadable(base: str, subfolder: str, error: Exception) -> UserError:
-    """One line for what from_pretrained raises; its own often names a file nobody asked for."""
+    """One line for what from_pretrained raises; the error itself may name an unrelated file."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None:
@@ -330,9 +330,9 @@ def _unreadable(base: str, subfolder: str, error: Exception) -> UserError:
     kinds = {type(link).__name__ for link in chain}
     what = f"Cannot read {subfolder or 'the weights'} of base model {base!r}: "
     if "GatedRepoError" in kinds:
-        return UserError(what + "its authors want their licence accepted on the hub, and a login.")
+        return UserError(what + "accept its licence on the hub and log in.")
     if "RepositoryNotFoundError" in kinds:
-        return UserError(what + "the hub has no model of that name (or it is private: log in).")
+        return UserError(what + "the hub has no model with that name (or it is private: log in).")
     if kinds & {
         "LocalEntryNotFoundError",
         "OfflineModeIsEnabled",

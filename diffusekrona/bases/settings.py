@@ -70,10 +70,10 @@ class PrecisionSettings:
     )
     low_vram: bool = setting(
         False,
-        may_change_on_resume=True,  # what it stands for is compared
-        help="Use the recipe for small cards: gradient checkpointing with checkpoints in host "
+        may_change_on_resume=True,  # the settings that it selects are compared
+        help="Settings for small GPUs: gradient checkpointing with checkpoints in host "
         "memory, bf16, a tiled VAE for validation pictures and, if bitsandbytes is installed, a "
-        "base quantised to nf4. Flags that you give take precedence.",
+        "base quantised to nf4. Explicit flags take precedence.",
     )
     gradient_checkpointing: bool = setting(
         False, may_change_on_resume=True, help="Save memory at the cost of slower steps."

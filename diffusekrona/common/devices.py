@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def process_state(device: str | None) -> PartialState:
     """accelerate's account of the processes, for a program that draws on `device` (None: its own).
 
-    On a machine without an accelerator it must be told that the processes are CPUs: else each of
+    On a machine without an accelerator it must be configured for CPU processes: else each of
     them would believe that it is alone, and do all of the work.
     """
     import torch

@@ -1,4 +1,4 @@
-"""Mistakes of the user's, told in one line instead of a traceback."""
+"""Mistakes of the user, reported in one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _REFUSED = {
     errno.ENAMETOOLONG: "the name is too long",
 }
 _IN_THE_WAY = {
-    errno.EEXIST: "a file stands where a folder should be",
-    errno.ENOTDIR: "a file stands where a folder should be",
-    errno.EISDIR: "a folder stands in its place",
+    errno.EEXIST: "a file exists where a folder should be",
+    errno.ENOTDIR: "a file exists where a folder should be",
+    errno.EISDIR: "a folder exists in its place",
 }
 
 
@@ -44,7 +44,7 @@ def _is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
-        # safetensors (written in Rust) gives the system's message in a class of its own.
+        # safetensors (written in Rust) gives the system's message in a separate class.
         if "No space left on device" in str(error):
             return True
         error = error.__cause__ or error.__context__
@@ -64,7 +64,7 @@ def writing(path: str | os.PathLike[str]) -> Generator[None]:
 
     Raises:
         UserError: the disk holding `path` is full, is read-only or refuses the write, or
-            something else stands in the way of `path`.
+            something else exists at `path`.
     """
     try:
         yield
@@ -99,7 +99,7 @@ def _complain(line: str) -> None:
 
 
 def _line_for(error: RuntimeError) -> str | None:
-    """The line for a RuntimeError that is no bug; None for others."""
+    """The line for a RuntimeError that is not a bug; None for others."""
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which not every program imports
         return "Out of GPU memory: smaller batches or pictures, or --low_vram, need less."
     if "home directory" in str(error):  # pathlib's, which does not say of whom

@@ -1,9 +1,9 @@
 """Writing files and folders so that a reader finds the old one or the new one whole, never a piece.
 
-What is being written lies in a hidden working folder beside its destination and is renamed into
+What is being written is in a hidden working folder beside its destination and is renamed into
 place at the end. The process that writes holds a lock on that folder, which the system releases
-however the process ends; so a later run can tell a dead run's leftovers from those of a live one,
-and removes only the former (`clean_leftovers`).
+however the process ends; so a later run can distinguish a dead run's leftovers
+from those of a live one, and removes only the former (`clean_leftovers`).
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def replace_folder(destination: Path | str) -> Generator[Path]:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write UTF-8 text whole or not at all."""
+    """Write UTF-8 text atomically."""
     with replace_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -1,6 +1,6 @@
 """Pages: a jinja2 template rendered into one HTML file that holds everything it shows.
 
-A page needs no network, no scripts and no files beside it. Its template lies beside the module that
+A page needs no network, no scripts and no files beside it. Its template is beside the module that
 fills it and extends `common/templates/layout.html`; `common/templates/parts.html` has the tables,
 charts and pictures that pages share. Whatever is put into a template is escaped.
 """

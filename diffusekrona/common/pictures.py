@@ -165,7 +165,7 @@ def load_picture(path: Path, min_size: int | None = None) -> Image.Image:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     original = image.info.get("original_size")
-    with suppress(Exception):  # a broken EXIF block: show the picture as it lies
+    with suppress(Exception):  # a broken EXIF block: show the picture as stored
         image = ImageOps.exif_transpose(image)
     image = _to_rgb(image)
     # Colour profiles, EXIF and GPS positions must not travel on into grids and results.
@@ -274,10 +274,10 @@ def fit_picture(
         picture. The last two are what SDXL is conditioned on (arXiv 2307.01952, section 2.2).
 
     Raises:
-        ValueError: `crop` lies outside 0 … 1 or `size` is not positive.
+        ValueError: `crop` is outside 0 … 1 or `size` is not positive.
     """
     if not all(0 <= position <= 1 for position in crop) or min(size) < 1:
-        raise ValueError(f"crop must lie in 0 … 1 and size be positive, got {crop} and {size}")
+        raise ValueError(f"crop must be in 0 … 1 and size be positive, got {crop} and {size}")
     (height, width), (tall, wide) = size, (image.height, image.width)
     original = image.info.get("original_size", (tall, wide))
     scale = max(height / tall, width / wide)

@@ -50,7 +50,7 @@ def setting(
     Args:
         default: without one the setting is required.
         help: what it does, in the imperative.
-        metavar: stands for the value in `--help`.
+        metavar: placeholder of the value in `--help`.
         flag: name of the flag if it is not the field's, such as "from"; aliases: more names.
         positional: given without a flag.
         append: of a tuple: the flag is repeated for several values, instead of taking them all.
@@ -174,7 +174,7 @@ def check_limits(settings: Settings) -> Settings:
 
 
 def broken_limit(option: Option, value: Any) -> str | None:
-    """The limit that a value of the right type does not keep, in words; None if it keeps all."""
+    """A description of the limit that a value violates; None if it is within all limits."""
     limits = option.metadata
     if option.choices and value not in option.choices:
         return f"one of {', '.join(option.choices)}"

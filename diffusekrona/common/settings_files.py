@@ -24,7 +24,7 @@ def read_settings_file(cls: type, path: Path) -> dict[str, Any]:
 
 
 def typed_values(cls: type, content: Mapping[Any, Any], where: str) -> dict[str, Any]:
-    """Values as YAML has them, by name, as the settings' types. null stands for the default.
+    """Values as YAML has them, by name, as the settings' types. null means the default.
 
     Args:
         where: they come from, for the message.

@@ -123,7 +123,7 @@ def write_entries(
     Raises:
         ValueError: an entry that makes another shape or dtype than it announced.
     """
-    # Wide dtypes first, as the format's own writer does, so that every tensor lies aligned.
+    # Wide dtypes first, as the format's own writer does, so that every tensor is aligned.
     entries = sorted(entries, key=lambda e: (-e.dtype.itemsize, e.name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0

@@ -14,7 +14,7 @@ _MOST_DEPTH = 50
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader without aliases, a few of which stand for billions of values."""
+    """The safe loader without aliases, a few of which can expand to billions of values."""
 
     depth = 0
 

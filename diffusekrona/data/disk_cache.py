@@ -2,7 +2,7 @@
 
 An entry is a safetensors file. Its key names everything that its numbers depend on: the picture's
 bytes and how it is cut, or the prompt; the weights, by content; precision, device and library
-versions. So nothing has to be told when something changes, and an entry that is damaged, or not
+versions. So nothing has to be cleared when something changes, and an entry that is damaged, or not
 what its name says, is only made again. Any number of processes may share a folder.
 """
 
@@ -54,7 +54,7 @@ class Memo:
 
     Attributes:
         state: size, time of change in ns, inode.
-        check: a hash of the two others, since nobody computes a digest to see whether it is right.
+        check: a hash of the two others, since no reader would otherwise notice damage.
     """
 
     state: list[int]
@@ -129,7 +129,7 @@ class DiskCache:
     def shrink(self, most: int = MOST_BYTES) -> None:
         """Delete the entries longest not used until they hold at most `most` bytes together.
 
-        Only entries: what else lies in the folder is neither counted nor touched.
+        Only entries: other files in the folder are neither counted nor touched.
         """
         if self.folder is None:
             return
@@ -284,7 +284,7 @@ def _part_folder(base: str, subfolder: str, revision: str | None) -> Path | None
 
 
 def _is_entry(path: Path) -> bool:
-    """Whether a file was written by us: its name is the hash of the key that stands in it."""
+    """Whether a file was written by us: its name is the hash of the key inside it."""
     try:
         with safe_open(path, "pt") as file:
             notes = file.metadata() or {}

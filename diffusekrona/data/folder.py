@@ -20,13 +20,13 @@ from ..common.pictures import PICTURE_SUFFIXES, why_not
 log = logging.getLogger(__name__)
 
 CAPTION_SUFFIXES = (".txt", ".caption", ".jsonl")
-# What other tools write captions and tags into, and nobody here reads.
+# What other tools write captions and tags into; not read here.
 _OTHER_CAPTIONS = (".json", ".csv", ".tsv", ".tags", ".cap", ".captions", ".yaml", ".yml", ".xml")
 _TEXT_KEYS = ("text", "caption", "prompt")
 
 
 def read_folder(folder: Path, prompt: str | None) -> tuple[list[Path], list[str]]:
-    """The usable pictures of a folder and a caption for each; what is skipped is told."""
+    """The usable pictures of a folder and a caption for each; what is skipped is reported."""
     pictures, skipped = find_pictures(folder)
     for line in [*skipped, *unread_captions(folder, pictures)]:
         log.warning("skipped in %s: %s", folder, line)
@@ -34,7 +34,7 @@ def read_folder(folder: Path, prompt: str | None) -> tuple[list[Path], list[str]
 
 
 def find_pictures(folder: Path) -> tuple[list[Path], list[str]]:
-    """The usable pictures that lie directly in `folder`, each decoded once to be sure.
+    """The usable pictures directly in `folder`, each decoded once to be sure.
 
     Returns:
         The pictures' paths, sorted by name, and one line (`name: reason`) for each thing that was
@@ -87,7 +87,7 @@ def unread_captions(folder: Path, pictures: Sequence[Path]) -> list[str]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What lies in `folder`, sorted by name; a UserError if it cannot be listed."""
+    """The entries of `folder`, sorted by name; a UserError if it cannot be listed."""
     try:
         return sorted(folder.iterdir(), key=lambda entry: entry.name)
     except FileNotFoundError:
@@ -120,7 +120,7 @@ def read_captions(folder: Path, pictures: Sequence[Path], prompt: str | None) ->
 
     `image.txt` or `image.caption` beside `image.jpg` comes first, then the picture's line in
     `folder/metadata.jsonl` (the imagefolder layout of Hugging Face datasets: `{"file_name": …,
-    "text": …}`, where `caption` or `prompt` may stand for `text`), then `prompt`. An empty caption
+    "text": …}`, where `caption` or `prompt` may replace `text`), then `prompt`. An empty caption
     counts as none.
 
     Raises:
@@ -164,7 +164,7 @@ def _read_metadata(path: Path) -> dict[str, str]:
     table: dict[str, str] = {}
     if not path.is_file():
         return table
-    # Not splitlines(): it also cuts at characters that may stand inside a JSON string.
+    # Not splitlines(): it also cuts at characters that may occur inside a JSON string.
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
@@ -230,7 +230,7 @@ def batches(
         bucket_of: the bucket of each index; a batch never mixes buckets.
         batch_size: indices in each batch. A bucket's last batch is filled up from its beginning.
         seed: of the run.
-        epoch: gives each epoch an order of its own.
+        epoch: gives each epoch a different order.
 
     Returns:
         Shuffled batches in which every index appears at least once.

@@ -1,6 +1,6 @@
 """The models that score: CLIP for pictures and words, DINO for pictures alone.
 
-Each is known by a name or a folder. Scores of two models do not compare, so results always tell
+Each is known by a name or a folder. Scores of two models do not compare, so results always name
 which one it was. Papers report "openai/clip-vit-base-patch32" and "facebook/dino-vits16".
 """
 
@@ -28,7 +28,7 @@ class Encoder:
     """A scorer: `images` and `texts` give unit-length features (n, d), fp32, on the CPU.
 
     Attributes:
-        name: what it was loaded by, to be told beside every score.
+        name: what it was loaded by, reported with every score.
         texts: None for a model that reads no words.
     """
 
@@ -71,7 +71,7 @@ def load_clip_encoder(
     """CLIP by hub name, folder or the bundled one's name; with "openai" by OpenAI's own package.
 
     Raises:
-        UserError: it, or the package, cannot be had.
+        UserError: it, or the package, cannot be loaded.
     """
     if backend == "openai":
         return _openai_clip(name, device)
@@ -113,12 +113,12 @@ def _openai_clip(name: str, device: torch.device | str) -> Encoder:
 
 
 def load_dino_encoder(name: str, device: torch.device | str = "cpu") -> Encoder:
-    """DINO, DINOv2 or any other vision transformer whose first token stands for the picture.
+    """DINO, DINOv2 or any other vision transformer whose first token represents the picture.
 
     Features are that token after the last norm (of models without one, the pooled output).
 
     Raises:
-        UserError: it cannot be had.
+        UserError: it cannot be loaded.
     """
     from safetensors import SafetensorError
     from transformers import AutoModel

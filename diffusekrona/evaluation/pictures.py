@@ -143,7 +143,7 @@ def refuse_others(jobs: Iterable[Job]) -> None:
     for job in jobs:
         if wrong := what_is_wrong(job):
             raise UserError(
-                f"{job.path} {wrong}: give the flags that it was drawn with, or draw it anew "
+                f"{job.path} {wrong}: use the flags that it was drawn with, or draw it again "
                 "without --score_only."
             )
 
@@ -159,7 +159,7 @@ def draw_missing(
     """Draw this process's share of what is not there yet; returns how many all draw.
 
     Batches are those of the whole list, whatever is missing and whoever draws: a picture can differ
-    in its last bit with what stands beside it in a batch, so a run that was killed, or shared by
+    in its last bit with the other pictures of its batch, so a run that was killed, or shared by
     two, would else not be quite the run that was not. At most a batch is drawn twice for it.
 
     Args:

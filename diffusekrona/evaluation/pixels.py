@@ -68,7 +68,7 @@ def read_pixels(name_or_path: str) -> Pixels:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"Cannot read how {name_or_path!r} wants its pictures (preprocessor_config.json): "
+            f"Cannot read the preprocessing of {name_or_path!r} (preprocessor_config.json): "
             f"{reason}"
         ) from error
 

@@ -149,5 +149,5 @@ def parse_prompts(lines: Sequence[str], source: str) -> tuple[Prompt, ...]:
             )
         prompts.append(Prompt(template, kind if named else "context"))
     if not prompts:
-        raise UserError(f"{source} holds no prompt: write a template a line.")
+        raise UserError(f"{source} holds no prompt: write one template per line.")
     return tuple(prompts)

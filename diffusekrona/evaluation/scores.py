@@ -27,7 +27,7 @@ class Clip:
     """A CLIP model with what prepares pictures and words for it.
 
     Attributes:
-        name: what it was loaded by, to be told beside every score: scores of two models do not
+        name: what it was loaded by, reported with every score: scores of two models do not
             compare.
     """
 
@@ -44,7 +44,7 @@ def load_clip(name_or_path: str | None = None, device: torch.device | str = "cpu
     program does it, by `evaluation.pixels`.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: it cannot be loaded.
     """
     from safetensors import SafetensorError
     from transformers import CLIPModel, CLIPTokenizer

@@ -51,13 +51,13 @@ class EvaluatedModelSettings:
     variant: str | None = setting(None, help="Use this variant of the base's files, such as fp16.")
     batch_size: int = setting(4, minimum=1, help="Draw this many pictures at once.")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
-        None, help="Precision; by default fp16 on a GPU, else no."
+        None, help="Precision; by default fp16 on a GPU, otherwise no."
     )
     low_vram: bool = setting(
         False, help="Keep only the active part on the GPU, and decode large pictures in tiles."
     )
     device: str | None = setting(
-        None, help="Such as cuda, cuda:1, cpu; by default what accelerate gives."
+        None, help="Such as cuda, cuda:1, cpu; by default chosen by accelerate."
     )
 
 
@@ -77,13 +77,13 @@ class ScoringSettings:
     dino: str = setting(
         "auto",
         metavar="NAME_OR_PATH",
-        help="DINO or DINOv2 model; auto: ViT-S/16; none: leave it out.",
+        help="DINO or DINOv2 model; auto: ViT-S/16; none: omit this score.",
     )
     clip_t_text: Literal["class", "full"] = setting(
         "class",
         help="Score CLIP-T against the prompt with the plain class, or with the identifier too.",
     )
-    score_only: bool = setting(False, help="Score the pictures that are there, and draw none.")
+    score_only: bool = setting(False, help="Score existing pictures; draw none.")
     shown_seeds: int = setting(
         2, minimum=1, metavar="N", help="Show this many seeds of each prompt on the page."
     )
@@ -91,7 +91,7 @@ class ScoringSettings:
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """Everything that the evaluation is told, group by group."""
+    """All settings of the evaluation, by group."""
 
     compared: ComparedSettings
     drawing: DrawSettings

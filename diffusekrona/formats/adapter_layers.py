@@ -1,4 +1,4 @@
-"""Adapter files of the neighbours: LoRA, LoKr, LoHa, GLoRA and differences, mixed as they may be.
+"""Adapter files of other programs: LoRA, LoKr, LoHa, GLoRA and differences, mixed as they may be.
 
 Names are any of `layer_names`. diffusers writes ranks and alphas into the metadata entry
 `lora_adapter_metadata`, {"unet.r": 4, …} or, of a lone model, {"r": 4, …}.
@@ -38,8 +38,8 @@ def read(path: Path, hints: Hints) -> DeltaSet:
     tensors, metadata = read_tensors(path)
     if any(key.startswith(PEFT_HEAD) for key in tensors):
         raise UserError(
-            f"{path} has PEFT's names, so its scale stands in an adapter_config.json, which must "
-            "lie beside it: put it there."
+            f"{path} has PEFT's names, so its scale is in an adapter_config.json: put "
+            "that file into the same folder."
         )
     return from_tensors(tensors, metadata, path, hints, saved_configs(metadata, path))
 
@@ -104,7 +104,7 @@ def _leave_out_unknown(grouped: Grouped, where: Path | str, hints: Hints) -> lis
     first, number = grouped.unknown[0], len(grouped.unknown)
     if not hints.skip_unsupported or not grouped.stems:
         raise UserError(
-            f"{where}: {first} is no part of a LoRA, LoKr, LoHa, GLoRA or norm layer"
+            f"{where}: {first} is not part of a LoRA, LoKr, LoHa, GLoRA or norm layer"
             + (f", nor are {number - 1} other tensors" if number > 1 else "")
             + ("." if not grouped.stems else ": --skip_unsupported leaves such tensors out.")
         )

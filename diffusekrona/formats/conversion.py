@@ -81,7 +81,9 @@ def convert(
     )
     sets = [(w, _read(kind, file, hints, model, target)) for w, kind, file in sources]
     if target == "merged" and len(sets) > 1 and any(s.additions for _, s in sets):
-        raise UserError("A whole model and adapters cannot be merged at once: merge one by one.")
+        raise UserError(
+            "A whole model and adapters cannot be merged together: merge one after the other."
+        )
     whole = held_by(target, mix(sets), skip)
     check_sizes(whole.layers, whole.title)
     if model is not None:
@@ -121,7 +123,7 @@ def _check_request(target: str, base: object, options: Options) -> None:
         raise UserError(f"--{factors[0]} is for --to {', '.join((*KRONECKER, *LOKR))}.")
     if target in LOKR and (options.terms or 1) > 1:
         raise UserError(
-            f"LoKr has no place for {options.terms} terms a layer: "
+            f"LoKr cannot store {options.terms} terms per layer: "
             "write --to krona, --to lora or --to merged."
         )
 
@@ -134,7 +136,7 @@ def _read(kind: str, path: Path, hints: Hints, base: FullModel | None, target: s
         check_sizes(found.layers, path)
         return found
     if base is None:
-        raise UserError(f"{path} is a whole model: add --base, the model it was tuned from.")
+        raise UserError(f"{path} is a whole model: add --base, the model it was fine-tuned from.")
     tuned = open_model(path, hints.family)
     found = full_finetune.read(tuned, base)
     if target != "merged":
@@ -146,7 +148,7 @@ def _read(kind: str, path: Path, hints: Hints, base: FullModel | None, target: s
     if lost and not hints.skip_unsupported:
         raise UserError(
             f"{path} does not fit into the base {base.root}: {'; '.join(lost)}. "
-            "Choose the base that it was tuned from, or add --skip_unsupported."
+            "Choose the base that it was fine-tuned from, or add --skip_unsupported."
         )
     found.notes += [f"left out: {line}" for line in lost]
     return found

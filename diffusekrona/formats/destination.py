@@ -43,18 +43,20 @@ def check_destination(
         overwrite: whether a file or folder that `convert` did not write may be replaced.
 
     Raises:
-        UserError: the destination is, holds or lies in a source; it is of the other kind; it was
-            not written by `convert`.
+        UserError: the destination is, contains or is inside a source; it is of the other kind; it
+            was not written by `convert`.
     """
     real = Path(os.path.realpath(destination))
     for source in sources:
         other = Path(os.path.realpath(source))
         if real == other or (real.exists() and other.exists() and real.samefile(other)):
-            raise UserError(f"{destination} is the source itself: name another destination.")
+            raise UserError(f"{destination} is the source itself: choose another destination.")
         if real in other.parents and folder:
-            raise UserError(f"{destination} holds the source {source}: name another destination.")
+            raise UserError(f"{destination} holds the source {source}: choose another destination.")
         if other in real.parents and (folder or real.exists() or _is_model(other)):
-            raise UserError(f"{destination} lies in the source {source}: name another destination.")
+            raise UserError(
+                f"{destination} is inside the source {source}: choose another destination."
+            )
     if not os.path.lexists(destination):
         return
     if folder != destination.is_dir():
@@ -65,7 +67,7 @@ def check_destination(
         )
     if not (overwrite or is_marked(destination)):
         raise UserError(
-            f"{destination} exists and was not written by convert: name another destination, or "
+            f"{destination} exists and was not written by convert: choose another destination, or "
             "add --overwrite to replace it."
         )
 
@@ -91,7 +93,7 @@ def check_nothing_else(destination: Path, new: Path) -> None:
         own_card = file.name == _CARD and _is_own_card(file)
         if not (os.path.lexists(new / name) or file.name in _BY_SYSTEMS or own_card):
             raise UserError(
-                f"{destination} holds other things ({name}): move them away, or name a new folder."
+                f"{destination} has other contents ({name}): move them, or choose a new folder."
             )
 
 

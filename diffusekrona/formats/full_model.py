@@ -58,7 +58,7 @@ class FullModel:
             return dict(file.metadata() or {})
 
     def load(self, ref: Ref) -> torch.Tensor:
-        """One tensor, not to be written to: it may lie in the mapped file."""
+        """One tensor, not to be written to: it may be in the mapped file."""
         if ref.path not in self._handles:
             self._handles[ref.path] = safe_open(ref.path, framework="pt")
         return self._handles[ref.path].get_tensor(ref.key)
@@ -121,7 +121,7 @@ def open_model(name_or_path: str | Path, family: str | None = None) -> FullModel
     """A base or fine-tuned model: a folder, a bundled model's name, a hub name, or one file.
 
     Raises:
-        UserError: it cannot be had, or its weights are pickles or unreadable.
+        UserError: it cannot be loaded, or its weights are pickles or unreadable.
     """
     path = Path(name_or_path).expanduser()
     if path.is_file():

@@ -83,10 +83,10 @@ def to_adapter(source: DeltaSet, dtype: torch.dtype | None = None) -> Adapter:
     """
     for name, delta in source.layers.items():
         if not isinstance(delta, KronDelta):
-            raise UserError(f"{name} is no sum of Kronecker products: write LoRA or merged.")
+            raise UserError(f"{name} is not a sum of Kronecker products: write LoRA or merged.")
     orders = {d.output_order for d in source.layers.values()}
     if len(orders) > 1:
-        raise UserError("The layers differ in row order, which one adapter has one of: write LoRA.")
+        raise UserError("The layers differ in row order, but an adapter has only one: write LoRA.")
     terms = max(d.terms for d in source.layers.values())
     tensors: dict[str, torch.Tensor] = {}
     configs: dict[str, PeftConfig] = {}

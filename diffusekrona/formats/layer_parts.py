@@ -121,7 +121,9 @@ def kind_of(stem: str, parts: Parts, where: Path | str) -> str:
     for part, tensor in parts.items():
         floating = tensor.is_floating_point() or part == "alpha"  # some write alpha as int
         if not floating or tensor.numel() == 0:
-            raise UserError(f"{where}: {stem}.{part} of shape {tuple(tensor.shape)} is no factor.")
+            raise UserError(
+                f"{where}: {stem}.{part} of shape {tuple(tensor.shape)} is not a valid factor."
+            )
         if part == "alpha" and tensor.numel() != 1:
             raise UserError(f"{where}: {stem}.alpha is not a single number.")
     return kind
@@ -218,7 +220,9 @@ def _lokr_factor(stem: str, parts: Parts, name: str, where) -> tuple[torch.Tenso
             core = tuple(parts["lokr_t2"].shape)
             raise UserError(f"{where}: {stem}.lokr_t2 {core} fits no factors.")
         if whole.dim() != 2 and not (whole.dim() == 4 and name == "lokr_w2"):
-            raise UserError(f"{where}: {stem}.{name} of shape {tuple(whole.shape)} is no factor.")
+            raise UserError(
+                f"{where}: {stem}.{name} of shape {tuple(whole.shape)} is not a valid factor."
+            )
         return whole, None
     left, right = parts[f"{name}_a"].double(), parts[f"{name}_b"].double()
     core = parts.get("lokr_t2") if name == "lokr_w2" else None

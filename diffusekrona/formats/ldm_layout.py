@@ -134,7 +134,7 @@ def locate(
 
 
 def projections(key: str, family: str | None, layers: int) -> Iterator[str]:
-    """Layer names of the attention projections whose weight lies under a key of the file."""
+    """Layer names of the attention projections whose weight is under a key of the file."""
     if key.startswith(UNET) and re.search(r"attn[12]\.to_(q|k|v|out\.0)\.weight$", key):
         yield layer_name(key.removesuffix(".weight"), layers=layers)
         return
@@ -156,7 +156,7 @@ def projections(key: str, family: str | None, layers: int) -> Iterator[str]:
 
 
 def layers_per_block(keys: Iterable[str]) -> int:
-    """Resnets a down block: the original's first downsampler stands after them."""
+    """Resnets per down block: the original's first downsampler comes after them."""
     numbers = [
         int(m[1])
         for m in (re.match(re.escape(UNET) + r"input_blocks\.(\d+)\.0\.op\.", k) for k in keys)

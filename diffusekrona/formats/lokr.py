@@ -48,7 +48,7 @@ def single_products(source: DeltaSet, a1: int | None, a2: int | None) -> DeltaSe
 
 def _why_not(delta: Delta) -> str:
     if not isinstance(delta, KronDelta):
-        return "is no Kronecker product"
+        return "is not a Kronecker product"
     if delta.terms > 1:
         return f"is a sum of {delta.terms} Kronecker products"
     return "has interleaved rows (the published code's order)"
@@ -110,7 +110,7 @@ def diffusers_tensors(
 ) -> tuple[DeltaSet, dict[str, torch.Tensor], dict[str, str]]:
     """`kohya_tensors` under diffusers' module paths, for `unet.load_lora_adapter(…, prefix=None)`.
 
-    That loader takes square w1 only, and a UNet's paths bear no prefix.
+    That loader takes square w1 only, and a UNet's paths have no prefix.
     """
     source = single_products(source, a1, a2)
     tensors: dict[str, torch.Tensor] = {}

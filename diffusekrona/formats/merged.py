@@ -89,7 +89,7 @@ def merged_tensor(base: FullModel, ref: Ref, edits: Edits, dtype: torch.dtype) -
     """
     tensor = base.load(ref)
     if ref in edits:
-        tensor = tensor.to(torch.float32, copy=True)  # what was read may lie in the mapped file
+        tensor = tensor.to(torch.float32, copy=True)  # what was read may be in the mapped file
     for rows, add, _ in edits.get(ref, ()):
         add(tensor[rows])
     tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
@@ -136,7 +136,7 @@ def write_single(
     if len(widths) > len(set(widths)):
         source.notes.append(
             "the base's two text encoders are equally wide, which no published model's are: "
-            "diffusers tells them apart by that, so from_single_file will mistake one for the other"
+            "diffusers distinguishes them by that, so from_single_file will confuse them"
         )
     if base.is_single_file:
         tensors = base.parts["file"].items()

@@ -88,7 +88,7 @@ def families_of_layers(
 
 
 def _families_with(name: str, rows: int, columns: int) -> list[str]:
-    """The families that have such a layer; all, where nothing tells."""
+    """The families that have such a layer; all of them if the layer does not show it."""
     numbered = [n for n, known in _known().items() if known.numbered]
     if name.startswith("text_encoder_2.") or ".transformer_blocks.2." in name:
         return numbered

@@ -1,7 +1,7 @@
 """PEFT's folder: `adapter_config.json` beside `adapter_model.safetensors`.
 
 Keys are `base_model.model.<module path>.<factor>`. A folder adapts one model; an adapter of
-several has a folder a component inside (`unet/`, `text_encoder/` …). A KronA folder loads with
+several has one folder per component (`unet/`, `text_encoder/` …). A KronA folder loads with
 `PeftModel.from_pretrained` once `diffusekrona.krona` is imported, which enters the method into
 PEFT's tables; a LoRA folder loads in stock PEFT.
 

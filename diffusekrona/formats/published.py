@@ -8,7 +8,7 @@ the text encoder's. No metadata. Its layer computes
 
 that is kron(down^T, up) with its rows interleaved, which `output_order` keeps.
 
-LoRA files of the same code bear the same keys. What tells them apart are the layers that are
+LoRA files of the same code have the same keys. They differ in the layers that are
 square (all of attn1, attn2's query and output): a1*b1 = a2*b2 in a KronA file, while a LoRA's up
 (out, r) and down (r, in) would make that out*in = r*r.
 

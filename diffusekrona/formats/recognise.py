@@ -75,7 +75,7 @@ def recognise(source: Path | str, wanted: str | None = None) -> tuple[str, Path]
         found = next((key for key in keys if mark in key), None)
         if found:
             raise UserError(f"{path} is {kind} ({found}): that cannot be converted here.")
-    raise UserError(f"{path} is in no format known here; its first key is {sorted(keys)[0]}.")
+    raise UserError(f"{path} has an unknown format; its first key is {sorted(keys)[0]}.")
 
 
 def _folder(path: Path) -> tuple[str, Path]:

@@ -1,4 +1,4 @@
-"""Where a tensor lies on the disk."""
+"""Where a tensor is stored on disk."""
 
 from __future__ import annotations
 

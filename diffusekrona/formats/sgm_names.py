@@ -103,4 +103,4 @@ def from_sgm(path: str, layers: int = LAYERS_PER_BLOCK) -> str:
             return f"mid_block.attentions.0.{rest}"
         if rest in _FROM_RESNET:
             return f"mid_block.resnets.{slot // 2}.{_FROM_RESNET[rest]}"
-    raise ValueError(f"{path} is no module of the original layout")
+    raise ValueError(f"{path} is not a module of the original layout")

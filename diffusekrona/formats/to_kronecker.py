@@ -27,7 +27,7 @@ def with_factors(
 
     Args:
         a1, a2, terms: wanted; None leaves a Kronecker source's own; any other source needs a1
-            and a2, and gets one term unless told.
+            and a2, and has one term by default.
         order: row order wanted; None leaves a Kronecker source's own ("kron" for any other).
         drop: leave out layers that a Kronecker adapter cannot have, instead of refusing.
 
@@ -77,14 +77,14 @@ def _wanted(
         return a1 or delta.a.shape[1], a2 or delta.a.shape[2], order or delta.output_order
     if a1 is None or a2 is None:
         raise UserError(
-            f"{name} is no sum of Kronecker products of one shape: choose the factors of the "
+            f"{name} is not a sum of Kronecker products of one shape: choose the factors of the "
             "nearest with --a1 and --a2 (such as 4 and 64), or write LoRA or merged."
         )
     return a1, a2, order or "kron"
 
 
 def _linear_only(source: DeltaSet, drop: bool) -> dict[str, Delta]:
-    """The layers that are no convolutions."""
+    """The layers that are not convolutions."""
     known = names_in_files(source.family) if source.family else None
     linear = known.linear_projection if known else True
     odd = [n for n, d in source.layers.items() if d.kernel or is_convolution(n, linear)]

@@ -1,6 +1,6 @@
 """A run's model card: README.md beside its adapter, as the hub shows it.
 
-It tells base, prompt, factors, parameters, how to load the adapter with and without the package,
+It contains base, prompt, factors, parameters, how to load the adapter with and without the package,
 and shows the validation grid and scores where there are some. No path of this machine gets in.
 """
 
@@ -33,7 +33,7 @@ def write_model_card(
 
     Args:
         title: by default the folder's name.
-        repo_id: where it will lie on the hub, for the lines that load it; by default the title.
+        repo_id: where it will be on the hub, for the lines that load it; by default the title.
         license: an identifier such as "openrail++"; the owner's to choose, so none is made up.
         scores: a `results.md` of `diffusekrona.evaluate`; by default the one in the run's folder.
 

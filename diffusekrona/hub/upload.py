@@ -43,14 +43,14 @@ def push_to_hub(
         patterns: what of the folder goes along.
 
     Raises:
-        UserError: no such name possible, no login, no network; told in one line.
+        UserError: no such name possible, no login, no network; reported in one line.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.utils import validate_repo_id
 
     folder = Path(folder)
     if not any(folder.glob("*.safetensors")) and not (folder / "model_index.json").is_file():
-        raise UserError(f"{folder} holds nothing to share: no .safetensors file and no model.")
+        raise UserError(f"{folder} contains nothing to upload: no .safetensors file and no model.")
     try:
         validate_repo_id(repo_id)
         api = HfApi(endpoint=endpoint, token=token)

@@ -119,4 +119,4 @@ def print_tables(facts: Sequence[Facts], results: Sequence[Sequence[Lowered]], e
         if rows:
             show_table(title, LOWERED_HEAD, rows)
         else:
-            print(f"{title}: no pair that was tried has fewer parameters.\n")
+            print(f"{title}: no tested pair has fewer parameters.\n")

@@ -32,7 +32,7 @@ class KronAConfig(PeftConfig):
             published with the paper calls its factors the other way round for the same setting.
         target_modules: names or a regular expression, as in every PEFT method; by default the
             query, key, value and output projections of every attention of a UNet.
-        factor_pattern: a pair of its own for some modules, `{"to_k": (8, 64)}`; keys are module
+        factor_pattern: different factors for some modules, `{"to_k": (8, 64)}`; keys are module
             names or regular expressions, as in PEFT's `rank_pattern`.
         scale: multiplies delta W; fixed, not trained.
         terms: how many Kronecker products are summed.

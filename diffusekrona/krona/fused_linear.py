@@ -182,7 +182,7 @@ def _turned(x: torch.Tensor) -> torch.Tensor:
 
 
 def _batched(matrix: torch.Tensor, tokens: int) -> torch.Tensor:
-    """The matrix once a token, in no memory. Its rows must lie together, or a product in half
+    """The matrix once per token, without copies. Its rows must be contiguous, or a product in half
     precision copies it for every token."""
     return matrix.contiguous().expand(tokens, *matrix.shape)
 

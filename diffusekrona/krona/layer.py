@@ -174,7 +174,7 @@ class KronALinear(nn.Module, BaseTunerLayer):
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         if self.krona_base_weight is None:
-            raise RuntimeError("This layer was merged for good; its base weight was not kept.")
+            raise RuntimeError("This layer was merged permanently; its base weight was not kept.")
         self.base_weight.data = self.krona_base_weight
         self.krona_base_weight = None
         self.merged_adapters.clear()

@@ -158,7 +158,7 @@ def _linear(name: str, layer: nn.Module) -> nn.Linear:
 def register_krona() -> None:
     """Enter the method into PEFT's tables, so that diffusers and PEFT drive it as their own.
 
-    PEFT's `register_peft_method` takes only names of its own enumeration, hence the tables that it
+    PEFT's `register_peft_method` takes only names in its own enumeration, hence the tables that it
     fills.
     """
     from peft import mapping

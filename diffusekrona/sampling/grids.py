@@ -92,7 +92,7 @@ def labelled_grid(
         An RGB picture.
 
     Raises:
-        ValueError: there is no picture at all, or there are more labels than rows or columns.
+        ValueError: there are no pictures, or there are more labels than rows or columns.
     """
     count = max((len(row) for row in rows), default=0)
     pictures = [picture for row in rows for picture in row if picture is not None]
@@ -253,7 +253,7 @@ def _fitting(text: str, font: Any, width: int, ending: str = "") -> int:
 
 
 def save_png(image: Image.Image, path: Path, recipe: dict[str, Any] | None = None) -> None:
-    """Write a PNG whole or not at all, with the recipe that `read_recipe` gives back.
+    """Write a PNG file atomically, with the recipe that `read_recipe` gives back.
 
     The recipe goes in as JSON (text key `diffusekrona`; what JSON lacks becomes a string) and for
     people and web UIs as `parameters`. Missing folders are made.

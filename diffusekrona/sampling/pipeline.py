@@ -1,6 +1,6 @@
 """From a base model and prompts to pictures: load, encode, denoise, decode.
 
-Every picture has a CPU generator of its own, seeded by its seed, so neither the batch size, nor the
+Every picture has its own CPU generator, seeded by its seed, so neither the batch size, nor the
 device, nor the other pictures of a run change what a seed gives.
 """
 
@@ -121,11 +121,11 @@ def place(pipeline: Any, device: torch.device | str, low_vram: bool = False) -> 
 def load_refiner(pipeline: Any, name: str, dtype: torch.dtype, **options: Any) -> Any:
     """An image-to-image pipeline that finishes what `pipeline` begins, sharing its VAE.
 
-    It takes over latents half-way, so it goes on with the same sampler: others scale them
+    It continues from the base's latents with the same sampler: others scale them
     otherwise.
 
     Raises:
-        UserError: it cannot be had, or one of the two cannot hand over half-way.
+        UserError: it cannot be loaded, or one of the two does not support a refiner.
     """
     from diffusers import AutoPipelineForImage2Image
 
@@ -139,7 +139,7 @@ def load_refiner(pipeline: Any, name: str, dtype: torch.dtype, **options: Any) -
         AutoPipelineForImage2Image, name, _dtypes(dtype), vae=pipeline.vae, **options
     )
     if "denoising_start" not in inspect.signature(refiner.__call__).parameters:
-        raise UserError(f"{name} is no refiner: it cannot take over half-way.")
+        raise UserError(f"{name} is not a refiner: it cannot continue from another base.")
     refiner.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config)
     return refiner
 
@@ -171,9 +171,9 @@ def encode(
     """Prompts to text states by the pipeline's own text encoders, on the CPU.
 
     Returns:
-        "prompt_embeds" (n, tokens, width), and what else the family has, a row a prompt; with
+        "prompt_embeds" (n, tokens, width), and what else the family has, one row per prompt; with
         "negative_" before it, the same of the negative prompt, in one row. Words past the last
-        token that a text encoder reads are told in a warning.
+        token that a text encoder reads are named in a warning.
     """
     family = family_of_pipeline(pipeline)
     encoders = {name: getattr(pipeline, name) for name in family.text_encoders}
@@ -223,8 +223,8 @@ def generate(
             text states are given. Adapters on it, merged or live, take part.
         size: (height, width) in pixels; the base's own if not given.
         text_states: `prompt_embeds`, `negative_prompt_embeds` and, where the family has them,
-            `pooled_prompt_embeds`, `negative_pooled_prompt_embeds`: a row a prompt, or one row for
-            all. The negative ones may be left out where the base takes zeros for them.
+            `pooled_prompt_embeds`, `negative_pooled_prompt_embeds`: one row per prompt, or one
+            row for all. The negative ones may be left out where the base takes zeros for them.
 
     Raises:
         ValueError: `guidance` needs a negative text state and there is none; not as many seeds as
@@ -271,7 +271,7 @@ def iter_pictures(
     """Pictures one by one, as they come out.
 
     Args:
-        states: text states, a row a prompt; a single row serves all prompts.
+        states: text states, one row per prompt; a single row is used for all prompts.
         jobs: (row of the text states, seed) of each picture.
         finish: `refine_with(…)`, which takes the latents over at `handover`, a part of the way
             from 0 to 1.
@@ -392,7 +392,7 @@ def decode(pipeline: Any, latent: torch.Tensor) -> Image.Image:
     except torch.OutOfMemoryError:
         if vae.use_tiling:
             raise
-        log.warning("the decoder needs more GPU memory than there is: decoding in tiles")
+        log.warning("out of GPU memory in the decoder: decoding in tiles")
         free_memory()
         vae.enable_tiling()
         pixels = family.decode_latents(vae, latents)[0]

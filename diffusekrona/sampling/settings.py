@@ -29,7 +29,7 @@ class DrawSettings:
     scheduler: str | None = setting(
         None, choices=tuple(SCHEDULERS), help="Sampler; by default the base's own."
     )
-    negative_prompt: str | None = setting(None, help="What the pictures should not be.")
+    negative_prompt: str | None = setting(None, help="Negative prompt.")
     height: int | None = setting(
         None, metavar="PIXELS", minimum=1, multiple_of=8, help="By default the base's own."
     )
@@ -51,10 +51,10 @@ class MachineSettings:
         1, minimum=1, help="Draw this many pictures at once, which does not change them."
     )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
-        None, help="Precision; by default fp16 on a GPU, else no."
+        None, help="Precision; by default fp16 on a GPU, otherwise no."
     )
     device: str | None = setting(
-        None, help="Such as cuda, cuda:1, mps, cpu; by default the best there is."
+        None, help="Such as cuda, cuda:1, mps, cpu; by default the best available."
     )
     low_vram: bool = setting(
         False, help="Keep only the active part on the GPU, and decode large pictures in tiles."
@@ -75,7 +75,7 @@ class ModelSettings:
         help="Adapter file, or the run folder that holds it; repeat the flag to mix several. The "
         "weight is 1 by default.",
     )
-    no_merge: bool = setting(False, help="Leave adapters live instead of merging them.")
+    no_merge: bool = setting(False, help="Keep adapters unmerged.")
     blocks: tuple[str, ...] = setting(
         (),
         metavar="NAME=WEIGHT",
@@ -95,7 +95,7 @@ class ModelSettings:
         None,
         metavar="FROM-TO",
         help="Part of the denoising steps in which adapters take part, such as 0.0-0.4: the first "
-        "lay out shapes, the last add detail. Leaves adapters live.",
+        "determine shapes, the last add detail. Keeps adapters unmerged.",
     )
     vae: str | None = setting(
         None, metavar="NAME_OR_PATH", help="Use another VAE, such as one made for fp16."
@@ -133,13 +133,13 @@ class PicturesSettings:
     output_dir: Path = setting(
         Path("outputs/inference"),
         metavar="FOLDER",
-        help="Write the pictures here. Those that are there are kept: numbers go on.",
+        help="Write the pictures here. Existing pictures are kept; numbering continues.",
     )
 
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """Everything that the inference program is told, group by group."""
+    """All settings of the inference program, by group."""
 
     model: ModelSettings
     reading: ReadingSettings

@@ -137,7 +137,7 @@ def _stability(scale: Scale) -> Study:
     return Study(
         name="stability",
         title="Stability against LoRA",
-        question="How far apart do the pictures lie when learning rate and size are varied?",
+        question="How far apart are the pictures when learning rate and size are varied?",
         paper="Pictures vary less over learning rates and factors than LoRA's over learning rates "
         "and ranks.",
         flags={"max_train_steps": scale.steps, "lr_scheduler": scale.schedule},

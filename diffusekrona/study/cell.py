@@ -1,4 +1,4 @@
-"""One cell of a study: what decides its outcome, and where it lies.
+"""One cell of a study: what decides its outcome, and where it is stored.
 
 A cell's folder is named after a hash of everything that decides its training run. A folder in it,
 named after what decides its pictures, holds them and `result.json`, which is written last. So a
@@ -153,7 +153,7 @@ def cells_of(
         count, photos = data[subject.name]
         least = (flags or {}).get("pictures", 1)
         if least > count:
-            raise UserError(f"{subject.name} has {count} pictures, the study wants {least}.")
+            raise UserError(f"{subject.name} has {count} pictures, the study needs {least}.")
         steps = () if flags is None else study.checkpoints
         return Cell(
             study.name, arm, labels, subject, seed, flags, steps, scoring, texts, photos,

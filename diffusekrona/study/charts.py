@@ -86,8 +86,8 @@ def _short(point: Point) -> str:
 
 
 def _places(points: Sequence[Point]) -> tuple[list[float] | None, bool]:
-    """Where points stand on a numeric axis, and whether it is logarithmic; None if they have no
-    numbers."""
+    """The positions of points on a numeric axis, and whether it is logarithmic; None for points
+    without numbers."""
     try:
         numbers = [float(point.step or point.labels[-1]) for point in points]
     except (ValueError, IndexError):
@@ -172,7 +172,7 @@ def plane_chart(results: Results) -> Any:
     return figure
 
 
-# Where a name may stand beside its mark: offset in points, and which side of it is there.
+# Where a name may be placed beside its mark: offset in points, and which side of it is there.
 _PLACES = (
     ((4, 3), "left", "bottom"),
     ((4, -3), "left", "top"),

@@ -79,7 +79,7 @@ class Study:
         question: what it asks; paper: what the paper says to it, for the reader to compare.
         flags: of every run; seeds: training seeds, a run for each.
         checkpoints: steps at which each run is scored; none: at its end.
-        spread: tell how far the points of each arm lie apart (stability).
+        spread: report how far apart the points of each arm are (stability).
         reference: label of the point that the others are compared with; "": the first.
     """
 
@@ -136,9 +136,11 @@ def check_names(study: Study) -> None:
     ]
     for what, names in named:
         if twice := [name for name in names if list(names).count(name) > 1]:
-            raise UserError(f"{study.name} has two {what} called {twice[0]}: give each its own.")
+            raise UserError(
+                f"{study.name} has two {what} called {twice[0]}: give each a different name."
+            )
     if any(arm.label == "base" for arm in study.arms):
-        raise UserError(f'{study.name}: call no arm "base", which is the bare base.')
+        raise UserError(f'{study.name}: an arm cannot be called "base".')
 
 
 # --- changes from the command line ----------------------------------------------------------------

@@ -23,7 +23,7 @@ DIFFERENCES = (
     "same prompt and picture seed; an interval without 0 separates two on these subjects"
 )
 SPREAD = (
-    "How far an arm's points lie apart: 1 − cosine of each picture to the centre of its sweep in "
+    "How far apart an arm's points are: 1 − cosine of each picture to the centre of its sweep in "
     "CLIP's space, and the standard deviation of the points' scores within a run"
 )
 SPREAD_CHART = "Means with 95 % intervals over runs."
@@ -83,7 +83,7 @@ def study_page(results: Results, notes: Sequence[str]) -> str:
 
 
 def _warnings(results: Results) -> list[str]:
-    """Runs that are missing, and points that only one run stands behind."""
+    """Runs that are missing, and points with only one run."""
     warnings = []
     if results.missing:
         warnings.append(f"Missing runs ({len(results.missing)}): {_missing(results)}")

@@ -65,7 +65,7 @@ def _along(results: Results, arm: Arm, points: Sequence[Point], subject: str, ti
 
 
 def photos_of(results: Results, subject: str) -> list[Image.Image]:
-    """The subject's photos, cut square; none if they are no longer there."""
+    """The subject's photos, cut square; none if they no longer exist."""
     try:
         paths, _ = find_pictures(Path(results.subjects[subject]))
         return [load_square(path) for path in paths]

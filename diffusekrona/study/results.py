@@ -24,7 +24,7 @@ from .grid import Study
 
 @dataclass
 class Point:
-    """One place in the grid and the runs that stand there.
+    """One place in the grid and its runs.
 
     Attributes:
         runs: (subject, seed) of each run, in the study's order.

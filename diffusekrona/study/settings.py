@@ -20,9 +20,7 @@ class ChosenSettings:
         None, positional=True, metavar="NAME|FILE", help="A built-in study, or a YAML file of one."
     )
     list_studies: bool = setting(False, flag="list", help="List the built-in studies.")
-    print_study: bool = setting(
-        False, flag="print", help="Print the study as YAML, to copy and change."
-    )
+    print_study: bool = setting(False, flag="print", help="Print the study as YAML, to edit.")
     base: str = setting("pocket", metavar="NAME_OR_PATH", help="Base model.")
     subject: tuple[str, ...] = setting(
         (),
@@ -34,13 +32,19 @@ class ChosenSettings:
     identifier: str = setting("sks", help="The subjects' name in prompts.")
     seeds: tuple[int, ...] = setting((), **SEEDS, help="Training seeds, one run for each.")
     set: tuple[str, ...] = setting(
-        (), append=True, metavar="FLAG=VALUE", help="Give all runs this training flag; repeat."
+        (),
+        append=True,
+        metavar="FLAG=VALUE",
+        help="Set this training flag for all runs; repeat the flag for several.",
     )
     axis: tuple[str, ...] = setting(
-        (), append=True, metavar="NAME=V,V", help="Use other values on an axis; repeat."
+        (),
+        append=True,
+        metavar="NAME=V,V",
+        help="Use other values on an axis; repeat the flag for several.",
     )
     checkpoints: tuple[int, ...] = setting(
-        (), minimum=1, metavar="STEP", help="Score each run after so many steps."
+        (), minimum=1, metavar="STEP", help="Score each run after these numbers of steps."
     )
 
 
@@ -55,7 +59,7 @@ class ScoredSettings:
     num_inference_steps: int = setting(25, minimum=1, help="Denoising steps.")
     guidance_scale: float = setting(7.0, help="Classifier-free guidance.")
     image_precision: Literal["no", "fp16", "bf16"] | None = setting(
-        None, help="Precision; by default fp16 on a GPU, else no."
+        None, help="Precision; by default fp16 on a GPU, otherwise no."
     )
     image_batch_size: int = setting(4, minimum=1, help="Draw this many pictures at once.")
     low_vram: bool = setting(
@@ -83,7 +87,7 @@ class PlaceSettings:
         help="Keep runs here, by default in OUTPUT_DIR/cells; studies that share it share their "
         "runs.",
     )
-    engine: Literal["local", "ray"] = setting("local", help="Run the cells with this.")
+    engine: Literal["local", "ray"] = setting("local", help="Engine that runs the cells.")
     workers: int | None = setting(
         None, minimum=1, help="local: cells at once; by default one, or one per GPU."
     )
@@ -91,13 +95,13 @@ class PlaceSettings:
         None, help="ray: the cluster's address; by default this machine."
     )
     gpus_per_cell: float | None = setting(
-        None, minimum=0, help="ray: by default 1 where there is a GPU, else 0."
+        None, minimum=0, help="ray: GPUs per cell; by default 1 if there is a GPU, otherwise 0."
     )
-    cpus_per_cell: float = setting(1.0, minimum=0, help="ray: cores that each cell asks for.")
+    cpus_per_cell: float = setting(1.0, minimum=0, help="ray: CPU cores per cell.")
     device: Literal["cpu", "cuda"] | None = setting(
         None, help="By default the GPU if there is one."
     )
-    report_only: bool = setting(False, help="Run nothing, and report what is there.")
+    report_only: bool = setting(False, help="Run nothing; report existing results.")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How stable a method is: how far the runs of a sweep lie apart when only settings change.
+"""How stable a method is: how far apart the runs of a sweep are when only settings change.
 
 Everything is compared within a run (one subject, one training seed) over the points of an arm, so
 that neither the subject nor the seed counts as spread.

@@ -23,7 +23,7 @@ Text = str | int | FiniteFloat
 
 
 class _NoAliases(yaml.SafeLoader):
-    """YAML without aliases: a few lines of them can stand for more than any memory holds."""
+    """YAML without aliases: a few lines of them can expand to more than any memory holds."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):

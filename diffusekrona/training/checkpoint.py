@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, checked before they are trusted, resumed exactly.
+"""Checkpoints: written atomically, checked before they are trusted, resumed exactly.
 
 A checkpoint is a folder `checkpoint-<step>` with the adapter as an ordinary `adapter.safetensors`,
 `training_state.safetensors` (`training_state.py`), and `state.json`, written last, with the size
@@ -86,7 +86,7 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
     if not all_succeeded(accelerator, failure is None):
         reason = failure or "another process could not write it"
-        log.warning("checkpoint of step %d was not saved, training goes on: %s", step, reason)
+        log.warning("checkpoint of step %d was not saved, training continues: %s", step, reason)
         return None
     if accelerator.is_main_process and limit is not None:
         for old in checkpoints_in(output_dir)[limit:]:
@@ -117,7 +117,7 @@ def load_checkpoint(accelerator: Any, checkpoint: Path, state: TrainingState) ->
 
 
 def _seal(partial: Path, final: Path, step: int, settings: Mapping[str, Any]) -> None:
-    # DeepSpeed's state lies in a folder of its own.
+    # DeepSpeed's state is in a separate folder.
     files = sorted(path for path in partial.rglob("*") if path.is_file())
     prints = {path.relative_to(partial).as_posix(): _fingerprint(path) for path in files}
     record = Record(step, json.loads(json.dumps(dict(settings))), prints, "")
@@ -207,7 +207,7 @@ def _is_pickled(checkpoint: Path) -> bool:
     return old and not (checkpoint / STATE_FILE).is_file()
 
 
-# --- what lies in the output folder --------------------------------------------------------------
+# --- contents of the output folder --------------------------------------------------------------
 
 
 def checkpoints_in(output_dir: Path) -> list[Path]:
@@ -271,7 +271,7 @@ def leave_branch(output_dir: Path, checkpoint: Path) -> None:
 
 def remove_leftovers(output_dir: Path) -> None:
     """Delete checkpoints that a killed run did not finish. Only for the holder of the folder's
-    lock: nobody else is writing there."""
+    lock: no other run is writing there."""
     for path in output_dir.glob(".checkpoint-*.partial"):
         if re.fullmatch(r"\.checkpoint-\d+\.partial", path.name) and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -67,7 +67,7 @@ def start_from(
 
 
 def _fill_krona(layer: str, own: Tensors, delta: Delta | None, config: KronAConfig) -> Tensors:
-    """The layer's factors with `delta` in their first terms; the other terms stand for nothing."""
+    """The layer's factors with `delta` in their first terms; the other terms are zero."""
     a, b = own[f"{layer}.krona_a"].clone(), own[f"{layer}.krona_b"].clone()
     terms_a, terms_b = (a, b) if a.dim() == 3 else (a[None], b[None])
     terms_b.zero_()
@@ -87,7 +87,7 @@ def _fill_krona(layer: str, own: Tensors, delta: Delta | None, config: KronAConf
 
 
 def _fill_lora(layer: str, own: Tensors, delta: Delta | None, config: LoraConfig) -> Tensors:
-    """The layer's factors with `delta` in their first ranks; the other ranks stand for nothing."""
+    """The layer's factors with `delta` in their first ranks; the other ranks are zero."""
     down, up = own[f"{layer}.lora_A.weight"].clone(), own[f"{layer}.lora_B.weight"].clone()
     up.zero_()
     if delta is not None:

@@ -1,4 +1,4 @@
-"""What a run tells while it goes, and what it leaves: progress, losses, summary, the adapter."""
+"""What a run reports and writes: progress, losses, summary, the adapter."""
 
 from __future__ import annotations
 
@@ -112,26 +112,26 @@ class RunLog:
         if self.accelerator.num_processes > 1:
             loss = self.accelerator.reduce(loss, reduction="mean")
         before, self.pending = self.pending, (done, *send_to_host(loss), lr)
-        self._tell(before)
+        self._report(before)
         self.bar.update()
         if done == self.first + 1 and self.main:
             log.info("peak memory after the first step: %s", self.peaks.total())
 
     def flush_and_check(self, trained: Sequence[torch.nn.Parameter]) -> None:
-        """Tell what is pending, and see that nothing broken is about to be saved.
+        """Report the pending loss, and check that losses and factors are finite before saving.
 
         Raises:
-            UserError: a loss or a factor that is no finite number.
+            UserError: a loss or a factor is not finite.
         """
         before, self.pending = self.pending, None
-        self._tell(before)
+        self._report(before)
         if self.file:
             self.file.flush()
         # The device is asked once, not once per factor.
         if not torch.stack([torch.isfinite(p).all() for p in trained]).all():
             raise self._diverged("a factor", self.bar.n)
 
-    def _tell(self, pending: Pending | None) -> None:
+    def _report(self, pending: Pending | None) -> None:
         if pending is None:
             return
         done, arrived, copied, lr = pending
@@ -158,11 +158,11 @@ class RunLog:
         )
 
     def stopped(self, done: int, folder: Path | None, caught: Sequence[int]) -> int:
-        """Tell that a signal ended the run; returns the exit code."""
+        """Report that a signal ended the run; returns the exit code."""
         self.bar.close()  # before the line below, which it would overwrite
         where = f"saved {folder}" if folder else "and nothing could be saved"
         log.warning(
-            "stopped at step %d, %s; go on with --resume_from_checkpoint latest", done, where
+            "stopped at step %d, %s; resume with --resume_from_checkpoint latest", done, where
         )
         return 128 + (caught[0] if caught else signal.SIGTERM)
 
@@ -242,7 +242,7 @@ def origin_of(settings: TrainSettings, resolved: ResolvedRun) -> dict[str, Any]:
 
 
 def send_to_host(number: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    """A copy of `number` on its way to the host, and the CUDA event that tells of its arrival.
+    """A copy of `number` on its way to the host, and the CUDA event that marks its arrival.
 
     `number.item()` would wait for all that the device was given since, the next step included.
     """
@@ -329,7 +329,7 @@ def stop_signals() -> Generator[list[int]]:
         elif caught:
             raise KeyboardInterrupt
         caught.append(number)
-        log.warning("signal received: saving after this step (again to leave at once)")
+        log.warning("signal received: saving after this step (press again to stop at once)")
 
     wanted = [signal.SIGINT, signal.SIGTERM]
     if hang_up is not None and signal.getsignal(hang_up) != signal.SIG_IGN:  # as nohup sets it

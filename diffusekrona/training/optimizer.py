@@ -33,7 +33,7 @@ def make_optimizer(
     if optimisation.optimizer == "prodigy":  # it finds the rate by itself, one for all
         if optimisation.text_encoder_lr not in (None, optimisation.learning_rate):
             raise UserError(
-                "--optimizer prodigy has one rate for all: leave out --text_encoder_lr."
+                "--optimizer prodigy has one learning rate for all: remove --text_encoder_lr."
             )
         text_rate = optimisation.learning_rate
         if optimisation.learning_rate < 0.1:

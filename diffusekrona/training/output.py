@@ -53,7 +53,7 @@ def _acquire(lock: FileLock, folder: Path) -> None:
         lock.acquire(timeout=PATIENCE)
     except Timeout:
         raise UserError(
-            f"another run is writing to {folder}: choose another --output_dir, or wait for its end."
+            f"another run is writing to {folder}: choose another --output_dir, or wait for it."
         ) from None
     except NotImplementedError:
         log.warning("%s is on a file system without locks: start only one run in it", folder)

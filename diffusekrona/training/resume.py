@@ -71,7 +71,7 @@ def with_content(
     fixed: Mapping[str, Any], settings: TrainSettings, resolved: ResolvedRun
 ) -> dict[str, Any]:
     """`fixed` with hashes of class pictures and base weights, as soon as they are there: before
-    the first run some are still to be drawn or downloaded, and None stands for them."""
+    the first run some are still to be drawn or downloaded, and are represented by None."""
     return {
         **fixed,
         "class pictures (hash)": (
@@ -133,7 +133,7 @@ def check_agreement(where: Path, saved: Mapping[str, Any], fixed: Mapping[str, A
         now = ", ".join(_shown(new) for _, new in differing.values())
         raise UserError(
             f"{where} was trained with {then}; this run has {now}: use the same, or another "
-            "--output_dir. To start anew, give --overwrite_output_dir without "
+            "--output_dir. To start again, give --overwrite_output_dir without "
             "--resume_from_checkpoint."
         )
 
@@ -188,5 +188,5 @@ def resume(
     if accelerator.is_main_process:
         leave_branch(output.output_dir, checkpoint)
     accelerator.wait_for_everyone()
-    log.info("going on from %s", checkpoint)
+    log.info("resuming from %s", checkpoint)
     return step

@@ -1,4 +1,4 @@
-"""The training program's settings. Those that diffusers' DreamBooth scripts have bear their names.
+"""The training program's settings. Those that diffusers' DreamBooth scripts have use their names.
 
 A new setting is one field here, in the group that it belongs to: its flag, its help, its place in
 `run.yaml`, its limits and whether a resumed run must agree in it follow from it.
@@ -53,7 +53,7 @@ class OptimisationSettings:
         may_change_on_resume=True,  # the batch over all processes may not
         help="Pictures per step on each device.",
     )
-    gradient_accumulation_steps: int = setting(1, minimum=1, help="Batches summed in each step.")
+    gradient_accumulation_steps: int = setting(1, minimum=1, help="Gradient accumulation steps.")
     max_train_steps: int | None = setting(
         None,
         minimum=1,
@@ -120,7 +120,7 @@ class ValidationSettings:
         250,
         minimum=1,
         may_change_on_resume=True,
-        help="Draw after every so many steps, besides start and end.",
+        help="Draw every this many steps, and at the start and the end.",
     )
     num_validation_images: int = setting(
         2, minimum=1, may_change_on_resume=True, help="Pictures per prompt, of seeds 0, 1 …"
@@ -140,13 +140,13 @@ class OutputSettings:
     output_dir: Path = setting(
         metavar="FOLDER",
         may_change_on_resume=True,
-        help="Write adapter.safetensors and all else here.",
+        help="Write adapter.safetensors and all other output here.",
     )
     overwrite_output_dir: bool = setting(
         False,
         may_change_on_resume=True,
         in_file=False,
-        help="Delete the run that is there and start anew.",
+        help="Delete an existing run and start again.",
     )
     save_precision: Literal["fp32", "fp16", "bf16"] = setting(
         "fp32", may_change_on_resume=True, help="Precision of the adapter file; fp16 halves it."
@@ -155,7 +155,7 @@ class OutputSettings:
         500,
         minimum=1,
         may_change_on_resume=True,
-        help="Save the training state after every so many steps.",
+        help="Save the training state every this many steps.",
     )
     checkpoints_total_limit: int | None = setting(
         None, minimum=1, may_change_on_resume=True, help="Keep only this many of the newest."
@@ -165,7 +165,7 @@ class OutputSettings:
         metavar="latest|PATH",
         may_change_on_resume=True,
         in_file=False,
-        help="Go on from a saved training state.",
+        help="Resume from a saved training state.",
     )
     report_to: str = setting(
         "tensorboard", may_change_on_resume=True, help="tensorboard, wandb, all or none."
@@ -174,7 +174,7 @@ class OutputSettings:
         "logs", may_change_on_resume=True, help="Folder of the trackers' logs in --output_dir."
     )
     push_to_hub: bool = setting(
-        False, may_change_on_resume=True, help="Upload adapter, card and grid when done."
+        False, may_change_on_resume=True, help="Upload adapter, card and grid at the end."
     )
     hub_model_id: str | None = setting(
         None,
@@ -192,13 +192,13 @@ class OutputSettings:
         False,
         may_change_on_resume=True,
         in_file=False,
-        help="Print what the run would do and the memory that it needs, and exit.",
+        help="Print the plan and the memory it needs, and exit.",
     )
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Everything that a training run is told, group by group."""
+    """All settings of a training run, by group."""
 
     base: BaseSettings
     data: DataSettings
@@ -249,7 +249,7 @@ def resolve(settings: TrainSettings) -> TrainSettings:
     if output.overwrite_output_dir and output.resume_from_checkpoint:
         raise UserError(
             "--overwrite_output_dir would delete what --resume_from_checkpoint "
-            f"{output.resume_from_checkpoint} goes on from: give one of the two."
+            f"{output.resume_from_checkpoint} resumes from: give one of the two."
         )
     optimizer = "adamw8bit" if optimisation.use_8bit_adam else optimisation.optimizer
     checkpointing = precision.gradient_checkpointing or precision.cpu_offload_checkpointing
@@ -257,8 +257,8 @@ def resolve(settings: TrainSettings) -> TrainSettings:
 
 
 def low_vram_recipe() -> dict[str, Any]:
-    """What `--low_vram` stands for on this machine, by name. The optimizer is not in it: only the
-    factors have a state, a few megabytes."""
+    """The settings that `--low_vram` selects on this machine, by name. The optimizer is
+    not one of them: only the factors have a state, a few megabytes."""
     quantised = {"quantize_base": "nf4"} if find_spec("bitsandbytes") else {}
     return {
         "gradient_checkpointing": True,

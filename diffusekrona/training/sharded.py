@@ -36,7 +36,7 @@ def shards_base(precision: PrecisionSettings, batch_size: int, accelerator: Any)
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         if config["zero_optimization"]["stage"] == 3:
             raise UserError(
-                "DeepSpeed's ZeRO 3 would shard the factors with the base: take stage 2, or "
+                "DeepSpeed's ZeRO 3 would shard the factors with the base: use stage 2, or "
                 "--shard_base with accelerate's multi-GPU configuration."
             )
         # It reads the batch off a dataloader, which this loop does not have.
@@ -46,7 +46,7 @@ def shards_base(precision: PrecisionSettings, batch_size: int, accelerator: Any)
     if kind == DistributedType.FSDP:
         accelerator.state.distributed_type = DistributedType.MULTI_GPU
     if wanted and precision.quantize_base != "none":
-        raise UserError("--quantize_base and a sharded base do not go together: take one.")
+        raise UserError("--quantize_base and a sharded base cannot be combined: use one of them.")
     return wanted and accelerator.num_processes > 1
 
 

@@ -1,6 +1,6 @@
 """Nested state (optimizer, schedule, moving average) in a safetensors file, without pickle.
 
-The tensors are stored by number. How they nest, and every other value, stands in the metadata as
+The tensors are stored by number. How they nest, and every other value, is in the metadata as
 JSON: a dict as {"d": [[key, value], …]}, so that keys keep their type, a list as {"l": […]}, a
 tuple as {"t": […]}, tensor n as {"n": n}; None, bool, int, float and str as they are. Reading such
 a file can run no code, and gives back exactly what was written: floats travel by `repr`, tensors by

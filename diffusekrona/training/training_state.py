@@ -76,7 +76,7 @@ def _collect(accelerator: Any, step: int, state: TrainingState) -> dict[str, Any
 
 
 def load_training_state(accelerator: Any, folder: Path, state: TrainingState) -> int:
-    """Put the state in `folder` back; returns the number of steps that it stands for.
+    """Put the state in `folder` back; returns the number of steps that it was saved at.
 
     Raises:
         UserError: the files cannot be read, or do not fit this run.

@@ -348,7 +348,7 @@ def test_lokr_and_lora_layers_in_one_file(tmp_path: Path, tiny_sd1: Path) -> Non
     assert sorted(k.rpartition(".")[2] for k in load_file(tmp_path / "lokr.safetensors")) == [
         "alpha", "alpha", "lokr_w1", "lokr_w2", "weight", "weight",
     ]  # fmt: skip
-    with pytest.raises(UserError, match=r"to_k is no sum of Kronecker.*--a1 and --a2"):
+    with pytest.raises(UserError, match=r"to_k is not a sum of Kronecker.*--a1 and --a2"):
         convert(tmp_path / "in.safetensors", tmp_path / "k.safetensors", "krona", family="sd1")
 
 
@@ -356,7 +356,7 @@ def test_what_is_unknown_is_left_out_only_when_asked(tmp_path: Path) -> None:
     tensors = {f"{STEM}.lokr_w1": random(4, 4), f"{STEM}.lokr_w2": random(32, 32)}
     odd = {f"{STEM.replace('to_q', 'to_k')}.oft_blocks": random(2, 4, 4)}
     save_file(tensors | odd, tmp_path / "in.safetensors")
-    with pytest.raises(UserError, match=r"oft_blocks is no part.*--skip_unsupported"):
+    with pytest.raises(UserError, match=r"oft_blocks is not part.*--skip_unsupported"):
         convert(tmp_path / "in.safetensors", tmp_path / "k.safetensors", "krona", family="sd1")
     report = convert(tmp_path / "in.safetensors", tmp_path / "k.safetensors", "krona",
                      family="sd1", options=SKIP)  # fmt: skip

@@ -232,7 +232,7 @@ def test_terms_have_no_place(tmp_path: Path) -> None:
         (lambda t, s: t[f"{s}.lokr_w1"].fill_(torch.nan), "lokr_w1 holds NaN"),
         (lambda t, s: t[f"{s}.lokr_w2"].fill_(torch.inf), "lokr_w2 holds NaN or inf"),
         (lambda t, s: t.update({"lora_unet_../../x.lokr_w1": torch.ones(2, 2)}), r"lora_unet_\.\."),
-        (lambda t, s: t.update({"conv_in.weight": torch.ones(2, 2)}), "conv_in.weight is no part"),
+        (lambda t, s: t.update({"conv_in.weight": torch.ones(2, 2)}), "conv_in.weight is not part"),
         (lambda t, s: t.update({f"{s}.alpha": torch.ones(3)}), "alpha is not a single number"),
     ],
 )

@@ -177,7 +177,7 @@ def test_refusals_are_one_line(tmp_path: Path, hub) -> None:
     with pytest.raises(UserError, match=r"Cannot upload to '\.\./\.\./etc'"):
         push_to_hub(run, "../../etc", **options)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="nothing to share"):
+    with pytest.raises(UserError, match="nothing to upload"):
         push_to_hub(tmp_path / "empty", "me/dog", **options)
     hub.broken = True
     with pytest.raises(UserError) as caught:

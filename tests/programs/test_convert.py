@@ -91,11 +91,11 @@ def test_sources_with_weights(tmp_path: Path) -> None:
         (["--to", "merged"], "add --base"),
         (["--to", "krona", "--rank", "4"], "--rank is for --to lora"),
         (["--to", "lora", "--a1", "4"], "--a1 is for --to krona"),
-        (["--to", "lokr", "--terms", "2"], "no place for 2 terms"),
+        (["--to", "lokr", "--terms", "2"], "cannot store 2 terms"),
         (["--to", "lora", "--rank", "0"], "--rank must be at least 1"),
         (["--to", "krona", "--a1", "0", "--a2", "4"], "--a1 must be at least 1"),
         (["--to", "krona", "--a1", "7", "--a2", "4"], r"a1=7, a2=4.*do not fit unet\..*nearest"),
-        (["--to", "krona", "--from", "lokr"], "is no part of a LoRA, LoKr"),
+        (["--to", "krona", "--from", "lokr"], "is not part of a LoRA, LoKr"),
         (["--to", "lora", "--adapter", "nowhere.safetensors"], "No file or folder at nowhere"),
         (["--to", "merged", "--base", "no/such/base/at/all"], "No base model at"),
     ],
@@ -247,7 +247,7 @@ def test_strangers_are_named(tmp_path: Path) -> None:
         ([f"{stem}.hada_w1_a"], "without its hada_w1_b"),
         (["emb_params"], "textual inversion"),
         (["transformer.single_blocks.0.lora_x"], "FLUX"),
-        (["something.else"], "no format known here; its first key is something.else"),
+        (["something.else"], "has an unknown format; its first key is something.else"),
     ]:
         save_file({key: torch.zeros(2, 2) for key in keys}, tmp_path / "s.safetensors")
         with pytest.raises(UserError, match=says):

@@ -243,7 +243,7 @@ class RustError(Exception):
         (OSError(errno.ENOSPC, "No space left on device"), "no space left on the disk holding a/b"),
         (RustError("I/O error: No space left on device (os error 28)"), "no space left"),
         (OSError(errno.EROFS, "Read-only file system"), "cannot write a/b: the disk is read-only"),
-        (FileExistsError(errno.EEXIST, "File exists"), "a file stands where a folder should be"),
+        (FileExistsError(errno.EEXIST, "File exists"), "a file exists where a folder should be"),
     ],
 )
 def test_writing_names_the_file(error: Exception, line: str) -> None:

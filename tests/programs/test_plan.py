@@ -113,7 +113,7 @@ def test_budgets() -> None:
 def test_program(bases, capsys) -> None:
     main(["--base", str(bases["sdxl"]), "--budget", "2.5M"])
     told = capsys.readouterr().out
-    assert "560 layers" in told and "Take --a1 8 --a2 64" in told and "2,152" in told
+    assert "560 layers" in told and "Use --a1 8 --a2 64" in told and "2,152" in told
     with pytest.raises(UserError, match="No pair of factors fits"):
         main(["--base", str(bases["sdxl"]), "--budget", "10k"])
 

@@ -242,7 +242,7 @@ def test_prodigy_has_one_rate_for_all(caplog, monkeypatch) -> None:
     optimizer = make_optimizer(settings, models, 1)
     assert {group["lr"] for group in optimizer.param_groups} == {6e-4}
     assert "usually 1" in caplog.text
-    with pytest.raises(UserError, match="one rate for all"):
+    with pytest.raises(UserError, match="one learning rate for all"):
         make_optimizer(replace(settings, text_encoder_lr=1e-5), models, 1)
 
 
@@ -605,7 +605,7 @@ def test_a_full_disk_loses_no_trained_weights(tiny_sd1, pictures, full_disk: Pat
     out = full_disk / "out"
     with pytest.raises(UserError, match="no space left") as error:
         run(tiny_sd1, pictures, out, "--checkpointing_steps", "2", "--a1", "1", "--a2", "1")
-    assert "training goes on" in caplog.text  # the checkpoints could not be saved either
+    assert "training continues" in caplog.text  # the checkpoints could not be saved either
     rescued = Path(str(error.value).rpartition(" ")[2])
     assert len(load_file(rescued)) == 2 * LAYERS
     assert not list(out.glob("checkpoint-*")) and not list(out.glob(".checkpoint-*"))

@@ -54,7 +54,7 @@ def count(settings: TrainSettings, resolved: ResolvedRun) -> Sizes:
     models = {family.denoiser: denoiser}
     models |= encoders if settings.adapter.train_text_encoder else {}
     for parameter in add_adapters(resolved.configs, models, "default"):
-        # As in every later step of an accumulation; the gradients' own bytes are no activations.
+        # As in every later step of an accumulation; the gradients' own bytes are not activations.
         parameter.grad = torch.empty_like(parameter)
     side = resolved.resolution // family.latent_scale(resolved.vae_config)
     step = step_peak(family, models, samples(settings), side, checkpoints(settings))

@@ -1,4 +1,4 @@
-"""The memory estimate of `--dry_run` against the measured peak, a process a configuration.
+"""The memory estimate of `--dry_run` against the measured peak, one process per configuration.
 
     python benchmarks/memory.py                          # all of them; about 9 GiB of memory
     python benchmarks/memory.py --only pocket            # those whose name holds "pocket"

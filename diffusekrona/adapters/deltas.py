@@ -84,7 +84,7 @@ class LowRankDelta:
 
 @dataclass(frozen=True)
 class DenseDelta:
-    """The matrix (out, in), fp32, made anew whenever it is asked for: a model has hundreds."""
+    """The matrix (out, in), fp32, computed at every call: a model has hundreds."""
 
     make: Callable[[], torch.Tensor]
     shape: tuple[int, int]

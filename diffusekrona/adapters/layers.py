@@ -1,4 +1,4 @@
-"""Which layers an adapter goes on, and the shapes of its tensors there: PEFT's own account.
+"""Which layers get an adapter, and the shapes of its tensors there: PEFT's own account.
 
 The adapter is put on layers without memory (`torch.device("meta")`) that have the base model's
 names and sizes, and what PEFT made is read off. So nothing here knows a method.
@@ -76,7 +76,7 @@ def tensor_shapes(config: PeftConfig, layers: LayerSizes) -> dict[str, dict[str,
 def adapted_layers(
     configs: Mapping[str, PeftConfig], layers: Mapping[str, LayerSizes]
 ) -> list[AdaptedLayer]:
-    """Every layer that the adapters would go on, in model order.
+    """Every layer that would get an adapter, in model order.
 
     Args:
         configs: component to PEFT configuration.

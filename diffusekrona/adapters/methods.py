@@ -34,7 +34,7 @@ KRONECKER_FORMATS = ("krona", "peft", "lokr", "lokr-diffusers", "lokr-lycoris")
 
 @dataclass(frozen=True)
 class Targets:
-    """The layers of one component that an adapter goes on.
+    """The layers of one component that get an adapter.
 
     Attributes:
         names: ends of the layers' names, such as "to_q".

@@ -133,12 +133,12 @@ def _registry(cls: type, values: Mapping[str, Any]) -> ConstructorRegistry:
 
 def _annotated(option: Option, default: Any) -> Any:
     """The type that makes tyro's flag for an option."""
-    told = "required" if default is MISSING_NONPROP else _shown(default)
+    hint = "required" if default is MISSING_NONPROP else _shown(default)
     look = tyro.conf.arg(
         name=option.metadata.get("flag"),
         aliases=option.metadata.get("aliases"),
         help=option.metadata["help"],
-        help_behavior_hint=f"({told})" if told else "",
+        help_behavior_hint=f"({hint})" if hint else "",
     )
     if option.kind is bool:
         if option.name.startswith("no_"):

@@ -60,7 +60,7 @@ def draw_class_pictures(
 ) -> list[Path]:
     """See that `folder` holds `wanted` pictures; the processes share what there is to draw.
 
-    Each is saved as soon as it is drawn, so a run that is stopped goes on where it was. Its seed
+    Each is saved as soon as it is drawn, so an interrupted run continues from there. Its seed
     is its number.
 
     Args:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..bases.loading import BUNDLED
 
-_ENDS = 1 << 16  # bytes read of each end of a file: weights trained anew differ everywhere
+_ENDS = 1 << 16  # bytes read of each end of a file: retrained weights differ everywhere
 
 
 def fingerprint_of(name_or_path: str | None) -> str | None:

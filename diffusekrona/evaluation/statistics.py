@@ -2,8 +2,7 @@
 
 Pictures of one prompt are more alike than pictures of two, and so are those of one training run.
 The bootstrap therefore draws level by level: runs with replacement, then prompts, then pictures. A
-level with a single member adds nothing, and cannot: of one training run no interval over runs can
-be had.
+level with a single member adds nothing: one training run gives no interval over runs.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def lycoris_tensors(
 def lycoris_takes(delta: KronDelta) -> bool:
     """Whether LyCORIS 4.1.3 loads these factors.
 
-    It makes w1 anew, from the layer's size and one number that it guesses from the factors.
+    It makes w1 again, from the layer's size and one number that it guesses from the factors.
     """
     (_, a1, a2), (_, b1, b2) = delta.a.shape, delta.b.shape
     (out, columns), one, other = delta.shape, max(a1, a2), max(b1, b2)

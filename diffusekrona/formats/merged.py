@@ -103,7 +103,7 @@ def merged_tensor(base: FullModel, ref: Ref, edits: Edits, dtype: torch.dtype) -
 def write_folder(
     source: DeltaSet, base: FullModel, folder: Path, dtype: torch.dtype | None = None
 ) -> None:
-    """Fill a folder with the base's own files and the weights of every part written anew.
+    """Fill a folder with the base's own files and the weights of every part written again.
 
     Raises:
         UserError: the base is a single file.

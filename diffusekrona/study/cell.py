@@ -2,7 +2,7 @@
 
 A cell's folder is named after a hash of everything that decides its training run. A folder in it,
 named after what decides its pictures, holds them and `result.json`, which is written last. So a
-finished cell is never run again, one that was killed goes on from its last checkpoint and its
+finished cell is never run again, one that was killed resumes from its last checkpoint and its
 pictures, other prompts or seeds draw from the run that is there, and other scoring models score the
 pictures that are there. Neither the study nor the place in its grid is in the names: studies that
 keep their cells in one folder share them.

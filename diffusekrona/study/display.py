@@ -21,7 +21,7 @@ _TAIL = 4096  # bytes of a training log that surely hold its last line
 
 
 class Display:
-    """Shows itself while in use; off a terminal it prints a line a cell instead.
+    """Shows itself while in use; without a terminal it prints one line per cell instead.
 
     Attributes:
         failed: (title, error) of the cells that failed.

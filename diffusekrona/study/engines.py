@@ -1,8 +1,8 @@
-"""Running many cells on this machine: one after another, or one a GPU.
+"""Running many cells on this machine: one after another, or one per GPU.
 
-This engine and Ray's both call `work`, which never raises: a failed cell is reported, and the rest
-goes on. A worker that dies (killed, out of memory) costs its cell a try; the next try goes on from
-the cell's checkpoint.
+This engine and Ray's both call `work`, which never raises: a failed cell is reported, and the
+others continue. A worker that dies (killed, out of memory) costs its cell an attempt; the next
+attempt resumes from the cell's checkpoint.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def work(cell: Cell, root: Path) -> str | None:
             except UserError as error:
                 _add_to(folder / LOG, f"error: {error}\n")
                 return str(error)
-            except Exception as error:  # whatever it is, the other cells go on
+            except Exception as error:  # whatever it is, the other cells continue
                 _add_to(folder / LOG, traceback.format_exc())
                 return f"{type(error).__name__}: {' '.join(str(error).split())}"
         return None

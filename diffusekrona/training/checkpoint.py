@@ -61,7 +61,7 @@ def save_checkpoint(
 ) -> Path | None:
     """Save the state after `step`; every process calls it, the main process writes.
 
-    A disk that refuses is reported and survived: training goes on, and older checkpoints stay.
+    A failure to write is reported; training continues, and older checkpoints stay.
 
     Args:
         settings: what a resumed run must have in common with this one.
@@ -135,7 +135,7 @@ def _seal(partial: Path, final: Path, step: int, settings: Mapping[str, Any]) ->
 
 
 def find_checkpoint(output_dir: Path, wanted: str) -> Path | None:
-    """The checkpoint to go on from; with "latest" the newest that is whole, or None.
+    """The checkpoint to resume from; with "latest" the newest that is whole, or None.
 
     Raises:
         UserError: a checkpoint named by its path is missing or damaged; with "latest", the newest
@@ -258,7 +258,7 @@ def set_aside(path: Path) -> Path:
 
 def leave_branch(output_dir: Path, checkpoint: Path) -> None:
     """Going on from a checkpoint that is not the newest: set the newer ones and the run's record
-    aside, so that `latest` never goes on from the branch that was left."""
+    aside, so that `latest` never resumes from the abandoned branch."""
     if checkpoint.resolve().parent != output_dir.resolve():
         return
     step = read_settings(checkpoint)[0]

@@ -64,7 +64,7 @@ def stepped(accelerator: Any, optimizer: Any) -> bool:
     overflowed.
 
     The fused AdamW skips such a step inside its kernel, which accelerate does not see. The loss
-    scale, which is lowered after each of them, tells.
+    scale, which is lowered after each of them, shows it.
     """
     scaler = accelerator.scaler
     before = scaler.get_scale() if scaler is not None else None

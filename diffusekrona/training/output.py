@@ -70,7 +70,7 @@ def refuse_to_overwrite(output: OutputSettings) -> None:
         return
     for found in (*folder.glob(ADAPTER), *checkpoints_in(folder)):
         raise UserError(
-            f"{folder} already holds {found.name}: choose another --output_dir, go on with "
+            f"{folder} already holds {found.name}: choose another --output_dir, resume with "
             "--resume_from_checkpoint latest, or replace it with --overwrite_output_dir."
         )
 

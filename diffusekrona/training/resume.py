@@ -110,7 +110,7 @@ def _hash(lines: Any) -> str:
 
 
 def check_agreement(where: Path, saved: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    """Refuse to go on with settings under which the run would not be the same one.
+    """Refuse to resume with settings under which the run would not be the same one.
 
     What either side does not know, such as a setting that an older version did not have, is not
     compared.

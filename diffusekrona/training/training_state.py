@@ -1,4 +1,4 @@
-"""What a run must keep to go on as if it had never stopped: factors, optimizer, schedule, moving
+"""What a run must save to resume as if it had never stopped: factors, optimizer, schedule, moving
 average, loss scale. Collected into plain values and tensors, and put back exactly."""
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ def validate(
 ) -> None:
     """Draw the validation prompts, on the main process.
 
-    A failure costs no training and is logged. Only before the first step is it raised: what cannot
-    be drawn then, nobody would see arrive.
+    A failure costs no training and is logged. Only before the first step is it raised: a failure
+    there would repeat at every validation.
     """
     if settings.validation.validation_prompt and accelerator.is_main_process:
         try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -37,7 +39,7 @@ def test_links_lead_to_files(document: Path) -> None:
 
 
 def test_tables_with_intervals_are_the_studies_own() -> None:
-    told = [
+    shown = [
         line
         for document in (ROOT / "README.md", ROOT / "docs" / "studies.md")
         for line in document.read_text(encoding="utf-8").splitlines()
@@ -48,8 +50,8 @@ def test_tables_with_intervals_are_the_studies_own() -> None:
         for results in (ROOT / "docs" / "studies").glob("*/results.md")
         for line in results.read_text(encoding="utf-8").splitlines()
     }
-    assert len(told) > 50
-    assert [line for line in told if line not in written] == []
+    assert len(shown) > 50
+    assert [line for line in shown if line not in written] == []
 
 
 def commands(document: Path) -> list[str]:
@@ -133,6 +135,59 @@ def test_recipes_can_be_run(command: str, tmp_path: Path, capsys: pytest.Capture
 
     main([*flags, *([] if "--dry_run" in flags else ["--dry_run"])])
     assert "adapter file" in capsys.readouterr().out
+
+
+def program_lines() -> list[str]:
+    """Every command of the documents that draws, converts, inspects, plans or runs a study."""
+    found = [
+        line.split("#")[0].split(">")[0].strip("` ")
+        for document in DOCUMENTS
+        for line in commands(document)
+        if (match := PROGRAM.search(line))
+        and (match[1] or available().get(match[2], ("",))[0].removeprefix("diffusekrona."))
+        in ("inference", "convert", "inspect", "plan", "study")
+    ]
+    return list(dict.fromkeys(found))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of one step of training on pocket."""
+    from diffusekrona.train_dreambooth import main
+
+    folder = tmp_path_factory.mktemp("documents") / "run"
+    main(
+        ["--pretrained_model_name_or_path", "pocket", "--instance_data_dir", "data/dog/input",
+         "--instance_prompt", "a sks dog", "--max_train_steps", "1",
+         "--output_dir", str(folder)]
+    )  # fmt: skip
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", program_lines())
+def test_documented_programs_run_on_pocket(
+    line: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with a small adapter, base and number of steps; a study up to its description."""
+    _, name, rest = (match := PROGRAM.search(line)).groups()
+    module = available()[name][0] if name else f"diffusekrona.{match[1]}"
+    words = shlex.split(rest)
+    if module.endswith("study") and any(word.endswith(".yaml") for word in words):
+        pytest.skip("needs a study of the reader's own")
+    for folder in re.findall(r"outputs/((?:dog|cat)/\w+)", rest):
+        shutil.copytree(trained, tmp_path / folder, dirs_exist_ok=True)
+    words = [re.sub(r"^outputs/(?=(?:dog|cat)/)", f"{tmp_path}/", word) for word in words]
+    words = ["pocket" if word.startswith("stabilityai/") else word for word in words]
+    words = [str(tmp_path / word) if word.endswith(".safetensors") else word for word in words]
+    if module.endswith("inference"):
+        words += ["--num_inference_steps", "2", "--output_dir", str(tmp_path / "pictures")]
+    elif module.endswith("study"):
+        words += [] if "--list" in words or "--print" in words else ["--print"]
+    elif "--draw" in words:
+        words += ["--num_inference_steps", "2", "--seeds", "0"]
+    monkeypatch.chdir(ROOT)
+    assert not importlib.import_module(module).main(words)
 
 
 YAML_FILES = [

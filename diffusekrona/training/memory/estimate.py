@@ -59,7 +59,7 @@ def phases(settings: TrainSettings, resolved: ResolvedRun, sizes: Sizes) -> list
     }
     if sizes.dequantised:
         kept["one weight dequantised"] = sizes.dequantised
-    told = [
+    result = [
         Phase("pictures to latents", {"VAE": sizes.vae, "activations": sizes.encoding}),
         Phase("captions to text states", {"text encoders": sizes.text_encoders}),
         Phase("training", {**kept, "activations": sizes.step}),
@@ -69,11 +69,11 @@ def phases(settings: TrainSettings, resolved: ResolvedRun, sizes: Sizes) -> list
         parts = {"base": sizes.whole_base, "activations": sizes.drawing}
         if not settings.precision.low_vram:  # which has only the model on the card that is at work
             parts |= {"text encoders": sizes.text_encoders, "VAE": sizes.vae}
-        told.insert(0, Phase("class pictures", parts))
+        result.insert(0, Phase("class pictures", parts))
     if settings.validation.validation_prompt:
         parts = {**kept, "VAE": sizes.vae, "activations": sizes.drawing}
-        told.append(Phase("validation pictures", parts))
-    return told
+        result.append(Phase("validation pictures", parts))
+    return result
 
 
 def state_bytes(optimizer: str, values: int) -> int:

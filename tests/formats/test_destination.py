@@ -86,7 +86,7 @@ def test_only_what_convert_wrote_is_replaced(tmp_path: Path, adapter, tiny_sd1) 
     convert(adapter, tmp_path / "theirs", "merged", base=tiny_sd1)  # now it is ours
     (tmp_path / "theirs" / "unet" / "thesis.tex").write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(UserError, match=r"holds other things \(unet/thesis.tex\)"):
+        with pytest.raises(UserError, match=r"has other contents \(unet/thesis.tex\)"):
             convert(adapter, tmp_path / "theirs", "merged", base=tiny_sd1, overwrite=overwrite)
     assert (tmp_path / "theirs" / "unet" / "thesis.tex").read_text() == "years of work"
 

@@ -131,7 +131,7 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "folder" / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA"
     (tmp_path / "folder" / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"holds other things \(thesis.tex\)"):
+    with pytest.raises(UserError, match=r"has other contents \(thesis.tex\)"):
         convert(tmp_path / "a.safetensors", tmp_path / "folder", "peft")
     assert (tmp_path / "folder" / "thesis.tex").read_text() == "years of work"
     assert not list(tmp_path.glob(".folder*"))

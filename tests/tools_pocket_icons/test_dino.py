@@ -93,8 +93,8 @@ def test_is_the_default_beside_a_bundled_base(monkeypatch, tmp_path) -> None:
     assert choose_names("auto", "auto", True) == ("pocket-clip", "pocket-dino", "")
     settings = parse_settings(["stability", "--base", "pocket"])
     chosen = study.choose_study(settings.chosen, True)
-    judging, notes = study.choose_judging("pocket", settings.scored, chosen, True)
-    assert judging.dino == "pocket-dino" and not notes
+    scoring, notes = study.choose_scoring("pocket", settings.scored, chosen, True)
+    assert scoring.dino == "pocket-dino" and not notes
     monkeypatch.setattr(encoders, "BUNDLED", tmp_path)  # an install without it
     _, name, note = choose_names("auto", "auto", True)
     assert name is None and "left out" in note

@@ -57,7 +57,8 @@ def test_tables_with_intervals_are_the_studies_own() -> None:
 def commands(document: Path) -> list[str]:
     """The lines of a document's code, those that go on with a backslash joined."""
     text = document.read_text(encoding="utf-8")
-    blocks = re.findall(r"^ *```(?:bash|)\n(.*?)^ *```", text, re.S | re.M)
+    fenced = re.findall(r"^ *```(\w*)\n(.*?)^ *```", text, re.S | re.M)
+    blocks = [block for language, block in fenced if language in ("", "bash")]
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     lines += [line for line in text.replace("\\\n", " ").splitlines() if line.startswith("    ")]
     return [line.strip() for line in lines]

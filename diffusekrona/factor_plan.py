@@ -1,0 +1,7 @@
+"""The former name of `diffusekrona.plan`, kept so that `python -m diffusekrona.factor_plan` works."""
+
+from .common.errors import exit_on_user_error
+from .plan import main
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

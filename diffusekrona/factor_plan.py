@@ -1,4 +1,4 @@
-"""The former name of `diffusekrona.plan`, kept so that `python -m diffusekrona.factor_plan` works."""
+"""The former name of `diffusekrona.plan`, so that `-m diffusekrona.factor_plan` still works."""
 
 from .common.errors import exit_on_user_error
 from .plan import main

@@ -1,6 +1,6 @@
 """The adapter file: one safetensors file that says by itself what it is.
 
-Tensors have PEFT's names, `<module path>.<name>`, with the path inside the UNet; those of a text
+Tensors have PEFT's names, `<module path>.<name>`, with the path in the denoiser; those of a text
 encoder begin with its name (`text_encoder.`, `text_encoder_2.`). KronA's are `krona_a` (a1, a2) and
 `krona_b` (b1, b2), with a leading dimension for more terms than one; LoRA's are `lora_A.weight`
 (r, in) and `lora_B.weight` (out, r).

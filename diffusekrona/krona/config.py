@@ -31,7 +31,7 @@ class KronAConfig(PeftConfig):
         a2: divides in_features; columns of A. (4, 64) is the paper's best on SDXL. The code
             published with the paper calls its factors the other way round for the same setting.
         target_modules: names or a regular expression, as in every PEFT method; by default the
-            query, key, value and output projections of every attention of a UNet.
+            query, key, value and output projections of every attention of diffusers' models.
         factor_pattern: different factors for some modules, `{"to_k": (8, 64)}`; keys are module
             names or regular expressions, as in PEFT's `rank_pattern`.
         scale: multiplies delta W; fixed, not trained.
@@ -52,7 +52,7 @@ class KronAConfig(PeftConfig):
     a1: int = field(default=4, metadata={"help": "Rows of A; divides out_features."})
     a2: int = field(default=64, metadata={"help": "Columns of A; divides in_features."})
     target_modules: set[str] | list[str] | str | None = field(
-        default=None, metadata={"help": "Modules to adapt; default: a UNet's attention q, k, v, o."}
+        default=None, metadata={"help": "Modules to adapt; default: the attention's q, k, v, o."}
     )
     exclude_modules: set[str] | list[str] | str | None = field(
         default=None, metadata={"help": "Modules to leave alone although they match."}

@@ -32,7 +32,7 @@ def factors_of(config: KronAConfig, layer_name: str) -> tuple[int, int]:
 
 
 def with_targets(config: PeftConfig) -> PeftConfig:
-    """The config, or where it names no target modules a copy with those of a UNet's attention."""
+    """The config, or where it names no target modules a copy with those of diffusers' attention."""
     if getattr(config, "target_modules", None) is not None:
         return config
     config = copy.copy(config)

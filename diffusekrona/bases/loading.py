@@ -204,8 +204,15 @@ def read_json_of(
         if folder.is_dir():
             path = folder / subfolder / name
         else:
-            options = {"revision": revision, "local_files_only": not hub_reachable(base)}
-            path = Path(hf_hub_download(base, name, subfolder=subfolder or None, **options))
+            path = Path(
+                hf_hub_download(
+                    base,
+                    name,
+                    subfolder=subfolder or None,
+                    revision=revision,
+                    local_files_only=not hub_reachable(base),
+                )
+            )
         config = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError(f"its {name} is not a JSON object")

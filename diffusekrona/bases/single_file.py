@@ -229,7 +229,11 @@ def load_single_file_part(
         tensors = {key: file.get_tensor(key) for key in keys}  # mapped, not read yet
     if not tensors:
         raise no_vae(base) if subfolder == "vae" else UserError(f"{base} holds no {subfolder}.")
-    options = {"config": str(base.configs), "subfolder": subfolder, "local_files_only": True}
+    options: dict[str, Any] = {
+        "config": str(base.configs),
+        "subfolder": subfolder,
+        "local_files_only": True,
+    }
     try:
         if hasattr(diffusers, kind):
             cls = getattr(diffusers, kind)

@@ -330,8 +330,17 @@ def wait_for(path: Path, process: subprocess.Popen, seconds: float = 180) -> Non
 
 
 def start(*arguments) -> subprocess.Popen:
+    """A run in a process of its own, as a terminal starts it.
+
+    Tests that run under nohup would hand it an ignored SIGHUP, which training respects.
+    """
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, env=env)
+    return subprocess.Popen(
+        command(*arguments),
+        stderr=subprocess.PIPE,
+        env=env,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
 
 
 EXACT = ("--checkpointing_steps", "3", "--use_ema", "--lr_scheduler", "cosine")

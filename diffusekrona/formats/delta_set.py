@@ -119,7 +119,8 @@ def find_family(
             f"--family {hints.family}: the layers of {where} are those of {' or '.join(possible)}."
         )
     noted = family_from_metadata(metadata)
-    if noted in possible:
+    # Of a family that other programs' files do not know, the layers say nothing.
+    if noted and (noted in possible or FAMILIES[noted].files is None):
         return hints.family or noted
     seen = possible[0] if len(possible) == 1 else None
     return hints.family or seen or hints.base_family

@@ -140,7 +140,9 @@ def check_names(study: Study) -> None:
                 f"{study.name} has two {what} called {twice[0]}: give each a different name."
             )
     if any(arm.label == "base" for arm in study.arms):
-        raise UserError(f'{study.name}: an arm cannot be called "base".')
+        raise UserError(
+            f'{study.name}: "base" is the name of the bare base: give that arm another name.'
+        )
 
 
 # --- changes from the command line ----------------------------------------------------------------

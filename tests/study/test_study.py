@@ -102,7 +102,7 @@ def test_builtin_studies_are_training_runs(bundled, subject, tmp_path) -> None:
             settings = parse_settings(arguments)  # every flag is one of the trainer's
             assert settings.data.instance_prompt == "a sks dog"
             assert settings.optimisation.seed == cell.seed
-    with pytest.raises(UserError, match="3 pictures, the study wants 4"):
+    with pytest.raises(UserError, match="3 pictures, the study needs 4"):
         cells_of(builtin["few-shot"], [subject], scoring)
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from .components import is_text_encoder
 from .loading import load_part
 from .vae import denormalise, encode_pictures, load_vae, normalise, vae_scale
 
@@ -105,8 +104,6 @@ class Family(ABC):
         feed_forward: ends of the names of its feed-forward layers.
         text_letters: k, q, v, o to the ends of the text encoders' layer names.
         block_lists: names of the denoiser's lists of transformer blocks.
-        factors: default (a1, a2) of KronA.
-        rates: adapter method to its default learning rate, where it is not the method's own.
         files: how other programs name its layers; None where no converter knows them.
     """
 
@@ -126,8 +123,6 @@ class Family(ABC):
     feed_forward: tuple[str, ...]
     text_letters: Mapping[str, tuple[str, ...]]
     block_lists: tuple[str, ...] = ("transformer_blocks",)
-    factors: tuple[int, int] = (4, 64)
-    rates: Mapping[str, float] = field(default_factory=dict)
     files: FileNames | None = None
 
     # --- recognising a base ---------------------------------------------------------------------
@@ -286,11 +281,6 @@ class Family(ABC):
         """
         latents: torch.Tensor = pipeline(**text, output_type="latent", **options).images
         return latents
-
-
-def layers_of(family: Family, component: str) -> Mapping[str, tuple[str, ...]]:
-    """The letters of a component of a family."""
-    return family.text_letters if is_text_encoder(component) else family.letters
 
 
 def classes_of(family: Family) -> dict[str, str]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-MIXED = ("no", "fp16", "bf16")  # what --mixed_precision takes; "no" computes in fp32
 STORED = ("fp32", "fp16", "bf16")  # what files are written in
 DTYPE_NAMES = {"no": "float32", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 BYTES = {"no": 4, "fp32": 4, "fp16": 2, "bf16": 2}  # of one value

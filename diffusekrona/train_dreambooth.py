@@ -15,7 +15,6 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .common.errors import UserError, exit_on_user_error
@@ -26,6 +25,7 @@ from .training.settings import TrainSettings, low_vram_in_words, parse_settings
 if TYPE_CHECKING:
     from .bases.base import Objective
     from .data.cache import Data, Item
+    from .data.examples import Example
     from .training.resolved_run import ResolvedRun
 
 log = logging.getLogger("diffusekrona")
@@ -43,17 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(settings: TrainSettings) -> int:
     """One training run, from settings to adapter.safetensors in the output folder."""
-    from .data.folder import read_folder
+    from .data.examples import read_examples
     from .training.resolved_run import resolve_run
 
     resolved = resolve_run(settings.base, settings.adapter, settings.data.resolution)
     if settings.precision.low_vram:
         log.info("--low_vram: %s", low_vram_in_words(settings))
-    pictures, captions = read_folder(settings.data.instance_data_dir, settings.data.instance_prompt)
+    examples = read_examples(settings.data)
     if settings.output.dry_run:  # answered before anything slow is imported
         from .training.dry_run import print_run
 
-        print_run(settings, resolved, pictures, captions)
+        print_run(settings, resolved, examples)
         return 0
     started = time.time()
     import_libraries()
@@ -73,7 +73,7 @@ def train(settings: TrainSettings) -> int:
             if output.overwrite_output_dir and accelerator.is_main_process:
                 delete_old_run(output.output_dir)
             start_trackers(accelerator, settings)
-            return run(settings, resolved, accelerator, pictures, captions, started)
+            return run(settings, resolved, accelerator, examples, started)
     except torch.OutOfMemoryError as error:
         raise UserError(
             "Out of GPU memory: try --low_vram, --train_batch_size 1, --sample_batch_size 1 (class "
@@ -105,8 +105,7 @@ def run(
     settings: TrainSettings,
     resolved: ResolvedRun,
     accelerator: Any,
-    pictures: list[Path],
-    captions: list[str],
+    examples: list[Example],
     started: float,
 ) -> int:
     """Build everything, train, save; returns the exit code."""
@@ -132,14 +131,14 @@ def run(
     output, processes = settings.output, accelerator.num_processes
     keep_freed_memory(accelerator.device)
     peaks = Peaks(accelerator.device)
-    steps = max_train_steps(optimisation, len(pictures), processes)
-    fixed = fixed_settings(settings, resolved, accelerator, pictures, captions)
+    steps = max_train_steps(optimisation, len(examples), processes)
+    fixed = fixed_settings(settings, resolved, accelerator, examples)
     if already_finished(output, steps, fixed):
         if output.push_to_hub:  # it may be what failed the last time
             write_card_and_upload(output, accelerator)
         return 0
     data = prepare_data(
-        base, settings.data, settings.prior, precision, resolved, accelerator, pictures, captions,
+        base, settings.data, settings.prior, precision, resolved, accelerator, examples,
         seed=optimisation.seed,
         train_text_encoder=settings.adapter.train_text_encoder,
         validation_prompts=settings.validation.validation_prompt,
@@ -244,7 +243,8 @@ def make_batch(
 
     Returns:
         "moments" (n, 2c, h, w), "posterior" and "noise" (n, c, h, w), "timesteps" (n,),
-        "time_ids" (n, 6), on the device, and "captions" (n); class samples come last.
+        "time_ids" (n, 6) and, where there are masks, "mask" (n, 1, h, w), on the device, and
+        "captions" (n); class samples come last.
     """
     import torch
 
@@ -289,8 +289,12 @@ def make_batch(
         "timesteps": timesteps,
         "time_ids": torch.stack([variant.time_ids for variant in variants]),
     }
+    if data.masked:
+        whole = torch.ones(1, *moments.shape[2:])
+        masks = [whole if variant.mask is None else variant.mask for variant in variants]
+        tensors["mask"] = torch.stack(masks)
     batch = {name: to_device(tensor, accelerator.device) for name, tensor in tensors.items()}
-    return {**batch, "captions": [item.caption for item, _ in samples]}
+    return {**batch, "captions": [item.captions[0] for item, _ in samples]}
 
 
 def to_device(tensor: Any, device: Any) -> Any:
@@ -337,7 +341,10 @@ def training_loss(
     denoiser = models[family.denoiser]
     prediction = family.predict(denoiser, noisy, timesteps, text, batch["time_ids"])
     num_prior = len(noise) // 2 if data.prior else 0
-    return batch_loss(settings.loss, objective, prediction, latents, noise, timesteps, num_prior)
+    return batch_loss(
+        settings.loss, objective, prediction, latents, noise, timesteps, num_prior,
+        mask=batch.get("mask"),
+    )  # fmt: skip
 
 
 def text_of(

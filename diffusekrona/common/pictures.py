@@ -173,6 +173,30 @@ def load_picture(path: Path, min_size: int | None = None) -> Image.Image:
     return image
 
 
+def load_alpha(path: Path) -> Image.Image | None:
+    """A picture's alpha channel, 8-bit and turned as its EXIF says; None if it has none.
+
+    Raises:
+        UserError: the file is missing, broken or not a picture.
+    """
+    try:
+        image = _open(path)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if not _has_alpha(image):
+        return None
+    with suppress(Exception):  # as in `load_picture`
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "La":
+        image = image.convert("LA")
+    return image.convert("RGBA").getchannel("A")
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    transparent = "transparency" in image.info
+    return image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or transparent
+
+
 def picture_size(path: Path, min_size: int | None = None) -> tuple[int, int]:
     """The (height, width) that `load_picture` gives with the same arguments, from the header alone.
 
@@ -211,7 +235,7 @@ def _band_to_rgb(
     if top is not None:
         image = _deep_grey_to_8_bit(image, top)
     alpha = None
-    if image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info:
+    if _has_alpha(image):
         if image.mode == "La":  # PIL has no direct way from premultiplied grey
             image = image.convert("LA")
         grey = image.mode == "LA"

@@ -24,6 +24,7 @@ from ..bases.vae import channels_last, vae_place
 from ..common.pictures import picture_size
 from ..common.prompts import warn_of_syntax
 from .disk_cache import OFF, DiskCache, cache_of, origin
+from .examples import Example
 from .folder import bucket_sizes, nearest_bucket
 from .latents import Cropping, Item, cache_pictures
 from .settings import DataSettings, PriorSettings
@@ -72,6 +73,12 @@ class Data:
     vae_config: Mapping[str, Any]
     dtype: torch.dtype
 
+    @property
+    def masked(self) -> bool:
+        """Whether a picture has a mask."""
+        found = (v for item in self.instance for some in item.variants.values() for v in some)
+        return any(variant.mask is not None for variant in found)
+
 
 def prepare_data(
     base: BaseSettings,
@@ -80,8 +87,7 @@ def prepare_data(
     precision: PrecisionSettings,
     resolved: ReadBase,
     accelerator: Any,
-    pictures: Sequence[Path],
-    captions: Sequence[str],
+    examples: Sequence[Example],
     *,
     seed: int,
     train_text_encoder: bool,
@@ -115,12 +121,12 @@ def prepare_data(
             **base.schedule(),
         )
     cropping = Cropping(data.center_crop, data.random_flip, seed)
-    sizes = [(resolved.resolution, resolved.resolution)] * len(pictures)
+    sizes = [(resolved.resolution, resolved.resolution)] * len(examples)
     if data.aspect_ratio_buckets:
         buckets = bucket_sizes(resolved.resolution, resolved.pixel_step)
-        sizes = [nearest_bucket(picture_size(p), buckets) for p in pictures]
+        sizes = [nearest_bucket(picture_size(e.path), buckets) for e in examples]
     each, every = [[size] for size in sizes], [sorted(set(sizes))] * len(class_pictures)
-    class_captions = [prior.class_prompt or ""] * len(class_pictures)
+    of_class = [Example(path, (prior.class_prompt or "",)) for path in class_pictures]
     cache = cache_of(data)
 
     vae, cache_key = _vae_and_origin(base, precision, resolved, accelerator, cache)
@@ -132,13 +138,13 @@ def prepare_data(
         cache=cache if cache_key["vae"] else OFF,
         cache_key=cache_key,
     )
-    instance = latents(pictures, captions, each, progress=show)
-    prior = latents(class_pictures, class_captions, every, progress=show)
+    instance = latents(examples, each, progress=show)
+    prior = latents(of_class, every, progress=show)
     loaded = vae.cache_info().currsize
     del vae, latents
     if loaded:
         _free()
-    texts = [*captions, *class_captions]
+    texts = [caption for example in (*examples, *of_class) for caption in example.captions]
     if train_text_encoder:
         states: dict[str, dict[str, torch.Tensor]] = {}
         ids, encoders = _token_ids(base, resolved, accelerator, texts)

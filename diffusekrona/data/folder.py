@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from ..common.errors import UserError
 from ..common.json_files import parse_json
 from ..common.pictures import PICTURE_SUFFIXES, why_not
+from .masks import picture_of_mask
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def find_pictures(folder: Path) -> tuple[list[Path], list[str]]:
 
     Returns:
         The pictures' paths, sorted by name, and one line (`name: reason`) for each thing that was
-        left out. Caption files are neither.
+        left out. Files of captions and masks are neither.
 
     Raises:
         UserError: `folder` is missing, is not a folder, is empty, or has no usable picture.
@@ -46,11 +47,17 @@ def find_pictures(folder: Path) -> tuple[list[Path], list[str]]:
     folder = Path(folder).expanduser()
     pictures: list[Path] = []
     skipped: list[str] = []
-    for entry in _entries(folder):
+    entries = _entries(folder)
+    stems = {entry.stem for entry in entries if entry.suffix.lower() in PICTURE_SUFFIXES}
+    for entry in entries:
         if entry.suffix.lower() in _OTHER_CAPTIONS and not entry.name.startswith("."):
             skipped.append(f"{entry.name}: not read; captions come from .txt and .caption files")
             continue
         if entry.suffix.lower() in CAPTION_SUFFIXES and not entry.name.startswith("."):
+            continue
+        if (stem := picture_of_mask(entry.name)) is not None and not entry.name.startswith("."):
+            if stem not in stems:
+                skipped.append(f"{entry.name}: a mask, but no picture is called {stem}")
             continue
         reason = why_not(entry)
         if reason is None:
@@ -68,6 +75,7 @@ def first_pictures(folder: Path, count: int) -> list[Path]:
         entries = _entries(Path(folder).expanduser())
     except UserError:
         return []
+    entries = [entry for entry in entries if picture_of_mask(entry.name) is None]
     return list(islice((entry for entry in entries if why_not(entry) is None), count))
 
 

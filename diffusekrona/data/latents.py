@@ -16,6 +16,8 @@ from ..common.errors import UserError
 from ..common.pictures import content_key, fit_picture, load_picture, picture_size, to_tensor
 from ..common.seeds import seed_for
 from .disk_cache import DiskCache
+from .examples import Example
+from .masks import cut_masks
 
 RANDOM_CROPS = 4  # cached random crops of a picture that does not have the target's shape
 
@@ -27,17 +29,19 @@ class Variant:
     Attributes:
         moments: (2c, h, w) mean and std of the latents, fp32 on the CPU.
         time_ids: (6,) original height, width, crop top, left, target height, width, in pixels.
+        mask: (1, h, w) from 0 to 1, or None for a picture without one.
     """
 
     moments: torch.Tensor
     time_ids: torch.Tensor
+    mask: torch.Tensor | None = None
 
 
 @dataclass
 class Item:
-    """A picture with its caption: its variants at each size (height, width) that is trained."""
+    """A picture with its captions: its variants at each size (height, width) that is trained."""
 
-    caption: str
+    captions: tuple[str, ...]
     variants: dict[tuple[int, int], list[Variant]]
 
 
@@ -54,8 +58,7 @@ class Cropping:
 def cache_pictures(
     family: Family,
     vae: Callable[[], Any],
-    pictures: Sequence[Path],
-    captions: Sequence[str],
+    examples: Sequence[Example],
     sizes: Sequence[Sequence[tuple[int, int]]],
     cropping: Cropping,
     cache: DiskCache,
@@ -66,17 +69,18 @@ def cache_pictures(
 
     Args:
         vae: gives the VAE; called when a picture is met that is not on the disk.
-        sizes: the (height, width) wanted of each picture, in pixels.
+        sizes: the (height, width) wanted of each example, in pixels.
         cropping: random places are a pure function of its seed and the picture's number.
         cache_key: what the latents depend on beside the picture.
 
     Raises:
-        UserError: a picture that cannot be read, or that the VAE turns into NaN.
+        UserError: a picture or mask that cannot be read, or that the VAE turns into NaN.
     """
     items = []
-    pairs = list(zip(pictures, captions, sizes, strict=True))
+    pairs = list(zip(examples, sizes, strict=True))
     bar = tqdm(pairs, desc="latents", unit="picture", disable=not progress or not pairs)
-    for number, (path, caption, wanted) in enumerate(bar):
+    for number, (example, wanted) in enumerate(bar):
+        path = example.path
         least = max(max(size) for size in wanted)
         have, content = picture_size(path, least), content_key(path)
         picture, variants = None, {}
@@ -98,8 +102,27 @@ def cache_pictures(
                 "time_ids": torch.stack([variant.time_ids for variant in variants[size]]),
             }
             cache.write("latents", key, stacked)
-        items.append(Item(caption, variants))
+        for size in wanted if example.mask is not None else ():
+            crops = _crop_places(have, size, cropping, number)
+            _add_masks(example, have, size, crops, cropping.flip, variants[size])
+        items.append(Item(example.captions, variants))
     return items
+
+
+def _add_masks(
+    example: Example,
+    have: tuple[int, int],
+    size: tuple[int, int],
+    crops: Sequence[tuple[float, float]],
+    flip: bool,
+    variants: Sequence[Variant],
+) -> None:
+    """Give each variant of one size its part of the mask. Not kept on the disk: it is fast."""
+    mask, latent_size = example.mask, tuple(variants[0].moments.shape[-2:])
+    assert mask is not None
+    cut = cut_masks(mask, example.path, have, size, crops, flip, latent_size)
+    for variant, part in zip(variants, cut, strict=True):
+        variant.mask = part
 
 
 def _crop_places(

@@ -35,6 +35,11 @@ class DataSettings:
         False,
         help="Keep pictures' shapes: train at sizes of equal area instead of cropping squares.",
     )
+    masked_loss: bool = setting(
+        False,
+        help="Learn the masked part of the pictures: white in photo.mask.png or "
+        "photo-masklabel.png, or the alpha channel; see --unmasked_weight.",
+    )
     latents_cache_dir: Path | None = setting(
         None,
         metavar="FOLDER",

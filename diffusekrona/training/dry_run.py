@@ -6,20 +6,18 @@ Answered from configs alone; no weights are loaded.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from ..adapters.layers import AdaptedLayer
 from ..bases.meta import trusting_no_config
 from ..bases.precision import BYTES
+from ..data.examples import Example
 from .lr_schedule import rate_factor
 from .memory.estimate import estimate, in_words
 from .resolved_run import ResolvedRun, max_train_steps
 from .settings import OptimisationSettings, TrainSettings
 
 
-def print_run(
-    settings: TrainSettings, resolved: ResolvedRun, pictures: Sequence[Any], captions: Sequence[str]
-) -> None:
+def print_run(settings: TrainSettings, resolved: ResolvedRun, examples: Sequence[Example]) -> None:
     """Print the resolved run: what is trained, for how long, and which files it will write."""
     from rich import box
     from rich.console import Console
@@ -51,11 +49,12 @@ def print_run(
     with trusting_no_config(f"the configs of {resolved.base}"):
         memory = in_words(estimate(settings, resolved))
     optimisation, saved = settings.optimisation, settings.output.save_precision
-    steps = max_train_steps(optimisation, len(pictures))
+    steps = max_train_steps(optimisation, len(examples))
     lines = {
         "base": f"{settings.base.pretrained_model_name_or_path} ({resolved.family.title})",
-        "pictures": f"{len(pictures)} in {settings.data.instance_data_dir}",
-        "captions": "; ".join(dict.fromkeys(captions)),
+        "pictures": f"{len(examples)} in {settings.data.instance_data_dir}"
+        + f", {sum(e.mask is not None for e in examples)} with a mask" * settings.data.masked_loss,
+        "captions": "; ".join(dict.fromkeys(c for e in examples for c in e.captions)),
         "resolution": f"{resolved.resolution} px"
         + " in buckets" * settings.data.aspect_ratio_buckets,
         "adapter": f"{settings.adapter.adapter_type}, {len(resolved.layers)} layers, "

@@ -53,16 +53,20 @@ def batch_loss(
     noise: torch.Tensor,
     timesteps: torch.Tensor,
     num_prior: int = 0,
+    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The loss of one batch, as the settings ask for it: a scalar.
 
     Args:
         prediction, latents, noise: (n, c, h, w); timesteps: (n,).
         num_prior: how many samples, the last ones, are of the class.
+        mask: (n, 1, h, w) from 0 to 1: what is to be learned.
     """
+    if mask is not None:
+        mask = mask.clamp(min=settings.unmasked_weight)
     weight = objective.weight(timesteps, settings.snr_gamma)
     target = objective.target(latents, noise, timesteps)
-    return dreambooth_loss(prediction, target, weight, num_prior, settings.prior_loss_weight)
+    return dreambooth_loss(prediction, target, weight, num_prior, settings.prior_loss_weight, mask)
 
 
 def dreambooth_loss(
@@ -71,6 +75,7 @@ def dreambooth_loss(
     weight: torch.Tensor | None = None,
     num_prior: int = 0,
     prior_loss_weight: float = 1.0,
+    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean squared error, weighted a sample, the last `num_prior` samples being of the class.
 
@@ -78,13 +83,22 @@ def dreambooth_loss(
         prediction: (n, c, h, w), compared in fp32.
         target: (n, c, h, w).
         weight: (n,) or None for ones.
+        mask: (n, 1, h, w), what each place weighs in its sample's mean; None for equal weights.
 
     Returns:
         A scalar.
     """
-    loss = F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
+    loss = F.mse_loss(prediction.float(), target.float(), reduction="none")
+    loss = loss.mean(dim=(1, 2, 3)) if mask is None else _masked_mean(loss, mask)
     if weight is not None:
         loss = loss * weight
     if not num_prior:
         return loss.mean()
     return loss[:-num_prior].mean() + prior_loss_weight * loss[-num_prior:].mean()
+
+
+def _masked_mean(loss: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Weighted mean of each sample (n,), so that a small subject counts no less than a large one;
+    0 where nothing has a weight."""
+    weighted = (loss * mask).sum(dim=(1, 2, 3))
+    return weighted / (mask.sum(dim=(1, 2, 3)) * loss.shape[1]).clamp(min=1e-6)

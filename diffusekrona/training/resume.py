@@ -16,6 +16,7 @@ from ..common.pictures import content_key
 from ..common.settings import flat, options_of
 from ..data.class_images import class_pictures
 from ..data.disk_cache import cache_of
+from ..data.examples import Example
 from ..data.settings import PriorSettings
 from .checkpoint import find_checkpoint, leave_branch, load_checkpoint, read_settings
 from .resolved_run import ResolvedRun
@@ -41,8 +42,7 @@ def fixed_settings(
     settings: TrainSettings,
     resolved: ResolvedRun,
     accelerator: Any,
-    pictures: Sequence[Path],
-    captions: Sequence[str],
+    examples: Sequence[Example],
 ) -> dict[str, Any]:
     """What a resumed run must share with the one it continues, as JSON has it, by name.
 
@@ -54,7 +54,6 @@ def fixed_settings(
         for name, value in flat(settings).items()
         if not options[name].metadata["may_change_on_resume"]
     }
-    lines = [f"{content_key(p)} {c}" for p, c in zip(pictures, captions, strict=True)]
     outcomes = {
         "adapter": {name: config_to_json(config) for name, config in resolved.configs.items()},
         "resolution": resolved.resolution,
@@ -62,7 +61,7 @@ def fixed_settings(
         "batch over all processes": (
             settings.optimisation.train_batch_size * accelerator.num_processes
         ),
-        "pictures and captions (hash)": _hash(lines),
+        "pictures and captions (hash)": _hash(example.content() for example in examples),
     }
     return with_content(json.loads(json.dumps(fixed | outcomes, default=str)), settings, resolved)
 

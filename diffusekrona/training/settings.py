@@ -41,6 +41,12 @@ class LossSettings:
         0.0, help="Add offset noise of this strength, for dark or light pictures."
     )
     prior_loss_weight: float = setting(1.0, help="Weight of the class pictures' loss.")
+    unmasked_weight: float = setting(
+        0.1,
+        minimum=0,
+        maximum=1,
+        help="Weight of what the mask leaves out, with --masked_loss.",
+    )
 
 
 @dataclass(frozen=True)

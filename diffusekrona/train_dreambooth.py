@@ -15,6 +15,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .common.errors import UserError, exit_on_user_error
@@ -44,12 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(settings: TrainSettings) -> int:
     """One training run, from settings to adapter.safetensors in the output folder."""
     from .data.examples import read_examples
+    from .data.holdout import split_held_out
     from .training.resolved_run import resolve_run
 
     resolved = resolve_run(settings.base, settings.adapter, settings.data.resolution)
     if settings.precision.low_vram:
         log.info("--low_vram: %s", low_vram_in_words(settings))
-    examples = read_examples(settings.data)
+    examples, held_out = split_held_out(
+        read_examples(settings.data), settings.data, settings.optimisation.seed
+    )
     if settings.output.dry_run:  # answered before anything slow is imported
         from .training.dry_run import print_run
 
@@ -73,7 +77,7 @@ def train(settings: TrainSettings) -> int:
             if output.overwrite_output_dir and accelerator.is_main_process:
                 delete_old_run(output.output_dir)
             start_trackers(accelerator, settings)
-            return run(settings, resolved, accelerator, examples, started)
+            return run(settings, resolved, accelerator, examples, held_out, started)
     except torch.OutOfMemoryError as error:
         raise UserError(
             "Out of GPU memory: try --low_vram, --train_batch_size 1, --sample_batch_size 1 (class "
@@ -106,6 +110,7 @@ def run(
     resolved: ResolvedRun,
     accelerator: Any,
     examples: list[Example],
+    held_out: list[Example],
     started: float,
 ) -> int:
     """Build everything, train, save; returns the exit code."""
@@ -126,6 +131,7 @@ def run(
     from .training.sharded import average_gradients, distribute, shards_base
     from .training.training_state import TrainingState
     from .training.validation import validate
+    from .training.validation_loss import ValidationLoss
 
     base, optimisation, precision = settings.base, settings.optimisation, settings.precision
     output, processes = settings.output, accelerator.num_processes
@@ -142,6 +148,7 @@ def run(
         seed=optimisation.seed,
         train_text_encoder=settings.adapter.train_text_encoder,
         validation_prompts=settings.validation.validation_prompt,
+        held_out=held_out,
     )  # fmt: skip
     peaks.end("data")
     denoiser = setup.load_denoiser(base, precision, resolved, accelerator)
@@ -172,7 +179,15 @@ def run(
         log.warning("no validation pictures: the base is sharded over the processes")
         drawn = with_values(settings, validation_prompt=())
     show = functools.partial(validate, drawn, resolved, accelerator, denoiser, data)
+    loss_of = functools.partial(plain_loss, settings, resolved, data, models, objective)
+    if shard:  # one process alone cannot call a sharded base
+        loss_of = None
+    measured = ValidationLoss(
+        settings.validation, output.output_dir, accelerator, data, objective, models, loss_of, first
+    )
     peaks.end("loading")
+    if measured.is_due(first):  # a run that was stopped leaves its last step to the next one
+        measured.step(first)
     if first == 0:
         show(0)
         peaks.end("validation")
@@ -215,17 +230,23 @@ def run(
                 )
             if stop:
                 return run_log.stopped(done, folder, caught)
+            if measured.is_due(done) and done < steps:
+                peaks.end("training")
+                measured.step(done)
+                peaks.end("validation")
             if done % settings.validation.validation_steps == 0 and done < steps:
                 peaks.end("training")
                 show(done)
                 peaks.end("validation")
 
         peaks.end("training")
+        measured.step(steps)
         # The result comes before anything else that could fail.
         run_log.flush_and_check(trained)
         if ema is not None:
             ema.copy_to(trained)
         run_log.save_result(adapted, origin, ADAPTER_NAME)
+    measured.report()
     show(steps)
     write_card_and_upload(output, accelerator)
     # DDP's wrappers go before the process group: if theirs is the last hold on it, torch may wait
@@ -345,6 +366,22 @@ def training_loss(
         settings.loss, objective, prediction, latents, noise, timesteps, num_prior,
         mask=batch.get("mask"),
     )  # fmt: skip
+
+
+def plain_loss(
+    settings: TrainSettings,
+    resolved: ResolvedRun,
+    data: Data,
+    models: dict[str, Any],
+    objective: Objective,
+    batch: dict[str, Any],
+) -> Any:
+    """The loss of a batch without pictures of the class, as the default settings have it: a scalar
+    that can be compared between runs that train with different losses."""
+    from .training.settings import LossSettings
+
+    settings, data = replace(settings, loss=LossSettings()), replace(data, prior=[])
+    return training_loss(settings, resolved, data, models, objective, batch)
 
 
 def text_of(

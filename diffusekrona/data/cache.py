@@ -11,7 +11,7 @@ import functools
 import gc
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,6 +63,7 @@ class Data:
         text_encoders: the encoders that are trained, on the device; empty otherwise.
         vae_config: of the VAE that made the latents.
         dtype: that the denoiser computes in.
+        held_out: pictures that are not trained on, cropped in the middle.
     """
 
     instance: list[Item]
@@ -72,6 +73,7 @@ class Data:
     text_encoders: dict[str, Any]
     vae_config: Mapping[str, Any]
     dtype: torch.dtype
+    held_out: list[Item] = field(default_factory=list[Item])
 
     @property
     def masked(self) -> bool:
@@ -92,6 +94,7 @@ def prepare_data(
     seed: int,
     train_text_encoder: bool,
     validation_prompts: Sequence[str],
+    held_out: Sequence[Example] = (),
 ) -> Data:
     """Pictures and captions to cached latents and text states; VAE and encoders are then freed.
 
@@ -99,6 +102,7 @@ def prepare_data(
         seed: of the random crops.
         train_text_encoder: keep the text encoders, and token ids in place of text states.
         validation_prompts: whose text states are needed as well.
+        held_out: pictures that are measured with and not trained on.
     """
     dtype = dtype_of(accelerator.mixed_precision)
     show = accelerator.is_local_main_process
@@ -121,10 +125,7 @@ def prepare_data(
             **base.schedule(),
         )
     cropping = Cropping(data.center_crop, data.random_flip, seed)
-    sizes = [(resolved.resolution, resolved.resolution)] * len(examples)
-    if data.aspect_ratio_buckets:
-        buckets = bucket_sizes(resolved.resolution, resolved.pixel_step)
-        sizes = [nearest_bucket(picture_size(e.path), buckets) for e in examples]
+    sizes = _sizes(data, resolved, examples)
     each, every = [[size] for size in sizes], [sorted(set(sizes))] * len(class_pictures)
     of_class = [Example(path, (prior.class_prompt or "",)) for path in class_pictures]
     cache = cache_of(data)
@@ -140,11 +141,15 @@ def prepare_data(
     )
     instance = latents(examples, each, progress=show)
     prior = latents(of_class, every, progress=show)
+    of_held_out = [[size] for size in _sizes(data, resolved, held_out)]
+    kept = latents(held_out, of_held_out, cropping=Cropping(center=True), progress=show)
     loaded = vae.cache_info().currsize
     del vae, latents
     if loaded:
         _free()
-    texts = [caption for example in (*examples, *of_class) for caption in example.captions]
+    texts = [
+        caption for example in (*examples, *of_class, *held_out) for caption in example.captions
+    ]
     if train_text_encoder:
         states: dict[str, dict[str, torch.Tensor]] = {}
         ids, encoders = _token_ids(base, resolved, accelerator, texts)
@@ -154,7 +159,17 @@ def prepare_data(
     cache.shrink()
     if cache.found and accelerator.is_main_process:
         log.info("%d latents and text states found in %s", cache.found, cache.folder)
-    return Data(instance, prior, states, ids, encoders, resolved.vae_config, dtype)
+    return Data(instance, prior, states, ids, encoders, resolved.vae_config, dtype, kept)
+
+
+def _sizes(
+    data: DataSettings, resolved: ReadBase, examples: Sequence[Example]
+) -> list[tuple[int, int]]:
+    """The size (height, width) in pixels that each example is cut to."""
+    if not data.aspect_ratio_buckets:
+        return [(resolved.resolution, resolved.resolution)] * len(examples)
+    buckets = bucket_sizes(resolved.resolution, resolved.pixel_step)
+    return [nearest_bucket(picture_size(example.path), buckets) for example in examples]
 
 
 def _free() -> None:

@@ -40,6 +40,19 @@ class DataSettings:
         help="Learn the masked part of the pictures: white in photo.mask.png or "
         "photo-masklabel.png, or the alpha channel; see --unmasked_weight.",
     )
+    holdout: int = setting(
+        0,
+        minimum=0,
+        metavar="N",
+        may_change_on_resume=True,  # the pictures' content is compared
+        help="Keep this many pictures out of training, chosen by the seed, to measure with.",
+    )
+    holdout_data_dir: Path | None = setting(
+        None,
+        metavar="FOLDER",
+        may_change_on_resume=True,  # not trained on
+        help="Measure with the pictures in this folder, instead of --holdout.",
+    )
     latents_cache_dir: Path | None = setting(
         None,
         metavar="FOLDER",

@@ -16,6 +16,7 @@ from .checkpoint import ADAPTER, checkpoints_in, remove_checkpoint, remove_lefto
 from .resume import check_agreement
 from .settings import OutputSettings
 from .validation import remove_validation
+from .validation_loss import VALIDATION_LOSS
 
 log = logging.getLogger("diffusekrona")
 
@@ -78,6 +79,7 @@ def refuse_to_overwrite(output: OutputSettings) -> None:
 def delete_old_run(folder: Path) -> None:
     """Delete what an earlier run left in `folder`, for `--overwrite_output_dir`. Its adapter stays
     until the new one replaces it."""
+    (folder / VALIDATION_LOSS).unlink(missing_ok=True)
     (folder / RUN_RECORD).unlink(missing_ok=True)  # or the new run's checkpoints would be refused
     for old in checkpoints_in(folder):
         remove_checkpoint(old)

@@ -128,6 +128,15 @@ class ValidationSettings:
         may_change_on_resume=True,
         help="Draw every this many steps, and at the start and the end.",
     )
+    validation_loss_steps: int | None = setting(
+        None,
+        minimum=0,
+        metavar="N",
+        may_change_on_resume=True,
+        help="Measure the loss of held-out pictures, or else of training pictures, at fixed "
+        "timesteps with fixed noise every this many steps; 0: never; by default every 100 steps "
+        "where pictures are held out.",
+    )
     num_validation_images: int = setting(
         2, minimum=1, may_change_on_resume=True, help="Pictures per prompt, of seeds 0, 1 …"
     )
@@ -251,6 +260,8 @@ def resolve(settings: TrainSettings) -> TrainSettings:
         raise UserError("--with_prior_preservation needs --class_data_dir and --class_prompt.")
     if optimisation.lr_scheduler == "piecewise_constant" and not optimisation.lr_step_rules:
         raise UserError('--lr_scheduler piecewise_constant needs --lr_step_rules, as "1:500,0.1".')
+    if settings.data.holdout and settings.data.holdout_data_dir:
+        raise UserError("Give either --holdout or --holdout_data_dir: each says what is held out.")
     output = settings.output
     if output.overwrite_output_dir and output.resume_from_checkpoint:
         raise UserError(

@@ -42,6 +42,7 @@ shard_base cpu validation_prompt validation_steps num_validation_images
 validation_inference_steps validation_guidance_scale output_dir overwrite_output_dir
 save_precision checkpointing_steps checkpoints_total_limit resume_from_checkpoint
 report_to logging_dir push_to_hub hub_model_id hub_token dry_run
+holdout_data_dir validation_loss_steps
 """
 # May change by themselves, because what they come to is compared.
 BY_OUTCOME = {
@@ -50,6 +51,7 @@ BY_OUTCOME = {
     "resolution": "resolution",
     "instance_data_dir": "pictures and captions (hash)",
     "instance_prompt": "pictures and captions (hash)",
+    "holdout": "pictures and captions (hash)",
     "class_data_dir": "class pictures (hash)",
     "low_vram": "mixed_precision",
     "use_8bit_adam": "optimizer",

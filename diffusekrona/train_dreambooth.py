@@ -51,9 +51,8 @@ def train(settings: TrainSettings) -> int:
     resolved = resolve_run(settings.base, settings.adapter, settings.data.resolution)
     if settings.precision.low_vram:
         log.info("--low_vram: %s", low_vram_in_words(settings))
-    examples, held_out = split_held_out(
-        read_examples(settings.data), settings.data, settings.optimisation.seed
-    )
+    seed = settings.optimisation.seed
+    examples, held_out = split_held_out(read_examples(settings.data, seed), settings.data, seed)
     if settings.output.dry_run:  # answered before anything slow is imported
         from .training.dry_run import print_run
 
@@ -270,6 +269,7 @@ def make_batch(
     import torch
 
     from .common.seeds import seed_for
+    from .data.captions import choose_caption
     from .training.losses import draw
 
     seed, processes = settings.optimisation.seed, accelerator.num_processes
@@ -315,7 +315,8 @@ def make_batch(
         masks = [whole if variant.mask is None else variant.mask for variant in variants]
         tensors["mask"] = torch.stack(masks)
     batch = {name: to_device(tensor, accelerator.device) for name, tensor in tensors.items()}
-    return {**batch, "captions": [item.captions[0] for item, _ in samples]}
+    captions = [choose_caption(item.captions, item.caption_dropout, own) for item, own in samples]
+    return {**batch, "captions": captions}
 
 
 def to_device(tensor: Any, device: Any) -> Any:

@@ -150,6 +150,7 @@ def prepare_data(
     texts = [
         caption for example in (*examples, *of_class, *held_out) for caption in example.captions
     ]
+    texts += [""] * any(example.caption_dropout for example in examples)
     if train_text_encoder:
         states: dict[str, dict[str, torch.Tensor]] = {}
         ids, encoders = _token_ids(base, resolved, accelerator, texts)

@@ -26,12 +26,13 @@ _OTHER_CAPTIONS = (".json", ".csv", ".tsv", ".tags", ".cap", ".captions", ".yaml
 _TEXT_KEYS = ("text", "caption", "prompt")
 
 
-def read_folder(folder: Path, prompt: str | None) -> tuple[list[Path], list[str]]:
-    """The usable pictures of a folder and a caption for each; what is skipped is reported."""
+def read_folder(folder: Path, prompt: str | None) -> tuple[list[Path], list[list[str]]]:
+    """The usable pictures of a folder and each one's lines of caption; what is skipped is
+    reported."""
     pictures, skipped = find_pictures(folder)
     for line in [*skipped, *unread_captions(folder, pictures)]:
         log.warning("skipped in %s: %s", folder, line)
-    return pictures, read_captions(folder, pictures, prompt)
+    return pictures, read_caption_lines(folder, pictures, prompt)
 
 
 def find_pictures(folder: Path) -> tuple[list[Path], list[str]]:
@@ -124,7 +125,14 @@ def _nothing_found(folder: Path, skipped: list[str]) -> str:
 
 
 def read_captions(folder: Path, pictures: Sequence[Path], prompt: str | None) -> list[str]:
-    """One caption for each picture, in the order of `pictures`.
+    """One caption for each picture: its lines, as `read_caption_lines` has them, in one."""
+    return [" ".join(lines) for lines in read_caption_lines(folder, pictures, prompt)]
+
+
+def read_caption_lines(
+    folder: Path, pictures: Sequence[Path], prompt: str | None
+) -> list[list[str]]:
+    """Each picture's caption, line by line, in the order of `pictures`.
 
     `image.txt` or `image.caption` beside `image.jpg` comes first, then the picture's line in
     `folder/metadata.jsonl` (the imagefolder layout of Hugging Face datasets: `{"file_name": …,
@@ -136,20 +144,21 @@ def read_captions(folder: Path, pictures: Sequence[Path], prompt: str | None) ->
             a line of metadata.jsonl is broken.
     """
     table = _read_metadata(Path(folder).expanduser() / "metadata.jsonl")
-    captions = []
+    captions: list[list[str]] = []
     for picture in pictures:
-        caption = ""
+        lines: list[str] = []
         for suffix in (".txt", ".TXT", ".caption", ".CAPTION"):
             beside = picture.with_suffix(suffix)
-            if not caption and beside.is_file():
-                caption = " ".join(_read_text(beside).split())
-        caption = caption or table.get(_plain_name(picture.name), "") or (prompt or "").strip()
-        if not caption:
+            if not lines and beside.is_file():
+                split = (" ".join(line.split()) for line in _read_text(beside).splitlines())
+                lines = [line for line in split if line]
+        caption = table.get(_plain_name(picture.name), "") or (prompt or "").strip()
+        if not lines and not caption:
             where = picture.with_suffix(".txt").name
             raise UserError(
                 f"no caption for {picture}: write one into {where} beside it, or give a prompt"
             )
-        captions.append(caption)
+        captions.append(lines or [caption])
     return captions
 
 

@@ -39,10 +39,16 @@ class Variant:
 
 @dataclass
 class Item:
-    """A picture with its captions: its variants at each size (height, width) that is trained."""
+    """A picture as the loop reads it.
+
+    Attributes:
+        captions, caption_dropout: as its example has them.
+        variants: at each size (height, width) that is trained.
+    """
 
     captions: tuple[str, ...]
     variants: dict[tuple[int, int], list[Variant]]
+    caption_dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ def cache_pictures(
         for size in wanted if example.mask is not None else ():
             crops = _crop_places(have, size, cropping, number)
             _add_masks(example, have, size, crops, cropping.flip, variants[size])
-        items.append(Item(example.captions, variants))
+        items.append(Item(example.captions, variants, example.caption_dropout))
     return items
 
 

@@ -23,6 +23,26 @@ class DataSettings:
         help='Prompt with the identifier: "a sks dog". A picture.txt beside picture.jpg, or a '
         "metadata.jsonl, gives single pictures captions of their own.",
     )
+    trigger: str | None = setting(
+        None,
+        metavar="WORDS",
+        may_change_on_resume=True,  # the captions are compared
+        help='Words that replace [trigger] in captions and prompts, such as "sks dog".',
+    )
+    caption_lines: bool = setting(
+        False,
+        help="Take each line of a caption file as a caption of its own, one at random each time, "
+        "instead of joining them.",
+    )
+    shuffle_caption: bool = setting(
+        False, help="Shuffle the tags of captions, which are separated by commas."
+    )
+    keep_tokens: int = setting(
+        0, minimum=0, help="Leave this many first tags in their place when shuffling."
+    )
+    caption_dropout: float = setting(
+        0.0, minimum=0, maximum=1, help="Train without a caption with this probability."
+    )
     resolution: int | None = setting(
         None,
         minimum=1,

@@ -17,6 +17,7 @@ from ..bases.settings import BaseSettings, PrecisionSettings
 from ..common.command_line import parse
 from ..common.errors import UserError
 from ..common.settings import SEEDS, setting, with_values
+from ..data.captions import with_trigger
 from ..data.settings import DataSettings, PriorSettings
 
 Schedule = Literal[
@@ -270,7 +271,15 @@ def resolve(settings: TrainSettings) -> TrainSettings:
         )
     optimizer = "adamw8bit" if optimisation.use_8bit_adam else optimisation.optimizer
     checkpointing = precision.gradient_checkpointing or precision.cpu_offload_checkpointing
-    return with_values(settings, optimizer=optimizer, gradient_checkpointing=checkpointing)
+    prompt, word = settings.data.instance_prompt, settings.data.trigger
+    drawn = settings.validation.validation_prompt
+    return with_values(
+        settings,
+        optimizer=optimizer,
+        gradient_checkpointing=checkpointing,
+        instance_prompt=prompt and with_trigger(prompt, word),
+        validation_prompt=tuple(with_trigger(each, word) for each in drawn),
+    )
 
 
 def low_vram_recipe() -> dict[str, Any]:

@@ -84,13 +84,13 @@ def test_masks_that_are_asked_for_and_missing(tmp_path: Path, caplog) -> None:
     photo(tmp_path, "one.jpg")
     settings = DataSettings(instance_data_dir=tmp_path, instance_prompt="a dog", masked_loss=True)
     with pytest.raises(UserError, match="has a mask"):
-        read_examples(settings)
+        read_examples(settings, 0)
     box_mask(tmp_path / "one.mask.png", (0, 0, 9, 9))
     photo(tmp_path, "two.jpg")
-    assert [e.mask and e.mask.name for e in read_examples(settings)] == ["one.mask.png", None]
+    assert [e.mask and e.mask.name for e in read_examples(settings, 0)] == ["one.mask.png", None]
     assert "without a mask, so trained on as a whole: two.jpg" in caplog.text
     caplog.clear()
-    read_examples(DataSettings(instance_data_dir=tmp_path, instance_prompt="a dog"))
+    read_examples(DataSettings(instance_data_dir=tmp_path, instance_prompt="a dog"), 0)
     assert "1 masks in" in caplog.text and "--masked_loss" in caplog.text
 
 

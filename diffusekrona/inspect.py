@@ -123,13 +123,11 @@ def add_base_norms(facts: Sequence[Facts], base: str, config: str | None = None)
     """
     import torch
 
-    from .bases.base import classes_of
     from .bases.families import identify
     from .bases.loading import load_part, resolve_base
 
     place = resolve_base(base, config)
     family, _ = identify(place)
-    kinds = classes_of(family)
     for one in facts:
         if one.metadata.get("base_family", family.name) != family.name:
             trained_for = one.metadata["base_family"]
@@ -137,8 +135,11 @@ def add_base_norms(facts: Sequence[Facts], base: str, config: str | None = None)
     layers = [layer for one in facts for layer in one.layers]
     for component in dict.fromkeys(layer.component for layer in layers):
         # In half precision: a norm needs no more, and the largest denoiser would be 10 GB.
-        kind = kinds[component]
-        model = load_part(place, kind, component, torch_dtype=torch.float16)
+        options = {"torch_dtype": torch.float16}
+        if component == family.denoiser:
+            model = family.load_denoiser(place, **options)
+        else:
+            model = load_part(place, family.text_encoders[component], component, **options)
         modules = dict(model.named_modules())
         for layer in (each for each in layers if each.component == component):
             module = modules.get(layer.name) or modules.get(layer.name.removeprefix("text_model."))

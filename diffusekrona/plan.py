@@ -164,7 +164,7 @@ def layer_shapes(settings: PlanSettings) -> tuple[Any, list[Shape]]:
     family, config = identify(base, settings.revision)
     more = family.feed_forward if settings.train_feed_forward else ()
     targets = targets_of(letters, family.letters, family.denoiser, more)
-    layers = linear_layers(build_empty(family.denoiser_class, config))
+    layers = linear_layers(family.empty_denoiser(config))
     shapes = list(matching(targets.names, layers).values())
     if settings.train_text_encoder:
         for name, kind in family.text_encoders.items():

@@ -36,6 +36,10 @@ ADAPTER_NAME = "default"
 def main(argv: Sequence[str] | None = None) -> int:
     """The entry point; returns the process's exit code (130 or 143 after a signal)."""
     settings = parse_settings(argv)
+    from .training.resolved_run import family_defaults  # after --help
+
+    if defaults := family_defaults(settings.base):
+        settings = parse_settings(argv, defaults)
     if not log.handlers:  # only ours: the libraries' loggers have handlers of their own
         log.addHandler(logging.StreamHandler(sys.stderr))
     log.setLevel(logging.INFO)
@@ -46,9 +50,10 @@ def train(settings: TrainSettings) -> int:
     """One training run, from settings to adapter.safetensors in the output folder."""
     from .data.examples import read_examples
     from .data.holdout import split_held_out
-    from .training.resolved_run import resolve_run
+    from .training.resolved_run import check_loss_settings, resolve_run
 
     resolved = resolve_run(settings.base, settings.adapter, settings.data.resolution)
+    check_loss_settings(settings, resolved.family)
     if settings.precision.low_vram:
         log.info("--low_vram: %s", low_vram_in_words(settings))
     seed = settings.optimisation.seed
@@ -164,7 +169,7 @@ def run(
     plain_optimizer = make_optimizer(optimisation, models, processes)
     lr_scheduler = make_lr_scheduler(optimisation, plain_optimizer, steps)
     ema = make_ema(optimisation, trained, accelerator)
-    objective = setup.load_objective(base, resolved)
+    objective = setup.load_objective(base, settings.loss, resolved)
     origin = origin_of(settings, resolved)
     shard = shards_base(precision, optimisation.train_batch_size, accelerator)
     wrapped, optimizer = distribute(accelerator, models, plain_optimizer, trained, shard)

@@ -9,15 +9,22 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
 )
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?-'"
@@ -51,8 +58,9 @@ def text_config(width: int = 64, projection: int = 64) -> CLIPTextConfig:
     )
 
 
-def vae() -> AutoencoderKL:
+def vae(shift_factor: float | None = None) -> AutoencoderKL:
     return AutoencoderKL(
+        shift_factor=shift_factor,
         block_out_channels=(16, 32),
         norm_num_groups=8,
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -84,9 +92,69 @@ def unet(family: str = "sd1", linear: bool = False) -> UNet2DConditionModel:
     return UNet2DConditionModel(**options)
 
 
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """One token a byte, with a chat template as Qwen3's."""
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocab = {word: i for i, word in enumerate([*sorted(ByteLevel.alphabet()), *marks])}
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], additional_special_tokens=marks[1:])
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+    )
+    return tokenizer
+
+
+def qwen_config(width: int = 32, layers: int = 2) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=260,
+        hidden_size=width,
+        intermediate_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=512,
+    )
+
+
+def z_image_transformer() -> ZImageTransformer2DModel:
+    model = ZImageTransformer2DModel(
+        in_channels=4,
+        dim=64,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=32,
+        axes_dims=[16, 8, 8],
+        axes_lens=[1024, 32, 32],
+    )
+    with torch.no_grad():  # what training would have made of them
+        model.x_pad_token.fill_(1.0)
+        model.cap_pad_token.fill_(1.0)
+    return model
+
+
+def z_image_pipeline() -> ZImagePipeline:
+    return ZImagePipeline(
+        transformer=z_image_transformer(),
+        vae=vae(shift_factor=0.1),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        text_encoder=Qwen3Model(qwen_config()),
+        tokenizer=qwen_tokenizer(),
+    )
+
+
+TRANSFORMERS = {"z-image": z_image_pipeline}
+
+
 def save_pipeline(folder: Path, family: str = "sd1", prediction_type: str = "epsilon") -> Path:
     """Save a whole tiny pipeline of a family; returns the folder."""
     torch.manual_seed(0)
+    if family in TRANSFORMERS:
+        TRANSFORMERS[family]().save_pretrained(folder)
+        return folder
     if family == "sdxl":
         pipeline = StableDiffusionXLPipeline(
             vae=vae(),

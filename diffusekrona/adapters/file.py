@@ -9,7 +9,7 @@ Metadata (strings, as the format wants them):
 
     diffusekrona   version of this layout, "1"
     method         its name in `methods.METHODS`, such as "krona" or "lora"
-    base_family    "sd1", "sd2" or "sdxl"
+    base_family    its name in `families.FAMILIES`, such as "sdxl"
     config         JSON, component to its PEFT config: factors, pattern of factors, scale, terms …
     and whatever the writer adds: base_model, instance_prompt, steps, learning_rate …
 """
@@ -136,7 +136,7 @@ def save_adapter(
     Args:
         model: what carries the adapter; text encoders in it are saved too if they carry it.
         path: the file to write; its folder is made. Replaced only whole.
-        base_family: "sd1", "sd2" or "sdxl"; read from the denoiser's config if not given.
+        base_family: such as "sdxl"; read from the denoiser's config if not given.
         metadata: more to note in the file; values that are not strings become JSON.
         dtype: of the tensors in the file; as they are by default.
 
@@ -237,7 +237,10 @@ def put_adapter(
     parts: dict[str, Any] = dict(components_of(model))
     denoiser = parts.get(denoiser_name(parts))
     if denoiser is not None:
-        check_family(adapter, resembling(denoiser.config), source)
+        family = resembling(denoiser.config)
+        check_family(adapter, family, source)
+        if family is not None:
+            family.split_fused(denoiser)
     # Everything is checked before the first layer is touched.
     plan = []
     for component, config in adapter.configs.items():

@@ -18,49 +18,32 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..bases.families import components_of
+from ..bases.components import is_text_encoder
+from ..bases.families import FAMILIES, components_of, family_name
+from ..bases.places import Place
 from ..common.errors import UserError
 from ..common.weights import is_weight
 from .file import Adapter
 
-_ATTENTION = {"attn1": "self", "attn2": "cross", "self_attn": "text", "ff": "feed-forward"}
 KINDS = ("projections", "attention", "blocks")  # of groups, and the flags that weight them
 
 
-@dataclass(frozen=True)
-class Place:
-    """The position of a layer.
+def place_of(component: str, name: str, family: str | None = None) -> Place:
+    """The place of a layer, from its name in diffusers' and transformers' models.
 
-    Attributes:
-        block: "down.0", "mid", "up.1", or the text encoder's name.
-        position: the layer's numbers inside its block, such as "0.1".
-        attention: "self", "cross", "text" (a text encoder's), "feed-forward" or "other".
-        projection: "q", "k", "v", "o" or "ff".
+    Args:
+        family: of the base; by default the first whose denoiser is the component.
     """
-
-    block: str
-    position: str
-    attention: str
-    projection: str
-
-    def group(self, kind: str) -> str:
-        """The layer's group of a kind, one of KINDS."""
-        return {"blocks": self.block, "projections": self.projection}.get(kind, self.attention)
-
-
-def place_of(component: str, name: str) -> Place:
-    """The place of a layer, from its name in diffusers' and transformers' models."""
-    attention = next((_ATTENTION[p] for p in name.split(".") if p in _ATTENTION), "other")
-    end = re.search(r"(?:to_|)([qkv])(?:_proj)?$|(to_out\.0|out_proj)$", name)
-    projection = (end[1] or "o") if end else "ff"
-    if match := re.match(r"(down|up)_blocks\.(\d+)(.*)", name):
-        block, rest = f"{match[1]}.{match[2]}", match[3]
-    elif name.startswith("mid_block"):
-        block, rest = "mid", name.removeprefix("mid_block")
-    else:
-        block, rest = component, name
-    numbers = re.findall(r"\.(?:attentions|transformer_blocks|layers)\.(\d+)", rest)
-    return Place(block, ".".join(numbers), attention, projection)
+    if not is_text_encoder(component):
+        known = FAMILIES.get(family or "")
+        candidates = [known] if known else FAMILIES.values()
+        for each in candidates:
+            if each.denoiser == component:
+                return each.place(name)
+    attention = "text" if "self_attn" in name.split(".") else "other"
+    end = re.search(r"(?:^|[._])([qkv])_proj$|out_proj$", name)
+    numbers = re.findall(r"\.layers\.(\d+)", name)
+    return Place(component, ".".join(numbers), attention, (end[1] or "o") if end else "ff")
 
 
 @dataclass(frozen=True)
@@ -136,7 +119,7 @@ def parse_groups(
 def places_of(adapter: Adapter) -> set[Place]:
     """The positions of an adapter's layers."""
     return {
-        place_of(component, name)
+        place_of(component, name, adapter.base_family)
         for component in adapter.configs
         for name in adapter.method.by_layer(adapter.component_tensors(component))
     }
@@ -160,7 +143,8 @@ def set_group_weights(
         ValueError: no such adapter, or one that is merged already.
     """
     found = layers_with(model, adapter_name)
-    layers = [(place_of(component, name), layer) for component, name, layer in found]
+    family = family_name(model)
+    layers = [(place_of(component, name, family), layer) for component, name, layer in found]
     if not layers:
         raise ValueError(f"The model carries no adapter named {adapter_name!r}.")
     if any(adapter_name in layer.merged_adapters for _, layer in layers):

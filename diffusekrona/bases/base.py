@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from .loading import load_part
+from .meta import build_empty
+from .places import Place, transformer_place
 from .vae import denormalise, encode_pictures, load_vae, normalise, vae_scale
 
 TextStates = dict[str, torch.Tensor]
@@ -104,6 +106,10 @@ class Family(ABC):
         feed_forward: ends of the names of its feed-forward layers.
         text_letters: k, q, v, o to the ends of the text encoders' layer names.
         block_lists: names of the denoiser's lists of transformer blocks.
+        loss_settings: settings of the loss and of the noise schedule that `load_objective` and the
+            objective read, of those that not every family has.
+        guidance: classifier-free guidance that suits it, on the scale of its pipeline.
+        defaults: of training settings, in place of the program's.
         files: how other programs name its layers; None where no converter knows them.
     """
 
@@ -123,6 +129,9 @@ class Family(ABC):
     feed_forward: tuple[str, ...]
     text_letters: Mapping[str, tuple[str, ...]]
     block_lists: tuple[str, ...] = ("transformer_blocks",)
+    loss_settings: tuple[str, ...] = ("snr_gamma", "prediction_type", "rescale_betas_zero_snr")
+    guidance: float = 7.0
+    defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
     files: FileNames | None = None
 
     # --- recognising a base ---------------------------------------------------------------------
@@ -148,11 +157,19 @@ class Family(ABC):
         """
         return None
 
+    def place(self, name: str) -> Place:
+        """The place of one of the denoiser's layers, by its name."""
+        return transformer_place(name, self.letters, "joint")
+
     # --- sizes ----------------------------------------------------------------------------------
 
     def latent_scale(self, vae_config: Mapping[str, Any]) -> int:
         """Pixels per latent that the denoiser sees, along one side."""
         return vae_scale(vae_config)
+
+    def side_step(self, config: Mapping[str, Any], vae_config: Mapping[str, Any]) -> int:
+        """What the sides of any picture must be multiples of, in pixels."""
+        return self.latent_scale(vae_config)
 
     @abstractmethod
     def pixel_step(self, config: Mapping[str, Any], vae_config: Mapping[str, Any]) -> int:
@@ -175,7 +192,18 @@ class Family(ABC):
 
     def load_denoiser(self, base: str, **options: Any) -> Any:
         """The denoiser. Raises UserError if it cannot be loaded; options as `load_part`'s."""
-        return load_part(base, self.denoiser_class, self.denoiser, **options)
+        denoiser = load_part(base, self.denoiser_class, self.denoiser, **options)
+        return self.split_fused(denoiser)
+
+    def empty_denoiser(self, config: Mapping[str, Any], dtype: torch.dtype | None = None) -> Any:
+        """The denoiser without memory; arguments and errors as `meta.build_empty`'s."""
+        return self.split_fused(build_empty(self.denoiser_class, config, dtype))
+
+    def split_fused(self, denoiser: Any) -> Any:
+        """Split layers that hold several projections in one weight, so that every letter names
+        layers of its own; changed in place and returned. A denoiser that is split already stays
+        as it is, and its output is the same either way."""
+        return denoiser
 
     def load_vae(self, base: str, other: str | None = None, **options: Any) -> Any:
         """The frozen VAE, the base's or another; options as `vae.load_vae`'s."""
@@ -286,6 +314,13 @@ class Family(ABC):
 def classes_of(family: Family) -> dict[str, str]:
     """Component name to class name of everything that adapters go on."""
     return {family.denoiser: family.denoiser_class, **family.text_encoders}
+
+
+def empty_part(family: Family, component: str, config: Mapping[str, Any]) -> Any:
+    """A component that adapters go on, without memory. Raises UserError as `meta.build_empty`."""
+    if component == family.denoiser:
+        return family.empty_denoiser(config)
+    return build_empty(family.text_encoders[component], config)
 
 
 def blocks_of(model: nn.Module, block_lists: Sequence[str]) -> dict[str, nn.ModuleList]:

@@ -12,9 +12,10 @@ from .base import Family
 from .loading import read_json_of, read_part_config
 from .sd import SD1, SD2
 from .sdxl import SDXL
+from .z_image import Z_IMAGE
 
 # A new family is a line here and a file beside this one.
-FAMILIES: dict[str, Family] = {family.name: family for family in (SD1, SD2, SDXL)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (SD1, SD2, SDXL, Z_IMAGE)}
 
 
 def denoiser_names() -> list[str]:
@@ -85,6 +86,14 @@ def denoiser_of(pipeline: Any) -> Any:
     if found is None:
         raise ValueError(f"{type(pipeline).__name__} has no {' or '.join(denoiser_names())}")
     return found
+
+
+def family_name(model: Any) -> str | None:
+    """The family's name of a pipeline, a mapping of parts or a denoiser; None without one."""
+    parts = components_of(model)
+    denoiser = next((parts[name] for name in denoiser_names() if name in parts), None)
+    family = None if denoiser is None else resembling(getattr(denoiser, "config", {}))
+    return family.name if family else None
 
 
 def components_of(model: Any) -> dict[str, Any]:

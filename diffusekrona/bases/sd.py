@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from .base import Family, FileNames, Objective, TextStates
 from .diffusion import DiffusionObjective, schedule_refusal
 from .loading import load_part
+from .places import Place, projection_of
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ _UNUSUAL: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("num_class_embeds", (None,), "a UNet conditioned on classes or noise levels"),
     ("addition_embed_type", (None, "text_time"), "a UNet with other added conditions"),
 )
+_ATTENTION = {"attn1": "self", "attn2": "cross", "ff": "feed-forward"}
 _BY_CHANNELS = {9: "an inpainting UNet", 8: "an image-editing UNet", 7: "an upscaling UNet"}
 
 
@@ -62,6 +65,17 @@ class StableDiffusion(Family):
 
     def schedule_refusal(self, config: Mapping[str, Any]) -> str | None:
         return schedule_refusal(config)
+
+    def place(self, name: str) -> Place:
+        attention = next((_ATTENTION[p] for p in name.split(".") if p in _ATTENTION), "other")
+        if match := re.match(r"(down|up)_blocks\.(\d+)(.*)", name):
+            block, rest = f"{match[1]}.{match[2]}", match[3]
+        elif name.startswith("mid_block"):
+            block, rest = "mid", name.removeprefix("mid_block")
+        else:
+            block, rest = self.denoiser, name
+        numbers = re.findall(r"\.(?:attentions|transformer_blocks)\.(\d+)", rest)
+        return Place(block, ".".join(numbers), attention, projection_of(name, self.letters))
 
     def pixel_step(self, config: Mapping[str, Any], vae_config: Mapping[str, Any]) -> int:
         halvings = len(config.get("block_out_channels", _BLOCKS)) - 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..bases.families import family_of_pipeline
 from ..common.errors import UserError
 from ..common.pictures import PICTURE_SUFFIXES, why_not
 from ..sampling.grids import read_recipe, save_png
@@ -93,7 +94,7 @@ def draw_class_pictures(
                 [prompt] * len(seeds),
                 seeds,
                 steps=50,
-                guidance=7.0,
+                guidance=family_of_pipeline(pipeline).guidance,
                 batch_size=batch_size,
                 progress=False,
             )

@@ -87,15 +87,16 @@ def facts_of(adapter: Adapter, label: str) -> Facts:
     for component, config in adapter.configs.items():
         tensors = adapter.component_tensors(component)
         for name, own in sorted(adapter.method.by_layer(tensors).items()):
-            layers.append(_layer(component, name, config, own))
+            place = place_of(component, name, adapter.base_family)
+            layers.append(_layer(component, name, place, config, own))
     layers.sort(key=lambda layer: (_block_rank(layer.place.block), _natural(layer.name)))
     return Facts(label, adapter.method.name, layers, adapter.metadata)
 
 
 def _layer(
-    component: str, name: str, config: PeftConfig, tensors: dict[str, torch.Tensor]
+    component: str, name: str, place: Place, config: PeftConfig, tensors: dict[str, torch.Tensor]
 ) -> LayerFacts:
-    common = (component, name, place_of(component, name))
+    common = (component, name, place)
     parameters = sum(tensor.numel() for tensor in tensors.values())
     delta = method_of(config).delta(tensors, config, name)
     if not isinstance(delta, KronDelta):
@@ -126,9 +127,9 @@ def _singular_of_dense(weight: torch.Tensor) -> torch.Tensor:
     return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0)
 
 
-def _block_rank(block: str) -> tuple[int, str]:
+def _block_rank(block: str) -> tuple[int, list[tuple[int, str]]]:
     kinds, kind = ("down", "mid", "up"), block.partition(".")[0]
-    return (kinds.index(kind) if kind in kinds else 3, block)
+    return (kinds.index(kind) if kind in kinds else 3, _natural(block))
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -283,6 +283,7 @@ def iter_pictures(
         channels_last(pipeline.vae)
     family = family_of_pipeline(pipeline)
     device, dtype = pipeline._execution_device, denoiser_of(pipeline).dtype
+    _check_sides(pipeline, family, size)
     pipeline.set_progress_bar_config(disable=True)
     own_steps = steps if finish is None else int(steps * handover)
     extra = {} if finish is None else {"denoising_end": handover}
@@ -318,6 +319,16 @@ def iter_pictures(
                 with explain_out_of_memory():
                     image = decode(pipeline, latent)
                 yield image
+
+
+def _check_sides(pipeline: Any, family: Family, size: tuple[int, int] | None) -> None:
+    step = family.side_step(denoiser_of(pipeline).config, pipeline.vae.config)
+    if size is not None and any(side % step for side in size):
+        height, width = size
+        raise UserError(
+            f"{family.title} draws pictures whose sides are multiples of {step} pixels, not "
+            f"{width} x {height}: change --height and --width."
+        )
 
 
 @contextmanager

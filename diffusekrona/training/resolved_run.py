@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..adapters.layers import AdaptedLayer, adapted_layers
 from ..adapters.methods import METHODS, Method, targets_of
 from ..adapters.settings import AdapterSettings
-from ..bases.base import Family, classes_of
+from ..bases.base import Family, empty_part
 from ..bases.families import check_schedule, identify
 from ..bases.loading import (
     check_zero_snr,
@@ -18,11 +18,12 @@ from ..bases.loading import (
     report_assumed,
     resolve_base,
 )
-from ..bases.meta import build_empty, linear_layers, trusting_no_config
+from ..bases.meta import linear_layers, trusting_no_config
 from ..bases.settings import BaseSettings
 from ..bases.vae import read_vae_config
 from ..common.errors import UserError
-from .settings import OptimisationSettings
+from ..common.settings import flat
+from .settings import OptimisationSettings, TrainSettings
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -78,6 +79,8 @@ def resolve_run(
     if base.rescale_betas_zero_snr:
         file = read_json_of(place, "scheduler", "scheduler_config.json", base.revision)
         check_zero_snr(place, file | base.schedule())
+    if adapter.train_text_encoder and not family.text_letters:
+        raise UserError(f"--train_text_encoder: the text encoder of {family.title} stays frozen.")
     method = METHODS[adapter.adapter_type]
     more = family.feed_forward if adapter.train_feed_forward else ()
     targets = [targets_of(adapter.attn_update_unet, family.letters, family.denoiser, more)]
@@ -86,13 +89,13 @@ def resolve_run(
         for name in family.text_encoders:
             targets.append(targets_of(adapter.attn_update_text, family.text_letters, name))
             parts[name] = read_part_config(place, name, base.revision)
-    classes = classes_of(family)
     configs = {each.component: method.make_config(adapter, each) for each in targets}
-    sizes = {name: linear_layers(build_empty(classes[name], parts[name])) for name in parts}
+    empty = {name: empty_part(family, name, part) for name, part in parts.items()}
+    sizes = {name: linear_layers(model) for name, model in empty.items()}
     layers = adapted_layers(configs, sizes)
     vae_config = read_vae_config(place, base.pretrained_vae_model_name_or_path, base.revision)
     with trusting_no_config(f"the configs of {place}"):
-        scale = family.latent_scale(vae_config)
+        scale = family.side_step(config, vae_config)
         pixel_step = family.pixel_step(config, vae_config)
         resolution = resolution or family.native_resolution(config, vae_config)
         # Annotated as whole numbers, but a config may hold anything.
@@ -106,6 +109,35 @@ def resolve_run(
     return ResolvedRun(
         place, family, method, configs, layers, resolution, pixel_step, vae_config, config
     )
+
+
+def family_defaults(base: BaseSettings) -> dict[str, Any]:
+    """Defaults of training settings that the base's family has in place of the program's.
+
+    {} for a base that cannot be read: `resolve_run` says why.
+    """
+    try:
+        place = resolve_base(base.pretrained_model_name_or_path, base.single_file_config)
+        family, _ = identify(place, base.revision)
+    except UserError:
+        return {}
+    return dict(family.defaults)
+
+
+# Settings of the loss and the noise schedule that only some families' objectives read.
+_LOSS_SETTINGS = ("snr_gamma", "weighting_scheme", "prediction_type", "rescale_betas_zero_snr")
+
+
+def check_loss_settings(settings: TrainSettings, family: Family) -> None:
+    """Refuse settings that the family's objective would not read.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    values = flat(settings)
+    for name in _LOSS_SETTINGS:
+        if values[name] and name not in family.loss_settings:
+            raise UserError(f"--{name} does not apply to {family.title}: leave it out.")
 
 
 def max_train_steps(optimisation: OptimisationSettings, pictures: int, processes: int = 1) -> int:

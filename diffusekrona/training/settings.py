@@ -6,7 +6,7 @@ A new setting is one field here, in the group that it belongs to: its flag, its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,6 +37,11 @@ class LossSettings:
 
     snr_gamma: float | None = setting(
         None, above=0, help="Use Min-SNR weighting with this gamma; 5.0 is its paper's choice."
+    )
+    weighting_scheme: Literal["logit_normal", "none", "sigma_sqrt", "cosmap"] | None = setting(
+        None,
+        help="Density of the timesteps and weight of the loss of flow-matching bases: logit_normal "
+        "is the default, none is uniform, sigma_sqrt and cosmap weight the loss.",
     )
     noise_offset: float = setting(
         0.0, help="Add offset noise of this strength, for dark or light pictures."
@@ -227,16 +232,22 @@ class TrainSettings:
     output: OutputSettings
 
 
-def parse_settings(argv: Sequence[str] | None = None) -> TrainSettings:
+def parse_settings(
+    argv: Sequence[str] | None = None, defaults: Mapping[str, Any] | None = None
+) -> TrainSettings:
     """The settings of a run, checked as far as nothing need be loaded for it.
+
+    Args:
+        defaults: in place of the program's own, by name.
 
     Raises:
         UserError: values that cannot work, one line each.
         SystemExit: after `--help`.
     """
-    settings = _parse(argv)
+    others = dict(defaults or {})
+    settings = _parse(argv, others)
     if settings.precision.low_vram:  # once more, with other defaults: what was given counts more
-        settings = _parse(argv, low_vram_recipe())
+        settings = _parse(argv, others | low_vram_recipe())
     return resolve(settings)
 
 

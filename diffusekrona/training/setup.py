@@ -20,7 +20,7 @@ from ..common.errors import UserError, not_installed, shortened
 from ..common.settings import flat, options_of
 from .gradient_checkpointing import checkpoints_on_host
 from .resolved_run import ResolvedRun
-from .settings import OutputSettings, TrainSettings
+from .settings import LossSettings, OutputSettings, TrainSettings
 
 # How long processes wait for one another: the main one may draw validation pictures meanwhile.
 TIMEOUT = datetime.timedelta(hours=1)
@@ -84,9 +84,11 @@ def start_trackers(accelerator: Any, settings: TrainSettings) -> None:
         raise UserError(shortened(error, 300)) from error
 
 
-def load_objective(base: BaseSettings, resolved: ResolvedRun) -> Objective:
+def load_objective(base: BaseSettings, loss: LossSettings, resolved: ResolvedRun) -> Objective:
     """Noise, target and weight, by the base's own noise schedule and prediction type."""
-    return resolved.family.load_objective(resolved.base, revision=base.revision, **base.schedule())
+    given = {"weighting_scheme": loss.weighting_scheme, **base.schedule()}
+    options = {name: value for name, value in given.items() if value is not None}
+    return resolved.family.load_objective(resolved.base, revision=base.revision, **options)
 
 
 def load_denoiser(

@@ -42,7 +42,7 @@ def count(settings: TrainSettings, resolved: ResolvedRun) -> Sizes:
         for name, kind in family.text_encoders.items()
     }
     text = sum(map(weight_bytes, encoders.values()))
-    denoiser = build_empty(family.denoiser_class, resolved.denoiser_config, dtype)
+    denoiser = family.empty_denoiser(resolved.denoiser_config, dtype)
     layers = quantisable(denoiser, family.block_lists).values()
     whole = weight_bytes(denoiser)
     base, largest = whole, 0

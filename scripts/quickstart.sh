@@ -13,36 +13,12 @@ RUN="outputs/$SUBJECT/quickstart_pocket_$CLASS"  # delete this folder to fine-tu
 PYTHON="${PYTHON:-}"                # empty: the first that is new enough
 TORCH_INDEX="${TORCH_INDEX:-}"      # another index for PyTorch, such as its CPU-only one
 
-fail() { echo "error: $*" >&2; exit 2; }
-say() { echo "[$((SECONDS / 60)):$(printf %02d $((SECONDS % 60)))] $*"; }
+source scripts/common/install.sh
 
 [ -d "data/$SUBJECT/input" ] || fail "no pictures in data/$SUBJECT/input: set SUBJECT to one of" \
   "$(for folder in data/*/input; do basename "$(dirname "$folder")"; done | tr '\n' ' ')"
 
-if cmp -s requirements.txt .venv/installed.txt; then
-  say "installed already, in .venv"
-else
-  candidates=(python3 python3.11 python3.12 python3.13 python3.14 python)
-  [ -z "$PYTHON" ] || candidates=("$PYTHON")
-  for candidate in "${candidates[@]}"; do
-    "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null \
-      && found="$candidate" && break
-  done
-  [ -n "${found:-}" ] || fail "needs Python 3.11 to 3.14, and ${PYTHON:-python3} is" \
-    "$("${PYTHON:-python3}" --version 2>/dev/null || echo not there):" \
-    "install one, or name it: PYTHON=/path/to/python3.11"
-  "$found" -c 'import ensurepip, venv' 2>/dev/null || fail "$found cannot make virtual environments:" \
-    "install its venv module (Debian and Ubuntu: apt install python3-venv)"
-  say "installing into .venv: some minutes, most of them for PyTorch"
-  "$found" -m venv .venv
-  # PyTorch first, as it may come from an index of its own. Python compiles the modules that are
-  # used when they are; compiling all of them now would take a minute.
-  pip() { .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile "$@"; }
-  pip ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$(grep '^torch==' requirements.txt | cut -d' ' -f1)" \
-    || fail "PyTorch could not be installed: see above"
-  pip -r requirements.txt && pip --editable . || fail "installation stopped: see above; run again to go on"
-  cp requirements.txt .venv/installed.txt
-fi
+install_into_venv installed.txt requirements.txt
 export VIRTUAL_ENV="$PWD/.venv" PATH="$PWD/.venv/bin:$PATH" PYTHON="$PWD/.venv/bin/python"
 # Threads that wait for each other asleep instead of spinning: on a CPU that is busy with something
 # else too, small models run many times faster; on an idle one it makes no difference.

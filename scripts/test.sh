@@ -6,13 +6,13 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PYTHON="${PYTHON:-python3}"
-if ! cmp -s <(cat requirements.txt requirements-dev.txt) .venv/installed-dev.txt; then
+if ! cmp -s <(cat requirements.txt requirements-ui.txt requirements-dev.txt) .venv/installed-dev.txt; then
   [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
   # torch first and alone: what comes after it must take this one.
   .venv/bin/python -m pip install --quiet "$(grep '^torch==' requirements.txt | cut -d' ' -f1)"
   .venv/bin/python -m pip install --quiet -r requirements.txt -r requirements-dev.txt
   .venv/bin/python -m pip install --quiet --no-deps -e .
-  cat requirements.txt requirements-dev.txt > .venv/installed-dev.txt
+  cat requirements.txt requirements-ui.txt requirements-dev.txt > .venv/installed-dev.txt
 fi
 source .venv/bin/activate
 # Threads that wait asleep: spinning ones slow each other down on a machine with other work.

@@ -75,7 +75,8 @@ class RunLog:
                 settings.adapter.adapter_type, steps, peaks.total(),
             )  # fmt: skip
             self._forget_after(first)
-        self.file = open(self.path, "a", encoding="utf-8") if self.main else None  # noqa: SIM115
+        # Each line at once: others watch the file grow.
+        self.file = open(self.path, "a", buffering=1, encoding="utf-8") if self.main else None  # noqa: SIM115
         self.bar = tqdm(
             total=steps, initial=first, desc="train", unit="step", disable=not self.main
         )

@@ -1,0 +1,277 @@
+"""The tab Draw: adapters with weights, side by side with the base, and recipes back from PNGs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..bases.loading import bundled_models
+from ..common.errors import UserError
+from ..common.settings import options_of
+from ..sampling.grids import read_recipe
+from ..sampling.settings import InferenceSettings
+from .drawing import (
+    Variant,
+    command_of,
+    draw,
+    settings_from,
+    usable,
+    values_of_recipe,
+    variants,
+    weighted,
+)
+from .fields import component_for
+from .form import field_value, field_values, label_of, read_form
+from .places import Workspace, adapter_files, subjects
+from .scoring import score_pictures
+from .views import say, view
+
+ROWS = 3  # adapters at once
+OPTIONS = options_of(InferenceSettings)
+FIRST = ("prompt", "negative_prompt", "seeds", "num_inference_steps", "guidance_scale")
+MORE = ("pretrained_model_name_or_path", "scheduler", "height", "width", "adapter_steps", "vae",
+        "mixed_precision", "batch_size", "low_vram")  # fmt: skip
+NAMES = (*FIRST, *MORE)
+SWITCHES = {
+    "projections": ["q", "k", "v", "o", "ff"],
+    "attention": ["self", "cross", "text", "feed-forward"],
+    "blocks": [],
+}
+_USUAL = {"num_inference_steps": 25}
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of the result: pictures from the workspace on, one per row."""
+
+    label: str
+    pictures: tuple[str, ...]
+    command: str
+    scores: tuple[str, ...] = ()
+
+
+def build(workspace: Workspace) -> None:
+    """Lay the tab out and wire it. Called inside of `gr.Blocks`."""
+    fields: dict[str, Any] = {}
+    names: list[Any] = []
+    weights: list[Any] = []
+    with gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            for number in range(ROWS):
+                with gr.Row():
+                    names.append(_adapter_field(workspace, number))
+                    weights.append(
+                        gr.Slider(-0.5, 1.5, 1, step=0.05, label="weight", scale=1, min_width=140,
+                                  elem_id=f"weight-{number}")
+                    )  # fmt: skip
+            for name in FIRST:
+                fields[name] = _field(name)
+            with gr.Accordion("Compare", open=False):
+                base_too = gr.Checkbox(True, label="the base beside it", elem_id="base-too")
+                grid = gr.Textbox(
+                    "", label="weights", info="Of the first adapter, such as 0.5 0.8 1.",
+                    elem_id="grid-weights",
+                )  # fmt: skip
+                checkpoints = gr.Checkbox(
+                    False, label="checkpoints", info="All of the first adapter's run.",
+                    elem_id="grid-checkpoints",
+                )  # fmt: skip
+                photos = gr.Dropdown(
+                    ["", *subjects(workspace)], value="", label="score against the photos of",
+                    info="CLIP-I to the photos, CLIP-T to the prompt, under each picture.",
+                    elem_id="score-photos",
+                )  # fmt: skip
+            with gr.Accordion("Parts of the adapters", open=False) as parts:
+                switches = {kind: _switch(kind) for kind in SWITCHES}
+            with gr.Accordion("More settings", open=False):
+                for name in MORE:
+                    fields[name] = _field(name)
+            with gr.Accordion("Recipe of a picture", open=False):
+                png = gr.File(
+                    file_types=[".png"], label="Drop a picture drawn here", height=120,
+                    elem_id="recipe",
+                )  # fmt: skip
+        with gr.Column(scale=3, min_width=320):
+            with gr.Row():
+                begin = gr.Button("Draw", variant="primary", elem_id="draw")
+                end = gr.Button("Stop", elem_id="stop-drawing")
+            said = gr.HTML(elem_id="draw-said")
+            result = gr.HTML(elem_id="drawn")
+    ordered = [fields[name] for name in NAMES]
+    compared = [base_too, grid, checkpoints, photos]
+    inputs = [*names, *weights, *switches.values(), *compared, *ordered]
+
+    def drawn(*given: Any) -> Iterator[tuple[str, str]]:
+        yield from _draw(workspace, given)
+
+    drawing = begin.click(
+        drawn, inputs, [said, result], concurrency_limit=1, concurrency_id="draw",
+        show_progress="minimal",
+    )  # fmt: skip
+    end.click(lambda: say(note="Stopped."), None, said, cancels=[drawing])
+    blocks = switches["blocks"]
+    names[0].input(lambda name: _blocks(workspace, name), names[0], blocks, show_progress="hidden")
+    parts.expand(
+        lambda name, there: gr.skip() if there else _blocks(workspace, name),
+        [names[0], blocks], blocks, show_progress="hidden",
+    )  # fmt: skip
+    for field in names:
+        field.focus(
+            lambda: gr.Dropdown(choices=["", *adapter_files(workspace)]), None, field,
+            show_progress="hidden",
+        )  # fmt: skip
+    restored = [said, *names, *weights, *switches.values(), *ordered]
+    png.upload(lambda path: _restore(workspace, path), png, restored, show_progress="hidden")
+
+
+def _field(name: str) -> Any:
+    option = OPTIONS[name]
+    if name == "pretrained_model_name_or_path":
+        choices = ["", *bundled_models()]
+        return component_for(option, "draw", choices=choices, value="", allow_custom_value=True)
+    look = {"value": field_value(option, _USUAL[name])} if name in _USUAL else {}
+    field = component_for(option, "draw")
+    field.value = look.get("value", field.value)
+    return field
+
+
+def _adapter_field(workspace: Workspace, number: int) -> Any:
+    files = adapter_files(workspace)
+    return gr.Dropdown(
+        ["", *files], value=files[0] if files and not number else "", scale=3, min_width=200,
+        label=f"adapter {number + 1}", elem_id=f"adapter-{number}", allow_custom_value=True,
+    )  # fmt: skip
+
+
+def _switch(kind: str) -> Any:
+    groups = SWITCHES[kind]
+    return gr.CheckboxGroup(groups, value=groups, label=kind, elem_id=f"switch-{kind}")
+
+
+def _blocks(workspace: Workspace, name: str | None) -> Any:
+    """The blocks that the first adapter has."""
+    from ..adapters.file import read_adapter
+    from ..adapters.groups import places_of
+
+    try:
+        places = places_of(read_adapter(workspace.root / usable(workspace, name or "")))
+    except UserError:
+        return gr.CheckboxGroup(choices=[], value=[])
+    blocks = sorted({place.block for place in places})
+    return gr.CheckboxGroup(choices=blocks, value=blocks)
+
+
+# --- drawing --------------------------------------------------------------------------------------
+
+
+def _read(workspace: Workspace, given: Sequence[Any]) -> tuple[list[Variant], str]:
+    """What is to be drawn, and the subject to score against. Raises UserError."""
+    given = list(given)
+    names, weights = given[:ROWS], given[ROWS : 2 * ROWS]
+    kinds, rest = given[2 * ROWS : 2 * ROWS + 3], given[2 * ROWS + 3 :]
+    base_too, grid, checkpoints, photos = rest[:4]
+    typed = dict(zip(NAMES, rest[4:], strict=True))
+    values, mistakes = read_form(InferenceSettings, typed)
+    if mistakes:
+        raise UserError("; ".join(f"{label_of(OPTIONS[n])} {what}" for n, what in mistakes.items()))
+    files = [usable(workspace, name) if name else None for name in names]
+    values["adapter"] = weighted(list(zip(files, weights, strict=True)))
+    if values["adapter"]:
+        values |= _switched(workspace, files, dict(zip(SWITCHES, kinds, strict=True)))
+    elif not values.get("pretrained_model_name_or_path"):
+        raise UserError("Choose an adapter, or a base model under More settings.")
+    try:
+        several = [float(word) for word in str(grid or "").replace(",", " ").split()]
+    except ValueError:
+        raise UserError("weights must be numbers, such as 0.5 0.8 1") from None
+    settings = settings_from(workspace, values)
+    columns = variants(
+        workspace, settings, base_too=base_too, weights=several, checkpoints=checkpoints
+    )
+    return columns, str(photos or "")
+
+
+def _switched(
+    workspace: Workspace, files: Sequence[str | None], on: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[str, ...]]:
+    """The groups of layers that are switched off, of those that the adapters have."""
+    from ..adapters.file import read_adapter
+    from ..adapters.groups import places_of
+
+    there = {
+        place for file in files if file for place in places_of(read_adapter(workspace.root / file))
+    }
+    off: dict[str, tuple[str, ...]] = {}
+    for kind, known in SWITCHES.items():
+        groups = {place.group(kind) for place in there}
+        shown = groups & set(known) if known else (groups if on[kind] else set())
+        if left := sorted(shown - set(on[kind])):
+            off[kind] = tuple(f"{name}=0" for name in left)
+    return off
+
+
+def _draw(workspace: Workspace, given: Sequence[Any]) -> Iterator[tuple[str, str]]:
+    """Notes and the result so far, column by column."""
+    try:
+        columns, photos = _read(workspace, given)
+        done: list[Column] = []
+        rows: list[str] = []
+        for number, variant in enumerate(columns):
+            yield (
+                say(note=f"Drawing {variant.label} ({number + 1} of {len(columns)}) …"),
+                (view("draw", columns=done, rows=rows) if done else ""),
+            )
+            paths = draw(variant.settings)
+            if not rows:
+                rows = _labels(variant, paths)
+            scores = score_pictures(workspace, paths, photos) if photos else ()
+            pictures = tuple(workspace.relative(path.resolve()) for path in paths)
+            done.append(Column(variant.label, pictures, command_of(variant.settings), scores))
+        yield "", view("draw", columns=done, rows=rows)
+    except UserError as error:
+        yield say(mistakes=[str(error)]), gr.skip()
+
+
+def _labels(variant: Variant, paths: Sequence[Path]) -> list[str]:
+    """Prompt and seed of each row, from the pictures' own recipes."""
+    recipes = [read_recipe(path) or {} for path in paths]
+    return [f"{recipe.get('prompt', '')} · seed {recipe.get('seed', '')}" for recipe in recipes]
+
+
+def _restore(workspace: Workspace, path: str | None) -> list[Any]:
+    """The form as a picture was drawn with it."""
+    same = [gr.skip()] * (2 * ROWS + len(SWITCHES) + len(NAMES))
+    if not path:
+        return [gr.skip(), *same]
+    try:
+        recipe = read_recipe(Path(path))
+    except UserError as error:
+        return [say(mistakes=[str(error)]), *same]
+    if recipe is None:
+        return [say(mistakes=["This picture has no recipe: it was not drawn here."]), *same]
+    values, adapters, missing = values_of_recipe(workspace, recipe)
+    typed = field_values(InferenceSettings, values)
+    padded = [*adapters, *[("", 1.0)] * ROWS][:ROWS]
+    first = next((a for a in recipe.get("adapters") or [] if isinstance(a, dict)), {})
+    switches = []
+    for kind, known in SWITCHES.items():
+        off = [n for n, w in (first.get(kind) or {}).items() if w == 0]
+        if known:
+            switches.append([name for name in known if name not in off])
+        else:
+            blocks = _blocks(workspace, padded[0][0])
+            there = [name for name, _ in blocks.choices]
+            kept = [name for name in there if name not in off]
+            switches.append(gr.CheckboxGroup(choices=there, value=kept))
+    note = say(mistakes=missing) if missing else say(note="The form holds this picture's recipe.")
+    return [
+        note,
+        *(name for name, _ in padded),
+        *(weight for _, weight in padded),
+        *switches,
+        *(typed[name] for name in NAMES),
+    ]

@@ -1,0 +1,251 @@
+"""Pictures with the inference program's own functions, the base kept in memory between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import shlex
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import inference
+from ..common.errors import UserError
+from ..common.pictures import content_key
+from ..common.settings import Option, build, check_limits, flat, options_of, with_values
+from ..sampling.schedulers import SCHEDULERS
+from ..sampling.settings import InferenceSettings, check_size, parse_steps
+from .places import Workspace, adapter_files, inside
+
+PICTURES = "outputs/pictures"
+CONVERTED = "outputs/converted"
+_one_at_a_time = threading.Lock()  # two browsers share the base and its adapters
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One column of a comparison: its name, and the settings that draw it."""
+
+    label: str
+    settings: InferenceSettings
+
+
+def settings_from(workspace: Workspace, values: Mapping[str, Any]) -> InferenceSettings:
+    """The settings of `diffusekrona draw` from values by name.
+
+    Raises:
+        UserError: values that cannot work; an adapter that is not in outputs/.
+    """
+    fixed = {"output_dir": Path(PICTURES), "no_merge": True}
+    settings = check_limits(build(InferenceSettings, {**values, **fixed}))
+    check_size(settings.drawing)
+    parse_steps(settings.model.adapter_steps)
+    for text in settings.model.adapter:
+        inside(workspace, text.rpartition(":")[0], ("outputs",))
+    return settings
+
+
+def weighted(chosen: Sequence[tuple[str | None, float]]) -> tuple[str, ...]:
+    """Adapters and weights as `--adapter` takes them; rows without an adapter are left out."""
+    return tuple(f"{name}:{weight:g}" for name, weight in chosen if name)
+
+
+def variants(
+    workspace: Workspace,
+    settings: InferenceSettings,
+    *,
+    base_too: bool,
+    weights: Sequence[float] = (),
+    checkpoints: bool = False,
+) -> list[Variant]:
+    """The columns of a comparison: the base, then the first adapter's checkpoints and weights."""
+    adapters = settings.model.adapter
+    if not adapters:
+        return [Variant("the base", settings)]
+    name, _, own = adapters[0].rpartition(":")
+    names = [name]
+    if checkpoints:
+        run = workspace.root / Path(name).parent
+        found = sorted(run.glob("checkpoint-*/adapter.safetensors"), key=_step)
+        names = [*(workspace.relative(path) for path in found), name]
+    columns = []
+    if base_too:
+        off = tuple(f"{text.rpartition(':')[0]}:0" for text in adapters)
+        columns.append(Variant("the base", with_values(settings, adapter=off)))
+    for each in names:
+        for weight in weights or [float(own)]:
+            mixed = (f"{each}:{weight:g}", *adapters[1:])
+            label = f"{Path(each).parent.name} × {weight:g}"
+            columns.append(Variant(label, with_values(settings, adapter=mixed)))
+    return columns
+
+
+def _step(path: Path) -> tuple[int, str]:
+    step = path.parent.name.rpartition("-")[2]
+    return (int(step) if step.isdigit() else 0, path.parent.name)
+
+
+# --- drawing --------------------------------------------------------------------------------------
+
+
+def draw(settings: InferenceSettings) -> list[Path]:
+    """Draw and save; the pictures' paths, prompt by prompt. Raises UserError."""
+    from ..adapters.groups import GroupWeights, parse_groups, set_group_weights
+    from ..adapters.mixing import choose_base, read_adapters, reading_options
+    from ..common.devices import process_state
+    from ..sampling.schedulers import set_scheduler
+
+    model = settings.model
+    with _one_at_a_time:
+        groups = parse_groups(model.blocks, model.projections, model.attention)
+        adapters = read_adapters(model.adapter, groups)
+        prompts = inference.choose_prompts(settings.pictures, adapters)
+        reading = reading_options(adapters, settings.reading.options())
+        base = choose_base(model.pretrained_model_name_or_path, adapters, model.revision)
+        files = tuple((str(one.path), one.path.stat().st_mtime_ns) for one in adapters)
+        pipeline, own = _loaded(base, files, tuple(reading.items()), model.vae, model.variant)
+        for number, one in enumerate(adapters):
+            weights = one.groups or GroupWeights()
+            name = f"adapter_{number}"
+            set_group_weights(pipeline, name, weights, one.weight, allow_unknown=True)
+        pipeline.scheduler = own
+        if settings.drawing.scheduler:
+            set_scheduler(pipeline, settings.drawing.scheduler)
+        recipe = inference.recipe_of(settings, base, adapters, pipeline)
+        state = process_state(settings.machine.device)
+        return inference.draw(settings, prompts, pipeline, None, recipe, state)
+
+
+@functools.lru_cache(maxsize=1)  # one base at a time is in memory
+def _loaded(
+    base: str,
+    files: tuple[tuple[str, int], ...],
+    reading: tuple[tuple[str, Any], ...],
+    vae: str | None,
+    variant: str | None,
+) -> tuple[Any, Any]:
+    """The base with its adapters live, and its own scheduler."""
+    from ..adapters.mixing import read_adapters
+    from ..bases.loading import quiet_libraries
+    from ..common.devices import process_state
+
+    quiet_libraries()
+    adapters = read_adapters([path for path, _ in files])
+    options = {"no_merge": True, "vae": vae, "variant": variant}
+    settings = build(InferenceSettings, options)
+    state = process_state(None)
+    pipeline, _ = inference.build(
+        settings.model, settings.machine, base, adapters, state, None, dict(reading)
+    )
+    return pipeline, pipeline.scheduler
+
+
+def usable(workspace: Workspace, name: str) -> str:
+    """An adapter file that `diffusekrona draw` reads: itself, or what it was converted to.
+
+    Raises:
+        UserError: it is not in outputs/, or in no format that can be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = inside(workspace, name, ("outputs",))
+    try:
+        with safe_open(path, "pt") as file:
+            if "diffusekrona" in (file.metadata() or {}):
+                return name
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{name} cannot be read: {error}.") from error
+    from ..adapters.file import write_adapter
+    from ..formats.to_adapter import read_as_adapter
+
+    new = workspace.root / CONVERTED / f"{path.stem}-{content_key(path)[:8]}.safetensors"
+    if not new.is_file():
+        write_adapter(read_as_adapter(path), new)
+    return workspace.relative(new)
+
+
+# --- commands and recipes -------------------------------------------------------------------------
+
+
+def flags_of(cls: type, values: Mapping[str, Any]) -> list[str]:
+    """The command line that gives a program these values; those left out have their defaults."""
+    options = options_of(cls)
+    words: list[str] = []
+    for name, value in values.items():
+        option = options[name]
+        if value is None or value == option.default:
+            continue
+        words += _words(option, value)
+    return words
+
+
+def _words(option: Option, value: Any) -> list[str]:
+    values = value if option.many else (value,)
+    if option.metadata.get("positional"):
+        return [str(one) for one in values]
+    if option.kind is bool:
+        return [option.flag] if value else [f"--no_{option.key}"]
+    if option.metadata.get("append") or not option.many:
+        return [f"{option.flag}={one}" for one in values]
+    return [option.flag, *(str(one) for one in values)]
+
+
+def command_of(settings: InferenceSettings) -> str:
+    """The command that draws the same pictures."""
+    return shlex.join(["diffusekrona", "draw", *flags_of(InferenceSettings, flat(settings))])
+
+
+def values_of_recipe(
+    workspace: Workspace, recipe: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[tuple[str, float]], list[str]]:
+    """What a picture was drawn with: settings by name, adapters with weights, and one line for
+    each thing that is not here."""
+    names = {"prompt": "prompt", "negative_prompt": "negative_prompt", "seed": "seeds"}
+    names |= {"steps": "num_inference_steps", "guidance": "guidance_scale", "height": "height"}
+    names |= {"width": "width", "base": "pretrained_model_name_or_path"}
+    names["adapter_steps"] = "adapter_steps"
+    options = options_of(InferenceSettings)
+    values: dict[str, Any] = {}
+    for key, name in names.items():
+        value = recipe.get(key)
+        if isinstance(value, str | int | float):
+            values[name] = (value,) if options[name].many else value
+    if scheduler := _scheduler(recipe):
+        values["scheduler"] = scheduler
+    adapters, missing = [], []
+    given = recipe.get("adapters")
+    for one in given if isinstance(given, list) else []:
+        if not isinstance(one, dict):
+            continue
+        name, weight = _find(workspace, one), one.get("weight", 1.0)
+        if name is None:
+            missing.append(f"The adapter {one.get('file')} is not in outputs/ any more.")
+        elif isinstance(weight, int | float):
+            adapters.append((name, float(weight)))
+    return values, adapters, missing
+
+
+def _scheduler(recipe: Mapping[str, Any]) -> str | None:
+    """The scheduler by name; None where it is the base's own."""
+    from ..bases.loading import read_json_of, resolve_base
+
+    kind = recipe.get("scheduler")
+    try:
+        place = resolve_base(str(recipe.get("base")))
+        own = read_json_of(place, "scheduler", "scheduler_config.json", None)
+    except UserError:
+        own = {}
+    if kind == own.get("_class_name"):
+        return None
+    return next((name for name, (cls, _) in SCHEDULERS.items() if cls == kind), None)
+
+
+def _find(workspace: Workspace, one: Mapping[str, Any]) -> str | None:
+    """The adapter file with a recipe's checksum; those of the same name are looked at first."""
+    name = str(one.get("file"))
+    files = sorted(adapter_files(workspace), key=lambda file: not file.endswith(f"/{name}"))
+    for file in files:
+        if content_key(workspace.root / file) == one.get("sha256"):
+            return file
+    return None

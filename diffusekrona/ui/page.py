@@ -1,0 +1,39 @@
+"""The page: its tabs, its look."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+
+from . import draw_tab, tools_tab, train_tab, watch_tab
+from .places import Workspace
+
+CSS = Path(__file__).with_name("page.css")
+
+
+def build(workspace: Workspace) -> gr.Blocks:
+    """The whole page, ready to be mounted."""
+    with gr.Blocks(title="DiffuseKronA", analytics_enabled=False, fill_width=True) as page:
+        gr.HTML("<h1 class='dk-title'>DiffuseKronA</h1>")
+        running = gr.State(None)
+        with gr.Tabs() as tabs:
+            with gr.Tab("Train", id="train"):
+                train = train_tab.build(workspace, running)
+            with gr.Tab("Watch", id="watch"):
+                watch_tab.build(workspace, train, running, tabs, page)
+            with gr.Tab("Draw", id="draw"):
+                draw_tab.build(workspace)
+            with gr.Tab("Reports", id="reports"):
+                tools_tab.build(workspace)
+        opened = page.load(
+            lambda: list(train_tab.first_values(workspace).values()), None, train.shown
+        )
+        train.refresh(opened)
+    return page
+
+
+def theme() -> gr.themes.Base:
+    """Gradio's plain theme with the system's own fonts: nothing is loaded from elsewhere."""
+    fonts = ("system-ui", "sans-serif")
+    return gr.themes.Default(font=fonts, font_mono=("ui-monospace", "monospace"))

@@ -1,0 +1,193 @@
+"""What the runs in outputs/ have done so far, read from the files that every run leaves."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ..common.errors import UserError
+from ..common.run_record import read_run_record_or_none
+from ..common.settings_files import read_settings_file
+from ..training.settings import TrainSettings
+from .jobs import LOG, SETTINGS, is_locked, ticket_of
+from .places import Workspace, served
+from .turn import tickets
+
+_LOG_BYTES = 20_000  # of the log's end that are shown
+_RECENT = 50  # steps that the speed is measured over
+LIVE = ("waiting", "starting", "running")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        state: waiting, starting, running, finished, stopped, failed or new.
+        step, steps: done and wanted; 0 if unknown.
+        curves: name to (step, value) of every number that the run logs.
+        speed: steps per second of late; seconds_left at that speed.
+        pictures: (step, name from the workspace on) of the validation pictures, newest first.
+        photo: the subject's, to compare them with.
+        error: the last line of a run that failed.
+    """
+
+    name: str
+    folder: Path
+    state: str
+    step: int = 0
+    steps: int = 0
+    curves: Mapping[str, list[tuple[int, float]]] = field(default_factory=dict)
+    speed: float | None = None
+    memory: str = ""
+    pictures: tuple[tuple[int, str], ...] = ()
+    photo: str | None = None
+    error: str = ""
+
+    @property
+    def seconds_left(self) -> float | None:
+        if self.state != "running" or not self.speed or not self.steps:
+            return None
+        return max(0, self.steps - self.step) / self.speed
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """The values in a run's run.yaml; none if there is none that can be read."""
+    try:
+        return read_settings_file(TrainSettings, folder / SETTINGS)
+    except UserError:
+        return {}
+
+
+def read_run(workspace: Workspace, folder: Path) -> Run:
+    """Everything that the page shows of a run. Files that cannot be read count as missing."""
+    values, record = settings_of(folder), read_run_record_or_none(folder)
+    lines = log_lines(folder / "train_log.jsonl")
+    step = int(lines[-1]["step"]) if lines else 0
+    log = log_tail(folder)
+    state = _state(workspace, folder, record is not None, step, log)
+    return Run(
+        name=workspace.relative(folder),
+        folder=folder,
+        state=state,
+        step=step,
+        steps=(record.steps if record else None) or values.get("max_train_steps") or _total(log),
+        curves=curves_of(lines),
+        speed=_speed(lines),
+        memory=(record.peak_memory if record else None) or _memory(workspace, folder, log),
+        pictures=_pictures(workspace, folder),
+        photo=_photo(workspace, values),
+        error=_error(log) if state == "failed" else "",
+    )
+
+
+def _state(workspace: Workspace, folder: Path, finished: bool, step: int, log: str) -> str:
+    if is_locked(folder):
+        return "running" if step else "starting"
+    if ticket := ticket_of(workspace, folder):
+        older = [t for t in tickets(workspace.outputs / ".queue") if t.number < ticket.number]
+        return "waiting" if older else "starting"
+    if finished:
+        return "finished"
+    if _error(log):
+        return "failed"
+    return "stopped" if step or list(folder.glob("checkpoint-*")) else "new"
+
+
+def log_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of train_log.jsonl; damaged ones are left out."""
+    lines = []
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    for line in text.split("\n"):
+        try:
+            read = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(read, dict) and isinstance(read.get("step"), int):
+            lines.append(read)
+    return lines
+
+
+def curves_of(lines: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Every number of the log against the step, but for the time."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if name not in ("step", "seconds") and isinstance(value, int | float):
+                curves.setdefault(name, []).append((line["step"], float(value)))
+    return curves
+
+
+def _speed(lines: list[dict[str, Any]]) -> float | None:
+    timed = [line for line in lines[-_RECENT:] if isinstance(line.get("seconds"), int | float)]
+    if len(timed) < 2:
+        return None
+    seconds = timed[-1]["seconds"] - timed[0]["seconds"]
+    return (timed[-1]["step"] - timed[0]["step"]) / seconds if seconds > 0 else None
+
+
+def log_tail(folder: Path) -> str:
+    """The end of what the run printed, each progress bar as it was last; "" if there is none."""
+    try:
+        with open(folder / LOG, "rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _LOG_BYTES))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.replace("\r\n", "\n").split("\n")]
+    return "\n".join(line for line in lines if line)
+
+
+def _error(log: str) -> str:
+    last = log.rpartition("\n")[2]
+    return last if re.match(r"(error: |\w*Error\b|Killed)", last) else ""
+
+
+def _total(log: str) -> int:
+    found = re.findall(r"train: .*?/(\d+) \[", log)
+    return int(found[-1]) if found else 0
+
+
+def _memory(workspace: Workspace, folder: Path, log: str) -> str:
+    """The peak that the run reported, else what its process holds now."""
+    if found := re.findall(r"peak memory after the first step: (.*)", log):
+        return found[-1]
+    ticket = ticket_of(workspace, folder)
+    try:
+        held = psutil.Process(ticket.pid).memory_info().rss if ticket else 0
+    except psutil.Error:
+        held = 0
+    return f"{held / 2**30:.2f} GiB of memory" if held else ""
+
+
+def _pictures(workspace: Workspace, folder: Path) -> tuple[tuple[int, str], ...]:
+    found = []
+    for path in folder.glob("validation/step-*.png"):
+        match = re.fullmatch(r"step-(\d+)-\d+\.png", path.name)
+        if match and served(workspace, workspace.relative(path)):
+            found.append((int(match[1]), workspace.relative(path)))
+    return tuple(sorted(found, key=lambda one: (-one[0], one[1])))
+
+
+def _photo(workspace: Workspace, values: Mapping[str, Any]) -> str | None:
+    from ..data.folder import first_pictures
+
+    folder = values.get("instance_data_dir")
+    if folder is None:
+        return None
+    path = next(iter(first_pictures(workspace.root / folder, 1)), None)
+    try:
+        name = path and workspace.relative(path)
+    except ValueError:
+        return None
+    return name if name and served(workspace, name) else None

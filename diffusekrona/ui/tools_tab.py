@@ -1,0 +1,121 @@
+"""The tab Reports: evaluate, inspect and convert, and every page and model card in outputs/."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..common.errors import UserError
+from ..common.settings import options_of
+from .fields import component_for
+from .form import label_of, read_form
+from .places import Workspace, served
+from .runs import log_tail
+from .tools import TOOLS, Tool, reports, start
+from .views import say, view
+
+_PAUSE = 0.5  # seconds between two looks at a process
+
+
+def build(workspace: Workspace) -> None:
+    """Lay the tab out and wire it. Called inside of `gr.Blocks`."""
+    with gr.Tabs():
+        for tool in TOOLS:
+            with gr.Tab(tool.name.capitalize(), id=tool.name):
+                _tool(workspace, tool)
+        with gr.Tab("All reports", id="all-reports"):
+            chosen = gr.Dropdown(
+                [], label="report", info="Pages and model cards in outputs/, newest first.",
+                elem_id="report",
+            )  # fmt: skip
+            shown = gr.HTML(elem_id="report-shown")
+            chosen.focus(
+                lambda: gr.Dropdown(choices=reports(workspace)), None, chosen,
+                show_progress="hidden",
+            )  # fmt: skip
+            chosen.input(lambda name: report_view(workspace, name), chosen, shown)
+
+
+def _tool(workspace: Workspace, tool: Tool) -> None:
+    options = {n: o for n, o in options_of(tool.settings).items() if n not in tool.left_out}
+    rest = [name for name in options if name not in tool.first]
+    fields: dict[str, Any] = {}
+    with gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            for name in tool.first:
+                fields[name] = _field(workspace, tool, name)
+            with gr.Accordion("More settings", open=False):
+                for name in rest:
+                    fields[name] = _field(workspace, tool, name)
+            begin = gr.Button(tool.name.capitalize(), variant="primary", elem_id=f"run-{tool.name}")
+        with gr.Column(scale=3, min_width=320):
+            said = gr.HTML(elem_id=f"said-{tool.name}")
+            shown = gr.HTML(elem_id=f"shown-{tool.name}")
+    for name, choices in tool.choices.items():
+        fields[name].focus(
+            lambda choices=choices: gr.Dropdown(choices=choices(workspace)), None, fields[name],
+            show_progress="hidden",
+        )  # fmt: skip
+    if tool.name == "convert":
+        fields["source"].input(_destination, fields["source"], fields["destination"])
+
+    def run(*typed: Any) -> Iterator[tuple[str, Any]]:
+        yield from _run(workspace, tool, dict(zip(fields, typed, strict=True)))
+
+    begin.click(run, list(fields.values()), [said, shown], show_progress="minimal")
+
+
+def _field(workspace: Workspace, tool: Tool, name: str) -> Any:
+    option = options_of(tool.settings)[name]
+    if name not in tool.choices:
+        return component_for(option, tool.name)
+    look = {"choices": tool.choices[name](workspace), "multiselect": option.many}
+    return component_for(option, tool.name, value=[] if option.many else None, **look)
+
+
+def _destination(source: str | None) -> str:
+    """Where a converted adapter goes: named after its run."""
+    return f"outputs/converted/{Path(source).parent.name}.safetensors" if source else ""
+
+
+def _run(workspace: Workspace, tool: Tool, typed: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The program's output while it runs, then what it made."""
+    typed = {n: "\n".join(v) if isinstance(v, list) else v for n, v in typed.items()}
+    values, mistakes = read_form(tool.settings, typed)
+    options = options_of(tool.settings)
+    mistakes = {n: what for n, what in mistakes.items() if n in typed}
+    try:
+        if mistakes:
+            words = (f"{label_of(options[n])} {what}" for n, what in mistakes.items())
+            raise UserError("; ".join(words))
+        folder, process, command = start(workspace, tool, values)
+    except UserError as error:
+        yield say(mistakes=[str(error)]), gr.skip()
+        return
+    words = shlex.join(command)
+    while process.poll() is None:
+        yield view("output", command=words, log=log_tail(folder), running=True), ""
+        time.sleep(_PAUSE)
+    done = view("output", command=words, log=log_tail(folder), running=False)
+    pages = [workspace.relative(path) for path in sorted(folder.glob("*.html"))]
+    made = [str(values["destination"])] if "destination" in values else []
+    files = [name for name in made if served(workspace, name)]
+    failed = process.returncode != 0
+    yield done, "" if failed else view("report", pages=pages, files=files, text="")
+
+
+def report_view(workspace: Workspace, name: str | None) -> str:
+    """A page in a frame, or a model card as text."""
+    path = served(workspace, name or "")
+    if path is None:
+        return say(mistakes=["There is no such report."])
+    if path.suffix == ".html":
+        return view("report", pages=[name], files=[], text="")
+    beside = [workspace.relative(p) for p in sorted(path.parent.glob("*.safetensors"))]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return view("report", pages=[], files=[name, *beside], text=text)

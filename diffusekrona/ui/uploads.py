@@ -1,0 +1,90 @@
+"""Dropped pictures and edited captions, on their way into data/."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..common.errors import UserError, writing
+from ..common.files import new_file, write_text
+from ..common.pictures import why_not
+from ..data.folder import find_pictures, read_captions
+from .places import Workspace, inside, safe_name
+
+MOST_BYTES = 40_000_000  # of one file
+LONGEST_CAPTION = 2000  # characters
+_NO_CAPTION = "\ue000"  # a character that no caption has
+
+
+def picture_folder(workspace: Workspace, subject: str) -> Path:
+    """The folder of a subject's pictures. Raises UserError for a name that leads out of data/."""
+    return inside(workspace, Path("data") / subject / "input", ("data",))
+
+
+def add_pictures(workspace: Workspace, subject: str, files: Sequence[Path]) -> list[str]:
+    """Copy uploaded pictures into data/SUBJECT/input.
+
+    Each is decoded before it lies there; its name is made of its words, and a picture that has it
+    already stays.
+
+    Returns:
+        One line for each file that was refused.
+
+    Raises:
+        UserError: a subject without letters or digits; the disk refuses.
+    """
+    known = [path.name for path in workspace.data.iterdir()] if workspace.data.is_dir() else []
+    folder = picture_folder(workspace, subject if subject in known else safe_name(subject))
+    refused = []
+    for file in files:
+        reason = "larger than 40 MB" if file.stat().st_size > MOST_BYTES else why_not(file)
+        if reason:
+            refused.append(f"{file.name}: {reason}")
+            continue
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        name = f"{safe_name(file.stem)}{file.suffix.lower()}"
+        with new_file(folder / name) as (temporary, _):
+            shutil.copyfile(file, temporary)
+    return refused
+
+
+def captions(workspace: Workspace, subject: str) -> list[tuple[str, str]]:
+    """(file name, caption) of each usable picture of a subject; none for a new subject.
+
+    Raises:
+        UserError: the folder cannot be read, or holds no usable picture.
+    """
+    folder = picture_folder(workspace, subject)
+    if not folder.is_dir():
+        return []
+    pictures, _ = find_pictures(folder)
+    found = read_captions(folder, pictures, _NO_CAPTION)
+    own = ("" if text == _NO_CAPTION else text for text in found)
+    return [(path.name, text) for path, text in zip(pictures, own, strict=True)]
+
+
+def save_captions(workspace: Workspace, subject: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Write captions beside their pictures, as picture.txt; an empty one removes that file.
+
+    Raises:
+        UserError: a picture that is not the subject's; a caption that is too long.
+    """
+    folder = picture_folder(workspace, subject)
+    there = {path.name for path in find_pictures(folder)[0]}
+    for name, text in rows:
+        if name not in there:
+            raise UserError(f"{name} is not a picture of {subject}.")
+        if len(text) > LONGEST_CAPTION:
+            raise UserError(f"{name}: a caption has at most {LONGEST_CAPTION} characters.")
+    for name, text in rows:
+        beside = (folder / name).with_suffix(".txt")
+        if beside.is_symlink():
+            raise UserError(f"{beside.name} is a link: remove it first.")
+        line = " ".join(text.split())
+        if line:
+            write_text(beside, line + "\n")
+        elif beside.exists():
+            os.unlink(beside)

@@ -1,0 +1,105 @@
+"""The tab Watch: what runs are doing, and stop, resume, clone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..common.errors import UserError
+from .estimate import duration
+from .jobs import resume, stop
+from .places import Workspace, inside, run_folders
+from .runs import log_tail, read_run
+from .train_tab import TrainTab, cloned
+from .views import curve, say, view
+
+_MOST_RUNS = 50  # in the list
+_MOST_PICTURES = 12  # of one run
+_SECONDS = 2.0  # between two looks
+
+
+def build(
+    workspace: Workspace, train: TrainTab, running: gr.State, tabs: gr.Tabs, page: gr.Blocks
+) -> None:
+    """Lay the tab out and wire it. Called inside of `gr.Blocks`.
+
+    Args:
+        running: the name of the run that was started last, which is shown first.
+    """
+    chosen = gr.Dropdown(
+        [], multiselect=True, label="runs", info="Newest first; choose several to compare.",
+        elem_id="runs",
+    )  # fmt: skip
+    with gr.Row():
+        stopping = gr.Button("Stop and save", elem_id="stop")
+        resuming = gr.Button("Resume", elem_id="resume")
+        cloning = gr.Button("Clone into the form", elem_id="clone")
+    said = gr.HTML(elem_id="watch-said")
+    shown = gr.HTML(elem_id="watched")
+    with gr.Accordion("Log of the first run", open=False):
+        log = gr.Textbox(
+            lines=12, max_lines=12, interactive=False, autoscroll=True, show_label=False,
+            label="log", elem_id="log",
+        )  # fmt: skip
+    last = gr.State("")
+
+    def look(names: Sequence[str] | None, before: str) -> tuple[Any, ...]:
+        text, tail = _watched(workspace, names or [])
+        if text + tail == before:
+            return gr.skip(), gr.skip(), gr.skip()
+        return text, tail, text + tail
+
+    def runs(names: Sequence[str] | None, newest: str | None) -> Any:
+        there = [workspace.relative(path) for path in run_folders(workspace)[:_MOST_RUNS]]
+        kept = [name for name in names or [] if name in there]
+        if newest in there and newest not in kept:
+            kept = [newest, *kept][:2]
+        return gr.Dropdown(choices=there, value=kept or there[:1])
+
+    def act(names: Sequence[str] | None, action: Any, words: str) -> str:
+        try:
+            if not names:
+                raise UserError("Choose a run first.")
+            for name in names:
+                action(workspace, inside(workspace, name, ("outputs",)))
+        except UserError as error:
+            return say(mistakes=[str(error)])
+        return say(note=words)
+
+    def clone(names: Sequence[str] | None) -> list[Any]:
+        if not names:
+            return [gr.skip()] * (len(train.shown) + 1)
+        folder = inside(workspace, Path(names[0]), ("outputs",))
+        return [gr.Tabs(selected="train"), *cloned(workspace, folder)]
+
+    watching = {"show_progress": "hidden", "trigger_mode": "always_last"}
+    timer = gr.Timer(_SECONDS)
+    timer.tick(look, [chosen, last], [shown, log, last], **watching)
+    chosen.change(look, [chosen, last], [shown, log, last], **watching)
+    chosen.focus(runs, [chosen, gr.State(None)], chosen, **watching)
+    running.change(runs, [chosen, running], chosen, **watching)
+    page.load(runs, [chosen, running], chosen, **watching)
+    stopping.click(
+        lambda names: act(names, stop, "Asked to stop: it saves a checkpoint after this step."),
+        chosen, said,
+    )  # fmt: skip
+    resuming.click(
+        lambda names: act(names, resume, "Resumed from the newest checkpoint."), chosen, said
+    )
+    train.refresh(cloning.click(clone, chosen, [tabs, *train.shown]))
+
+
+def _watched(workspace: Workspace, names: Sequence[str]) -> tuple[str, str]:
+    """The runs as HTML, and the first one's log."""
+    folders = []
+    for name in names:
+        try:
+            folders.append(inside(workspace, name, ("outputs",)))
+        except UserError:
+            continue
+    runs = [read_run(workspace, folder) for folder in folders if folder.is_dir()]
+    text = view("watch", runs=runs, curve=curve, duration=duration, most=_MOST_PICTURES)
+    return text, log_tail(folders[0]) if folders else ""

@@ -1,0 +1,220 @@
+"""The page in a real browser: a person's way from pictures to an adapter."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("gradio", reason="gradio is not installed")
+pytest.importorskip("playwright", reason="playwright is not installed")
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium"),
+    pytest.mark.slow,
+    pytest.mark.xdist_group("browser"),
+]
+ROOT = Path(__file__).parents[2]
+PATIENCE = 1000 * float(os.environ.get("BROWSER_PATIENCE", "120"))  # milliseconds
+
+
+class Server:
+    """The page's server over a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}/"
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "diffusekrona.ui", "--no_browser"]
+        self.process = subprocess.Popen(
+            [*command, "--port", str(self.port)],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.STDOUT,
+            stdout=open(self.folder / "server.txt", "ab"),  # noqa: SIM115
+        )
+        end = time.monotonic() + PATIENCE / 1000
+        while time.monotonic() < end and self.process.poll() is None:
+            try:
+                urllib.request.urlopen(self.address)
+                return
+            except OSError:
+                time.sleep(0.2)
+        raise AssertionError((self.folder / "server.txt").read_text())
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "data/dog/input").mkdir(parents=True)
+    for name in ("00.png", "00.txt", "01.png"):
+        shutil.copy(ROOT / "data/dog/input" / name, folder / "data/dog/input" / name)
+    (folder / "outputs").mkdir()
+    server = Server(folder)
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        options: dict[str, Any] = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}
+        browser = playwright.chromium.launch(**options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(server: Server, browser: Browser) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    page = opened(context, server)
+    yield page
+    context.close()
+
+
+def opened(context: Any, server: Server) -> Page:
+    """The page in a new tab; what its console says, or is asked of other servers, fails."""
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    expect.set_options(timeout=PATIENCE)
+    page.complaints = []
+    page.on("console", lambda m: m.type in ("error", "warning") and page.complaints.append(m.text))
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on(
+        "request",
+        lambda request: (
+            request.url.startswith(("http:", "https:"))
+            and not request.url.startswith(server.address)
+            and page.complaints.append(request.url)
+        ),
+    )
+    page.goto(server.address)
+    expect(page.locator("#plan")).to_contain_text("parameters")
+    return page
+
+
+def field(page: Page, name: str) -> Any:
+    return page.locator(f"#setting-{name}").locator("input, textarea").first
+
+
+def fill(page: Page, **values: object) -> None:
+    for name, value in values.items():
+        field(page, name).fill(str(value))
+
+
+def start(page: Page, folder: Path, **values: object) -> Path:
+    """Start a run by the button Start; its folder."""
+    fill(page, **values)
+    expect(page.locator("#problems")).to_be_empty()
+    name = field(page, "output_dir").input_value()
+    page.get_by_role("button", name="Start training").click()
+    expect(page.locator("#started")).to_contain_text("has been started")
+    assert (folder / name / "run.yaml").is_file()
+    return folder / name
+
+
+def test_from_pictures_to_an_adapter(
+    page: Page, server: Server, browser: Browser, tmp_path: Path
+) -> None:
+    """Upload, caption, train, watch; close the page, kill the server; stop, resume, clone."""
+    files = []
+    for number, colour in enumerate(("red", "green", "blue")):
+        files.append(tmp_path / f"My Toy {number}.png")
+        Image.new("RGB", (64, 64), colour).save(files[-1])
+    page.get_by_role("listbox", name="subject").fill("my toy")
+    page.keyboard.press("Tab")
+    page.locator("#upload input[type=file]").set_input_files(files)
+    box = page.get_by_label("caption of my-toy-0.png")
+    box.fill("a <b>red</b> toy")
+    box.press("Tab")
+    expect(page.get_by_text("Captions saved.")).to_be_visible()
+    pictures = server.folder / "data/my-toy/input"
+    assert (pictures / "my-toy-0.txt").read_text() == "a <b>red</b> toy\n"
+    expect(field(page, "output_dir")).to_have_value("outputs/my-toy/krona-1")
+
+    run = start(page, server.folder, max_train_steps=400, checkpointing_steps=400)
+    page.get_by_role("tab", name="Watch").click()
+    expect(page.locator(".dk-strip figure")).not_to_have_count(0)  # photo, first pictures
+    expect(page.locator(".dk-run .dk-state")).to_have_text("running")
+    assert page.complaints == []
+    page.context.close()
+    server.kill()
+    server.start()
+
+    page = opened(browser.new_context(), server)
+    page.get_by_role("tab", name="Watch").click()
+    expect(page.locator(".dk-run .dk-state")).to_have_text("running")
+    page.get_by_role("button", name="Stop and save").click()
+    expect(page.locator(".dk-run .dk-state")).to_have_text("stopped")
+    assert list(run.glob("checkpoint-*")) and not (run / "adapter.safetensors").exists()
+    page.get_by_role("button", name="Resume").click()
+    expect(page.locator(".dk-run .dk-state")).to_have_text("running")
+    page.get_by_role("button", name="Stop and save").click()
+    expect(page.locator(".dk-run .dk-state")).to_have_text("stopped")
+    page.get_by_role("button", name="Clone").click()
+    expect(field(page, "output_dir")).to_have_value("outputs/my-toy/krona-2")
+    expect(field(page, "checkpointing_steps")).to_have_value("400")
+    assert page.complaints == []
+    page.context.close()
+
+
+def test_mistakes_are_shown_at_their_field(page: Page) -> None:
+    fill(page, max_train_steps="many")
+    expect(page.locator("#problems")).to_contain_text("steps: must be a whole number")
+    expect(page.locator("#setting-max_train_steps")).to_contain_text("must be a whole number")
+    fill(page, max_train_steps="10", a1="7")
+    expect(page.locator("#setting-max_train_steps")).not_to_contain_text("must be")
+    expect(page.locator("#plan")).to_contain_text("--a1")
+    fill(page, a1="2")
+    expect(page.locator("#plan")).to_contain_text("parameters")
+    assert page.complaints == []
+
+
+def test_keyboard_alone_starts_a_run(page: Page, server: Server) -> None:
+    expect(page.locator("#problems")).to_be_empty()
+    fill(page, max_train_steps="1", validation_prompt="")
+    page.keyboard.press("Tab")
+    for _ in range(40):
+        if page.evaluate("document.activeElement.id || ''") == "start":
+            break
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator("#started")).to_contain_text("has been started")
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_the_screen(server: Server, browser: Browser, width: int, scheme: Any) -> None:
+    size: Any = {"width": width, "height": 900}
+    context = browser.new_context(viewport=size, color_scheme=scheme)
+    page = opened(context, server)
+    for tab in page.get_by_role("tab").all_inner_texts():
+        page.get_by_role("tab", name=tab, exact=True).click()
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
+        if folder := os.environ.get("SCREENSHOTS"):
+            page.screenshot(path=f"{folder}/{tab}-{width}-{scheme}.png", full_page=True)
+    assert page.complaints == []
+    context.close()

@@ -1,0 +1,112 @@
+"""Pictures drawn by the page, their commands and recipes."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+from diffusers import UNet2DConditionModel
+
+from diffusekrona.adapters.file import read_adapter, save_adapter
+from diffusekrona.common.errors import UserError
+from diffusekrona.common.settings import flat
+from diffusekrona.krona import KronAConfig
+from diffusekrona.sampling.grids import read_recipe
+from diffusekrona.sampling.settings import InferenceSettings, parse_settings
+from diffusekrona.ui import drawing
+from diffusekrona.ui.places import Workspace
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, tiny_sd1: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """With a run of two checkpoints on a tiny base."""
+    unet = UNet2DConditionModel.from_pretrained(tiny_sd1 / "unet")
+    unet.add_adapter(KronAConfig(a1=4, a2=16))
+    for number, folder in enumerate(("checkpoint-2", "checkpoint-10", ".")):
+        tiny_models.random_factors(unet, seed=number)
+        path = tmp_path / "outputs/dog/run" / folder / "adapter.safetensors"
+        save_adapter(unet, path, metadata={"base_model": str(tiny_sd1)})
+    monkeypatch.chdir(tmp_path)
+    return Workspace(tmp_path)
+
+
+RUN = "outputs/dog/run/adapter.safetensors"
+
+
+def values(base: Path, **more: object) -> dict:
+    return {
+        "pretrained_model_name_or_path": str(base),
+        "adapter": (f"{RUN}:1",),
+        "prompt": ("a dog", "a 'cat'"),
+        "num_inference_steps": 2,
+        "seeds": (3,),
+        **more,
+    }
+
+
+def test_a_comparison_has_a_column_per_checkpoint_and_weight(
+    workspace: Workspace, tiny_sd1: Path
+) -> None:
+    settings = drawing.settings_from(workspace, values(tiny_sd1))
+    columns = drawing.variants(
+        workspace, settings, base_too=True, weights=[0.5, 1], checkpoints=True
+    )
+    assert [column.label for column in columns] == [
+        "the base", "checkpoint-2 × 0.5", "checkpoint-2 × 1", "checkpoint-10 × 0.5",
+        "checkpoint-10 × 1", "run × 0.5", "run × 1",
+    ]  # fmt: skip
+
+
+def test_commands_give_the_same_settings(workspace: Workspace, tiny_sd1: Path) -> None:
+    more = {"negative_prompt": "--x", "projections": ("k=0", "q=0"), "seeds": (1, 2)}
+    settings = drawing.settings_from(workspace, values(tiny_sd1, **more))
+    words = shlex.split(drawing.command_of(settings))
+    assert words[:2] == ["diffusekrona", "draw"]
+    assert flat(parse_settings(words[2:])) == flat(settings)
+    assert isinstance(settings, InferenceSettings)
+
+
+def test_weights_change_without_loading_and_recipes_come_back(
+    workspace: Workspace, tiny_sd1: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawing._loaded.cache_clear()
+    pictures = {}
+    for weight in (1, 0, 1):
+        given = values(tiny_sd1, adapter=(f"{RUN}:{weight}",), prompt=("a dog",))
+        (path,) = drawing.draw(drawing.settings_from(workspace, given))
+        pictures.setdefault(weight, []).append(path)
+    assert drawing._loaded.cache_info().misses == 1
+    first, again = (path.read_bytes() for path in pictures[1])
+    assert first == again != pictures[0][0].read_bytes()
+    recipe = read_recipe(pictures[1][0])
+    assert recipe is not None
+    found, adapters, missing = drawing.values_of_recipe(workspace, recipe)
+    assert adapters == [(RUN, 1.0)] and missing == []
+    assert found["prompt"] == ("a dog",) and found["seeds"] == (3,)
+    assert found["num_inference_steps"] == 2 and "scheduler" not in found
+    Path(RUN).unlink()
+    assert drawing.values_of_recipe(workspace, recipe)[2] != []
+
+
+def test_adapters_elsewhere_are_refused(workspace: Workspace, tiny_sd1: Path) -> None:
+    for name in ("/etc/hostname", "../x.safetensors", "data/x.safetensors"):
+        with pytest.raises(UserError):
+            drawing.settings_from(workspace, values(tiny_sd1, adapter=(f"{name}:1",)))
+        with pytest.raises(UserError):
+            drawing.usable(workspace, name)
+
+
+def test_foreign_adapters_are_converted_once(workspace: Workspace) -> None:
+    from safetensors.torch import save_file
+
+    layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    tensors = {f"{layer}.lora_A.weight": torch.ones(2, 64)}
+    tensors[f"{layer}.lora_B.weight"] = torch.ones(64, 2)
+    save_file(tensors, workspace.outputs / "foreign.safetensors")
+    name = drawing.usable(workspace, "outputs/foreign.safetensors")
+    assert name.startswith("outputs/converted/") and read_adapter(name).method.name == "lora"
+    assert drawing.usable(workspace, name) == name
+    assert drawing.usable(workspace, RUN) == RUN

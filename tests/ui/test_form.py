@@ -1,0 +1,70 @@
+"""A form is made from a settings class, and read back into it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from diffusekrona.common.settings import build, flat, options_of
+from diffusekrona.training.settings import TrainSettings
+from diffusekrona.ui.form import (
+    field_values,
+    groups_of,
+    hidden_settings,
+    place_of,
+    read_form,
+)
+from diffusekrona.ui.presets import PRESETS
+
+GIVEN = {
+    "pretrained_model_name_or_path": "pocket",
+    "instance_data_dir": Path("data/dog/input"),
+    "output_dir": Path("outputs/dog/run"),
+    "validation_prompt": ("one", "two"),
+    "learning_rate": 5e-3,
+    "random_flip": True,
+    "seed": 2**63 - 1,
+}
+
+
+def test_every_setting_has_a_field_in_a_group() -> None:
+    names = [o.name for _, options in groups_of(TrainSettings).values() for o in options]
+    assert sorted(names) == sorted(options_of(TrainSettings))
+
+
+def test_values_survive_the_form() -> None:
+    typed = field_values(TrainSettings, GIVEN)
+    values, mistakes = read_form(TrainSettings, typed)
+    assert mistakes == {} and flat(build(TrainSettings, values)) == flat(
+        build(TrainSettings, GIVEN)
+    )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_hold_settings(preset: str) -> None:
+    values, mistakes = read_form(TrainSettings, field_values(TrainSettings, PRESETS[preset]))
+    assert set(mistakes) == {"instance_data_dir", "output_dir"}
+    assert values.items() <= dict(PRESETS[preset]).items()
+
+
+def test_mistakes_are_at_their_field() -> None:
+    typed = field_values(TrainSettings, GIVEN)
+    typed |= {"max_train_steps": "many", "adam_beta1": "2", "output_dir": " ", "a1": "1.5"}
+    _, mistakes = read_form(TrainSettings, typed)
+    assert mistakes == {
+        "max_train_steps": "must be a whole number",
+        "adam_beta1": "must be below 1",
+        "output_dir": "is required",
+        "a1": "must be a whole number",
+    }
+
+
+def test_an_error_finds_its_field() -> None:
+    assert place_of(TrainSettings, "--rank 3: does not fit --a1") == "rank"
+    assert place_of(TrainSettings, "the disk is full, --nothing") == ""
+
+
+def test_settings_of_other_methods_are_hidden() -> None:
+    assert "rank" in hidden_settings("krona") and "a1" not in hidden_settings("krona")
+    assert "a1" in hidden_settings("lora") and "rank" not in hidden_settings("lora")

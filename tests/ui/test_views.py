@@ -1,0 +1,41 @@
+"""Whatever users and files say reaches the page escaped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffusekrona.ui.estimate import duration
+from diffusekrona.ui.places import Workspace
+from diffusekrona.ui.runs import Run, curves_of, log_lines, log_tail, read_run
+from diffusekrona.ui.views import curve, say, view
+
+HOSTILE = "<img src=x onerror=alert(1)>{{constructor}}${alert(1)}"
+
+
+def is_harmless(text: str) -> bool:
+    return "<img src=x" not in text and "{{" not in text and "${" not in text
+
+
+def test_texts_are_escaped() -> None:
+    assert is_harmless(say(mistakes=[HOSTILE], facts=[(HOSTILE, HOSTILE)], note=HOSTILE))
+    run = Run(
+        HOSTILE, Path(), "failed", error=HOSTILE, curves={HOSTILE: [(1, 1.0), (2, 2.0)]},
+        pictures=((1, f'outputs/"{HOSTILE}.png'),), photo=HOSTILE, memory=HOSTILE,
+    )  # fmt: skip
+    assert is_harmless(view("watch", runs=[run], curve=curve, duration=duration, most=3))
+    assert is_harmless(view("picture", names=[HOSTILE]))
+
+
+def test_a_damaged_run_is_shown_as_far_as_it_can_be_read(tmp_path: Path) -> None:
+    folder = tmp_path / "outputs/dog"
+    folder.mkdir(parents=True)
+    (folder / "run.yaml").write_text("seed: [")
+    (folder / "run.json").write_text("{")
+    line = '{"step": 1, "loss": 0.5, "lr": 0.1, "seconds": 0.5}\n'
+    (folder / "train_log.jsonl").write_text(line + '{"step": 2, "lo')
+    (folder / "log.txt").write_bytes(b"train: 1/9 [\rtrain: 2/9 [\nerror: no space left\n")
+    run = read_run(Workspace(tmp_path), folder)
+    assert (run.state, run.step, run.steps, run.error) == ("failed", 1, 9, "error: no space left")
+    assert run.curves == {"loss": [(1, 0.5)], "lr": [(1, 0.1)]}
+    assert log_tail(folder).splitlines()[0] == "train: 2/9 ["
+    assert curves_of(log_lines(tmp_path / "nowhere")) == {}

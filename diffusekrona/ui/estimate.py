@@ -38,7 +38,7 @@ def estimate_of(workspace: Workspace, values: Mapping[str, Any]) -> list[tuple[s
         ("Base", f"{resolved.family.title}, {resolved.resolution} px"),
         ("Adapter", f"{resolved.parameters:,} parameters in {len(resolved.layers)} layers"),
         ("File", f"{size:.2f} MB"),
-        ("Memory", memory),
+        ("Memory", memory.partition("\n")[0].partition(" (")[0]),
     ]
     if settings.adapter.adapter_type == "krona":
         shapes = [(layer.out_features, layer.in_features) for layer in resolved.layers]

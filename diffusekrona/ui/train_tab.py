@@ -28,7 +28,7 @@ from .form import (
     read_form,
 )
 from .jobs import check_paths, next_name, settings_from, start
-from .places import Workspace, inside, safe_name, subjects
+from .places import Workspace, safe_name, subjects
 from .presets import PRESETS, SD15, SDXL
 from .runs import settings_of
 from .uploads import add_pictures, captions, save_captions
@@ -226,13 +226,12 @@ _BY_SUBJECT = (
 def _for_subject(workspace: Workspace, name: str | None, method: str) -> list[Any]:
     """The fields that follow from the subject."""
     try:
-        inside(workspace, Path("data") / (name or "/"), ("data",))
+        known = name if name in subjects(workspace) else safe_name(name or "")
     except UserError:
         return [gr.skip()] * len(_BY_SUBJECT)
-    folder, word = f"data/{name}/input", str(name).replace("-", " ")
-    subject = f"a sks {word}"
-    output = next_name(workspace, str(name), method or "run")
-    return [folder, subject, f"{subject} in the snow", "", output]
+    subject = f"a sks {known.replace('-', ' ')}"
+    output = next_name(workspace, known, method or "run")
+    return [f"data/{known}/input", subject, f"{subject} in the snow", "", output]
 
 
 # --- settings -------------------------------------------------------------------------------------

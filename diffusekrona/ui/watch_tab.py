@@ -76,7 +76,12 @@ def build(
         return [gr.Tabs(selected="train"), *cloned(workspace, folder)]
 
     watching = {"show_progress": "hidden", "trigger_mode": "always_last"}
-    timer = gr.Timer(_SECONDS)
+    timer = gr.Timer(_SECONDS, active=False)
+
+    def wake(event: gr.SelectData) -> Any:
+        return gr.Timer(active=event.value == "Watch")  # on other tabs nobody looks
+
+    tabs.select(wake, None, timer, **watching)
     timer.tick(look, [chosen, last], [shown, log, last], **watching)
     chosen.change(look, [chosen, last], [shown, log, last], **watching)
     chosen.focus(runs, [chosen, gr.State(None)], chosen, **watching)

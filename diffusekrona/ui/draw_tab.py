@@ -65,7 +65,7 @@ def build(workspace: Workspace) -> None:
                 with gr.Row():
                     names.append(_adapter_field(workspace, number))
                     weights.append(
-                        gr.Slider(-0.5, 1.5, 1, step=0.05, label="weight", scale=1, min_width=140,
+                        gr.Slider(-0.5, 1.5, 1, step=0.05, label="weight", scale=1, min_width=220,
                                   elem_id=f"weight-{number}")
                     )  # fmt: skip
             for name in FIRST:

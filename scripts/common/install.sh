@@ -6,7 +6,7 @@ say() { echo "[$((SECONDS / 60)):$(printf %02d $((SECONDS % 60)))] $*"; }
 # install_into_venv MARK FILE...: install the requirements files, unless .venv/MARK says that they are.
 install_into_venv() {
   local mark=".venv/$1" candidate candidates found file; shift
-  if cmp -s <(cat "$@") "$mark"; then
+  if cmp -s <(cat "$@" 2>/dev/null) "$mark"; then
     say "installed already, in .venv"
     return
   fi

@@ -7,9 +7,12 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -24,6 +27,7 @@ from transformers import (
     CLIPTokenizer,
     Qwen2Tokenizer,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
 )
 
@@ -146,7 +150,46 @@ def z_image_pipeline() -> ZImagePipeline:
     )
 
 
-TRANSFORMERS = {"z-image": z_image_pipeline}
+def flux2_klein_transformer() -> Flux2Transformer2DModel:
+    return Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=32,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        axes_dims_rope=(8, 8, 8, 8),
+        guidance_embeds=False,
+    )
+
+
+def flux2_vae() -> AutoencoderKLFlux2:
+    model = AutoencoderKLFlux2(
+        block_out_channels=(16, 32),
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        latent_channels=4,
+        sample_size=32,
+    )
+    with torch.no_grad():  # what training would have made of them
+        model.bn.running_mean.normal_(std=0.3)
+        model.bn.running_var.uniform_(0.5, 2.0)
+    return model
+
+
+def flux2_klein_pipeline() -> Flux2KleinPipeline:
+    return Flux2KleinPipeline(
+        transformer=flux2_klein_transformer(),
+        vae=flux2_vae(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        text_encoder=Qwen3ForCausalLM(qwen_config(width=16, layers=28)),
+        tokenizer=qwen_tokenizer(),
+    )
+
+
+TRANSFORMERS = {"flux2-klein": flux2_klein_pipeline, "z-image": z_image_pipeline}
 
 
 def save_pipeline(folder: Path, family: str = "sd1", prediction_type: str = "epsilon") -> Path:

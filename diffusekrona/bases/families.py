@@ -9,13 +9,16 @@ from torch import nn
 
 from ..common.errors import UserError
 from .base import Family
+from .flux2_klein import FLUX2_KLEIN
 from .loading import read_json_of, read_part_config
 from .sd import SD1, SD2
 from .sdxl import SDXL
 from .z_image import Z_IMAGE
 
 # A new family is a line here and a file beside this one.
-FAMILIES: dict[str, Family] = {family.name: family for family in (SD1, SD2, SDXL, Z_IMAGE)}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (SD1, SD2, SDXL, FLUX2_KLEIN, Z_IMAGE)
+}
 
 
 def denoiser_names() -> list[str]:

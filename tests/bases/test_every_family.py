@@ -146,7 +146,7 @@ def test_drawing_is_the_pipelines_own(base: Path) -> None:
     pipeline = load_pipeline(str(base))
     options = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 3.0}
     generator = torch.Generator().manual_seed(5)
-    (want,) = pipeline("a dog", generator=generator, **options).images
+    (want,) = pipeline(prompt="a dog", generator=generator, **options).images
     (got,) = generate(
         pipeline, ["a dog"], [5], steps=2, guidance=3.0, size=(32, 32), progress=False
     )

@@ -41,7 +41,33 @@ def z_image_example(pipeline, pixels, noise, timesteps, prompts) -> torch.Tensor
     return ((prediction.float() - target.float()) ** 2).reshape(len(target), -1).mean(1).mean()
 
 
-EXAMPLES = {"z-image": z_image_example}
+@torch.no_grad()
+def flux2_klein_example(pipeline, pixels, noise, timesteps, prompts) -> torch.Tensor:
+    """The loss of one step, as the example for FLUX.2-klein computes it."""
+    vae = pipeline.vae
+    mean = vae.bn.running_mean.view(1, -1, 1, 1)
+    std = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
+    model_input = pipeline._patchify_latents(vae.encode(pixels).latent_dist.mode())
+    model_input = (model_input - mean) / std
+    ids = pipeline._prepare_latent_ids(model_input)
+    sigmas = example_sigmas(pipeline.scheduler, timesteps)
+    noisy = (1.0 - sigmas) * model_input + sigmas * noise
+    embeds, text_ids = pipeline.encode_prompt(list(prompts))
+    output = pipeline.transformer(
+        hidden_states=pipeline._pack_latents(noisy),
+        timestep=timesteps / 1000,
+        guidance=None,
+        encoder_hidden_states=embeds,
+        txt_ids=text_ids,
+        img_ids=ids,
+        return_dict=False,
+    )[0]
+    prediction = pipeline._unpack_latents_with_ids(output, ids)
+    target = noise - model_input
+    return ((prediction.float() - target.float()) ** 2).reshape(len(target), -1).mean(1).mean()
+
+
+EXAMPLES = {"flux2-klein": flux2_klein_example, "z-image": z_image_example}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -64,6 +90,7 @@ def test_a_steps_loss_is_that_of_diffusers_example(name: str, tmp_path: Path) ->
     noisy = objective.add_noise(latents, noise, timesteps)
     encoders, tokenizers = {"text_encoder": pipeline.text_encoder}, [pipeline.tokenizer]
     text = family.encode_text(encoders, family.tokenize(tokenizers, prompts))
+    family.split_fused(pipeline.transformer)
     prediction = family.predict(pipeline.transformer, noisy, timesteps, text, torch.zeros(2, 6))
     got = batch_loss(LossSettings(), objective, prediction, latents, noise, timesteps)
     assert abs(got.item() - want.item()) < 1e-5

@@ -178,7 +178,8 @@ def one(name: str, run: bool) -> dict[str, Any]:
         settings = arguments(place, flags)
         resolved = resolve_run(settings.base, settings.adapter, settings.data.resolution)
         started = time.time()
-        phases = {phase.name: phase for phase in estimate(settings, resolved)}
+        groups = (settings.optimisation, settings.precision, settings.prior, settings.validation)
+        phases = {phase.name: phase for phase in estimate(settings.base, *groups, resolved)}
         row: dict[str, Any] = {
             "name": name,
             "flags": flags,

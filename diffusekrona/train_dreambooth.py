@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, Any
 from .common.errors import UserError, exit_on_user_error
 from .common.settings import with_values
 from .common.settings_files import write_settings_file
-from .training.settings import TrainSettings, low_vram_in_words, parse_settings
+from .training.settings import (
+    LossSettings,
+    OptimisationSettings,
+    TrainSettings,
+    low_vram_in_words,
+    parse_settings,
+    shared_settings,
+)
 
 if TYPE_CHECKING:
     from .bases.base import Objective
@@ -55,13 +62,16 @@ def train(settings: TrainSettings) -> int:
     resolved = resolve_run(settings.base, settings.adapter, settings.data.resolution)
     check_loss_settings(settings, resolved.family)
     if settings.precision.low_vram:
-        log.info("--low_vram: %s", low_vram_in_words(settings))
+        log.info("--low_vram: %s", low_vram_in_words(settings.precision, settings.optimisation))
     seed = settings.optimisation.seed
     examples, held_out = split_held_out(read_examples(settings.data, seed), settings.data, seed)
     if settings.output.dry_run:  # answered before anything slow is imported
         from .training.dry_run import print_run
 
-        print_run(settings, resolved, examples)
+        print_run(
+            settings.base, settings.data, settings.prior, settings.optimisation,
+            settings.precision, settings.validation, settings.output, resolved, examples,
+        )  # fmt: skip
         return 0
     started = time.time()
     import_libraries()
@@ -71,7 +81,7 @@ def train(settings: TrainSettings) -> int:
     from .training.setup import make_accelerator, start_trackers
 
     output = settings.output
-    accelerator = make_accelerator(settings)
+    accelerator = make_accelerator(settings.optimisation, settings.precision, output, resolved)
     # So that run.yaml repeats the run where accelerate is configured otherwise.
     settings = with_values(settings, mixed_precision=accelerator.mixed_precision)
     try:
@@ -80,7 +90,7 @@ def train(settings: TrainSettings) -> int:
             accelerator.wait_for_everyone()
             if output.overwrite_output_dir and accelerator.is_main_process:
                 delete_old_run(output.output_dir)
-            start_trackers(accelerator, settings)
+            start_trackers(accelerator, output, shared_settings(settings))
             return run(settings, resolved, accelerator, examples, held_out, started)
     except torch.OutOfMemoryError as error:
         raise UserError(
@@ -156,7 +166,7 @@ def run(
     )  # fmt: skip
     peaks.end("data")
     denoiser = setup.load_denoiser(base, precision, resolved, accelerator)
-    fixed = with_content(fixed, settings, resolved)
+    fixed = with_content(fixed, base, settings.data, settings.prior, resolved)
     models = {resolved.family.denoiser: denoiser, **data.text_encoders}
     torch.manual_seed(optimisation.seed)  # for the factors' start
     trained = add_adapters(resolved.configs, models, ADAPTER_NAME)
@@ -170,7 +180,7 @@ def run(
     lr_scheduler = make_lr_scheduler(optimisation, plain_optimizer, steps)
     ema = make_ema(optimisation, trained, accelerator)
     objective = setup.load_objective(base, settings.loss, resolved)
-    origin = origin_of(settings, resolved)
+    origin = origin_of(base, settings.data, optimisation, resolved)
     shard = shards_base(precision, optimisation.train_batch_size, accelerator)
     wrapped, optimizer = distribute(accelerator, models, plain_optimizer, trained, shard)
     # The schedule is not prepared: accelerate would step it once a process.
@@ -178,16 +188,19 @@ def run(
     first = resume(output, accelerator, fixed, steps, state)
     if accelerator.is_main_process:
         write_settings_file(settings, output.output_dir / RUN_SETTINGS)
-    drawn = settings
-    if shard and settings.validation.validation_prompt:
+    validation = settings.validation
+    if shard and validation.validation_prompt:
         log.warning("no validation pictures: the base is sharded over the processes")
-        drawn = with_values(settings, validation_prompt=())
-    show = functools.partial(validate, drawn, resolved, accelerator, denoiser, data)
-    loss_of = functools.partial(plain_loss, settings, resolved, data, models, objective)
+        validation = with_values(validation, validation_prompt=())
+    show = functools.partial(
+        validate, validation, base, precision, resolved, accelerator, denoiser, data,
+        output.output_dir / "validation", settings.data.instance_data_dir,
+    )  # fmt: skip
+    loss_of = functools.partial(plain_loss, resolved, data, models, objective)
     if shard:  # one process alone cannot call a sharded base
         loss_of = None
     measured = ValidationLoss(
-        settings.validation, output.output_dir, accelerator, data, objective, models, loss_of, first
+        validation, output.output_dir, accelerator, data, objective, models, loss_of, first
     )
     peaks.end("loading")
     if measured.is_due(first):  # a run that was stopped leaves its last step to the next one
@@ -195,7 +208,10 @@ def run(
     if first == 0:
         show(0)
         peaks.end("validation")
-    run_log = RunLog(settings, resolved, accelerator, trained, first, steps, fixed, started, peaks)
+    record = {"settings": shared_settings(settings), "fixed_settings": fixed}
+    run_log = RunLog(
+        output, optimisation, resolved, accelerator, trained, first, steps, record, started, peaks
+    )
     stop_vote = StopVote(accelerator)
     with run_log, stop_signals() as caught:
         for step in range(first, steps):
@@ -203,9 +219,11 @@ def run(
             rate = lr_scheduler.get_last_lr()[0]
             for micro in range(optimisation.gradient_accumulation_steps):
                 number = step * optimisation.gradient_accumulation_steps + micro
-                batch = make_batch(settings, data, accelerator, objective, number)
+                batch = make_batch(
+                    optimisation, settings.loss, data, accelerator, objective, number
+                )
                 with accelerator.accumulate(*wrapped.values()):
-                    loss = training_loss(settings, resolved, data, wrapped, objective, batch)
+                    loss = training_loss(settings.loss, resolved, data, wrapped, objective, batch)
                     losses.append(loss.detach())
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
@@ -238,7 +256,7 @@ def run(
                 peaks.end("training")
                 measured.step(done)
                 peaks.end("validation")
-            if done % settings.validation.validation_steps == 0 and done < steps:
+            if done % validation.validation_steps == 0 and done < steps:
                 peaks.end("training")
                 show(done)
                 peaks.end("validation")
@@ -262,7 +280,12 @@ def run(
 
 
 def make_batch(
-    settings: TrainSettings, data: Data, accelerator: Any, objective: Objective, number: int
+    optimisation: OptimisationSettings,
+    loss: LossSettings,
+    data: Data,
+    accelerator: Any,
+    objective: Objective,
+    number: int,
 ) -> dict[str, Any]:
     """This process's share of micro-step `number`, a pure function of (seed, number).
 
@@ -277,8 +300,8 @@ def make_batch(
     from .data.captions import choose_caption
     from .training.losses import draw
 
-    seed, processes = settings.optimisation.seed, accelerator.num_processes
-    per_device = settings.optimisation.train_batch_size
+    seed, processes = optimisation.seed, accelerator.num_processes
+    per_device = optimisation.train_batch_size
     everyone = per_device * processes
     mine = slice(
         accelerator.process_index * per_device, (accelerator.process_index + 1) * per_device
@@ -306,7 +329,7 @@ def make_batch(
         generators,
         (channels, *moments.shape[2:]),
         objective,
-        settings.loss.noise_offset,
+        loss.noise_offset,
     )
     tensors = {
         "moments": moments,
@@ -349,7 +372,7 @@ def epoch_batches(sizes: tuple, batch_size: int, seed: int, epoch: int) -> list[
 
 
 def training_loss(
-    settings: TrainSettings,
+    settings: LossSettings,
     resolved: ResolvedRun,
     data: Data,
     models: dict[str, Any],
@@ -369,13 +392,12 @@ def training_loss(
     prediction = family.predict(denoiser, noisy, timesteps, text, batch["time_ids"])
     num_prior = len(noise) // 2 if data.prior else 0
     return batch_loss(
-        settings.loss, objective, prediction, latents, noise, timesteps, num_prior,
+        settings, objective, prediction, latents, noise, timesteps, num_prior,
         mask=batch.get("mask"),
     )  # fmt: skip
 
 
 def plain_loss(
-    settings: TrainSettings,
     resolved: ResolvedRun,
     data: Data,
     models: dict[str, Any],
@@ -386,8 +408,8 @@ def plain_loss(
     that can be compared between runs that train with different losses."""
     from .training.settings import LossSettings
 
-    settings, data = replace(settings, loss=LossSettings()), replace(data, prior=[])
-    return training_loss(settings, resolved, data, models, objective, batch)
+    data = replace(data, prior=[])
+    return training_loss(LossSettings(), resolved, data, models, objective, batch)
 
 
 def text_of(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +71,7 @@ class Method:
             which merge the file into `pipe` with torch and safetensors alone.
         autocast: whether its layers need autocast in mixed precision; without it they cast by
             themselves.
-        learning_rates: family to default learning rate; the key "" is any other family's.
+        learning_rate: the default of the training program and of the scripts.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Method:
     formats: tuple[str, ...] = ("merged",)
     merging_code: Callable[[Mapping[str, Any], str], str] | None = None
     autocast: bool = True
-    learning_rates: Mapping[str, float] = field(default_factory=lambda: {"": 1e-4})
+    learning_rate: float = 1e-4
 
     @property
     def config_class(self) -> Callable[..., PeftConfig]:
@@ -103,10 +103,6 @@ class Method:
         if self.read_config is not None:
             return self.read_config(values, layers, where)
         return plain_config(self.config_class, values, layers, where)
-
-    def learning_rate(self, family: str) -> float:
-        """The default learning rate for a family of base models."""
-        return self.learning_rates.get(family, self.learning_rates[""])
 
     def layer_of(self, key: str) -> tuple[str, str] | None:
         """(layer, tensor name) of a key; None for a key that is not one of this method's."""
@@ -284,7 +280,7 @@ KRONA = register(
         formats=(*KRONECKER_FORMATS, *LOW_RANK_FORMATS, "merged"),
         merging_code=_krona_merging_code,
         autocast=False,  # its layers cast their factors themselves
-        learning_rates={"": 6e-4},  # the paper's optimum is 5e-4 to 6e-4
+        learning_rate=6e-4,  # the paper's optimum is 5e-4 to 6e-4
     )
 )  # fmt: skip
 
@@ -361,8 +357,7 @@ LORA = register(
         size=lambda shapes: f"rank {shapes['lora_A.weight'][0]}",
         read_config=_lora_from_file,
         formats=(*LOW_RANK_FORMATS, "merged"),
-        # The defaults of diffusers' train_dreambooth_lora.py and train_dreambooth_lora_sdxl.py.
-        learning_rates={"sdxl": 1e-4, "": 5e-4},
+        learning_rate=1e-4,  # as in diffusers' documented DreamBooth LoRA runs
     )
 )
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic import FiniteFloat
 
+from ..adapters.methods import METHODS
 from ..common.errors import UserError
 from ..common.json_files import read_json
 from ..common.settings import options_of
@@ -87,7 +88,9 @@ class Cell:
         """A hash of what decides the training run; a flag at its default is as good as none."""
         flags = self.flags
         if flags is not None:
-            flags = {k: v for k, v in flags.items() if v != default_of(k)}
+            rate = METHODS[flags.get("adapter_type", "krona")].learning_rate
+            defaults = {k: default_of(k) for k in flags} | {"learning_rate": rate}
+            flags = {k: v for k, v in flags.items() if v != defaults[k]}
         base = self.base_files or self.scoring.base  # a folder may be moved
         words = [self.subject.class_word, self.subject.identifier]
         return _hash([base, flags, self.seed, self.checkpoints, words, self.photos])

@@ -6,24 +6,73 @@ Answered from configs alone; no weights are loaded.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ..adapters.layers import AdaptedLayer
 from ..bases.meta import trusting_no_config
 from ..bases.precision import BYTES
+from ..bases.settings import BaseSettings, PrecisionSettings
 from ..data.examples import Example
+from ..data.settings import DataSettings, PriorSettings
 from .lr_schedule import rate_factor
 from .memory.estimate import estimate, in_words
 from .resolved_run import ResolvedRun, max_train_steps
-from .settings import OptimisationSettings, TrainSettings
+from .settings import OptimisationSettings, OutputSettings, ValidationSettings
 
-
-def print_run(settings: TrainSettings, resolved: ResolvedRun, examples: Sequence[Example]) -> None:
-    """Print the resolved run: what is trained, for how long, and which files it will write."""
-    from rich import box
-    from rich.console import Console
+if TYPE_CHECKING:
     from rich.table import Table
 
+
+def print_run(
+    base: BaseSettings,
+    data: DataSettings,
+    prior: PriorSettings,
+    optimisation: OptimisationSettings,
+    precision: PrecisionSettings,
+    validation: ValidationSettings,
+    output: OutputSettings,
+    resolved: ResolvedRun,
+    examples: Sequence[Example],
+) -> None:
+    """Print the resolved run: what is trained, for how long, and which files it will write."""
+    from rich.console import Console
+
     console = Console(soft_wrap=True)
+    console.print(_layers_table(resolved))
+    with trusting_no_config(f"the configs of {resolved.base}"):
+        memory = in_words(estimate(base, optimisation, precision, prior, validation, resolved))
+    steps = max_train_steps(optimisation, len(examples))
+    lines = {
+        "base": f"{base.pretrained_model_name_or_path} ({resolved.family.title})",
+        **_data_in_words(data, examples),
+        "resolution": f"{resolved.resolution} px" + " in buckets" * data.aspect_ratio_buckets,
+        "adapter": f"{resolved.method.name}, {len(resolved.layers)} layers, "
+        f"{resolved.parameters:,} parameters",
+        "adapter file": f"{resolved.parameters * BYTES[output.save_precision] / 1e6:.2f} MB in "
+        f"{output.save_precision}",
+        "steps": f"{steps} of batch {optimisation.train_batch_size} x "
+        f"{optimisation.gradient_accumulation_steps}",
+        "learning rate": _schedule_in_words(optimisation, steps),
+        "memory": memory,
+        "will write": "\n    ".join(_files(output, validation, steps)),
+    }
+    for name, value in lines.items():
+        console.print(f"  {name:14}{value}", highlight=False, markup=False)
+
+
+def _data_in_words(data: DataSettings, examples: Sequence[Example]) -> dict[str, str]:
+    masks = sum(example.mask is not None for example in examples)
+    return {
+        "pictures": f"{len(examples)} in {data.instance_data_dir}"
+        + f", {masks} with a mask" * data.masked_loss,
+        "captions": "; ".join(dict.fromkeys(c for e in examples for c in e.captions)),
+    }
+
+
+def _layers_table(resolved: ResolvedRun) -> Table:
+    from rich import box
+    from rich.table import Table
+
     table = Table(title="Adapted layers", box=box.SIMPLE, title_justify="left")
     for column in ("where", "layers", "out", "in", "factors or rank", "parameters"):
         numeric = column in ("layers", "out", "in", "parameters")
@@ -45,29 +94,7 @@ def print_run(settings: TrainSettings, resolved: ResolvedRun, examples: Sequence
             f"{count:,}",
         )
         table.add_row(*row)
-    console.print(table)
-    with trusting_no_config(f"the configs of {resolved.base}"):
-        memory = in_words(estimate(settings, resolved))
-    optimisation, saved = settings.optimisation, settings.output.save_precision
-    steps = max_train_steps(optimisation, len(examples))
-    lines = {
-        "base": f"{settings.base.pretrained_model_name_or_path} ({resolved.family.title})",
-        "pictures": f"{len(examples)} in {settings.data.instance_data_dir}"
-        + f", {sum(e.mask is not None for e in examples)} with a mask" * settings.data.masked_loss,
-        "captions": "; ".join(dict.fromkeys(c for e in examples for c in e.captions)),
-        "resolution": f"{resolved.resolution} px"
-        + " in buckets" * settings.data.aspect_ratio_buckets,
-        "adapter": f"{settings.adapter.adapter_type}, {len(resolved.layers)} layers, "
-        f"{resolved.parameters:,} parameters",
-        "adapter file": f"{resolved.parameters * BYTES[saved] / 1e6:.2f} MB in {saved}",
-        "steps": f"{steps} of batch {optimisation.train_batch_size} x "
-        f"{optimisation.gradient_accumulation_steps}",
-        "learning rate": _schedule_in_words(optimisation, steps),
-        "memory": memory,
-        "will write": "\n    ".join(_files(settings, steps)),
-    }
-    for name, value in lines.items():
-        console.print(f"  {name:14}{value}", highlight=False, markup=False)
+    return table
 
 
 _BLOCKS = ("attn1", "attn2", "self_attn", "ff")
@@ -89,15 +116,14 @@ def _schedule_in_words(optimisation: OptimisationSettings, steps: int) -> str:
     return f"{optimisation.lr_scheduler}, warm-up {optimisation.lr_warmup_steps}: {points}"
 
 
-def _files(settings: TrainSettings, steps: int) -> list[str]:
-    output = settings.output
+def _files(output: OutputSettings, validation: ValidationSettings, steps: int) -> list[str]:
     files = ["adapter.safetensors", "run.json", "run.yaml", "train_log.jsonl"]
     saved = range(output.checkpointing_steps, steps + 1, output.checkpointing_steps)
     names = [f"checkpoint-{step}/" for step in saved]
     if output.checkpoints_total_limit:
         names = names[-output.checkpoints_total_limit :]
     files += names if len(names) < 5 else [names[0], "…", names[-1]]
-    if settings.validation.validation_prompt:
+    if validation.validation_prompt:
         files.append("validation/grid.png")
     if output.report_to != "none":
         files.append(f"{output.logging_dir}/")

@@ -23,16 +23,17 @@ from ..adapters.file import collect_adapter, write_adapter
 from ..adapters.norms import NORMS_KEY, relative_norms, summarise_norms
 from ..bases.loading import SingleFile
 from ..bases.precision import dtype_of
+from ..bases.settings import BaseSettings
 from ..common.cpu_memory import peak_resident
 from ..common.errors import UserError
 from ..common.files import write_text
 from ..common.json_files import parse_json
 from ..common.run_record import RUN_RECORD, LogLine
-from ..common.settings import flat, options_of
 from ..data.disk_cache import cache_of
+from ..data.settings import DataSettings
 from .checkpoint import ADAPTER, checkpoints_in
 from .resolved_run import ResolvedRun
-from .settings import TrainSettings
+from .settings import OptimisationSettings, OutputSettings
 
 log = logging.getLogger("diffusekrona")
 
@@ -50,29 +51,39 @@ class RunLog:
 
     def __init__(
         self,
-        settings: TrainSettings,
+        output: OutputSettings,
+        optimisation: OptimisationSettings,
         resolved: ResolvedRun,
         accelerator: Any,
         trained: Sequence[torch.nn.Parameter],
         first: int,
         steps: int,
-        fixed: Mapping[str, Any],
+        record: Mapping[str, Any],
         started: float,
         peaks: Peaks,
     ) -> None:
-        self.settings, self.resolved, self.accelerator = settings, resolved, accelerator
+        """Begin or continue the log in the output folder.
+
+        Args:
+            trained: all trained parameters.
+            first: number of steps already done; steps: of the whole run.
+            record: what run.json states beside what was measured.
+            started: `time.time()` when the program began.
+        """
+        self.output, self.optimisation = output, optimisation
+        self.resolved, self.accelerator = resolved, accelerator
         self.first, self.steps, self.started = first, steps, started
-        self.fixed, self.peaks = fixed, peaks
+        self.record, self.peaks = record, peaks
         self.trained = sum(p.numel() for p in trained)
         self.pending: Pending | None = None
         self.last_loss = math.nan
-        self.path = settings.output.output_dir / "train_log.jsonl"
+        self.path = output.output_dir / "train_log.jsonl"
         self.main = accelerator.is_main_process
         if self.main:
             log.info(
                 "training %s parameters in %d layers of %s with %s, %d steps; memory so far: %s",
                 f"{self.trained:,}", len(resolved.layers), resolved.family.title,
-                settings.adapter.adapter_type, steps, peaks.total(),
+                resolved.method.name, steps, peaks.total(),
             )  # fmt: skip
             self._forget_after(first)
         # Each line at once: others watch the file grow.
@@ -150,9 +161,9 @@ class RunLog:
             self.accelerator.log({"loss": loss, "lr": lr}, step=done)
 
     def _diverged(self, what: str, step: int) -> UserError:
-        good = checkpoints_in(self.settings.output.output_dir)
+        good = checkpoints_in(self.output.output_dir)
         kept = f"the last good checkpoint is {good[0]}" if good else "no checkpoint was due yet"
-        rate = self.settings.optimisation.learning_rate
+        rate = self.optimisation.learning_rate
         return UserError(
             f"{what} became NaN or infinite at step {step} (learning rate {rate:g}): lower "
             f"--learning_rate, or train without fp16; {kept}."
@@ -181,11 +192,10 @@ class RunLog:
         if not self.main:
             return
         self.bar.close()
-        output = self.settings.output
-        path = output.output_dir / ADAPTER
+        path = self.output.output_dir / ADAPTER
         norms = summarise_norms(relative_norms(models, adapter_name))
         metadata = {**origin, "steps": self.steps, **({NORMS_KEY: norms} if norms else {})}
-        dtype = dtype_of(output.save_precision)
+        dtype = dtype_of(self.output.save_precision)
         adapter = collect_adapter(models, adapter_name, self.resolved.family.name, metadata, dtype)
         try:
             write_adapter(adapter, path)
@@ -194,21 +204,16 @@ class RunLog:
             write_adapter(adapter, rescue)
             raise UserError(f"{error}; the trained adapter was saved to {rescue}") from error
         summary = _finite({**self.summary(path), NORMS_KEY: norms})
-        write_text(output.output_dir / RUN_RECORD, json.dumps(summary, indent=1, allow_nan=False))
+        write_text(
+            self.output.output_dir / RUN_RECORD, json.dumps(summary, indent=1, allow_nan=False)
+        )
         log.info("saved %s (%.2f MB)", path, path.stat().st_size / 1e6)
 
     def summary(self, path: Path) -> dict[str, Any]:
         """What run.json keeps: settings, counts, times, memory, versions."""
         packages = ("torch", "diffusers", "transformers", "peft", "accelerate")
-        options = options_of(TrainSettings)
-        settings = {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in flat(self.settings).items()
-            if options[name].metadata["in_file"]  # not the token: run.json is shared
-        }
         return {
-            "settings": settings,
-            "fixed_settings": dict(self.fixed),
+            **self.record,
             "base_family": self.resolved.family.name,
             "resolution": self.resolved.resolution,
             "layers": len(self.resolved.layers),
@@ -226,18 +231,22 @@ class RunLog:
         }
 
 
-def origin_of(settings: TrainSettings, resolved: ResolvedRun) -> dict[str, Any]:
-    """What every adapter file of a run tells of where it comes from, a checkpoint's too."""
-    base = settings.base
+def origin_of(
+    base: BaseSettings,
+    data: DataSettings,
+    optimisation: OptimisationSettings,
+    resolved: ResolvedRun,
+) -> dict[str, Any]:
+    """Where a run's adapter files come from, as their metadata states it; checkpoints' too."""
     reading = base.options()
     if isinstance(resolved.base, SingleFile):
-        reading["base_sha256"] = cache_of(settings.data).file_digest(Path(resolved.base))
+        reading["base_sha256"] = cache_of(data).file_digest(Path(resolved.base))
     return {
         "base_model": base.pretrained_model_name_or_path,
         **reading,
-        "instance_prompt": settings.data.instance_prompt or "",
-        "learning_rate": settings.optimisation.learning_rate,
-        "seed": settings.optimisation.seed,
+        "instance_prompt": data.instance_prompt or "",
+        "learning_rate": optimisation.learning_rate,
+        "seed": optimisation.seed,
         "resolution": resolved.resolution,
     }
 

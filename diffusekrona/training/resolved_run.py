@@ -10,6 +10,7 @@ from ..adapters.layers import AdaptedLayer, adapted_layers
 from ..adapters.methods import METHODS, Method, targets_of
 from ..adapters.settings import AdapterSettings
 from ..bases.base import Family, empty_part
+from ..bases.components import is_text_encoder
 from ..bases.families import check_schedule, identify
 from ..bases.loading import (
     check_zero_snr,
@@ -58,6 +59,10 @@ class ResolvedRun:
     @property
     def parameters(self) -> int:
         return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def trains_text_encoders(self) -> bool:
+        return any(map(is_text_encoder, self.configs))
 
 
 def resolve_run(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.file import config_to_json
+from ..bases.settings import BaseSettings
 from ..bases.vae import vae_place
 from ..common.errors import UserError
 from ..common.pictures import content_key
@@ -17,7 +18,7 @@ from ..common.settings import flat, options_of
 from ..data.class_images import class_pictures
 from ..data.disk_cache import cache_of
 from ..data.examples import Example
-from ..data.settings import PriorSettings
+from ..data.settings import DataSettings, PriorSettings
 from .checkpoint import find_checkpoint, leave_branch, load_checkpoint, read_settings
 from .resolved_run import ResolvedRun
 from .settings import OutputSettings, TrainSettings
@@ -63,21 +64,24 @@ def fixed_settings(
         ),
         "pictures and captions (hash)": _hash(example.content() for example in examples),
     }
-    return with_content(json.loads(json.dumps(fixed | outcomes, default=str)), settings, resolved)
+    fixed = json.loads(json.dumps(fixed | outcomes, default=str))
+    return with_content(fixed, settings.base, settings.data, settings.prior, resolved)
 
 
 def with_content(
-    fixed: Mapping[str, Any], settings: TrainSettings, resolved: ResolvedRun
+    fixed: Mapping[str, Any],
+    base: BaseSettings,
+    data: DataSettings,
+    prior: PriorSettings,
+    resolved: ResolvedRun,
 ) -> dict[str, Any]:
     """`fixed` with hashes of class pictures and base weights, as soon as they are there: before
     the first run some are still to be drawn or downloaded, and are represented by None."""
     return {
         **fixed,
-        "class pictures (hash)": (
-            fixed.get("class pictures (hash)") or class_pictures_hash(settings.prior)
-        ),
+        "class pictures (hash)": (fixed.get("class pictures (hash)") or class_pictures_hash(prior)),
         "base weights (hash)": (
-            fixed.get("base weights (hash)") or base_weights_hash(settings, resolved)
+            fixed.get("base weights (hash)") or base_weights_hash(base, data, resolved)
         ),
     }
 
@@ -90,9 +94,9 @@ def class_pictures_hash(prior: PriorSettings) -> str | None:
     return _hash(map(content_key, found)) if len(found) == prior.num_class_images else None
 
 
-def base_weights_hash(settings: TrainSettings, resolved: ResolvedRun) -> str | None:
+def base_weights_hash(base: BaseSettings, data: DataSettings, resolved: ResolvedRun) -> str | None:
     """Of all weights that the run uses; None while they are not all on this machine."""
-    base, cache = settings.base, cache_of(settings.data)
+    cache = cache_of(data)
     vae, subfolder = vae_place(resolved.base, base.pretrained_vae_model_name_or_path)
     parts = [
         (resolved.base, name) for name in (resolved.family.denoiser, *resolved.family.text_encoders)

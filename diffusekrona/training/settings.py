@@ -12,11 +12,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from ..adapters.methods import METHODS
 from ..adapters.settings import AdapterSettings
 from ..bases.settings import BaseSettings, PrecisionSettings
 from ..common.command_line import parse
 from ..common.errors import UserError
-from ..common.settings import SEEDS, setting, with_values
+from ..common.settings import SEEDS, flat, options_of, setting, with_values
 from ..data.captions import with_trigger
 from ..data.settings import DataSettings, PriorSettings
 
@@ -79,7 +80,11 @@ class OptimisationSettings:
         help="Number of passes over the pictures, instead of steps.",
     )
     learning_rate: float = setting(
-        6e-4, above=0, help="Learning rate; 5e-4 to 6e-4 is the optimum in the paper."
+        METHODS["krona"].learning_rate,  # of the other methods see `parse_settings`
+        above=0,
+        help="Learning rate; by default the method's: "
+        + ", ".join(f"{method.learning_rate:g} for {name}" for name, method in METHODS.items())
+        + ".",
     )
     text_encoder_lr: float | None = setting(
         None, above=0, help="Learning rate of the text encoders; by default half of the other."
@@ -246,9 +251,11 @@ def parse_settings(
     """
     others = dict(defaults or {})
     settings = _parse(argv, others)
-    if settings.precision.low_vram:  # once more, with other defaults: what was given counts more
-        settings = _parse(argv, others | low_vram_recipe())
-    return resolve(settings)
+    # Once more, with other defaults: explicit flags take precedence.
+    others = {"learning_rate": METHODS[settings.adapter.adapter_type].learning_rate} | others
+    if settings.precision.low_vram:
+        others |= low_vram_recipe()
+    return resolve(_parse(argv, others))
 
 
 def _parse(argv: Sequence[str] | None, defaults: dict[str, Any] | None = None) -> TrainSettings:
@@ -306,9 +313,18 @@ def low_vram_recipe() -> dict[str, Any]:
     }
 
 
-def low_vram_in_words(settings: TrainSettings) -> str:
+def shared_settings(settings: TrainSettings) -> dict[str, Any]:
+    """Every setting by name that others may see: without the hub's token."""
+    options = options_of(TrainSettings)
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in flat(settings).items()
+        if options[name].metadata["in_file"]
+    }
+
+
+def low_vram_in_words(precision: PrecisionSettings, optimisation: OptimisationSettings) -> str:
     """What `--low_vram` came to, the user's own flags included."""
-    precision, optimisation = settings.precision, settings.optimisation
     names = dict.fromkeys([*low_vram_recipe(), "quantize_base"])
     values = {name: getattr(precision, name) for name in names}
     values["train_batch_size"] = optimisation.train_batch_size

@@ -10,23 +10,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..adapters.methods import METHODS
 from ..bases.base import Objective
 from ..bases.components import denoiser_name, is_text_encoder
 from ..bases.precision import DTYPE_NAMES, dtype_of
 from ..bases.quantisation import check_quantisation, quantise
 from ..bases.settings import BaseSettings, PrecisionSettings
 from ..common.errors import UserError, not_installed, shortened
-from ..common.settings import flat, options_of
 from .gradient_checkpointing import checkpoints_on_host
 from .resolved_run import ResolvedRun
-from .settings import LossSettings, OutputSettings, TrainSettings
+from .settings import LossSettings, OptimisationSettings, OutputSettings
 
 # How long processes wait for one another: the main one may draw validation pictures meanwhile.
 TIMEOUT = datetime.timedelta(hours=1)
 
 
-def make_accelerator(settings: TrainSettings) -> Any:
+def make_accelerator(
+    optimisation: OptimisationSettings,
+    precision: PrecisionSettings,
+    output: OutputSettings,
+    resolved: ResolvedRun,
+) -> Any:
     """accelerate's state: device, precision, processes. Its trackers start with `start_trackers`.
 
     Raises:
@@ -35,19 +38,18 @@ def make_accelerator(settings: TrainSettings) -> Any:
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.utils import AutocastKwargs, ProjectConfiguration
 
-    output, adapter, precision = settings.output, settings.adapter, settings.precision
     trackers = _trackers(output)
     if trackers not in (None, "all") and find_spec(trackers) is None:
         raise not_installed(f"--report_to {trackers}", trackers)  # accelerate would leave it out
     # SDXL's first text encoder ends one layer early, so its last layer's factors get no gradient.
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=adapter.train_text_encoder)
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=resolved.trains_text_encoders)
     # The base is loaded in half precision. Where the adapter casts by itself, autocast would only
     # add casts, and on a GPU keep what it normalises in fp32.
-    autocast = AutocastKwargs(enabled=METHODS[adapter.adapter_type].autocast)
+    autocast = AutocastKwargs(enabled=resolved.method.autocast)
     logs = output.output_dir / output.logging_dir
     try:
         accelerator = Accelerator(
-            gradient_accumulation_steps=settings.optimisation.gradient_accumulation_steps,
+            gradient_accumulation_steps=optimisation.gradient_accumulation_steps,
             mixed_precision=precision.mixed_precision,
             log_with=trackers,
             cpu=precision.cpu,
@@ -71,12 +73,10 @@ def _trackers(output: OutputSettings) -> str | None:
     return None if output.report_to in ("none", "") else output.report_to
 
 
-def start_trackers(accelerator: Any, settings: TrainSettings) -> None:
-    """Begin to log to what `--report_to` names; it shows the settings beside the curves."""
-    if not _trackers(settings.output):
+def start_trackers(accelerator: Any, output: OutputSettings, values: Mapping[str, Any]) -> None:
+    """Begin to log to what `--report_to` names; it shows the settings' values beside the curves."""
+    if not _trackers(output):
         return
-    options = options_of(TrainSettings)
-    values = {k: v for k, v in flat(settings).items() if options[k].metadata["in_file"]}
     plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in values.items()}
     try:
         accelerator.init_trackers("dreambooth", config=plain)

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from ..bases.base import Family
 from ..bases.loading import load_sampler
 from ..bases.precision import dtype_of
+from ..bases.settings import BaseSettings, PrecisionSettings
 from ..bases.vae import tile_vae
 from ..common.errors import UserError, shortened
 from ..common.pictures import load_square, open_png
@@ -25,27 +26,51 @@ from ..data.folder import first_pictures
 from ..sampling.grids import Grid, read_recipe, save_png
 from ..sampling.pipeline import generate
 from .resolved_run import ResolvedRun
-from .settings import TrainSettings
+from .settings import ValidationSettings
 
 log = logging.getLogger("diffusekrona")
 
 
 def validate(
-    settings: TrainSettings,
+    validation: ValidationSettings,
+    base: BaseSettings,
+    precision: PrecisionSettings,
     resolved: ResolvedRun,
     accelerator: Any,
     denoiser: nn.Module,
     data: Data,
+    folder: Path,
+    photos: Path,
     step: int,
 ) -> None:
     """Draw the validation prompts, on the main process.
 
     A failure costs no training and is logged. Only before the first step is it raised: a failure
     there would repeat at every validation.
+
+    Args:
+        folder: where the pictures are saved; photos: the subject's pictures, to compare with.
     """
-    if settings.validation.validation_prompt and accelerator.is_main_process:
+    if validation.validation_prompt and accelerator.is_main_process:
         try:
-            images = _draw(settings, resolved, denoiser, data, step)
+            states = text_states(validation, base, resolved, data)
+            vae = load_decoder(base, precision, resolved)
+            images = draw_validation(
+                resolved.family,
+                resolved.base,
+                denoiser,
+                states,
+                validation.validation_prompt,
+                folder,
+                step,
+                num_images=validation.num_validation_images,
+                steps=validation.validation_inference_steps,
+                guidance=validation.validation_guidance_scale,
+                size=(resolved.resolution, resolved.resolution),
+                vae=vae,
+                sampler=load_sampler(resolved.base, revision=base.revision, **base.schedule()),
+                photos=first_pictures(photos, MOST_PHOTOS),
+            )
             show_in_trackers(accelerator, images, step)
         except Exception as error:
             if step == 0:
@@ -54,41 +79,29 @@ def validate(
     accelerator.wait_for_everyone()
 
 
-def _draw(
-    settings: TrainSettings, resolved: ResolvedRun, denoiser: nn.Module, data: Data, step: int
-) -> list[Image.Image]:
-    base, precision, validation = settings.base, settings.precision, settings.validation
-    revision = {"revision": base.revision}
-    states = data.states
-    if data.text_encoders:
-        tokenizers = resolved.family.load_tokenizers(resolved.base, **revision)
-        prompts = [*validation.validation_prompt, ""]
-        states = cache_texts(resolved.family, tokenizers, data.text_encoders, prompts)
+def text_states(
+    validation: ValidationSettings, base: BaseSettings, resolved: ResolvedRun, data: Data
+) -> Mapping[str, Any]:
+    """The prompts' text states: from the cache, or through the encoders that are trained."""
+    if not data.text_encoders:
+        return data.states
+    tokenizers = resolved.family.load_tokenizers(resolved.base, revision=base.revision)
+    prompts = [*validation.validation_prompt, ""]
+    return cache_texts(resolved.family, tokenizers, data.text_encoders, prompts)
+
+
+def load_decoder(base: BaseSettings, precision: PrecisionSettings, resolved: ResolvedRun) -> Any:
+    """The VAE, set to decode in tiles if asked for."""
     vae = resolved.family.load_vae(
         resolved.base,
         base.pretrained_vae_model_name_or_path,
         torch_dtype=dtype_of(precision.vae_dtype),
         variant=base.variant,
-        **revision,
+        revision=base.revision,
     )
     if precision.vae_tiling:
         tile_vae(vae)
-    return draw_validation(
-        resolved.family,
-        resolved.base,
-        denoiser,
-        states,
-        validation.validation_prompt,
-        settings.output.output_dir / "validation",
-        step,
-        num_images=validation.num_validation_images,
-        steps=validation.validation_inference_steps,
-        guidance=validation.validation_guidance_scale,
-        size=(resolved.resolution, resolved.resolution),
-        vae=vae,
-        sampler=load_sampler(resolved.base, **revision, **base.schedule()),
-        photos=first_pictures(settings.data.instance_data_dir, MOST_PHOTOS),
-    )
+    return vae
 
 
 MOST_PHOTOS = 8  # of the subject, in the first column of the grid

@@ -22,15 +22,23 @@ launch() {
     -m "$module" "$@"
 }
 
-# defaults_for MODEL_NAME ADAPTER_TYPE: set the values that differ from a script's own on the small
-# bundled models, and for LoRA. A value that is set already stays.
+# defaults_for MODEL_NAME: set the values that differ from a script's own on the small bundled models.
+# A value that is set already stays.
 defaults_for() {
   case "$1" in pocket*)
     LR="${LR:-5e-3}" STEPS="${STEPS:-500}" SCHEDULE="${SCHEDULE:-cosine}" BATCH_SIZE="${BATCH_SIZE:-4}"
     ACCUMULATION="${ACCUMULATION:-1}" PRECISION="${PRECISION:-no}" VARIANT="${VARIANT-}"
     CHECKPOINTING="${CHECKPOINTING:-no}" TEXT_ENCODER="${TEXT_ENCODER:-no}" ;;
   esac
-  case "$2" in lora) LR="${LR:-1e-4}" ;; esac  # as in diffusers' DreamBooth LoRA scripts
+}
+
+# default_rate METHOD: the learning rate that the training program has for it, such as 6e-4.
+default_rate() {
+  "$PYTHON" -c 'import sys
+from diffusekrona.adapters.methods import METHODS
+if sys.argv[1] in METHODS:  # the program refuses another
+    digits, exponent = f"{METHODS[sys.argv[1]].learning_rate:e}".split("e")
+    print(f"{float(digits):g}e{int(exponent)}")' "$1"
 }
 
 # A text as part of a file name.
@@ -38,6 +46,7 @@ as_name() { tr -c 'A-Za-z0-9._\n-' '-' <<< "$1"; }
 
 # finetune FLAG...: train with the values of the script.
 finetune() {
+  [ -n "$LR" ] || LR="$(default_rate "$ADAPTER_TYPE")"
   local shape="${A1}x$A2${FACTORS:+_$FACTORS}" name flags=()
   [ "$ADAPTER_TYPE" != lora ] || shape="r$RANK"
   name="$(as_name "${ADAPTER_TYPE}_${ATTN}_${shape}_$(basename "$MODEL_NAME")_lr$LR")"
@@ -52,7 +61,7 @@ finetune() {
     --output_dir "${OUTPUT_DIR:-$ROOT/outputs/$SUBJECT/$name}" \
     --adapter_type "$ADAPTER_TYPE" \
     --attn_update_unet "$ATTN" --a1 "$A1" --a2 "$A2" --factors "$FACTORS" --rank "$RANK" \
-    --learning_rate "$LR" --lr_scheduler "$SCHEDULE" --max_train_steps "$STEPS" \
+    ${LR:+--learning_rate "$LR"} --lr_scheduler "$SCHEDULE" --max_train_steps "$STEPS" \
     --train_batch_size "$BATCH_SIZE" --gradient_accumulation_steps "$ACCUMULATION" \
     ${RESOLUTION:+--resolution "$RESOLUTION"} \
     --mixed_precision "$PRECISION" --seed "$SEED" \

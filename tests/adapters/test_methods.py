@@ -132,9 +132,3 @@ def test_records_are_found_by_their_config() -> None:
         assert method_of(method.config_class(target_modules=["x"])) is method
     with pytest.raises(ValueError, match="already an adapter method named 'krona'"):
         register(dataclasses.replace(LOHA, name="krona"))
-
-
-def test_default_learning_rates_are_of_method_and_family() -> None:
-    assert METHODS["krona"].learning_rate("sdxl") == METHODS["krona"].learning_rate("sd1") == 6e-4
-    assert METHODS["lora"].learning_rate("sdxl") == 1e-4
-    assert METHODS["lora"].learning_rate("sd1") == METHODS["lora"].learning_rate("another") == 5e-4

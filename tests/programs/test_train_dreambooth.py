@@ -188,7 +188,7 @@ def test_a_validation_that_fails_costs_no_training(
         return []
 
     plain = run(tiny_sd1, pictures, tmp_path / "1")
-    monkeypatch.setattr(validation, "_draw", fail)
+    monkeypatch.setattr(validation, "draw_validation", fail)
     more = ("--validation_prompt", "a sks dog", "--validation_steps", "2")
     assert same(plain, run(tiny_sd1, pictures, tmp_path / "2", *more))
     assert "no validation pictures at step 2: No space left" in caplog.text

@@ -29,7 +29,8 @@ def launch() -> ModuleType:
 def words(tmp_path: Path):
     """Run a script with a Python that prints its arguments, one per line; returns them."""
     stub = tmp_path / "python"
-    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    real = f'[ "$1" != -c ] || exec "{sys.executable}" "$@"'  # for what a script asks the package
+    stub.write_text(f'#!/bin/sh\n{real}\nprintf "%s\\n" "$@"\n')
     stub.chmod(0o755)
 
     def run(script: str, *arguments: str, **variables: str) -> list[str]:
@@ -68,7 +69,9 @@ def test_fine_tuning_passes_its_block_on(words) -> None:
     ],
 )
 def test_the_rate_suits_the_method_and_the_base(words, variables: dict, rate: str) -> None:
-    assert value(words("finetune_sd.sh", **variables), "--learning_rate") == rate
+    said = words("finetune_sd.sh", **variables)
+    assert value(said, "--learning_rate") == rate
+    assert value(said, "--output_dir").endswith(f"_lr{rate}")
 
 
 @pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "scripts").glob("study_*.sh")))

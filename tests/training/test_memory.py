@@ -171,11 +171,12 @@ def test_sizes_of_the_published_bases(
     """Millions of bytes, counted before with torch 2.13 and diffusers 0.42."""
     folder = str(write_configs(tmp_path / base, BASES[base]))
     args, resolved = planned(folder, *more)
-    sizes = count.count(args, resolved)
+    groups = (args.optimisation, args.precision, args.prior)
+    sizes = count.count(args.base, *groups, resolved)
     assert sizes.base / 1e6 == pytest.approx(weights, abs=0.1)
     counted = [size / 1e6 for size in (sizes.encoding, sizes.drawing, sizes.step)]
     assert counted == pytest.approx([encoding, drawing, step], rel=0.02)
-    phases = estimate.phases(args, resolved, sizes)
+    phases = estimate.phases(*groups, args.validation, resolved, sizes)
     assert phases[-1].parts["factors"] == 4 * resolved.parameters
 
 
@@ -184,7 +185,8 @@ def test_class_pictures_are_drawn_by_the_whole_base() -> None:
     prior = ["--with_prior_preservation", "--class_data_dir", "x", "--class_prompt", "a"]
     for more, peak in (([], 50000 + 4000 + 20 + 1), (["--low_vram"], 50000 + 4000)):
         args, resolved = planned("pocket", *prior, *more)
-        first, *_ = estimate.phases(args, resolved, sizes)
+        groups = (args.optimisation, args.precision, args.prior, args.validation)
+        first, *_ = estimate.phases(*groups, resolved, sizes)
         assert (first.name, first.peak) == ("class pictures", peak)
 
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from diffusekrona.adapters.methods import METHODS
 from diffusekrona.common.errors import UserError
 from diffusekrona.common.settings import (
     Option,
@@ -133,6 +134,19 @@ def test_flags_that_contradict_each_other(wanted: str) -> None:
         resolve(both)
 
 
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
+def test_a_rate_that_is_not_given_is_the_methods(method) -> None:
+    argv = [word for name, value in REQUIRED.items() for word in (f"--{name}", str(value))]
+    argv += ["--adapter_type", method.name]
+    assert parse_settings(argv).optimisation.learning_rate == method.learning_rate
+    low = parse_settings([*argv, "--low_vram", "--learning_rate", "1e-2"])
+    assert low.optimisation.learning_rate == 1e-2
+    assert (
+        f"{method.learning_rate:g} for {method.name}"
+        in options_of(TrainSettings)["learning_rate"].metadata["help"]
+    )
+
+
 def test_settings_are_frozen() -> None:
     made = build(TrainSettings, REQUIRED)
     groups = [made, *(getattr(made, f.name) for f in fields(made))]
@@ -150,7 +164,7 @@ ACCELERATOR = SimpleNamespace(num_processes=1, mixed_precision="no")
 
 def record(settings: TrainSettings, accelerator: Any = ACCELERATOR) -> dict[str, Any]:
     resolved = resolve_run(settings.base, settings.adapter, settings.data.resolution)
-    return fixed_settings(settings, resolved, accelerator, [], [])
+    return fixed_settings(settings, resolved, accelerator, [])
 
 
 @pytest.fixture(scope="module")

@@ -22,43 +22,49 @@ from .sizes import Sizes, checkpoints, samples
 from .trace import step_peak, without_gradients
 
 if TYPE_CHECKING:
+    from ...bases.settings import BaseSettings, PrecisionSettings
+    from ...data.settings import PriorSettings
     from ..resolved_run import ResolvedRun
-    from ..settings import TrainSettings
+    from ..settings import OptimisationSettings
 
 
-def count(settings: TrainSettings, resolved: ResolvedRun) -> Sizes:
+def count(
+    base: BaseSettings,
+    optimisation: OptimisationSettings,
+    precision: PrecisionSettings,
+    prior: PriorSettings,
+    resolved: ResolvedRun,
+) -> Sizes:
     """The sizes of a run.
 
     Raises:
         UserError: a component's config cannot be read.
     """
-    family, precision = resolved.family, settings.precision
+    family = resolved.family
     dtype = dtype_of(precision.mixed_precision or "no")
     vae = build_empty(family.vae_class, resolved.vae_config, dtype_of(precision.vae_dtype))
     encoders = {
-        name: build_empty(
-            kind, read_part_config(resolved.base, name, settings.base.revision), dtype
-        )
+        name: build_empty(kind, read_part_config(resolved.base, name, base.revision), dtype)
         for name, kind in family.text_encoders.items()
     }
     text = sum(map(weight_bytes, encoders.values()))
     denoiser = family.empty_denoiser(resolved.denoiser_config, dtype)
     layers = quantisable(denoiser, family.block_lists).values()
     whole = weight_bytes(denoiser)
-    base, largest = whole, 0
+    frozen, largest = whole, 0
     if precision.quantize_base != "none":
         for layer in layers:
-            base += quantised_bytes(layer, precision.quantize_base) - layer.weight.nbytes
+            frozen += quantised_bytes(layer, precision.quantize_base) - layer.weight.nbytes
         largest = max(layer.weight.nbytes for layer in layers)
     encoding, drawing = pictures_peaks(vae, resolved.resolution, precision.vae_tiling)
     models = {family.denoiser: denoiser}
-    models |= encoders if settings.adapter.train_text_encoder else {}
+    models |= encoders if resolved.trains_text_encoders else {}
     for parameter in add_adapters(resolved.configs, models, "default"):
         # As in every later step of an accumulation; the gradients' own bytes are not activations.
         parameter.grad = torch.empty_like(parameter)
     side = resolved.resolution // family.latent_scale(resolved.vae_config)
-    step = step_peak(family, models, samples(settings), side, checkpoints(settings))
-    return Sizes(weight_bytes(vae), text, base, encoding, drawing, largest, step, whole)
+    step = step_peak(family, models, samples(optimisation, prior), side, checkpoints(precision))
+    return Sizes(weight_bytes(vae), text, frozen, encoding, drawing, largest, step, whole)
 
 
 def pictures_peaks(vae: Any, resolution: int, tiling: bool) -> tuple[int, int]:

@@ -15,8 +15,10 @@ from .count import count
 from .sizes import Sizes
 
 if TYPE_CHECKING:
+    from ...bases.settings import BaseSettings, PrecisionSettings
+    from ...data.settings import PriorSettings
     from ..resolved_run import ResolvedRun
-    from ..settings import TrainSettings
+    from ..settings import OptimisationSettings, ValidationSettings
 
 
 @dataclass(frozen=True)
@@ -31,31 +33,44 @@ class Phase:
         return sum(self.parts.values())
 
 
-def estimate(settings: TrainSettings, resolved: ResolvedRun) -> list[Phase]:
+def estimate(
+    base: BaseSettings,
+    optimisation: OptimisationSettings,
+    precision: PrecisionSettings,
+    prior: PriorSettings,
+    validation: ValidationSettings,
+    resolved: ResolvedRun,
+) -> list[Phase]:
     """The phases of a run in order, each with its peak.
 
     Args:
-        settings: of the run, with `mixed_precision` None counted as "no".
+        precision: with `mixed_precision` None counted as "no".
 
     Raises:
         UserError: a component's config cannot be read.
     """
-    return phases(settings, resolved, count(settings, resolved))
+    sizes = count(base, optimisation, precision, prior, resolved)
+    return phases(optimisation, precision, prior, validation, resolved, sizes)
 
 
-def phases(settings: TrainSettings, resolved: ResolvedRun, sizes: Sizes) -> list[Phase]:
+def phases(
+    optimisation: OptimisationSettings,
+    precision: PrecisionSettings,
+    prior: PriorSettings,
+    validation: ValidationSettings,
+    resolved: ResolvedRun,
+    sizes: Sizes,
+) -> list[Phase]:
     """The same from known sizes: what is held at once in each part of a run."""
     tensors = [values for layer in resolved.layers for values in layer.tensors]
     factors = 4 * sum(tensors)
     kept = {"base": sizes.base}
-    if settings.adapter.train_text_encoder:
+    if resolved.trains_text_encoders:
         kept["text encoders"] = sizes.text_encoders
     kept |= {
-        "factors": factors * (2 if settings.optimisation.use_ema else 1),
+        "factors": factors * (2 if optimisation.use_ema else 1),
         "gradients": factors,
-        "optimizer": sum(
-            state_bytes(settings.optimisation.optimizer, values) for values in tensors
-        ),
+        "optimizer": sum(state_bytes(optimisation.optimizer, values) for values in tensors),
     }
     if sizes.dequantised:
         kept["one weight dequantised"] = sizes.dequantised
@@ -64,13 +79,13 @@ def phases(settings: TrainSettings, resolved: ResolvedRun, sizes: Sizes) -> list
         Phase("captions to text states", {"text encoders": sizes.text_encoders}),
         Phase("training", {**kept, "activations": sizes.step}),
     ]
-    if settings.prior.with_prior_preservation:
+    if prior.with_prior_preservation:
         # Drawn by the base as it is, if they are not there yet.
         parts = {"base": sizes.whole_base, "activations": sizes.drawing}
-        if not settings.precision.low_vram:  # which has only the model on the card that is at work
+        if not precision.low_vram:  # which has only the model on the card that is at work
             parts |= {"text encoders": sizes.text_encoders, "VAE": sizes.vae}
         result.insert(0, Phase("class pictures", parts))
-    if settings.validation.validation_prompt:
+    if validation.validation_prompt:
         parts = {**kept, "VAE": sizes.vae, "activations": sizes.drawing}
         result.append(Phase("validation pictures", parts))
     return result

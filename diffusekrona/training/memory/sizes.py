@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..settings import TrainSettings
+    from ...bases.settings import PrecisionSettings
+    from ...data.settings import PriorSettings
+    from ..settings import OptimisationSettings
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,13 @@ class Sizes:
     whole_base: int
 
 
-def samples(settings: TrainSettings) -> int:
+def samples(optimisation: OptimisationSettings, prior: PriorSettings) -> int:
     """In a forward pass, those of prior preservation included."""
-    return settings.optimisation.train_batch_size * (
-        2 if settings.prior.with_prior_preservation else 1
-    )
+    return optimisation.train_batch_size * (2 if prior.with_prior_preservation else 1)
 
 
-def checkpoints(settings: TrainSettings) -> str:
+def checkpoints(precision: PrecisionSettings) -> str:
     """Where gradient checkpointing keeps the blocks' inputs: "device", "host", or "none"."""
-    if not settings.precision.gradient_checkpointing:
+    if not precision.gradient_checkpointing:
         return "none"
-    return "host" if settings.precision.cpu_offload_checkpointing else "device"
+    return "host" if precision.cpu_offload_checkpointing else "device"

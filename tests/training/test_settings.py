@@ -52,6 +52,7 @@ BY_OUTCOME = {
     "resolution": "resolution",
     "instance_data_dir": "pictures and captions (hash)",
     "instance_prompt": "pictures and captions (hash)",
+    "trigger": "pictures and captions (hash)",
     "holdout": "pictures and captions (hash)",
     "class_data_dir": "class pictures (hash)",
     "low_vram": "mixed_precision",

@@ -136,13 +136,15 @@ def run(
     from .training import setup
     from .training.checkpoint import save_checkpoint
     from .training.init_from import start_from
-    from .training.log import Peaks, RunLog, StopVote, origin_of, stop_signals
+    from .training.log import RunLog, origin_of
     from .training.lr_schedule import make_lr_scheduler, stepped
     from .training.optimizer import make_ema, make_optimizer
     from .training.output import RUN_SETTINGS, already_finished, write_card_and_upload
+    from .training.peaks import Peaks
     from .training.resolved_run import max_train_steps
     from .training.resume import fixed_settings, resume, with_content
     from .training.sharded import average_gradients, distribute, shards_base
+    from .training.stopping import StopVote, stop_signals
     from .training.training_state import TrainingState
     from .training.validation import validate
     from .training.validation_loss import ValidationLoss

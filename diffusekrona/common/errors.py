@@ -10,6 +10,8 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .streams import discard, prepare_streams
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = {
     errno.EACCES: "permission denied",
@@ -117,17 +119,7 @@ def exit_on_user_error(main: Callable[[], int | None]) -> None:
     Raises:
         SystemExit: always.
     """
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        if getattr(sys, name) is None:  # closed by the shell: give what is printed somewhere to go
-            handle = os.open(os.devnull, os.O_WRONLY)
-            if handle != number:  # or a file that is opened later would take its number
-                os.dup2(handle, number)
-                os.close(handle)
-            setattr(sys, name, os.fdopen(number, "w"))
-    for stream in (sys.stdout, sys.stderr):
-        # A file name that the terminal's encoding lacks must not end a run.
-        if reconfigure := getattr(stream, "reconfigure", None):
-            reconfigure(errors="backslashreplace")
+    prepare_streams()
     try:
         code = main()
         sys.stdout.flush()  # a closed pipe shows itself here, not at interpreter exit
@@ -137,8 +129,8 @@ def exit_on_user_error(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # Python flushes stdout once more on its way out; give it somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Python flushes stdout once more on its way out.
+        discard(sys.stdout.fileno())
         sys.exit(141)
     except RuntimeError as error:
         line = _line_for(error)

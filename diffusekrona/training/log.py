@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import platform
 import signal
 import tempfile
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,6 @@ from ..adapters.norms import NORMS_KEY, relative_norms, summarise_norms
 from ..bases.loading import SingleFile
 from ..bases.precision import dtype_of
 from ..bases.settings import BaseSettings
-from ..common.cpu_memory import peak_resident
 from ..common.errors import UserError
 from ..common.files import write_text
 from ..common.json_files import parse_json
@@ -32,8 +28,10 @@ from ..common.run_record import RUN_RECORD, LogLine
 from ..data.disk_cache import cache_of
 from ..data.settings import DataSettings
 from .checkpoint import ADAPTER, checkpoints_in
+from .peaks import Peaks, device_name
 from .resolved_run import ResolvedRun
 from .settings import OptimisationSettings, OutputSettings
+from .stopping import send_to_host
 
 log = logging.getLogger("diffusekrona")
 
@@ -251,19 +249,6 @@ def origin_of(
     }
 
 
-def send_to_host(number: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    """A copy of `number` on its way to the host, and the CUDA event that marks its arrival.
-
-    `number.item()` would wait for all that the device was given since, the next step included.
-    """
-    copy = number.detach().to("cpu", non_blocking=True)  # into pinned memory
-    if not number.is_cuda:
-        return copy, None
-    copied = torch.cuda.Event()
-    copied.record()
-    return copy, copied
-
-
 def _read_line(line: bytes) -> LogLine | None:
     """A line of the log; None if it is damaged, such as one cut short by a kill."""
     try:
@@ -281,96 +266,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return value
-
-
-class Peaks:
-    """The most memory that this process has held, phase by phase: on the GPU where there is one.
-
-    Of resident memory the system keeps one peak for the whole process: there a phase's is that
-    until its end.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.bytes: dict[str, int] = {}
-
-    def end(self, phase: str) -> None:
-        """The phase that began with the last call, or with the process, is over."""
-        self.bytes[phase] = max(self.bytes.get(phase, 0), self._now())
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-
-    def _now(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        return peak_resident()
-
-    def total(self) -> str:
-        """The largest so far, for people."""
-        return self._words(max(self._now(), *self.bytes.values(), 0))
-
-    def in_words(self) -> dict[str, str]:
-        return {phase: self._words(peak) for phase, peak in self.bytes.items()}
-
-    def _words(self, peak: int) -> str:
-        kind = "GPU memory" if self.device.type == "cuda" else "memory"
-        return f"{peak / 2**30:.2f} GiB of {kind}"
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's architecture."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} {platform.machine()}, {torch.get_num_threads()} threads"
-
-
-@contextmanager
-def stop_signals() -> Generator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGHUP, so that the loop can save and leave; a second SIGINT or
-    SIGTERM ends at once."""
-    caught: list[int] = []
-    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
-    terminals = [number for number in (1, 2) if os.isatty(number)]
-
-    def note(number: int, _frame: Any) -> None:
-        if number == hang_up:  # the terminal is gone: what writes to it would fail
-            for terminal in terminals:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
-        elif caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-        log.warning("signal received: saving after this step (press again to stop at once)")
-
-    wanted = [signal.SIGINT, signal.SIGTERM]
-    if hang_up is not None and signal.getsignal(hang_up) != signal.SIG_IGN:  # as nohup sets it
-        wanted.append(hang_up)
-    old = {number: signal.signal(number, note) for number in wanted}
-    try:
-        yield caught
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-class StopVote:
-    """Whether any process wants to stop: they must all save at the same step.
-
-    With several processes the answer is that of the step before, so that none waits for this one.
-    """
-
-    def __init__(self, accelerator: Any) -> None:
-        self.accelerator = accelerator
-        self.pending: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
-
-    def __call__(self, stop: bool) -> bool:
-        if self.accelerator.num_processes == 1:
-            return stop
-        flag = torch.tensor(float(stop), device=self.accelerator.device)
-        before = self.pending
-        self.pending = send_to_host(self.accelerator.reduce(flag, reduction="sum"))
-        if before is None:
-            return False
-        votes, copied = before
-        if copied is not None:
-            copied.synchronize()
-        return votes.item() > 0

@@ -375,6 +375,18 @@ def test_a_signal_saves_before_leaving(tiny_sd1, pictures, tmp_path: Path, numbe
     run(tiny_sd1, pictures, tmp_path, *more)
 
 
+def test_a_reader_that_leaves_costs_nothing(tiny_sd1, pictures, tmp_path: Path) -> None:
+    """As with `train … 2>&1 | head`: saved, and resumable."""
+    process = start(tiny_sd1, pictures, tmp_path, "--max_train_steps", "100000")
+    wait_for(tmp_path / "train_log.jsonl", process)
+    process.stderr.close()
+    assert process.wait(timeout=120) == 128 + 13
+    (saved,) = tmp_path.glob("checkpoint-*")
+    step = int(saved.name.removeprefix("checkpoint-"))
+    more = ("--max_train_steps", str(step + 1), "--resume_from_checkpoint", "latest")
+    run(tiny_sd1, pictures, tmp_path, *more)
+
+
 def test_branching_and_a_kill_do_not_go_on_from_the_old_branch(
     tiny_sd1, pictures, tmp_path: Path
 ) -> None:

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffusekrona.training.log import Peaks, _finite
+from diffusekrona.training.log import _finite
 from diffusekrona.training.lr_schedule import stepped
+from diffusekrona.training.peaks import Peaks
 
 
 def test_a_record_holds_no_nan() -> None:

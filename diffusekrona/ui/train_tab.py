@@ -31,7 +31,7 @@ from .jobs import check_paths, next_name, settings_from, start
 from .places import Workspace, safe_name, subjects
 from .presets import PRESETS, SD15, SDXL
 from .runs import settings_of
-from .uploads import add_pictures, captions, save_captions
+from .uploads import add_pictures, captions, masks, save_captions
 from .views import say, view
 
 FIRST = (  # shown above the groups, in this order
@@ -179,6 +179,7 @@ def _pictures(workspace: Workspace) -> tuple[Any, Any]:
     def show(name: str | None, _count: int) -> None:
         try:
             rows = captions(workspace, name) if name else []
+            beside = masks(workspace, name) if name else {}
         except UserError as error:
             gr.HTML(say(mistakes=[str(error)]))
             return
@@ -188,8 +189,9 @@ def _pictures(workspace: Workspace) -> tuple[Any, Any]:
         boxes = []
         for file, text in rows:
             with gr.Row(elem_classes="dk-caption"):
-                path = f"data/{name}/input/{file}"
-                gr.HTML(view("picture", names=[path]), min_width=72, scale=1)
+                files = filter(None, [file, beside.get(Path(file).stem)])
+                paths = [f"data/{name}/input/{each}" for each in files]
+                gr.HTML(view("picture", names=paths), min_width=72, scale=1)
                 box = gr.Textbox(
                     text,
                     label=f"caption of {file}",

@@ -11,6 +11,7 @@ from ..common.errors import UserError, writing
 from ..common.files import new_file, write_text
 from ..common.pictures import why_not
 from ..data.folder import find_pictures, read_captions
+from ..data.masks import mask_files, picture_of_mask
 from .places import Workspace, inside, safe_name
 
 MOST_BYTES = 40_000_000  # of one file
@@ -45,10 +46,23 @@ def add_pictures(workspace: Workspace, subject: str, files: Sequence[Path]) -> l
             continue
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        name = f"{safe_name(file.stem)}{file.suffix.lower()}"
-        with new_file(folder / name) as (temporary, _):
+        with new_file(folder / _safe_file(file.name)) as (temporary, _):
             shutil.copyfile(file, temporary)
     return refused
+
+
+def _safe_file(name: str) -> str:
+    """A file name of words and its ending; a mask stays the mask of its picture."""
+    stem = picture_of_mask(name) or Path(name).stem
+    return safe_name(stem) + name[len(stem) :].lower()
+
+
+def masks(workspace: Workspace, subject: str) -> dict[str, str]:
+    """The name of each picture's mask file, by the picture's name without its ending."""
+    folder = picture_folder(workspace, subject)
+    if not folder.is_dir():
+        return {}
+    return {picture_of_mask(file.name) or "": file.name for file in mask_files(folder)}
 
 
 def captions(workspace: Workspace, subject: str) -> list[tuple[str, str]]:

@@ -30,6 +30,13 @@ def test_pictures_are_added_under_safe_names(workspace: Workspace, tmp_path: Pat
     assert sorted(p.name for p in folder.iterdir()) == ["my-dog-1-2.png", "my-dog-1.png"]
 
 
+def test_a_mask_stays_its_pictures(workspace: Workspace, tmp_path: Path) -> None:
+    files = [picture(tmp_path / "My Dog.png"), picture(tmp_path / "My Dog.mask.png")]
+    assert uploads.add_pictures(workspace, "dog", files) == []
+    assert uploads.captions(workspace, "dog") == [("my-dog.png", "")]
+    assert uploads.masks(workspace, "dog") == {"my-dog": "my-dog.mask.png"}
+
+
 def test_what_is_not_a_picture_is_refused(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

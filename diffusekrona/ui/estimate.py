@@ -32,13 +32,20 @@ def estimate_of(workspace: Workspace, values: Mapping[str, Any]) -> list[tuple[s
     settings = settings_from(values)
     resolved = resolve_run(settings.base, settings.adapter, settings.data.resolution)
     with trusting_no_config(f"the configs of {resolved.base}"):
-        memory = in_words(estimate(settings, resolved))
+        phases = estimate(
+            settings.base,
+            settings.optimisation,
+            settings.precision,
+            settings.prior,
+            settings.validation,
+            resolved,
+        )
     size = resolved.parameters * BYTES[settings.output.save_precision] / 1e6
     lines = [
         ("Base", f"{resolved.family.title}, {resolved.resolution} px"),
         ("Adapter", f"{resolved.parameters:,} parameters in {len(resolved.layers)} layers"),
         ("File", f"{size:.2f} MB"),
-        ("Memory", memory.partition("\n")[0].partition(" (")[0]),
+        ("Memory", in_words(phases).partition(" (")[0]),
     ]
     if settings.adapter.adapter_type == "krona":
         shapes = [(layer.out_features, layer.in_features) for layer in resolved.layers]

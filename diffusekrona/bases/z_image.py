@@ -10,7 +10,7 @@ import torch
 from . import qwen
 from .base import Family, Objective, TextStates
 from .flow import TRAIN_TIMESTEPS, FlowObjective, flow_refusal
-from .loading import read_json_of
+from .loading import load_part
 from .places import Place, transformer_place
 
 PATCH = 2  # latents per token, along one side
@@ -50,9 +50,9 @@ class ZImageFamily(Family):
         return {"prompt_embeds": (self.tokens, width), "prompt_mask": (self.tokens,)}
 
     def load_objective(self, base: str, **options: Any) -> Objective:
-        revision, scheme = options.get("revision"), options.get("weighting_scheme")
-        schedule = read_json_of(base, "scheduler", "scheduler_config.json", revision)
-        return FlowObjective(schedule, PATCH, scheme or "logit_normal")
+        scheme = options.pop("weighting_scheme", None) or "logit_normal"
+        scheduler = load_part(base, "FlowMatchEulerDiscreteScheduler", "scheduler", **options)
+        return FlowObjective(dict(scheduler.config), PATCH, scheme)
 
     def tokenize(self, tokenizers: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
         return qwen.tokenize(tokenizers[0], prompts, self.tokens, THINKING)

@@ -5,6 +5,7 @@ Answered from configs alone; no weights are loaded.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -101,11 +102,13 @@ _BLOCKS = ("attn1", "attn2", "self_attn", "ff")
 
 
 def _block(layer_name: str) -> str:
-    return next((part for part in layer_name.split(".") if part in _BLOCKS), "")
+    parts = layer_name.split(".")
+    return next((part for part in parts if part in _BLOCKS), parts[0])
 
 
 def _projection(layer_name: str) -> str:
-    return layer_name.rpartition(f"{_block(layer_name)}.")[2]
+    inner = layer_name.rpartition(f"{_block(layer_name)}.")[2]
+    return re.sub(r"^\d+\.", "", inner)  # the number in a transformer's list of blocks
 
 
 def _schedule_in_words(optimisation: OptimisationSettings, steps: int) -> str:

@@ -121,3 +121,15 @@ def test_program(bases, capsys) -> None:
 def test_one_line_for_a_missing_base() -> None:
     with pytest.raises(UserError, match="No base model at '/nowhere'"):
         main(["--base", "/nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("base", "parameters"),
+    [("black-forest-labs/FLUX.2-klein-base-4B", 768_000), ("Tongyi-MAI/Z-Image", 1_046_656)],
+)
+def test_wide_transformers_have_a_default_of_their_own(base, parameters, capsys) -> None:
+    main(["--base", base])
+    printed = capsys.readouterr().out
+    assert (
+        f"{parameters:,}" in printed and "Use --a1 64 --a2 64: the default for this base" in printed
+    )

@@ -58,6 +58,14 @@ def test_fine_tuning_passes_its_block_on(words) -> None:
     assert value(words("finetune_sd.sh", NUM_PROCESSES="2"), "--num_processes") == "2"
 
 
+@pytest.mark.parametrize("family", ["flux2_klein", "z_image"])
+def test_transformers_are_fine_tuned_and_drawn_with_values_of_their_own(words, family) -> None:
+    passed = words(f"finetune_{family}.sh")
+    assert value(passed, "--a1") == "64" and value(passed, "--mixed_precision") == "bf16"
+    drawn = words(f"inference_{family}.sh", ADAPTER="some/run")
+    assert value(drawn, "--guidance_scale") == "4.0" and value(drawn, "--adapter") == "some/run:1.0"
+
+
 @pytest.mark.parametrize(
     ("variables", "rate"),
     [

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+''':'  # Both Bash and Python: `accelerate launch` reads it as Python, where all this is a string.
+# Draw a fine-tuned subject with Z-Image, at 1024 px. From any directory:
+#   SUBJECT=dog SEEDS="0 1" bash scripts/inference_z_image.sh --negative_prompt "blurry"
+#   accelerate launch scripts/inference_z_image.sh        (--multi_gpu: the GPUs share the pictures)
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common/launch.sh"
+
+SUBJECT="${SUBJECT:-dog}"          # folder in data/ and outputs/
+CLASS="${CLASS:-$SUBJECT}"         # what it is, in a word that the base knows
+TOKEN="${TOKEN:-sks}"              # identifier that it was trained with
+MODEL_NAME="${MODEL_NAME:-}"       # base: hub name or folder; empty: the adapter's own
+VARIANT="${VARIANT:-}"             # of the base's files
+ADAPTER="${ADAPTER:-}"             # file or run folder; empty: the newest in outputs/$SUBJECT
+WEIGHT="${WEIGHT:-1.0}"            # 0: the base alone; 0.7: follows prompts more; 1: as trained
+P="a $TOKEN $CLASS"
+PROMPTS="${PROMPTS:-$P in the forest|$P on the beach|$P in the snow}"  # separated by |
+SEEDS="${SEEDS:-0 1 2 3}"          # one picture per prompt and seed
+STEPS="${STEPS:-50}"               # denoising steps; 25 is often enough
+GUIDANCE="${GUIDANCE:-4.0}"        # on the scale of diffusers' pipeline
+BATCH_SIZE="${BATCH_SIZE:-1}"      # pictures at once; more need more memory and change nothing else
+REFINER=""
+PRECISION="${PRECISION:-bf16}"     # bf16 or no
+LOW_VRAM="${LOW_VRAM:-no}"         # yes: fit a small GPU
+NUM_PROCESSES="${NUM_PROCESSES:-}" # GPUs; empty: what `accelerate config` saved, or else 1
+OUTPUT_DIR="${OUTPUT_DIR:-}"       # empty: the folder `images` beside the adapter
+
+inference Z-Image scripts/finetune_z_image.sh "$@"
+'''
+import os, sys
+os.environ |= {"PYTHON": sys.executable, "LAUNCHED_BY_ACCELERATE": "yes"}
+os.execvp("bash", ["bash", __file__, *sys.argv[1:]])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +35,8 @@ def parse_args() -> argparse.Namespace:
 
 def one(way: str, steps: int) -> dict[str, float]:
     """Steps in this process: median CPU seconds and page faults of one, and the peak."""
+    import resource  # not on Windows, which has no glibc either
+
     import torch
     from adapter_step import adapted, make_step, peak_resident_mib, seconds, variants
     from random_models import random_unet

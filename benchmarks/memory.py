@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from random_models import random_unet  # noqa: E402
 from record import write_record  # noqa: E402
 
 from diffusekrona.bases.published import BASES  # noqa: E402
+from diffusekrona.common.cpu_memory import peak_resident  # noqa: E402
 
 BF16, CHECKPOINTING = ["--mixed_precision", "bf16"], ["--gradient_checkpointing"]
 DRAW = ["--validation_prompt", "a dog"]
@@ -133,14 +133,14 @@ def measure(settings: Any, resolved: Any) -> dict[str, Any]:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    resident = peak_resident()
     started = time.time()
     if device.type == "cuda":
         run()
         peak = torch.cuda.max_memory_allocated()
     else:
         peak = profiled_peak(run)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - resident
+    grown = peak_resident() - resident
     return {"measured": peak, "resident": grown, "seconds": round(time.time() - started, 1)}
 
 

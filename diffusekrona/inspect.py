@@ -234,7 +234,7 @@ def draw_sheets(
     from .adapters.mixing import choose_base, read_adapters, reading_options
     from .bases.loading import bundled_models
     from .common.devices import choose_device
-    from .common.files import slug
+    from .common.files import slugs
     from .common.pictures import load_square
     from .common.tables import show_table
     from .data.folder import find_pictures
@@ -252,7 +252,8 @@ def draw_sheets(
         sheets.draw or "", sheets.seeds, sheets.num_inference_steps, sheets.guidance_scale
     )
     drawn = []
-    for one, weighted in zip(facts, adapters, strict=True):
+    names = slugs(one.label for one in facts)
+    for one, weighted, name in zip(facts, adapters, names, strict=True):
         reading = reading_options([weighted])
         config = reading.get("single_file_config")
         base = choose_base(inspected.base, [weighted], single_file_config=config)
@@ -265,7 +266,7 @@ def draw_sheets(
         sheet = draw_sheet(load, weighted.adapter, one, drawing, score)
         show_table(f"{one.label}: {sheets.draw}", *sheet_table(sheet))
         grid = sheet_grid(sheet, one.label).with_photos(squares)
-        save_png(grid.image(), page.with_name(f"{page.stem}_{slug(one.label)}_groups.png"))
+        save_png(grid.image(), page.with_name(f"{page.stem}_{name}_groups.png"))
         drawn.append((sheet, grid))
     return drawn
 

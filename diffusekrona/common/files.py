@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 from .errors import writing
@@ -204,6 +204,22 @@ def _flush_folder(folder: Path) -> None:
 
 
 def slug(text: str, length: int = 40) -> str:
-    """A piece of a file name that is legal on every system, from any text."""
+    """A piece of a file name that is legal on every system, from any text.
+
+    Args:
+        length: the most characters; at most 80, so that a name stays below the 255 bytes that file
+            systems allow (characters outside the basic plane, of 4 bytes, are cut earlier).
+    """
     words = re.findall(r"\w+", unicodedata.normalize("NFC", text).lower())
-    return "-".join(words)[:length].strip("-_") or "picture"
+    cut = "-".join(words)[:length].encode()[: 3 * length].decode(errors="ignore")
+    return cut.strip("-_") or "picture"
+
+
+def slugs(texts: Iterable[str], length: int = 40) -> list[str]:
+    """As `slug`, of several texts: where two would be equal, the later one ends in -2, -3 …"""
+    names: list[str] = []
+    for text in texts:
+        first = slug(text, length)
+        numbered = (f"{first}-{n}" if n > 1 else first for n in itertools.count(1))
+        names.append(next(name for name in numbered if name not in names))
+    return names

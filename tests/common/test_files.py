@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from diffusekrona.common.files import clean_leftovers, replace_folder, replace_whole
+from diffusekrona.common.files import (
+    clean_leftovers,
+    replace_folder,
+    replace_whole,
+    slug,
+    slugs,
+)
 
 # A replacement of a file or a folder, killed where the n-th call of a function begins.
 KILLED = """
@@ -112,3 +118,17 @@ def test_a_failure_leaves_the_old_one_and_nothing_else(tmp_path: Path, kind) -> 
     assert content(destination) == "old" and len(os.listdir(tmp_path)) == 1
     write(kind, destination, "new")
     assert content(destination) == "new" and len(os.listdir(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("text", ["学" * 90, "𠮷" * 90, "é" * 90, "a/../b\0:*?", "…", "x" * 300])
+def test_names_are_legal_and_short_enough(tmp_path: Path, text: str) -> None:
+    name = f"grid_{slug(text, 80)}.png"
+    assert len(name.encode()) <= 255 and not set(name) & set('/\\\0:*?"<>|')
+    (tmp_path / name).touch()
+
+
+def test_names_of_several_texts_differ() -> None:
+    long = "学习率" * 40
+    names = slugs([long + "一", long + "二", "a b", "a-b", "A·B", "a b 2"], 80)
+    assert len(set(names)) == 6 and names[2:5] == ["a-b", "a-b-2", "a-b-3"]
+    assert slugs(["dog", "teapot"]) == ["dog", "teapot"]

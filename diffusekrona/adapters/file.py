@@ -36,7 +36,7 @@ from ..common.files import replace_whole
 from ..common.json_files import parse_json
 from ..common.tensor_files import read_tensors
 from ..krona import target_layers
-from .foreign import FILES, in_own_layout
+from .foreign import FILES, component_folders, in_own_layout, read_component_folders
 from .layers import tensor_shapes
 from .methods import METHODS, Method, method_of
 
@@ -153,15 +153,20 @@ def read_adapter(path: Path | str) -> Adapter:
         UserError: no such file, not safetensors, no adapter of ours, a factor without its partner,
             a tensor of a wrong shape or with values that are not finite; the key is named.
     """
-    path = Path(path)
+    path, folders = Path(path), {}
     if path.is_dir():
         usual = [path / name for name in FILES]
-        path = next((file for file in usual if file.is_file()), usual[0])
-    if not path.is_file():
+        file = next((file for file in usual if file.is_file()), usual[0])
+        folders = {} if file.is_file() else component_folders(path)
+        path = path if folders else file
+    if folders:
+        tensors, metadata = read_component_folders(folders)
+    elif not path.is_file():
         raise UserError(f"No adapter file at {path}: give the path of an adapter.safetensors.")
-    tensors, metadata = read_tensors(path)
-    if "diffusekrona" not in metadata:
-        tensors, metadata = in_own_layout(tensors, metadata, path)
+    else:
+        tensors, metadata = read_tensors(path)
+        if "diffusekrona" not in metadata:
+            tensors, metadata = in_own_layout(tensors, metadata, path)
     if metadata["diffusekrona"] != LAYOUT_VERSION:
         raise UserError(
             f"{path} has layout version {shortened(repr(metadata['diffusekrona']))}, this program "

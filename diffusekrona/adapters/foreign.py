@@ -1,7 +1,7 @@
 """KronA adapters that PEFT or diffusers saved, brought into the layout of our own file.
 
 PEFT        adapter_model.safetensors, keys `base_model.model.<path>.krona_a`, with
-            adapter_config.json beside it
+            adapter_config.json beside it; of several models one folder each (unet/, …)
 diffusers   `unet.save_lora_adapter`, keys `<path>.krona_a`; `pipe.save_lora_weights`, keys
             `unet.<path>.krona_a`; the config in the metadata entry `lora_adapter_metadata`
 """
@@ -20,6 +20,7 @@ from ..bases.components import is_text_encoder
 from ..bases.families import denoiser_names
 from ..common.errors import UserError
 from ..common.json_files import parse_json, read_json
+from ..common.tensor_files import read_tensors
 
 PEFT_HEAD = "base_model.model."
 CONFIG = "adapter_config.json"
@@ -58,6 +59,26 @@ def in_own_layout(
         bare = {f"{component}.{key}": tensor for key, tensor in bare.items()}
     own = {"format": "pt", "diffusekrona": "1", "method": "krona", "config": json.dumps(configs)}
     return bare, own
+
+
+def component_folders(path: Path) -> dict[str, Path]:
+    """Component to its PEFT folder in `path`, such as `unet/` and `text_encoder/`."""
+    folders = sorted(file.parent for file in path.glob(f"*/{CONFIG}"))
+    names = denoiser_names()
+    return {f.name: f for f in folders if f.name in names or is_text_encoder(f.name)}
+
+
+def read_component_folders(folders: Mapping[str, Path]) -> tuple[Tensors, dict[str, str]]:
+    """The tensors under our names, and the metadata that our file has. Raises UserError."""
+    tensors: Tensors = {}
+    configs: dict[str, Any] = {}
+    own: dict[str, str] = {}
+    for component, folder in folders.items():
+        path = folder / "adapter_model.safetensors"
+        part, own = in_own_layout(*read_tensors(path), path)
+        (configs[component],) = json.loads(own["config"]).values()
+        tensors |= {f"{component}.{key.partition('.')[2]}": part[key] for key in part}
+    return tensors, {**own, "config": json.dumps(configs)}
 
 
 def _noted(metadata: Mapping[str, str], path: Path) -> dict[str, dict[str, Any]]:

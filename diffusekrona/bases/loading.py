@@ -29,8 +29,6 @@ def quiet_libraries() -> None:
     """
     import warnings
 
-    # bitsandbytes, where it is installed, warns on import of kernels that only a CPU would want.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
     from huggingface_hub.utils import logging as hub_logging

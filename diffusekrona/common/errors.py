@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .streams import discard, prepare_streams
+from .streams import discard, prepare_streams, use_utf8
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = {
@@ -119,7 +120,10 @@ def exit_on_user_error(main: Callable[[], int | None]) -> None:
     Raises:
         SystemExit: always.
     """
+    use_utf8()
     prepare_streams()
+    # Where it is installed, it warns on import of kernels that only a CPU would want.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         code = main()
         sys.stdout.flush()  # a closed pipe shows itself here, not at interpreter exit

@@ -7,6 +7,7 @@ then on, and the caller decides what to do.
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 from collections.abc import Callable, Generator
@@ -14,6 +15,18 @@ from contextlib import contextmanager
 from typing import Any
 
 _callbacks: list[Callable[[], None]] = []
+
+
+def use_utf8() -> None:
+    """Start the process again in Python's UTF-8 mode where all text would be ASCII.
+
+    Python does so by itself in the C locale, unless PYTHONUTF8=0 is set: then file names and
+    prompts with other characters would not even arrive as text.
+    """
+    ascii_only = codecs.lookup(sys.getfilesystemencoding()).name == "ascii"
+    if ascii_only and sys.executable and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def prepare_streams() -> None:

@@ -9,9 +9,10 @@ import pytest
 import tiny_models
 import torch
 from diffusers import DiffusionPipeline
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel
 
 import diffusekrona
 from diffusekrona import KronAConfig, load_adapter, save_adapter
@@ -236,3 +237,24 @@ def test_no_such_adapter() -> None:
 def test_public_names() -> None:
     for name in diffusekrona.__all__:
         assert getattr(diffusekrona, name) is not None
+
+
+def test_folders_that_peft_wrote_of_each_component(tmp_path: Path) -> None:
+    """As PEFT's DreamBooth scripts save: unet/ and text_encoder/, each a PEFT folder."""
+    encoder = CLIPTextModel(tiny_models.text_config())
+    encoder_config = KronAConfig(a1=2, a2=4, target_modules=["q_proj"])
+    wrapped = get_peft_model(encoder, encoder_config)
+    tiny_models.random_factors(wrapped)
+    wrapped.save_pretrained(tmp_path / "text_encoder")
+    unet = get_peft_model(plain_unet(), KronAConfig(a1=4, a2=16, scale=0.5))
+    tiny_models.random_factors(unet)
+    unet.save_pretrained(tmp_path / "unet")
+    adapter = read_adapter(tmp_path)
+    assert set(adapter.configs) == {"unet", "text_encoder"}
+    assert (adapter.configs["unet"].scale, adapter.configs["text_encoder"].a2) == (0.5, 4)
+    other = plain_unet()
+    load_adapter({"unet": other, "text_encoder": CLIPTextModel(encoder.config)}, tmp_path)
+    assert torch.equal(run(other), run(unet))
+    (tmp_path / "unet" / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match="unet"):
+        read_adapter(tmp_path)

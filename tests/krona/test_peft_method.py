@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import tiny_models
 import torch
 from diffusers import UNet2DConditionModel
-from peft import LoraConfig
+from peft import LoraConfig, PeftMixedModel, get_peft_model
+from peft.utils.hotswap import hotswap_adapter as peft_hotswap_adapter
 from torch import nn
 
 from diffusekrona import KronAConfig
@@ -87,6 +90,36 @@ def test_fuse_equals_live_and_unfuse_is_bit_exact(unet, family) -> None:
         if name in weights:
             assert torch.equal(parameter, weights[name]), name
     assert torch.equal(run(unet, family), live)
+
+
+def test_a_safe_fusing_that_overflows_is_undone_by_unfusing() -> None:
+    """diffusers fuses layer by layer: those before the one that is refused are fused by then."""
+    unet = tiny_models.unet().half()
+    unet.add_adapter(KronAConfig(a1=4, a2=16))
+    tiny_models.random_factors(unet)
+    layers = [m for m in unet.modules() if isinstance(m, KronALinear)]
+    before = [layer.get_base_layer().weight.clone() for layer in layers]
+    for factors in (layers[-1].krona_a, layers[-1].krona_b):
+        factors["default"].data.fill_(300.0)  # finite, but their product is not in fp16
+    with pytest.raises(ValueError, match="not finite"):
+        unet.fuse_lora(safe_fusing=True)
+    unet.unfuse_lora()
+    for layer, weight in zip(layers, before, strict=True):
+        assert not layer.merged and torch.equal(layer.get_base_layer().weight, weight)
+
+
+def test_what_peft_does_for_its_own_methods_alone_is_refused(tmp_path: Path) -> None:
+    """By PEFT, in one line; `diffusekrona.krona.hotswap_adapter` swaps KronA adapters."""
+
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 8))
+
+    config = KronAConfig(a1=2, a2=2, target_modules=["0"])
+    with pytest.raises(ValueError, match="'KRONA' is not compatible with the `PeftMixedModel`"):
+        PeftMixedModel(model(), config)
+    get_peft_model(model(), config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="Hotswapping only supports LORA but KRONA was passed"):
+        peft_hotswap_adapter(get_peft_model(model(), config), str(tmp_path), "default")
 
 
 def test_fuse_of_several_then_unfuse_is_bit_exact() -> None:

@@ -323,3 +323,35 @@ def test_what_a_killed_run_left_is_cleaned(tmp_path: Path) -> None:
     (tmp_path / ".checkpoint-mine.partial").mkdir()
     checkpoints.remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".checkpoint-mine.partial"]
+
+
+def test_a_resumed_8_bit_optimizer_goes_on_exactly(state, tmp_path: Path) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+
+    def begin() -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.rand(5000))  # smaller ones have a state of 32 bits
+        return weight, bitsandbytes.optim.AdamW8bit([weight], lr=1e-2)
+
+    def step(weight, optimizer, number: int) -> None:
+        weight.grad = torch.rand(5000, generator=torch.Generator().manual_seed(number))
+        optimizer.step()
+
+    def put_into(state, optimizer) -> None:
+        state.optimizer.optimizer = optimizer
+        for name in ("param_groups", "state_dict", "load_state_dict"):
+            setattr(state.optimizer, name, getattr(optimizer, name))
+
+    weight, optimizer = begin()
+    step(weight, optimizer, 1)
+    put_into(state, optimizer)
+    folder = checkpoints.save_checkpoint(ALONE, tmp_path, 1, {}, None, state)
+    there = weight.detach().clone()
+    step(weight, optimizer, 2)
+    resumed, fresh = begin()
+    resumed.data.copy_(there)
+    put_into(state, fresh)
+    checkpoints.load_checkpoint(ALONE, folder, state)
+    step(resumed, fresh, 2)
+    assert fresh.state[resumed]["state1"].dtype == torch.uint8
+    assert torch.equal(resumed, weight)

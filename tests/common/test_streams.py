@@ -1,0 +1,56 @@
+"""Printing and arguments where the locale, the shell or the reader of the output is unusual."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PRINTS = """
+import sys
+from pathlib import Path
+from diffusekrona.common.errors import exit_on_user_error
+def main():
+    Path(sys.argv[1]).write_text(sys.argv[2], encoding="utf-8")
+    print(sys.argv[2])
+exit_on_user_error(main)
+"""
+LEAVES = """
+import sys, time
+from diffusekrona.common.errors import exit_on_user_error
+from diffusekrona.common.streams import on_broken_pipe
+def main():
+    noted = []
+    with on_broken_pipe(lambda: noted.append(1)):
+        while not noted:
+            print("x" * 100000, file=getattr(sys, sys.argv[1]), flush=True)
+        print("more", file=getattr(sys, sys.argv[1]), flush=True)
+    open(sys.argv[2], "w").close()
+    return 7
+exit_on_user_error(main)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locales of the C library")
+@pytest.mark.parametrize("mode", ["0", ""])
+def test_a_c_locale_takes_every_name_and_prompt(tmp_path: Path, mode: str) -> None:
+    env = {**os.environ, "LC_ALL": "C", "LANG": "C", "PYTHONCOERCECLOCALE": "0"}
+    env = {**env, "PYTHONUTF8": mode} if mode else env
+    name, prompt = "bild_ö學.txt", "ein sks hünd 🐕"
+    command = [sys.executable, "-c", PRINTS, str(tmp_path / name), prompt]
+    done = subprocess.run(command, env=env, capture_output=True, check=True)
+    assert (tmp_path / name).read_text(encoding="utf-8") == prompt
+    assert done.stdout.decode() == prompt + "\n" and done.stderr == b""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes")
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_leaves_is_noticed_and_stops_nothing(tmp_path: Path, stream: str) -> None:
+    command = [sys.executable, "-c", LEAVES, stream, str(tmp_path / "done")]
+    process = subprocess.Popen(command, **{stream: subprocess.PIPE})
+    getattr(process, stream).read(10)
+    getattr(process, stream).close()
+    assert process.wait(timeout=60) == 7 and (tmp_path / "done").exists()

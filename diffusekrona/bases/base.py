@@ -6,6 +6,7 @@ else in the package knows its names (docs/architecture.md, "Add a family").
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -110,6 +111,8 @@ class Family(ABC):
             objective read, of those that not every family has.
         guidance: classifier-free guidance that suits it, on the scale of its pipeline.
         defaults: of training settings, in place of the program's.
+        block_layers: lists of blocks to the layers in each that other programs' files may hold, by
+            diffusers' names; for families whose files have these names.
         files: how other programs name its layers; None where no converter knows them.
     """
 
@@ -132,6 +135,7 @@ class Family(ABC):
     loss_settings: tuple[str, ...] = ("snr_gamma", "prediction_type", "rescale_betas_zero_snr")
     guidance: float = 7.0
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    block_layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     files: FileNames | None = None
 
     # --- recognising a base ---------------------------------------------------------------------
@@ -156,6 +160,31 @@ class Family(ABC):
             config: the base's scheduler_config.json.
         """
         return None
+
+    def read_layer(self, stem: str) -> str | None:
+        """A layer's path in the denoiser from its name in another program's file, without its
+        tensor's own name; None for one that this family does not have (`block_layers`)."""
+        text = stem.replace(".", "_").removeprefix("base_model_model_")
+        heads = ("", "lora_unet_", "lycoris_", "diffusion_model_", f"{self.denoiser}_")
+        for blocks, layers in self.block_layers.items():
+            for layer in layers:
+                end = layer.replace(".", "_")
+                match = re.fullmatch(rf"(?:{'|'.join(heads)}){blocks}_(\d{{1,3}})_{end}", text)
+                if match:
+                    return f"{blocks}.{match[1]}.{layer}"
+        return None
+
+    def fused_part(self, path: str) -> tuple[str, str] | None:
+        """Of a layer that `split_fused` made: the layer that it is a slice of, and which part."""
+        return None
+
+    def fused_shape(self, part: str, shape: tuple[int, int]) -> tuple[int, int]:
+        """(out, in) of the whole layer, from a part's name and (out, in)."""
+        return shape
+
+    def fused_slices(self, path: str, shape: tuple[int, int]) -> dict[str, tuple[slice, slice]]:
+        """Part to its rows and columns in a layer of (out, in); {} for a layer that has none."""
+        return {}
 
     def place(self, name: str) -> Place:
         """The place of one of the denoiser's layers, by its name."""

@@ -7,6 +7,7 @@ projections in all blocks and the rest is feed-forward.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,10 @@ STATES = (9, 18, 27)  # of the text encoder, joined
 THINKING = False  # as Flux2KleinPipeline sets the chat template's option
 # diffusers' Flux2Transformer2DModel takes these for keys that a config leaves out.
 _CHANNELS, _TEXT_WIDTH = 128, 15360
+
+
+_MLP_RATIO = 3  # of all FLUX.2 models
+_FUSED = {"to_qkv_mlp_proj": ("to_q", "to_k", "to_v", "mlp"), "to_out": ("attention", "mlp")}
 
 
 class Flux2KleinFamily(Family):
@@ -66,6 +71,33 @@ class Flux2KleinFamily(Family):
                 layer = plain_linear(attention.to_out, f"{name}.to_out")
                 attention.to_out = ColumnSplit(layer, {"attention": width, "mlp": inner})
         return denoiser
+
+    def fused_part(self, path: str) -> tuple[str, str] | None:
+        whole, _, part = path.rpartition(".")
+        known = whole.rpartition(".")[2] in _FUSED and part in _FUSED[whole.rpartition(".")[2]]
+        return (whole, part) if known and whole.startswith("single_") else None
+
+    def fused_shape(self, part: str, shape: tuple[int, int]) -> tuple[int, int]:
+        rows, columns = shape
+        if part == "attention":
+            return rows, (1 + _MLP_RATIO) * columns
+        if part == "mlp":
+            rows_fused = rows > columns  # the input of the feed-forward is twice its width
+            return (rows + 3 * columns, columns) if rows_fused else (rows, columns + rows)
+        return (3 + 2 * _MLP_RATIO) * columns, columns
+
+    def fused_slices(self, path: str, shape: tuple[int, int]) -> dict[str, tuple[slice, slice]]:
+        (rows, columns), every = shape, slice(None)
+        if path.endswith(".to_qkv_mlp_proj"):
+            bounds = [0, columns, 2 * columns, 3 * columns, rows]
+            cuts = [slice(*pair) for pair in itertools.pairwise(bounds)]
+            return {
+                part: (cut, every)
+                for part, cut in zip(_FUSED["to_qkv_mlp_proj"], cuts, strict=True)
+            }
+        if path.startswith("single_") and path.endswith(".to_out"):
+            return {"attention": (every, slice(0, rows)), "mlp": (every, slice(rows, columns))}
+        return {}
 
     def load_objective(self, base: str, **options: Any) -> Objective:
         scheme = options.pop("weighting_scheme", None) or "logit_normal"
@@ -170,6 +202,14 @@ FLUX2_KLEIN = Flux2KleinFamily(
     ),
     text_letters={},
     block_lists=("transformer_blocks", "single_transformer_blocks"),
+    block_layers={
+        "transformer_blocks": (
+            *(f"attn.{end}" for end in ("to_q", "to_k", "to_v", "to_out.0", "to_add_out")),
+            *(f"attn.add_{letter}_proj" for letter in "qkv"),
+            *(f"{part}.linear_{end}" for part in ("ff", "ff_context") for end in ("in", "out")),
+        ),
+        "single_transformer_blocks": ("attn.to_qkv_mlp_proj", "attn.to_out"),
+    },
     loss_settings=("weighting_scheme",),
     guidance=4.0,
     # Of 3072 x 3072 layers: a quarter of LoRA r=4's parameters; (4, 64) would have 1.5 times.

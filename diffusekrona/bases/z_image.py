@@ -132,6 +132,14 @@ Z_IMAGE = ZImageFamily(
     feed_forward=("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
     text_letters={},
     block_lists=("layers", "noise_refiner", "context_refiner"),
+    block_layers=dict.fromkeys(
+        ("layers", "noise_refiner", "context_refiner"),
+        (
+            *(f"attention.{end}" for end in ("to_q", "to_k", "to_v", "to_out.0")),
+            *(f"feed_forward.w{n}" for n in (1, 2, 3)),
+            "adaLN_modulation.0",
+        ),
+    ),
     loss_settings=("weighting_scheme",),
     guidance=4.0,
     # Of 3840 x 3840 layers: a quarter of LoRA r=4's parameters; (4, 64) would have nearly twice.

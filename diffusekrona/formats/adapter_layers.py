@@ -25,6 +25,7 @@ from ..common.errors import UserError
 from ..common.json_files import parse_json
 from ..common.tensor_files import read_tensors
 from .delta_set import DeltaSet, Hints, find_family, named_layers
+from .fused_layers import split
 from .layer_names import is_convolution, kernel_of
 from .layer_parts import Grouped, LayerChange, change_of, group, kind_of, rank_of
 from .needs_base import NeedsBase
@@ -66,10 +67,11 @@ def from_tensors(
         changes[names[stem]] = change_of(stem, parts, where, scales.get(stem), kernel)
         kinds[kind_of(stem, parts, where)] += 1
     layers = {n: c.delta for n, c in changes.items() if c.delta is not None}
+    family = find_family(layers, list(grouped.stems), where, metadata, hints)
     result = DeltaSet(
-        {n: d for n, d in layers.items() if not isinstance(d, NeedsBase)},
+        split({n: d for n, d in layers.items() if not isinstance(d, NeedsBase)}, family),
         " and ".join(sorted(kinds, key=lambda kind: (-kinds[kind], kind))),
-        find_family(layers, list(grouped.stems), where, metadata, hints),
+        family,
         dict(metadata),
         per_block,
         _common_dtype(tensors),

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from ..adapters.deltas import Delta, KronDelta, combine, total_parameters
-from ..bases.families import FAMILIES
+from ..bases.base import Family
+from ..bases.families import FAMILIES, denoiser_names
 from ..common.errors import UserError
 from .layer_names import names_of
 from .metadata import families_of_layers, family_from_metadata
@@ -75,7 +76,8 @@ class DeltaSet:
     def components(self) -> list[str]:
         """Component names in their fixed order."""
         present = {name.partition(".")[0] for name in self.layers}
-        return [c for c in ("unet", "text_encoder", "text_encoder_2") if c in present]
+        known = (*denoiser_names(), "text_encoder", "text_encoder_2")
+        return [c for c in known if c in present]
 
     def need_family(self) -> str:
         """The family, or a UserError that says how to name it."""
@@ -113,6 +115,13 @@ def find_family(
     Raises:
         UserError: the layers are of several families, or not of the one that the user named.
     """
+    for family in FAMILIES.values():
+        if family.block_layers and any(_is_of(name, family) for name in layers):
+            if hints.family not in (None, family.name):
+                raise UserError(
+                    f"--family {hints.family}: the layers of {where} are those of {family.name}."
+                )
+            return family.name
     possible = families_of_layers({name: d.shape for name, d in layers.items()}, stems, where)
     if hints.family and hints.family not in possible:
         raise UserError(
@@ -124,6 +133,14 @@ def find_family(
         return hints.family or noted
     seen = possible[0] if len(possible) == 1 else None
     return hints.family or seen or hints.base_family
+
+
+def _is_of(name: str, family: Family) -> bool:
+    """Whether a layer is one of a transformer family's, whole or a part of one."""
+    component, _, path = name.partition(".")
+    part = family.fused_part(path)
+    known = family.read_layer(part[0] if part else path)
+    return component == family.denoiser and known is not None
 
 
 def check_sizes(layers: Mapping[str, Delta], where: Path | str) -> None:

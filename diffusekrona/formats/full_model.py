@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from ..bases.families import resembling
+from ..bases.components import is_text_encoder
+from ..bases.families import FAMILIES, denoiser_names, resembling
 from ..bases.loading import resolve_base
 from ..bases.single_file import family_of_keys
 from ..common.errors import UserError
@@ -24,8 +25,11 @@ from ..common.tensor_files import DTYPES, opened, read_shapes, refuse_pickle
 from . import ldm_layout
 from .refs import Ref
 
-WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+WEIGHTS = dict.fromkeys((*denoiser_names(), "vae"), "diffusion_pytorch_model")
 PROJECTION = re.compile(r"attn[12]\.to_(q|k|v|out\.0)$|self_attn\.(q|k|v|out)_proj$")
+
+
+Index = slice | tuple[slice, slice]  # of a layer in a tensor
 
 
 @dataclass
@@ -63,8 +67,9 @@ class FullModel:
             self._handles[ref.path] = safe_open(ref.path, framework="pt")
         return self._handles[ref.path].get_tensor(ref.key)
 
-    def locate(self, name: str, parameter: str = "weight") -> tuple[Ref, slice] | None:
-        """A layer's weight or bias and its rows in it (a fused q, k, v has three layers' rows)."""
+    def locate(self, name: str, parameter: str = "weight") -> tuple[Ref, Index] | None:
+        """A layer's weight or bias and its rows and columns in it (a fused q, k, v has three
+        layers' rows)."""
         component, _, path = name.partition(".")
         if self.is_single_file:
             found = ldm_layout.locate(name, self.family, self.layers_per_block, parameter)
@@ -77,7 +82,13 @@ class FullModel:
         for key in (path, path.removeprefix("text_model."), f"text_model.{path}"):
             if f"{key}.{parameter}" in tensors:
                 return tensors[f"{key}.{parameter}"], slice(None)
-        return None
+        family = FAMILIES.get(self.family or "")
+        found = family.fused_part(path) if family else None
+        ref = tensors.get(f"{found[0]}.{parameter}") if found else None
+        if family is None or found is None or ref is None:
+            return None
+        rows, columns = ref.shape
+        return ref, family.fused_slices(found[0], (rows, columns))[found[1]]
 
     def weight(self, name: str) -> torch.Tensor:
         """A layer's weight as the matrix (out, in), fp32. Raises UserError: no such layer."""
@@ -94,7 +105,7 @@ class FullModel:
                     yield from ldm_layout.projections(key, self.family, self.layers_per_block)
                 elif key.endswith(".weight") and PROJECTION.search(key.removesuffix(".weight")):
                     path = key.removesuffix(".weight")
-                    if component != "unet" and not path.startswith("text_model."):
+                    if is_text_encoder(component) and not path.startswith("text_model."):
                         path = "text_model." + path
                     yield f"{component}.{path}"
 
@@ -104,12 +115,7 @@ class FullModel:
             found = self.locate(name)
             if found is None:
                 raise UserError(f"{what} adapts {name}, which the base {self.root} lacks.")
-            out, *rest = found[0].shape
-            if found[1] != slice(None):
-                out //= 3
-            width = 1
-            for n in rest:
-                width *= n
+            out, width = torch.empty(found[0].shape, device="meta")[found[1]].flatten(1).shape
             if (out, width) != (rows, columns):
                 raise UserError(
                     f"{what} does not fit the base {self.root}: {name} is {out}x{width}, "
@@ -129,12 +135,13 @@ def open_model(name_or_path: str | Path, family: str | None = None) -> FullModel
     root = Path(resolve_base(str(name_or_path)))
     if not root.is_dir():
         root = _download(str(name_or_path))
-    config = read_json(root / "unet" / "config.json", dict[str, Any])
+    denoiser = next((name for name in denoiser_names() if (root / name).is_dir()), "unet")
+    config = read_json(root / denoiser / "config.json", dict[str, Any])
     per_block = config.get("layers_per_block", 2)
     if not isinstance(per_block, int):
         raise UserError(f"{root}: the UNet's blocks differ in depth, which no file format counts.")
     parts = {}
-    for component in ("unet", "vae", "text_encoder", "text_encoder_2"):
+    for component in (denoiser, "vae", "text_encoder", "text_encoder_2"):
         if (root / component).is_dir():
             parts[component] = _component(root / component, component)
     known = resembling(config)

@@ -14,6 +14,7 @@ from peft import PeftConfig
 from ..adapters.deltas import Delta, KronDelta, pad_terms
 from ..adapters.file import LAYOUT_VERSION, Adapter, config_to_json, read_adapter
 from ..adapters.methods import KRONA, method_of
+from ..bases.components import is_text_encoder
 from ..common.errors import UserError
 from ..common.tensor_files import stored
 from ..krona import KronAConfig
@@ -52,7 +53,7 @@ def read(path: Path, hints: Hints) -> DeltaSet:
 
 def canonical(component: str, path: str) -> str:
     """A module path to a layer name. CLIP's may lack `text_model.`, as transformers now has it."""
-    if component != "unet" and not path.startswith(("text_model.", "text_projection")):
+    if is_text_encoder(component) and not path.startswith(("text_model.", "text_projection")):
         path = "text_model." + path
     return f"{component}.{path}"
 
@@ -98,7 +99,7 @@ def to_adapter(source: DeltaSet, dtype: torch.dtype | None = None) -> Adapter:
         }
         config, factors = _component(deltas, terms, orders.copy().pop())
         configs[component] = config
-        prefix = "" if component == "unet" else f"{component}."
+        prefix = f"{component}." if is_text_encoder(component) else ""
         tensors |= {prefix + key: tensor for key, tensor in factors.items()}
     metadata = {key: source.metadata[key] for key in CARRIED if key in source.metadata}
     metadata |= {

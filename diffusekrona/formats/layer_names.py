@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from ..bases.families import FAMILIES
 from ..common.errors import UserError
 from .sgm_names import LAYERS_PER_BLOCK, from_sgm, to_sgm
 
@@ -100,6 +101,9 @@ def layer_name(stem: str, key: str | None = None, layers: int = LAYERS_PER_BLOCK
     Raises:
         UserError: a layer that no Stable Diffusion model has; the key is named.
     """
+    for family in FAMILIES.values():
+        if known := family.read_layer(stem):
+            return f"{family.denoiser}.{known}"
     text = stem.replace(".", "_")
     component = ""
     for prefix, named in _PREFIXES:
@@ -114,7 +118,7 @@ def layer_name(stem: str, key: str | None = None, layers: int = LAYERS_PER_BLOCK
         path = _read(_TEXT, text)
         component = component or "text_encoder"
     if path is None or len(stem) > 300:
-        raise UserError(f"{key or stem}: no such layer in Stable Diffusion or SDXL.")
+        raise UserError(f"{key or stem}: no such layer in the supported base models.")
     return f"{component or 'unet'}.{path}"
 
 

@@ -18,6 +18,7 @@ from ..adapters.deltas import Delta, KronDelta, LowRankDelta, as_plain_kron, kro
 from ..common.errors import UserError
 from ..common.tensor_files import stored
 from .delta_set import DeltaSet
+from .fused_layers import fused_names
 from .layer_names import kohya_stem
 from .lora import shaped
 from .metadata import metadata_for, names_in_files
@@ -110,8 +111,15 @@ def diffusers_tensors(
 ) -> tuple[DeltaSet, dict[str, torch.Tensor], dict[str, str]]:
     """`kohya_tensors` under diffusers' module paths, for `unet.load_lora_adapter(…, prefix=None)`.
 
-    That loader takes square w1 only, and a UNet's paths have no prefix.
+    That loader takes square w1 only, and a UNet's paths have no prefix; a transformer's have the
+    component's, for `pipe.load_lora_weights`.
     """
+    parts = fused_names(source.layers, source.family)
+    if parts:
+        raise UserError(
+            f"{parts[0]} is a slice of a layer of the base, and LoKr has no place for several in "
+            "one: write it exactly with --to lora or --to merged."
+        )
     source = single_products(source, a1, a2)
     tensors: dict[str, torch.Tensor] = {}
     for name, delta in source.layers.items():

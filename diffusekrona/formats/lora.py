@@ -21,8 +21,9 @@ from ..adapters.deltas import LowRankDelta, to_low_rank, truncate
 from ..common.errors import UserError
 from ..common.tensor_files import stored
 from .delta_set import DeltaSet
+from .fused_layers import joined
 from .layer_names import is_convolution, kernel_of, kohya_stem
-from .metadata import metadata_for, names_in_files
+from .metadata import linear_projection, metadata_for, names_in_files
 
 
 def low_rank(source: DeltaSet, rank: int | None) -> dict[str, LowRankDelta]:
@@ -49,11 +50,10 @@ def diffusers_tensors(
     source: DeltaSet, rank: int | None = None, dtype: torch.dtype | None = None
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of a file for diffusers' `pipe.load_lora_weights`."""
-    known = names_in_files(source.family) if source.family else None
-    linear = known.linear_projection if known else True
+    linear = linear_projection(source.family)
     tensors: dict[str, torch.Tensor] = {}
     ranks: dict[str, dict[str, int]] = defaultdict(dict)
-    for name, delta in low_rank(source, rank).items():
+    for name, delta in joined(low_rank(source, rank), source.family).items():
         up, down = shaped(name, delta, linear)
         tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = down, up
         # PEFT matches the ends of names: so CLIP is found with and without `text_model.`.

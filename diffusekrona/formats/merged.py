@@ -21,12 +21,12 @@ from ..common.tensor_files import Entry, write_entries
 from . import ldm_layout
 from .delta_set import DeltaSet
 from .destination import MARK
-from .full_model import WEIGHTS, FullModel
+from .full_model import WEIGHTS, FullModel, Index
 from .metadata import metadata_for, names_in_files
 from .refs import Ref
 
 Add = Callable[[torch.Tensor], None]
-Edits = Mapping[Ref, list[tuple[slice, Add, str]]]
+Edits = Mapping[Ref, list[tuple[Index, Add, str]]]
 
 
 def edits_of(source: DeltaSet, base: FullModel) -> Edits:
@@ -41,7 +41,7 @@ def edits_of(source: DeltaSet, base: FullModel) -> Edits:
             "use a base of the adapter's family."
         )
     base.check_layers({name: d.shape for name, d in source.layers.items()}, source.title)
-    edits: dict[Ref, list[tuple[slice, Add, str]]] = defaultdict(list)
+    edits: dict[Ref, list[tuple[Index, Add, str]]] = defaultdict(list)
     if source.additions:  # of a whole model: they hold its layers' changes too
         for ref, make in source.additions.items():
             edits[ref].append((slice(None), lambda t, make=make: t.add_(make()), ref.key))
@@ -71,6 +71,7 @@ def vector_places(source: DeltaSet, base: FullModel) -> dict[str, tuple[Ref, sli
         if found is None:
             raise UserError(f"{source.title} changes {name}, which the base {base.root} lacks.")
         ref, rows = found
+        assert isinstance(rows, slice)  # parts of a fused layer have no vectors
         length = len(range(*rows.indices(ref.shape[0])))
         if len(ref.shape) != 1 or length != len(vector):
             raise UserError(

@@ -28,6 +28,12 @@ def names_in_files(family: str) -> FileNames:
     return known.files
 
 
+def linear_projection(family: str | None) -> bool:
+    """Whether a family's proj_in and proj_out are linear layers: all but SD 1.x's."""
+    known = FAMILIES.get(family or "")
+    return known.files.linear_projection if known and known.files else True
+
+
 def _known() -> dict[str, FileNames]:
     return {name: family.files for name, family in FAMILIES.items() if family.files}
 

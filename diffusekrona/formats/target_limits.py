@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
+from ..bases.components import is_text_encoder
 from ..common.errors import UserError
 from .delta_set import DeltaSet
 from .full_model import FullModel
@@ -64,7 +65,7 @@ def held_by(target: str, source: DeltaSet, skip: bool) -> DeltaSet:
         leave_out(bundled, "textual inversions", f"write --to {' or '.join(KOHYA)}")
         bundled = {}
     if target in ONE_UNET:
-        others = {n: d for n, d in layers.items() if not n.startswith("unet.")}
+        others = {n: d for n, d in layers.items() if is_text_encoder(n)}
         leave_out(others, "layers of text encoders", "write --to lora")
         layers = {n: d for n, d in layers.items() if n not in others}
     if not layers and not vectors:

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from ..adapters.deltas import KronDelta, to_low_rank
 from ..adapters.file import LAYOUT_VERSION, Adapter, config_to_json
 from ..adapters.methods import METHODS
+from ..bases.components import is_text_encoder
 from ..common.errors import UserError
 from ..common.tensor_files import stored
 from . import krona_file
@@ -50,7 +51,7 @@ def _as_lora(found: DeltaSet) -> Adapter:
     configs = {}
     for component in found.components():
         own = {n.partition(".")[2]: d for n, d in low.items() if n.startswith(component + ".")}
-        prefix = "" if component == "unet" else f"{component}."
+        prefix = f"{component}." if is_text_encoder(component) else ""
         for name, delta in own.items():
             more = rank - delta.rank
             down, up = pad(delta.down, (0, 0, 0, more)), pad(delta.up, (0, more))

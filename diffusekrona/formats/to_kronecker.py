@@ -11,7 +11,7 @@ from ..common.errors import UserError
 from ..krona.factors import divides, nearest_pairs
 from .delta_set import DeltaSet
 from .layer_names import is_convolution
-from .metadata import names_in_files
+from .metadata import linear_projection
 from .nearest import nearest_kron
 
 
@@ -85,8 +85,7 @@ def _wanted(
 
 def _linear_only(source: DeltaSet, drop: bool) -> dict[str, Delta]:
     """The layers that are not convolutions."""
-    known = names_in_files(source.family) if source.family else None
-    linear = known.linear_projection if known else True
+    linear = linear_projection(source.family)
     odd = [n for n, d in source.layers.items() if d.kernel or is_convolution(n, linear)]
     if odd and not drop:
         raise UserError(

@@ -1,0 +1,83 @@
+"""Layers that a family splits in training, whole as other programs' files hold them, and back.
+
+A part's rows or columns of the whole layer are known from its name and size, so a LoRA of the whole
+is exact: zeros stand where another part's rows or columns are.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import torch
+
+from ..adapters.deltas import Delta, LowRankDelta, to_low_rank
+from ..bases.base import Family
+from ..bases.families import FAMILIES
+
+
+def _family(name: str | None) -> Family | None:
+    return FAMILIES.get(name or "")
+
+
+def fused_names(layers: Mapping[str, object], family: str | None) -> list[str]:
+    """The layers that are parts of another."""
+    known = _family(family)
+    return [n for n in layers if known and known.fused_part(n.partition(".")[2])]
+
+
+def joined(layers: Mapping[str, LowRankDelta], family: str | None) -> dict[str, LowRankDelta]:
+    """LoRA layers with the parts of each whole layer put together; exact."""
+    known = _family(family)
+    whole: dict[str, LowRankDelta] = {}
+    parts: dict[str, list[LowRankDelta]] = defaultdict(list)
+    for name, delta in layers.items():
+        component, _, path = name.partition(".")
+        found = known.fused_part(path) if known else None
+        if known is None or found is None:
+            whole[name] = delta
+            continue
+        shape = known.fused_shape(found[1], delta.shape)
+        rows, columns = known.fused_slices(found[0], shape)[found[1]]
+        up, down = torch.zeros(shape[0], delta.rank), torch.zeros(delta.rank, shape[1])
+        up[rows], down[:, columns] = delta.up, delta.down
+        parts[f"{component}.{found[0]}"].append(LowRankDelta(up, down))
+    for name, own in parts.items():
+        whole[name] = _sum(own)
+    return whole
+
+
+def _sum(parts: list[LowRankDelta]) -> LowRankDelta:
+    """Parts that share a factor, as those that were split here do, keep their rank."""
+    first = parts[0]
+    if all(torch.equal(part.down, first.down) for part in parts):
+        return LowRankDelta(sum((part.up for part in parts[1:]), first.up), first.down)
+    if all(torch.equal(part.up, first.up) for part in parts):
+        return LowRankDelta(first.up, sum((part.down for part in parts[1:]), first.down))
+    up = torch.cat([part.up for part in parts], dim=1)
+    down = torch.cat([part.down for part in parts])
+    rows, columns = up.shape[0], down.shape[1]
+    if len(down) < min(rows, columns):
+        return LowRankDelta(up, down)
+    weight = up @ down  # of full rank: the weight itself and the identity are smaller
+    if columns <= rows:
+        return LowRankDelta(weight, torch.eye(columns))
+    return LowRankDelta(torch.eye(rows), weight)
+
+
+def split(layers: Mapping[str, Delta], family: str | None) -> dict[str, Delta]:
+    """Layers with those that the family splits in parts, as LoRA; parts that are zero are left
+    out."""
+    known, found = _family(family), dict[str, Delta]()
+    for name, delta in layers.items():
+        slices = known.fused_slices(name.partition(".")[2], delta.shape) if known else {}
+        if not slices:
+            found[name] = delta
+            continue
+        low = to_low_rank(delta)
+        for part, (rows, columns) in slices.items():
+            up, down = low.up[rows], low.down[:, columns]
+            used = up.abs().amax(0).gt(0) & down.abs().amax(1).gt(0)
+            if used.any():
+                found[f"{name}.{part}"] = LowRankDelta(up[:, used], down[used])
+    return found

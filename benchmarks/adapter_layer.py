@@ -81,7 +81,7 @@ def make_step(args: argparse.Namespace, linear: nn.Linear, config: Any, tokens: 
 
 
 def measure(args: argparse.Namespace, size: tuple[int, int, int]) -> list[dict[str, Any]]:
-    """A row a variant, of one layer."""
+    """One row per variant, of one layer."""
     into, out, tokens = size
     linear = nn.Linear(into, out).requires_grad_(False).to(args.device, DTYPES[args.dtype])
     configs: dict[str, Any] = {FROZEN: None, LORA: LoraConfig(r=4, target_modules=["layer"])}

@@ -271,11 +271,11 @@ def peak_alone(args: argparse.Namespace, name: str) -> float | None:
         if (value := getattr(args, flag)) is not None:
             command += [f"--{flag}", str(value)]
     command += ["--checkpointing"] * args.checkpointing + ["--compile"] * args.compile
-    told = subprocess.run(command, capture_output=True, text=True)
-    if told.returncode:
-        print(told.stderr[-500:], file=sys.stderr)
+    reported = subprocess.run(command, capture_output=True, text=True)
+    if reported.returncode:
+        print(reported.stderr[-500:], file=sys.stderr)
         return None
-    return json.loads(told.stdout.splitlines()[-1])
+    return json.loads(reported.stdout.splitlines()[-1])
 
 
 def peak_resident_mib() -> float:
@@ -296,7 +296,7 @@ def tell_peak(args: argparse.Namespace) -> None:
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row a variant."""
+    """One row per variant."""
     until = time.monotonic() + (args.limit or float("inf"))
     base = make_base(args)
     steps, rows = {}, []
@@ -306,7 +306,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         saved = saved_bytes(step, unet) / 2**20  # the warm-up as well
         steps[name] = step
         rows.append({"variant": name, "parameters": count, "saved": saved})
-        if not args.compile:  # a compiled block is one kernel or many, and does not tell
+        if not args.compile:  # a compiled block is one kernel or many, and cannot be counted
             with Kernels() as kernels:
                 step()
             rows[-1] |= {"kernels": kernels.count, "moved_mib": kernels.bytes / 2**20}

@@ -335,7 +335,7 @@ UNTRIED = (
 REMARKS = """
 ## What to know
 
-- **LyCORIS 4.1.3** makes the first factor of a LoKr anew from the layer's size and one number that
+- **LyCORIS 4.1.3** makes the first factor of a LoKr again from the layer's size and one number that
   it guesses, so it loads few shapes. A square A of n x n loads where n is at most the square root
   of both sizes of the layer: (8, 8) and (16, 16) everywhere in SD and SDXL; (32, 32) not where a
   size is 320, 640 or 768; (64, 64) in no attention layer. Of other pairs it loads those that its

@@ -95,6 +95,6 @@ if "$PYTHON" -c "$needed" 2> /dev/null; then
     --base pocket --batch 4 --precision "$precision" \
     ${DIFFUSERS_EXAMPLE:+--diffusers_example "$DIFFUSERS_EXAMPLE"} --output "$parts/train_run.json"
 else
-  say "no diffusers, PEFT … here and none to be had: only the maths was tested (see WHEELS above)"
+  say "no diffusers, PEFT … here, and none can be installed: only the maths was tested (see WHEELS above)"
 fi
 cat "$parts/where"

@@ -57,7 +57,7 @@ def write_record(
 
 
 def without_folder(word: str) -> str:
-    """An absolute path's last part: where something lies on one machine tells nobody anything."""
+    """An absolute path's last part: the rest of it is of use on one machine only."""
     return f"PATH/{Path(word).name}" if word.startswith("/") else word
 
 
@@ -85,7 +85,7 @@ def _cpu_model() -> str:
 def _gpu() -> str | None:
     ask = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
-        told = subprocess.run(ask, capture_output=True, text=True, timeout=20)
+        reported = subprocess.run(ask, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return told.stdout.strip() or None
+    return reported.stdout.strip() or None

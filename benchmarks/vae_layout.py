@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
 
 @torch.no_grad()
 def measure(args: argparse.Namespace, name: str, vae: Any, pixels: int) -> list[dict[str, Any]]:
-    """A row a precision."""
+    """One row per precision."""
     rows = []
     for dtype in ("fp32", "bf16"):
         plain = copy.deepcopy(vae).to(args.device, DTYPES[dtype])

@@ -180,7 +180,7 @@ HEAD = ("(a1, a2)", "parameters", "MB", "mult.", "of base", "rank ≤", "as a Lo
 
 
 def rows_of(costs: Sequence[Cost], shapes: Sequence[Shape], precision: str) -> list[list[str]]:
-    """A row a pair, under HEAD; the last is the rank of a LoRA with as many parameters."""
+    """One row per pair, under HEAD; the last is the rank of a LoRA with as many parameters."""
     one_rank = sum(out + in_features for out, in_features in shapes)
     return [
         [

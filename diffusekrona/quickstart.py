@@ -105,7 +105,7 @@ def make_grid(
     method: str,
     title: str,
 ) -> Any:
-    """A row a place: a photo, then base and fine-tuned base for each of the first two seeds."""
+    """One row per place: a photo, then base and fine-tuned base for each of the first two seeds."""
     from .sampling.grids import labelled_grid
 
     columns = ["the subject's photos"]

@@ -35,7 +35,7 @@ def save_clip(folder: Path) -> Path:
 
 
 def save_dino(folder: Path) -> Path:
-    """A ViT whose preparation is told as DINO's port tells it; returns the folder."""
+    """A ViT whose preparation is described as DINO's port describes it; returns the folder."""
     torch.manual_seed(1)
     ViTModel(ViTConfig(**_VISION)).save_pretrained(folder)
     look = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 2}

@@ -112,7 +112,7 @@ def as_plain_kron(delta: KronDelta) -> KronDelta:
     """Interleaved rows put into torch.kron's order where that is possible.
 
     dW[i_b*a1 + i_a, j_a*b2 + j_b] = A[i_a, j_a] B[i_b, j_b] is kron(B, A) when one of the column
-    counts a2, b2 is 1, and kron(A, B) when one of the row counts is; else it is no Kronecker
+    counts a2, b2 is 1, and kron(A, B) when one of the row counts is; else it is not a Kronecker
     product and is given back as it came.
     """
     if delta.output_order == "kron":

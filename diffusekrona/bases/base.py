@@ -341,12 +341,12 @@ class Family(ABC):
 
 
 def classes_of(family: Family) -> dict[str, str]:
-    """Component name to class name of everything that adapters go on."""
+    """Component name to class name of everything that can be adapted."""
     return {family.denoiser: family.denoiser_class, **family.text_encoders}
 
 
 def empty_part(family: Family, component: str, config: Mapping[str, Any]) -> Any:
-    """A component that adapters go on, without memory. Raises UserError as `meta.build_empty`."""
+    """A component that can be adapted, without memory. Raises UserError as `meta.build_empty`."""
     if component == family.denoiser:
         return family.empty_denoiser(config)
     return build_empty(family.text_encoders[component], config)

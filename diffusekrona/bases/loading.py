@@ -257,8 +257,8 @@ def _load_tokenizer(base: SingleFile, cls: Any, subfolder: str) -> Any:
         return load(local=False)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"The {subfolder} of base model {base} is not on this machine and cannot be had from "
-            f"{base.tokenizers}: give --single_file_config, the folder of a diffusers pipeline of "
+            f"The {subfolder} of base model {base} is not on this machine and cannot be loaded "
+            f"from {base.tokenizers}: give --single_file_config, the folder of a diffusers pipeline of "
             "the same family with its JSON files and tokenizers (no weights needed)."
         ) from error
 
@@ -279,7 +279,7 @@ def schedule_options(
 
 
 def check_zero_snr(base: str, config: Mapping[str, Any]) -> None:
-    """Raise UserError for a schedule that ends in pure noise, of which the noise tells nothing."""
+    """Raise UserError for epsilon prediction on a schedule that ends in pure noise."""
     kind = config.get("prediction_type", "epsilon")
     if config.get("rescale_betas_zero_snr") and kind == "epsilon":
         raise UserError(

@@ -84,7 +84,7 @@ def quantise(
             new = layers.Linear4bit(
                 *shape, compute_dtype=old.weight.dtype, quant_type="nf4", device="meta"
             )
-            # On some CPUs a forward pass in eval mode packs the weight anew, for inference alone.
+            # On some CPUs a forward pass in eval mode packs the weight again, for inference only.
             new.support_avx512bf16_for_cpu = False
             new.weight = layers.Params4bit(
                 old.weight.data, requires_grad=False, quant_type="nf4", blocksize=NF4_BLOCK

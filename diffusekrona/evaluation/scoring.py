@@ -91,7 +91,7 @@ def score(
     """Scores of pictures [prompt][seed], every prompt with as many seeds.
 
     CLIP-I and DINO of a picture are its mean cosine to the subject's photos; CLIP-T is its cosine
-    to `texts`, a text a prompt. Source: DreamBooth, arXiv 2208.12242, section 4.
+    to `texts`, one per prompt. Source: DreamBooth, arXiv 2208.12242, section 4.
 
     Raises:
         ValueError: no pictures, or prompts with different numbers of seeds.

@@ -1,4 +1,4 @@
-"""What every format is read into and written from: a delta a layer, and what the file said."""
+"""What every format is read into and written from: one delta per layer, and the file's metadata."""
 
 from __future__ import annotations
 

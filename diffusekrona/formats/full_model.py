@@ -187,7 +187,7 @@ def _refs(path: Path) -> dict[str, Ref]:
 def _open_single(path: Path, family: str | None) -> FullModel:
     shapes = read_shapes(path)
     if not any(key.startswith(ldm_layout.UNET) for key in shapes):
-        raise UserError(f"{path} is no whole model: no key begins with {ldm_layout.UNET}.")
+        raise UserError(f"{path} is not a whole model: no key begins with {ldm_layout.UNET}.")
     known = family_of_keys(shapes)
     found = family or (known and known.name)
     per_block = ldm_layout.layers_per_block(shapes)

@@ -96,7 +96,7 @@ def up_blocks(keys: Iterable[str]) -> int:
 def text_key(key: str, layout: str, prefix: str) -> tuple[str, int | None, bool] | None:
     """A transformers CLIP key to (key in the file, part of a fused q/k/v, whether transposed).
 
-    None for what the file has no place for (buffers that are made anew).
+    None for what the file has no place for (buffers that are computed again).
     """
     bare = key.removeprefix("text_model.")
     if layout == "clip":

@@ -5,7 +5,7 @@ the activations more often than LoRA does, and time goes into that, not into mul
 
 - the second product accumulates into the base's output, and into its gradient, in place;
 - backward keeps x, which LoRA's backward keeps too, and the factors as they were cast; it makes the
-  product of x with the first factor anew, which is cheap, and may be as large as x itself;
+  product of x with the first factor again, which is cheap, and may be as large as x itself;
 - x, read as X (a2, b2), is not transposed or copied, with few exceptions.
 
              A first                         B first
@@ -134,7 +134,7 @@ def _plain_gradients(
 
 
 def _few_columns(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """x @ matrix; in single precision up to three times faster with the columns laid as rows."""
+    """x @ matrix; in single precision up to three times faster with the columns stored as rows."""
     half = x.dtype.itemsize == 2
     return torch.mm(x, matrix) if half else F.linear(x, matrix.t().contiguous())
 
@@ -222,6 +222,6 @@ def _contract(way: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return _sum_of_products(_turned(x), _turned(y))
         case _:
             pass
-    if m * k <= 2 * (m + k) * w:  # the matrices, one a token, are not much larger than x and y
+    if m * k <= 2 * (m + k) * w:  # the matrices, one per token, are not much larger than x and y
         return torch.bmm(x, y.transpose(1, 2)).sum(0)
     return torch.mm(x.transpose(0, 1).reshape(m, n * w), y.transpose(0, 1).reshape(k, n * w).t())

@@ -257,7 +257,7 @@ def set_aside(path: Path) -> Path:
 
 
 def leave_branch(output_dir: Path, checkpoint: Path) -> None:
-    """Going on from a checkpoint that is not the newest: set the newer ones and the run's record
+    """Resuming from a checkpoint that is not the newest: set the newer ones and the run's record
     aside, so that `latest` never resumes from the abandoned branch."""
     if checkpoint.resolve().parent != output_dir.resolve():
         return

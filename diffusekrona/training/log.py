@@ -44,7 +44,7 @@ class RunLog:
     """The run's voice and memory: progress bar, train_log.jsonl, trackers, run.json.
 
     A loss is sent to the host as soon as it is computed and read one step late: the loop waits for
-    the step before at most, and the device always has the next one to go on with.
+    the step before at most, and the device always has the next one to work on.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Going on with a run: what a resumed run must share with the one it continues."""
+"""Resuming a run: what a resumed run must share with the one it continues."""
 
 from __future__ import annotations
 

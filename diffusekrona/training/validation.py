@@ -148,7 +148,7 @@ def draw_validation(
             embeds[f"negative_{name}"] = empty.to(device, denoiser.dtype)
     was_training = denoiser.training
     denoiser.eval()
-    # accelerate lets a model that is trained answer in fp32, and samplers go on in what it answers.
+    # accelerate lets a trained model return fp32, and samplers continue in that precision.
     cast = denoiser.register_forward_pre_hook(_cast_latents, with_kwargs=True)
     try:
         images = generate(

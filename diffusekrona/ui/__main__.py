@@ -33,7 +33,7 @@ class UiSettings:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point: check, build, serve until Ctrl-C. Runs that were started go on."""
+    """Entry point: check, build, serve until Ctrl-C. Runs that were started continue."""
     settings = parse(
         UiSettings, argv, prog="diffusekrona ui", description="The programs as a page."
     )
@@ -81,7 +81,7 @@ def serve(settings: UiSettings, root: Path) -> None:
     app = make_app(workspace, settings.host, settings.password)
     mount(app, build(workspace), theme(), CSS)
     address = f"http://{settings.host}:{settings.port}/"
-    print(f"The page: {address}   (Ctrl-C ends it; runs go on)", flush=True)
+    print(f"The page: {address}   (Ctrl-C ends it; runs continue)", flush=True)
     if not settings.no_browser:
         webbrowser.open(address)
     uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning")

@@ -77,7 +77,7 @@ def start(workspace: Workspace, values: Mapping[str, Any]) -> Path:
 
 
 def resume(workspace: Workspace, folder: Path) -> None:
-    """Let a run that was stopped go on from its newest checkpoint.
+    """Resume a run that was stopped from its newest checkpoint.
 
     Raises:
         UserError: it runs or waits already, or has no settings.

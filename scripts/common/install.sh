@@ -29,8 +29,8 @@ install_into_venv() {
   pip ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$(grep '^torch==' requirements.txt | cut -d' ' -f1)" \
     || fail "PyTorch could not be installed: see above"
   for file in "$@"; do
-    pip -r "$file" || fail "installation stopped: see above; run again to go on"
+    pip -r "$file" || fail "installation stopped: see above; run again to continue"
   done
-  pip --editable . || fail "installation stopped: see above; run again to go on"
+  pip --editable . || fail "installation stopped: see above; run again to continue"
   cat "$@" > "$mark"
 }

@@ -1,4 +1,4 @@
-"""Round trips through a real file, and what a bad file is told."""
+"""Round trips through a real file, and the errors of bad files."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def test_an_adapter_is_put_on_diffusers_own_pipeline(base: Path) -> None:
     torch.testing.assert_close(got, want)
 
 
-def test_a_familys_own_defaults_are_taken_unless_flags_are_given(base: Path, tmp_path) -> None:
+def test_a_family_s_own_defaults_are_taken_unless_flags_are_given(base: Path, tmp_path) -> None:
     (base.parent / "pictures").mkdir(exist_ok=True)
     Image.new("RGB", (40, 32), "red").save(base.parent / "pictures" / "red.png")
     family, _ = identify(str(base))

@@ -39,9 +39,9 @@ def entry(cache: DiskCache) -> Path:
 
 def test_what_is_written_is_read(cache) -> None:
     assert cache.read("latents", KEY, SHAPES) is None
-    cache.write("latents", KEY, TENSORS, told="a line")
+    cache.write("latents", KEY, TENSORS, note="a line")
     tensors, notes = cache.read("latents", KEY, SHAPES)
-    assert notes["told"] == "a line" and tensors.keys() == TENSORS.keys()
+    assert notes["note"] == "a line" and tensors.keys() == TENSORS.keys()
     assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
     assert cache.read("latents", {**KEY, "size": [8, 16]}, SHAPES) is None
     assert cache.read("texts", KEY, SHAPES) is None

@@ -127,8 +127,12 @@ def test_the_quick_start_draws_the_comparison(
     monkeypatch.setattr(loading, "quiet_libraries", lambda: None)
     monkeypatch.setattr(sys, "argv", ["quickstart", *(str(x) for f in flags.items() for x in f)])
     quickstart.main()
-    told = capsys.readouterr().out
-    assert "an owl …" in told and "a sks owl …" in told and str(tmp_path / "picture.png") in told
+    reported = capsys.readouterr().out
+    assert (
+        "an owl …" in reported
+        and "a sks owl …" in reported
+        and str(tmp_path / "picture.png") in reported
+    )
     with Image.open(tmp_path / "picture.png") as image:
         assert image.width > 5 * 192 and image.height > 4 * 192
     recipe = read_recipe(tmp_path / "picture.png")

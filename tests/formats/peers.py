@@ -35,7 +35,7 @@ def plain_unet(family: str = "sd1", **changes) -> nn.Module:
 def save_base(folder: Path, family: str) -> Path:
     """A tiny base of a family, with the published models' two layers a block.
 
-    SDXL's text encoders differ in width, by which diffusers tells them apart in a single file; it
+    SDXL's text encoders differ in width, by which diffusers distinguishes them in a single file; it
     predicts v with zero terminal SNR, which the original layout has marks for.
     """
     torch.manual_seed(0)

@@ -182,7 +182,7 @@ def test_adapters_of_two_families_do_not_mix(tmp_path: Path, bases) -> None:
 
 @pytest.mark.parametrize("as_file", [False, True])
 def test_a_full_finetune_becomes_a_kronecker_adapter(tmp_path: Path, bases, as_file) -> None:
-    """A change that is a sum of two products is found again; of one, what is lost is told."""
+    """A change that is a sum of two products is found again; of one, what is lost is reported."""
     pipe = DiffusionPipeline.from_pretrained(bases["sd1"])
     generator = torch.Generator().manual_seed(0)
     for layer in peers.projections(pipe.unet).values():
@@ -242,7 +242,7 @@ def test_a_sharded_base(tmp_path: Path, bases) -> None:
     halves = [keys[::2], keys[1::2]]
     for name, half in zip(names, halves, strict=True):
         save_file({k: tensors[k] for k in half}, folder / name)
-    # And as published models name CLIP: `text_model.`, and a buffer that is no parameter.
+    # And as published models name CLIP: `text_model.`, and a buffer that is not a parameter.
     text = tmp_path / "base" / "text_encoder" / "model.safetensors"
     named = {"text_model." + k.removeprefix("text_model."): v for k, v in load_file(text).items()}
     named["text_model.embeddings.position_ids"] = torch.arange(77)[None]

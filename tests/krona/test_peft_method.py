@@ -174,7 +174,7 @@ def test_merge_for_good_leaves_plain_layers_and_no_copy(unet, family) -> None:
     assert not any(isinstance(m, KronALinear) for m in unet.modules())
     now = {n: p.data_ptr() for n, p in unet.named_parameters()}
     assert all(now[n.replace(".base_layer", "")] == p for n, p in pointers.items())
-    unet.add_adapter(KronAConfig(a1=4, a2=16))  # and it can be adapted anew
+    unet.add_adapter(KronAConfig(a1=4, a2=16))  # and it can be adapted again
 
 
 def test_lora_merges_for_good_by_the_same_call() -> None:

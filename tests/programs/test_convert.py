@@ -1,4 +1,4 @@
-"""The program: flags, what it tells, and that a refusal writes nothing."""
+"""The program: flags, what it reports, and that a refusal writes nothing."""
 
 from __future__ import annotations
 
@@ -111,9 +111,9 @@ def test_a_refusal_is_one_line_and_exit_code_2(tmp_path: Path, capsys) -> None:
     arguments = [str(tmp_path / "model.ckpt"), str(tmp_path / "x.safetensors"), "--to", "krona"]
     with pytest.raises(SystemExit) as caught:
         exit_on_user_error(lambda: main(arguments))
-    told = capsys.readouterr()
-    (line,) = told.err.splitlines()
-    assert caught.value.code == 2 and told.out == ""
+    reported = capsys.readouterr()
+    (line,) = reported.err.splitlines()
+    assert caught.value.code == 2 and reported.out == ""
     assert line.startswith("error: ") and "pickle" in line and "model.ckpt" in line
 
 
@@ -159,7 +159,7 @@ def lying_headers(whole: bytes) -> dict[str, bytes]:
         "header of all ones": b"\xff" * 64,
         "cut in the header": whole[: size // 2],
         "cut in the data": whole[:-3],
-        "more data than told": whole + b"\0" * 16,
+        "more data than declared": whole + b"\0" * 16,
         "a huge shape": rebuilt(lambda h, k: h[k].update(shape=[2**40, 2**40])),
         "a negative shape": rebuilt(lambda h, k: h[k].update(shape=[-1, 4])),
         "another shape": rebuilt(lambda h, k: h[k].update(shape=[3, 3])),

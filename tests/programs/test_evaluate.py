@@ -251,7 +251,7 @@ def test_pictures_are_kept_and_only_missing_ones_drawn(setting, tmp_path, caplog
     for one, two in zip(first.rows, second.rows, strict=True):
         for metric in one.scores.metrics():
             np.testing.assert_array_equal(one.scores.levels(metric), two.scores.levels(metric))
-    run(setting, tmp_path, "--guidance_scale", "3")  # other settings: all are drawn anew
+    run(setting, tmp_path, "--guidance_scale", "3")  # other settings: all are drawn again
     assert [name.read_bytes() for name in names] != content
     with pytest.raises(UserError, match=r"drawn with guidance 3.0, not 7.0: use the flags"):
         run(setting, tmp_path, "--score_only")

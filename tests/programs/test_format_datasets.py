@@ -252,7 +252,7 @@ def test_writing_names_the_file(error: Exception, line: str) -> None:
 
 
 def test_writing_lets_other_errors_pass() -> None:
-    for error in (RuntimeError("a bug"), UserError("told already"), KeyError("x")):
+    for error in (RuntimeError("a bug"), UserError("reported already"), KeyError("x")):
         with pytest.raises(type(error)), writing("a/b"):
             raise error
 

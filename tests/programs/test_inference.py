@@ -52,8 +52,8 @@ def make_adapter(base: Path, file: Path, seed: int, text_encoder: bool = False) 
         parts["text_encoder"].add_adapter(KronAConfig(a1=2, a2=8, target_modules=targets))
     for part in parts.values():
         tiny_models.random_factors(part, seed=seed)
-    told = {"base_model": str(base), "instance_prompt": "a sks dog"}
-    return save_adapter(parts, file, metadata=told)
+    reported = {"base_model": str(base), "instance_prompt": "a sks dog"}
+    return save_adapter(parts, file, metadata=reported)
 
 
 @pytest.fixture(scope="module")
@@ -319,8 +319,8 @@ def test_a_long_prompt_is_told_once(
     words = "a dog " + "very " * 20 + "unseen"
     with caplog.at_level(logging.WARNING):
         run("--pretrained_model_name_or_path", tiny_sdxl, "--prompt", words, "--seeds", 0, 1)
-    told = [r.getMessage() for r in caplog.records if "not seen" in r.getMessage()]
-    assert len(told) == 1 and "unseen" in told[0] and "77" in told[0]
+    reported = [r.getMessage() for r in caplog.records if "not seen" in r.getMessage()]
+    assert len(reported) == 1 and "unseen" in reported[0] and "77" in reported[0]
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

@@ -1,4 +1,4 @@
-"""What `diffusekrona.inspect` tells equals what plain linear algebra on delta W says."""
+"""What `diffusekrona.inspect` reports equals what plain linear algebra on delta W says."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_base_norms_shares_and_tables(files, tiny_sd1) -> None:
     assert [row[0] for row in share_tables(facts)["blocks"][1]] == ["down.0", "mid", "up.1"]
 
 
-def test_another_familys_base_is_refused(files, tiny_sdxl) -> None:
+def test_a_base_of_another_family_is_refused(files, tiny_sdxl) -> None:
     with pytest.raises(UserError, match="sd1"):
         add_base_norms(read([str(files["krona"][0])]), str(tiny_sdxl))
 
@@ -169,8 +169,8 @@ def test_names_reach_the_page_as_text(files) -> None:
 def test_program(files, tmp_path: Path, capsys) -> None:
     more = ["--output", str(tmp_path / "page.html"), "--layers", "--factors", "1"]
     main([str(files["krona"][0].parent), *more, "--json", str(tmp_path / "all.json")])
-    told = capsys.readouterr().out.replace("\n", "").replace(" ", "")
-    assert "attn2.to_out.0" in told and "effectiverankofA" in told
+    reported = capsys.readouterr().out.replace("\n", "").replace(" ", "")
+    assert "attn2.to_out.0" in reported and "effectiverankofA" in reported
     assert (tmp_path / "page.html").stat().st_size > 50_000
     assert len(json.loads((tmp_path / "all.json").read_text())["krona"]["layers"]) == 32
 

@@ -112,8 +112,8 @@ def test_budgets() -> None:
 
 def test_program(bases, capsys) -> None:
     main(["--base", str(bases["sdxl"]), "--budget", "2.5M"])
-    told = capsys.readouterr().out
-    assert "560 layers" in told and "Use --a1 8 --a2 64" in told and "2,152" in told
+    reported = capsys.readouterr().out
+    assert "560 layers" in reported and "Use --a1 8 --a2 64" in reported and "2,152" in reported
     with pytest.raises(UserError, match="No pair of factors fits"):
         main(["--base", str(bases["sdxl"]), "--budget", "10k"])
 

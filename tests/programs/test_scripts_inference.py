@@ -127,10 +127,10 @@ def test_refusals_are_one_line(script: str, clone: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lacks", "told"),
+    ("lacks", "reported"),
     [("version_info", "needs Python 3.11"), ("ensurepip", "venv module")],
 )
-def test_the_quick_start_checks_python(lacks: str, told: str, clone: Path) -> None:
+def test_the_quick_start_checks_python(lacks: str, reported: str, clone: Path) -> None:
     (clone / "data" / "dog" / "input").mkdir(parents=True)
     python = clone / "python"
     python.write_text(
@@ -138,5 +138,5 @@ def test_the_quick_start_checks_python(lacks: str, told: str, clone: Path) -> No
     )
     python.chmod(0o755)
     done = start("bash", clone / "scripts" / "quickstart.sh", folder=clone, PYTHON=str(python))
-    assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and reported in done.stderr and done.stderr.count("\n") == 1
     assert not (clone / ".venv").exists()

@@ -194,10 +194,10 @@ def test_a_validation_that_fails_costs_no_training(
     assert "no validation pictures at step 2: No space left" in caplog.text
 
 
-def test_a_checkpoint_tells_its_base_and_prompt(tiny_sd1, pictures, tmp_path: Path) -> None:
+def test_a_checkpoint_names_its_base_and_prompt(tiny_sd1, pictures, tmp_path: Path) -> None:
     run(tiny_sd1, pictures, tmp_path, "--checkpointing_steps", "2")
-    told = read_adapter(tmp_path / "checkpoint-2").metadata
-    assert (told["base_model"], told["instance_prompt"]) == (str(tiny_sd1), "a sks dog")
+    reported = read_adapter(tmp_path / "checkpoint-2").metadata
+    assert (reported["base_model"], reported["instance_prompt"]) == (str(tiny_sd1), "a sks dog")
 
 
 def test_an_overwritten_run_that_is_killed_goes_on(tiny_sd1, pictures, tmp_path: Path) -> None:
@@ -393,7 +393,7 @@ def test_branching_and_a_kill_do_not_go_on_from_the_old_branch(
     more = ("--checkpointing_steps", "1")
     whole = run(tiny_sd1, pictures, tmp_path, *more)
     log = (tmp_path / "train_log.jsonl").read_bytes()
-    # Damaged on the way: a byte that is no UTF-8, a number instead of a line.
+    # Damaged on the way: a byte that is not UTF-8, a number instead of a line.
     (tmp_path / "train_log.jsonl").write_bytes(log.replace(b'"step": 1', b'"st\xffp": 1') + b"17\n")
     args = (*more, "--resume_from_checkpoint", "checkpoint-2")
     assert same(run(tiny_sd1, pictures, tmp_path, *args), whole)
@@ -712,8 +712,12 @@ def test_a_killed_run_may_take_a_moment_to_leave(tmp_path: Path) -> None:
 
 def test_dry_run_tells_and_writes_nothing(tiny_sdxl, pictures, tmp_path: Path, capsys) -> None:
     assert main(flags(tiny_sdxl, pictures, tmp_path / "out", "--dry_run")) == 0
-    told = capsys.readouterr().out
-    assert "Stable Diffusion XL" in told and f"{LAYERS} layers" in told and "4 of batch 1" in told
+    reported = capsys.readouterr().out
+    assert (
+        "Stable Diffusion XL" in reported
+        and f"{LAYERS} layers" in reported
+        and "4 of batch 1" in reported
+    )
     assert not (tmp_path / "out").exists()
 
 

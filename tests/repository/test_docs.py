@@ -55,7 +55,7 @@ def test_tables_with_intervals_are_the_studies_own() -> None:
 
 
 def commands(document: Path) -> list[str]:
-    """The lines of a document's code, those that go on with a backslash joined."""
+    """The lines of a document's code, those that continue after a backslash joined."""
     text = document.read_text(encoding="utf-8")
     fenced = re.findall(r"^ *```(\w*)\n(.*?)^ *```", text, re.S | re.M)
     blocks = [block for language, block in fenced if language in ("", "bash")]

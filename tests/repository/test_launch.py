@@ -47,12 +47,13 @@ def value(words: list[str], flag: str) -> str:
 
 
 def test_fine_tuning_passes_its_block_on(words) -> None:
-    told = words("finetune_sdxl.sh", "--random_flip", VARIANT="fp16", LOW_VRAM="yes", LR="2e-4")
-    assert told[0].endswith("launch.py") and "--num_processes" not in told
-    assert value(told, "-m") == "diffusekrona.train_dreambooth"
-    assert value(told, "--learning_rate") == "2e-4" and value(told, "--variant") == "fp16"
-    assert {"--low_vram", "--gradient_checkpointing", "--random_flip"} <= set(told)
-    assert value(told, "--output_dir").endswith(
+    block = {"VARIANT": "fp16", "LOW_VRAM": "yes", "LR": "2e-4"}
+    arguments = words("finetune_sdxl.sh", "--random_flip", **block)
+    assert arguments[0].endswith("launch.py") and "--num_processes" not in arguments
+    assert value(arguments, "-m") == "diffusekrona.train_dreambooth"
+    assert value(arguments, "--learning_rate") == "2e-4" and value(arguments, "--variant") == "fp16"
+    assert {"--low_vram", "--gradient_checkpointing", "--random_flip"} <= set(arguments)
+    assert value(arguments, "--output_dir").endswith(
         "outputs/dog/krona_kqvo_4x64_stable-diffusion-xl-base-1.0_lr2e-4"
     )
     assert value(words("finetune_sd.sh", NUM_PROCESSES="2"), "--num_processes") == "2"
@@ -85,18 +86,18 @@ def test_the_rate_suits_the_method_and_the_base(words, variables: dict, rate: st
 @pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "scripts").glob("study_*.sh")))
 def test_studies_pass_their_block_on(words, script: str) -> None:
     name = script.removeprefix("study_").removesuffix(".sh").replace("_", "-")
-    told = words(script, SUBJECTS="dog a:cat", SEEDS="4 5")
-    assert told[:3] == ["-m", "diffusekrona.study", name]
-    assert value(told, "--base") == "pocket" and value(told, "--seeds") == "4"
-    assert told.count("--subject") == 2
-    assert value(told, "--output_dir").endswith(f"outputs/studies/{name}")
+    arguments = words(script, SUBJECTS="dog a:cat", SEEDS="4 5")
+    assert arguments[:3] == ["-m", "diffusekrona.study", name]
+    assert value(arguments, "--base") == "pocket" and value(arguments, "--seeds") == "4"
+    assert arguments.count("--subject") == 2
+    assert value(arguments, "--output_dir").endswith(f"outputs/studies/{name}")
 
 
 def test_drawing_takes_prompts_apart(words, tmp_path: Path) -> None:
-    told = words(
+    arguments = words(
         "inference_sd.sh", ADAPTER=str(tmp_path), PROMPTS="a cat|$HOME, it's *| ", SEEDS="1"
     )
-    assert [w for w in told if w.startswith("--prompt=")] == [
+    assert [w for w in arguments if w.startswith("--prompt=")] == [
         "--prompt=a cat",
         "--prompt=$HOME, it's *",
     ]

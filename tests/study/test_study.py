@@ -265,7 +265,7 @@ def test_a_cell_is_its_settings(subject, scoring, tmp_path) -> None:
     model.mkdir()
     (model / "weights").write_bytes(bytes(200_000))
     before = fingerprint_of(str(model))
-    (model / "weights").write_bytes(bytes(199_999) + b"x")  # trained anew under the same name
+    (model / "weights").write_bytes(bytes(199_999) + b"x")  # trained again under the same name
     assert before != fingerprint_of(str(model)) and fingerprint_of("hub/name") is None
 
 
@@ -330,7 +330,7 @@ def test_killed_and_restarted_gives_the_same_table(subject, scoring, tmp_path, c
         assert work(cell, root / "cells") is None
     assert (whole[0].scored(root / "cells") / "result.json").stat().st_mtime_ns == before
     assert csv_rows(gather(study, whole, root / "cells")) == wanted
-    # Everything is finished: the program itself runs nothing and only tells.
+    # Everything is finished: the program itself runs nothing and only reports.
     assert program.main(flags_of(scoring, subject, root, tmp_path / "study.yaml")) == 0
     assert "CLIP-I" in capsys.readouterr().out
     written = json.loads((root / "results.json").read_text())
@@ -418,7 +418,7 @@ def test_a_killed_worker_costs_a_try_and_no_other_cell(subject, tmp_path) -> Non
     assert "killed 3 times" in outcomes[cells[4].key()]
 
 
-def test_a_killed_worker_is_not_laid_to_its_neighbour(subject, tmp_path) -> None:
+def test_a_killed_worker_is_not_blamed_on_its_neighbour(subject, tmp_path) -> None:
     cells, outcomes = toy_cells(subject, ("always killed", "slow")), {}
 
     def on_outcome(outcome) -> None:

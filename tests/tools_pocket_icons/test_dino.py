@@ -1,4 +1,4 @@
-"""pocket-dino: loads, tells subjects apart, is taken by itself; and the program that trained it."""
+"""pocket-dino: loads, distinguishes subjects, is found by itself; the program that trained it."""
 
 from __future__ import annotations
 

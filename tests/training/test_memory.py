@@ -125,14 +125,14 @@ def test_checkpointing_needs_less_and_on_the_host_least(tiny_sdxl) -> None:
 
 @pytest.mark.parametrize("base", ["tiny_sd1", "tiny_sdxl"])
 @pytest.mark.parametrize("more", [[], ["--train_text_encoder", "--low_vram"]])
-def test_estimate_is_told_and_nothing_written(
+def test_estimate_is_printed_and_nothing_written(
     request, base, more, pictures, tmp_path: Path, capsys
 ) -> None:
     out = tmp_path / "out"
     arguments = flags(request.getfixturevalue(base), pictures, out, *more)
     assert main([*arguments, "--dry_run", "--validation_prompt", "a dog"]) == 0
-    told = capsys.readouterr().out
-    assert "GiB, in " in told and "validation pictures" in told
+    reported = capsys.readouterr().out
+    assert "GiB, in " in reported and "validation pictures" in reported
     assert not out.exists()
 
 

@@ -3,7 +3,7 @@
     python -m tools.pocket.build [--work_dir DIR] [--stage NAME ...] [--minutes N] [--device cuda]
 
 Without `--stage` all stages run in order. Every stage keeps its state in `--work_dir`; kill it at
-any time and start it again with the same command, and it goes on. Stages train for minutes, not
+any time and start it again with the same command, and it continues. Stages train for minutes, not
 steps, counted over all runs; a stage whose time is spent is skipped.
 
 To train the committed base further on a machine that has no state, first

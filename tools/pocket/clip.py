@@ -169,7 +169,7 @@ def pretrain_text(clip: CLIPModel, tokenizer: CLIPTokenizer, steps: int = TEXT_S
     """Teaches the text tower, from captions alone, to keep apart what they say.
 
     Linear heads on the last token predict the labels; without this the tower, whose picture half
-    finds classes late, draws nouns together that it ought to tell apart. Returns the last loss.
+    finds classes late, draws nouns together that it should distinguish. Returns the last loss.
     """
     torch.manual_seed(0)
     device = next(clip.parameters()).device

@@ -3,7 +3,7 @@
 Self-supervised by instance discrimination: two pictures of one thing, in two poses and places, must
 be nearer to each other than to anything else in the batch (a softmax cross-entropy over cosines, as
 SimCLR has it). The batch holds other things of the same class, so likeness means this very thing.
-It is told which two pictures belong together, and nothing else.
+It is given which two pictures belong together, and nothing else.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ def export_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None
 
 
 def export_dino(dino: Dinov2Model, folder: Path) -> None:
-    """Writes the image encoder anew: fp16 weights, image processor settings."""
+    """Writes the image encoder again: fp16 weights, image processor settings."""
     shutil.rmtree(folder, ignore_errors=True)
     copy.deepcopy(dino).half().save_pretrained(folder)
     declare_float32(folder)
@@ -170,7 +170,7 @@ def export_sdxl(pipeline: StableDiffusionXLPipeline, folder: Path) -> None:
 
 @torch.no_grad()
 def export_all(models_dir: Path, parts: dict) -> None:
-    """Writes anew under `models_dir` the folders of all parts that are there.
+    """Writes again under `models_dir` the folders of all parts that are there.
 
     `parts` may hold clip and tokenizer, vae, unet, unet_sdxl, dino, reader and reader_errors.
     """

@@ -1,4 +1,4 @@
-"""The reader: tells class, place, colours, pattern, accessory, proportions and pose of a picture.
+"""The reader: predicts class, place, colours, pattern, accessory, proportions, pose of a picture.
 
 A small convolutional network with one head for each label of the pocket world. It was trained on
 rendered pictures with exact labels and knows nothing of the text encoder that conditions the base

@@ -34,9 +34,9 @@ def trained_parts(work_dir: Path) -> dict:
 
 
 def restore(models_dir: Path, work_dir: Path) -> None:
-    """Writes the states from which the UNets go on, from exported weights (fp16) alone.
+    """Writes the states from which the UNets continue, from exported weights (fp16) alone.
 
-    The optimizer starts anew, and the minutes that were spent are not known: they count from 0.
+    The optimizer starts again, and the minutes that were spent are not known: they count from 0.
     Files that are in `work_dir` already stay.
     """
     sources = {

@@ -88,7 +88,7 @@ def train(
 ) -> nn.Module:
     """Trains `model` for `minutes` over all runs, on the device that it is on.
 
-    State is kept in `path`; a new run goes on from it.
+    State is kept in `path`; a new run continues from it.
 
     Args:
         batch_loss: gets the model, the step and the share of the budget that is spent.

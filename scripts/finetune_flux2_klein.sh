@@ -13,14 +13,14 @@ TOKEN="${TOKEN:-sks}"                # identifier: a word that means nothing to 
 MODEL_NAME="${MODEL_NAME:-black-forest-labs/FLUX.2-klein-base-4B}"  # hub name or folder
 VARIANT="${VARIANT:-}"               # of the base's files
 ADAPTER_TYPE="${ADAPTER_TYPE:-krona}"  # krona, or lora for the baseline
-defaults_for "$MODEL_NAME" "$ADAPTER_TYPE"  # LoRA's own values, where they differ
+defaults_for "$MODEL_NAME"
 
 ATTN="${ATTN:-kqvo}"                 # attention projections to adapt; all four is best
 A1="${A1:-64}"                       # rows of A. On layers this wide 64 x 64 has a quarter of the
 A2="${A2:-64}"                       # parameters of LoRA r=4; 4 x 64 has 1.5 times as many
 FACTORS="${FACTORS:-}"               # other factors for single projections: k=8x64,o=2x64
 RANK="${RANK:-4}"                    # of LoRA
-LR="${LR:-6e-4}"                     # as for SDXL; not tuned on this base (LoRA: 1e-4)
+LR="${LR:-}"                         # empty: the method's own, as --help says; not tuned on this base
 SCHEDULE="${SCHEDULE:-constant}"     # of the learning rate: constant, cosine, linear, ...
 STEPS="${STEPS:-1000}"               # 500 for an easy subject, 1000 for a complex one or prompt
 BATCH_SIZE="${BATCH_SIZE:-1}"        # pictures per batch on each GPU

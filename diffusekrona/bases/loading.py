@@ -258,8 +258,8 @@ def _load_tokenizer(base: SingleFile, cls: Any, subfolder: str) -> Any:
     except (OSError, ValueError) as error:
         raise UserError(
             f"The {subfolder} of base model {base} is not on this machine and cannot be loaded "
-            f"from {base.tokenizers}: give --single_file_config, the folder of a diffusers pipeline of "
-            "the same family with its JSON files and tokenizers (no weights needed)."
+            f"from {base.tokenizers}: give --single_file_config, the folder of a diffusers "
+            "pipeline of the same family with its JSON files and tokenizers (no weights needed)."
         ) from error
 
 

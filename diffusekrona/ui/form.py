@@ -46,10 +46,10 @@ def label_of(option: Option) -> str:
 
 def help_of(option: Option) -> str:
     """The setting's help, with what it is if it is left empty."""
-    text = option.metadata["help"].replace("repeat the flag for several", "one per line")
+    text = option.metadata["help"].replace("; repeat the flag for several", "; one per line")
     if option.default is MISSING or option.kind is bool or option.choices:
         return text
-    shown = field_value(option, option.default)
+    shown = str(field_value(option, option.default)).replace("\n", ", ")
     return f"{text} Default: {shown}." if shown else text
 
 

@@ -62,7 +62,7 @@ def _tool(workspace: Workspace, tool: Tool) -> None:
             show_progress="hidden",
         )  # fmt: skip
     if tool.name == "convert":
-        fields["source"].input(_destination, fields["source"], fields["destination"])
+        fields["source"].change(_destination, fields["source"], fields["destination"])
 
     def run(*typed: Any) -> Iterator[tuple[str, Any]]:
         yield from _run(workspace, tool, dict(zip(fields, typed, strict=True)))
@@ -75,7 +75,8 @@ def _field(workspace: Workspace, tool: Tool, name: str) -> Any:
     if name not in tool.choices:
         return component_for(option, tool.name)
     look = {"choices": tool.choices[name](workspace), "multiselect": option.many}
-    return component_for(option, tool.name, value=[] if option.many else None, **look)
+    look |= {"value": [] if option.many else None, "allow_custom_value": True}
+    return component_for(option, tool.name, **look)
 
 
 def _destination(source: str | None) -> str:

@@ -136,7 +136,7 @@ def fill(page: Page, **values: object) -> None:
 
 def write(page: Page, box: Any, text: str) -> None:
     """Replace a field's text by the keyboard: the page looks at every key."""
-    box.click()
+    box.focus()
     page.keyboard.press("ControlOrMeta+A")
     page.keyboard.press("Delete")
     page.keyboard.type(text)
@@ -247,9 +247,9 @@ def test_converting_and_downloading(page: Page, server: Server, adapters: list[s
     page.get_by_role("tab", name="Reports").click()
     page.get_by_role("tab", name="Convert").click()
     write(page, control(page, "convert-source"), adapters[0])
-    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
     expect(control(page, "convert-destination")).to_have_value("outputs/converted/one.safetensors")
-    write(page, control(page, "convert-to"), "lokr-")
+    write(page, control(page, "convert-to"), "LoKr under kohya")
     page.keyboard.press("Enter")
     page.get_by_role("button", name="Convert", exact=True).click()
     with page.expect_download() as download:

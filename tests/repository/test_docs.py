@@ -111,11 +111,9 @@ def recipes() -> list[str]:
     return list(dict.fromkeys(found))
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
-@pytest.mark.parametrize("command", recipes())
-def test_recipes_can_be_run(command: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Each up to its plan, on the small base of its kind."""
-    stub = tmp_path / "python"
+def flags_of(command: str, folder: Path) -> list[str]:
+    """What a fine-tuning command passes to the program, on the small base of its kind."""
+    stub = folder / "python"
     stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     stub.chmod(0o755)
     # What needs a GPU, and what would train on a published base.
@@ -125,17 +123,46 @@ def test_recipes_can_be_run(command: str, tmp_path: Path, capsys: pytest.Capture
         **os.environ,
         "PYTHON": str(stub),
         "MODEL_NAME": base,
-        "OUTPUT_DIR": str(tmp_path / "run"),
+        "OUTPUT_DIR": str(folder / "run"),
     }
     done = subprocess.run(
         ["bash", "-c", command], cwd=ROOT, env=env, capture_output=True, text=True, check=True
     )
     words = done.stdout.splitlines()
-    flags = words[words.index("diffusekrona.train_dreambooth") + 1 :]
+    return words[words.index("diffusekrona.train_dreambooth") + 1 :]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+@pytest.mark.parametrize("command", recipes())
+def test_recipes_have_a_plan(command: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from diffusekrona.train_dreambooth import main
 
+    flags = flags_of(command, tmp_path)
     main([*flags, *([] if "--dry_run" in flags else ["--dry_run"])])
     assert "adapter file" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+@pytest.mark.parametrize("command", [c for c in recipes() if "--dry_run" not in c])
+def test_recipes_run_whole(command: str, tmp_path: Path) -> None:
+    """Each for one step, with one validation picture and one class picture, to its last file."""
+    from diffusekrona.train_dreambooth import main
+
+    few = {
+        "max_train_steps": 1,
+        "train_batch_size": 1,
+        "validation_inference_steps": 1,
+        "num_validation_images": 1,
+    }
+    flags = flags_of(command, tmp_path)
+    if "--class_data_dir" in flags:
+        folder = tmp_path / "class"
+        few |= {"num_class_images": 1, "sample_batch_size": 1, "class_data_dir": folder}
+    flags += [word for name, value in few.items() for word in (f"--{name}", str(value))]
+    assert main(flags) == 0
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"adapter.safetensors", "run.json", "run.yaml", "validation", "README.md"} <= left
 
 
 def program_lines() -> list[str]:

@@ -178,6 +178,10 @@ class Family(ABC):
         """Of a layer that `split_fused` made: the layer that it is a slice of, and which part."""
         return None
 
+    def file_name(self, path: str) -> str:
+        """A layer's path as other programs' files may have it, which `read_layer` reads."""
+        return path
+
     def fused_shape(self, part: str, shape: tuple[int, int]) -> tuple[int, int]:
         """(out, in) of the whole layer, from a part's name and (out, in)."""
         return shape

@@ -28,6 +28,7 @@ THINKING = False  # as Flux2KleinPipeline sets the chat template's option
 _CHANNELS, _TEXT_WIDTH = 128, 15360
 
 
+_SLICES = (".to_q", ".to_k", ".to_v")  # of `to_qkv_mlp_proj`
 _MLP_RATIO = 3  # of all FLUX.2 models
 _FUSED = {"to_qkv_mlp_proj": ("to_q", "to_k", "to_v", "mlp"), "to_out": ("attention", "mlp")}
 
@@ -71,6 +72,16 @@ class Flux2KleinFamily(Family):
                 layer = plain_linear(attention.to_out, f"{name}.to_out")
                 attention.to_out = ColumnSplit(layer, {"attention": width, "mlp": inner})
         return denoiser
+
+    def read_layer(self, stem: str) -> str | None:
+        path = super().read_layer(stem)
+        if path and path.startswith("single_") and path.endswith(_SLICES):
+            return path.replace(".attn.", ".attn.to_qkv_mlp_proj.")
+        return path
+
+    def file_name(self, path: str) -> str:
+        """ComfyUI knows the q, k and v of single blocks as slices of its own fused layer."""
+        return path.replace(".to_qkv_mlp_proj", "") if path.endswith(_SLICES) else path
 
     def fused_part(self, path: str) -> tuple[str, str] | None:
         whole, _, part = path.rpartition(".")
@@ -208,7 +219,10 @@ FLUX2_KLEIN = Flux2KleinFamily(
             *(f"attn.add_{letter}_proj" for letter in "qkv"),
             *(f"{part}.linear_{end}" for part in ("ff", "ff_context") for end in ("in", "out")),
         ),
-        "single_transformer_blocks": ("attn.to_qkv_mlp_proj", "attn.to_out"),
+        "single_transformer_blocks": (
+            *("attn.to_qkv_mlp_proj", "attn.to_out"),
+            *(f"attn{end}" for end in _SLICES),
+        ),
     },
     loss_settings=("weighting_scheme",),
     guidance=4.0,

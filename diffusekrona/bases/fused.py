@@ -52,7 +52,8 @@ def plain_linear(layer: nn.Module, name: str) -> nn.Linear:
     Raises:
         UserError: it is quantised, or carries an adapter already; it is named.
     """
-    if type(layer) is not nn.Linear or layer.bias is not None:
+    biased = "bias" in dict(layer.named_parameters())
+    if not isinstance(layer, nn.Linear) or type(layer) is not nn.Linear or biased:
         raise UserError(
             f"Layer {name} of the base holds several projections and cannot be split as "
             f"{type(layer).__name__}: put our adapter on before quantising it or loading others."

@@ -115,7 +115,10 @@ def find_family(
     Raises:
         UserError: the layers are of several families, or not of the one that the user named.
     """
+    noted = family_from_metadata(metadata)
     for family in FAMILIES.values():
+        if noted not in (None, family.name):
+            continue
         if family.block_layers and any(_is_of(name, family) for name in layers):
             if hints.family not in (None, family.name):
                 raise UserError(
@@ -127,7 +130,6 @@ def find_family(
         raise UserError(
             f"--family {hints.family}: the layers of {where} are those of {' or '.join(possible)}."
         )
-    noted = family_from_metadata(metadata)
     # Of a family that other programs' files do not know, the layers say nothing.
     if noted and (noted in possible or FAMILIES[noted].files is None):
         return hints.family or noted

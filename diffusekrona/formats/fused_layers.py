@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
-from ..adapters.deltas import Delta, LowRankDelta, to_low_rank
+from ..adapters.deltas import Delta, KronDelta, LowRankDelta, to_low_rank
 from ..bases.base import Family
 from ..bases.families import FAMILIES
+from ..common.errors import UserError
 
 
 def _family(name: str | None) -> Family | None:
@@ -74,10 +76,46 @@ def split(layers: Mapping[str, Delta], family: str | None) -> dict[str, Delta]:
         if not slices:
             found[name] = delta
             continue
-        low = to_low_rank(delta)
         for part, (rows, columns) in slices.items():
-            up, down = low.up[rows], low.down[:, columns]
-            used = up.abs().amax(0).gt(0) & down.abs().amax(1).gt(0)
-            if used.any():
-                found[f"{name}.{part}"] = LowRankDelta(up[:, used], down[used])
+            own = _slice(delta, rows, columns)
+            if own is not None:
+                found[f"{name}.{part}"] = own
     return found
+
+
+def _slice(delta: Delta, rows: slice, columns: slice) -> Delta | None:
+    """Rows and columns of a delta: a Kronecker product if they are whole blocks of it, else a LoRA;
+    None if they are zero."""
+    if isinstance(delta, KronDelta) and delta.output_order == "kron":
+        (out, width), (_, b1, b2) = delta.shape, delta.b.shape
+        (top, bottom, _), (left, right, _) = rows.indices(out), columns.indices(width)
+        if not any((top % b1, bottom % b1, left % b2, right % b2)):
+            a = delta.a[:, top // b1 : bottom // b1, left // b2 : right // b2]
+            return replace(delta, a=a) if a.any() else None
+    low = to_low_rank(delta)
+    up, down = low.up[rows], low.down[:, columns]
+    used = up.abs().amax(0).gt(0) & down.abs().amax(1).gt(0)
+    return LowRankDelta(up[:, used], down[used]) if used.any() else None
+
+
+def in_whole(path: str, delta: KronDelta, family: Family) -> tuple[str, KronDelta]:
+    """A part's Kronecker product as one of the whole layer, with zeros in A.
+
+    Raises:
+        UserError: the part's place in the layer is not a whole number of A's blocks.
+    """
+    found = family.fused_part(path)
+    if found is None:
+        return path, delta
+    out, width = family.fused_shape(found[1], delta.shape)
+    (_, b1, b2), slices = delta.b.shape, family.fused_slices(found[0], (out, width))[found[1]]
+    top, left = (cut.indices(size)[0] for cut, size in zip(slices, (out, width), strict=True))
+    if any((out % b1, width % b2, top % b1, left % b2)):
+        raise UserError(
+            f"{path}: its blocks of {b1}x{b2} do not fit into the base's layer of {out}x{width}: "
+            "write --to lora."
+        )
+    a = torch.zeros(delta.terms, out // b1, width // b2)
+    top, left = top // b1, left // b2
+    a[:, top : top + delta.a.shape[1], left : left + delta.a.shape[2]] = delta.a
+    return found[0], replace(delta, a=a)

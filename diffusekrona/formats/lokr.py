@@ -15,10 +15,12 @@ from dataclasses import replace
 import torch
 
 from ..adapters.deltas import Delta, KronDelta, LowRankDelta, as_plain_kron, krons_equally
+from ..bases.base import Family
+from ..bases.families import FAMILIES
 from ..common.errors import UserError
 from ..common.tensor_files import stored
 from .delta_set import DeltaSet
-from .fused_layers import fused_names
+from .fused_layers import fused_names, in_whole
 from .layer_names import kohya_stem
 from .lora import shaped
 from .metadata import metadata_for, names_in_files
@@ -71,6 +73,8 @@ def kohya_tensors(
 ) -> tuple[DeltaSet, dict[str, torch.Tensor], dict[str, str]]:
     """What is written, its tensors and metadata, under kohya's names (ComfyUI, Forge, A1111 …)."""
     family = source.need_family()
+    if FAMILIES[family].block_layers:
+        return _transformer_tensors(source, FAMILIES[family], dtype, a1, a2)
     known = names_in_files(family)
     low = _low_rank_beside(source) if a1 is None and a2 is None else {}
     products = {n: d for n, d in source.layers.items() if n not in low}
@@ -95,6 +99,33 @@ def kohya_tensors(
         source.notes.append(f"{len(low)} layers are LoRA and stay so in the same file")
         source = replace(source, layers=source.layers | low)
     return source, stored(tensors, dtype, source.dtype) | source.bundled, metadata
+
+
+def _transformer_tensors(
+    source: DeltaSet, family: Family, dtype: torch.dtype | None, a1: int | None, a2: int | None
+) -> tuple[DeltaSet, dict[str, torch.Tensor], dict[str, str]]:
+    """`kohya_tensors` of a transformer, under diffusers' names, as ComfyUI reads them.
+
+    Source: ComfyUI `comfy/lora.py`, `comfy/utils.py` (`flux_to_diffusers`, `z_image_to_diffusers`).
+    """
+    source = single_products(source, a1, a2)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, delta in source.layers.items():
+        component, _, path = name.partition(".")
+        if not isinstance(delta, KronDelta):  # `single_products` has refused it
+            continue
+        place = family.file_name(path)
+        if place == path:
+            place, delta = in_whole(path, delta, family)
+        stem = f"{component}.{place}"
+        if f"{stem}.alpha" in tensors:
+            raise UserError(
+                f"{stem} holds several projections, and LoKr has no place for two products in one "
+                "layer: write --to lora or --to merged."
+            )
+        tensors[f"{stem}.lokr_w1"], tensors[f"{stem}.lokr_w2"] = _factors(delta)
+        tensors[f"{stem}.alpha"] = torch.tensor(1.0)
+    return source, stored(tensors, dtype, source.dtype), {"base_family": family.name}
 
 
 def _low_rank_beside(source: DeltaSet) -> dict[str, LowRankDelta]:

@@ -24,7 +24,10 @@ def names_in_files(family: str) -> FileNames:
     if known is None:
         raise UserError(f"--family {family}: choose one of {', '.join(FAMILIES)}.")
     if known.files is None:
-        raise UserError(f"Files of {known.title} are not written in other programs' formats yet.")
+        raise UserError(
+            f"{known.title} has no layers under kohya's names: write --to lora, --to lokr or --to "
+            "merged, or --to krona."
+        )
     return known.files
 
 

@@ -111,3 +111,23 @@ def test_lokr_is_loaded_by_diffusers_or_refused(trained, tmp_path: Path) -> None
     torch.testing.assert_close(output(family, pipeline.transformer), want, rtol=1e-4, atol=1e-5)
     convert(file, tmp_path / "back.safetensors", "krona")
     torch.testing.assert_close(adapted(family, base, tmp_path / "back.safetensors"), want)
+
+
+def test_lokr_for_comfyui_has_slices_under_the_names_that_it_knows(trained, tmp_path: Path) -> None:
+    family, base, _ = trained
+    denoiser = family.load_denoiser(str(base))
+    names = targets_of("kqvo", family.letters, family.denoiser).names
+    denoiser.add_adapter(KronAConfig(a1=8, a2=16, target_modules=list(names)))
+    tiny_models.random_factors(denoiser)
+    path = save_adapter(denoiser, tmp_path / "adapter.safetensors")
+    file = tmp_path / "lokr.safetensors"
+    assert convert(path, file, "lokr").relative < 1e-6
+    tensors = load_file(file)
+    if family.name == "flux2-klein":
+        single = "transformer.single_transformer_blocks.1.attn"
+        assert tensors[f"{single}.to_k.lokr_w1"].shape == (8, 16)
+        whole = torch.kron(tensors[f"{single}.to_out.lokr_w1"], tensors[f"{single}.to_out.lokr_w2"])
+        assert whole.shape == (64, 256) and not whole[:, 64:].any()
+    convert(file, tmp_path / "back.safetensors", "krona")
+    want = adapted(family, base, path)
+    torch.testing.assert_close(adapted(family, base, tmp_path / "back.safetensors"), want)

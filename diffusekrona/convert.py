@@ -19,7 +19,7 @@ from .bases.precision import STORED, dtype_of
 from .common.command_line import parse
 from .common.errors import exit_on_user_error
 from .common.settings import setting
-from .common.weights import split_weight
+from .common.weights import given_weight
 
 TARGETS = {
     "krona": "our adapter file",
@@ -106,12 +106,21 @@ def description() -> str:
     )
 
 
+def _source(text: str) -> tuple[str, float]:
+    """`PATH[:WEIGHT]`; without a weight, the one that an adapter file of ours names, or 1."""
+    from .adapters.mixing import default_weight
+    from .common.tensor_files import read_metadata
+
+    path, weight = given_weight(text)
+    return path, default_weight(read_metadata(path)) if weight is None else weight
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Raises UserError for whatever is wrong with the request or its files."""
     settings = parse(ConvertSettings, argv, prog="diffusekrona.convert", description=description())
     from .formats.conversion import Options, convert
 
-    source, weight = split_weight(settings.source)
+    source, weight = _source(settings.source)
     options = Options(
         rank=settings.rank,
         a1=settings.a1,
@@ -129,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         base=settings.base,
         family=settings.family,
         weight=weight,
-        adapters=[split_weight(text) for text in settings.adapter],
+        adapters=[_source(text) for text in settings.adapter],
         options=options,
         overwrite=settings.overwrite,
     )

@@ -8,18 +8,17 @@ on where it stopped, `--score_only` scores again without drawing, processes shar
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .adapters.mixing import WeightedAdapter, choose_base, parse_adapter, reading_options, run_name
-from .bases.precision import DTYPE_NAMES
+from .adapters.mixing import choose_base, read_weighted, reading_options, run_name
 from .common.devices import choose_device, process_state
 from .common.errors import UserError, exit_on_user_error
 from .evaluation.settings import ComparedSettings, EvaluateSettings, parse_settings
 
 if TYPE_CHECKING:
-    from .evaluation.pictures import Drawing, Variant
+    from .evaluation.pictures import Variant
     from .evaluation.report import Evaluation
 
 log = logging.getLogger("diffusekrona.evaluate")  # also where this is __main__
@@ -31,7 +30,6 @@ def read_variants(compared: ComparedSettings) -> list[Variant]:
     Raises:
         UserError: one that is missing or damaged, or two of the same name.
     """
-    from .adapters.file import read_adapter
     from .evaluation.pictures import Variant
 
     variants = []
@@ -40,10 +38,9 @@ def read_variants(compared: ComparedSettings) -> list[Variant]:
         if path == "none":
             variants.append(Variant(name or "base", compared.class_word))
             continue
-        file, weight = parse_adapter(path)
-        mixed = WeightedAdapter(file, weight, read_adapter(file))
-        default = f"{mixed.adapter.method.name} {run_name(file, mixed.adapter)}"
-        default += f" at {weight:g}" if weight != 1 else ""
+        mixed = read_weighted(path)
+        default = f"{mixed.adapter.method.name} {run_name(mixed.path, mixed.adapter)}"
+        default += f" at {mixed.weight:g}" if mixed.weight != 1 else ""
         subject = f"{compared.identifier} {compared.class_word}"
         variants.append(Variant(name or default, subject, (mixed,)))
     folders = [variant.folder for variant in variants]
@@ -68,41 +65,18 @@ def relative_norm(variant: Variant) -> float | None:
     return norms[0] if len(norms) == 1 else None
 
 
-def drawing_of(
-    settings: EvaluateSettings, base: str, device: Any, reading: Mapping[str, Any]
-) -> Drawing:
-    """The settings that all pictures share; `reading` is how the base is read."""
-    from .evaluation.pictures import Drawing
-
-    drawing, model = settings.drawing, settings.model
-    precision = model.mixed_precision or ("no" if device.type == "cpu" else "fp16")
-    return Drawing(
-        base=base,
-        steps=drawing.num_inference_steps,
-        guidance=drawing.guidance_scale,
-        scheduler=drawing.scheduler,
-        size=drawing.size,
-        negative_prompt=drawing.negative_prompt,
-        dtype=DTYPE_NAMES[precision],
-        vae=model.vae,
-        batch_size=model.batch_size,
-        low_vram=model.low_vram,
-        options={"revision": model.revision, "variant": model.variant, **reading},
-    )
-
-
 def evaluate(settings: EvaluateSettings, state: Any) -> Evaluation | None:
     """Draw what is missing and score it all; None on other than the main process."""
     from .bases.loading import bundled_models
     from .data.disk_cache import report_other_base
     from .data.folder import find_pictures
     from .evaluation.encoders import choose_names, load_clip_encoder, load_dino_encoder
-    from .evaluation.pictures import draw_missing, jobs_of, load_rows, refuse_others
+    from .evaluation.pictures import draw_missing, drawing_of, jobs_of, load_rows, refuse_others
     from .evaluation.prompts import get_prompts
     from .evaluation.report import Evaluation, Row
     from .evaluation.scoring import read_reference, score, scored_texts
 
-    compared, scoring = settings.compared, settings.scoring
+    compared, scoring, encoders = settings.compared, settings.scoring, settings.encoders
     variants = read_variants(compared)
     photos, skipped = find_pictures(compared.subject_dir)
     for line in skipped:
@@ -120,12 +94,12 @@ def evaluate(settings: EvaluateSettings, state: Any) -> Evaluation | None:
     prompts = get_prompts(
         compared.prompts if compared.prompts != "auto" else "pocket" if bundled else "object"
     )
-    clip_name, dino_name, missing = choose_names(scoring.clip, scoring.dino, bundled)
+    clip_name, dino_name, missing = choose_names(encoders.clip, encoders.dino, bundled)
     # Before anything is drawn: a scorer that cannot be loaded should not be found after hours.
     device = choose_device(settings.model.device, state.device)
-    clip = load_clip_encoder(clip_name, scoring.clip_backend, device)
+    clip = load_clip_encoder(clip_name, encoders.clip_backend, device)
     dino = load_dino_encoder(dino_name, device) if dino_name else None
-    drawing = drawing_of(settings, base, device, reading)
+    drawing = drawing_of(settings.drawing, settings.model, base, device, reading)
     folder = scoring.output_dir / "pictures"
     jobs = [jobs_of(v, drawing, prompts, compared.seeds, folder) for v in variants]
     if scoring.score_only:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
-from ..common.weights import split_weight
+from ..common.weights import given_weight, is_weight, split_weight
 
 if TYPE_CHECKING:
     from .file import Adapter
     from .groups import GroupWeights
 
 ADAPTER_FILE = "adapter.safetensors"  # the name that a run's folder holds it under
+WEIGHT_KEY = "default_weight"  # in a file's metadata: the weight to draw with
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,9 @@ def read_adapters(
     Raises:
         UserError: an adapter that is missing or damaged; a group that none of them has.
     """
-    from .file import read_adapter
     from .groups import places_of
 
-    pairs = [parse_adapter(text) for text in texts]
-    read = [WeightedAdapter(path, weight, read_adapter(path), groups) for path, weight in pairs]
+    read = [read_weighted(text, groups) for text in texts]
     if groups:
         groups.check(place for one in read for place in places_of(one.adapter))
     return read
@@ -157,8 +156,35 @@ def choose_base(
 def parse_adapter(text: str) -> tuple[Path, float]:
     """`PATH[:WEIGHT]` to the adapter file's path and its weight. Raises as `split_weight` does."""
     path, weight = split_weight(text)
+    return _file(path), weight
+
+
+def read_weighted(text: str, groups: GroupWeights | None = None) -> WeightedAdapter:
+    """The adapter of `PATH[:WEIGHT]`; without a weight, at the one that its file names, or at 1.
+
+    Raises:
+        UserError: an adapter that is missing or damaged.
+    """
+    from .file import read_adapter
+
+    path, weight = given_weight(text)
+    adapter = read_adapter(_file(path))
+    weight = default_weight(adapter.metadata) if weight is None else weight
+    return WeightedAdapter(_file(path), weight, adapter, groups)
+
+
+def default_weight(metadata: Mapping[str, str]) -> float:
+    """The weight at which an adapter's file asks to be drawn, as `diffusekrona.choose` chose it."""
+    try:
+        weight = float(metadata.get(WEIGHT_KEY, ""))
+    except ValueError:
+        return 1.0
+    return weight if is_weight(weight) else 1.0
+
+
+def _file(path: str) -> Path:
     file = Path(path).expanduser()
-    return (file / ADAPTER_FILE if file.is_dir() else file), weight
+    return file / ADAPTER_FILE if file.is_dir() else file
 
 
 def apply_adapters(pipeline: Any, adapters: Sequence[WeightedAdapter], merge: bool = True) -> None:

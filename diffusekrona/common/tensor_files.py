@@ -106,6 +106,17 @@ def read_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[str, s
     return tensors, metadata
 
 
+def read_metadata(path: Path | str) -> dict[str, str]:
+    """The metadata of a safetensors file; {} of any other file, of a folder, and of none."""
+    if not Path(path).expanduser().is_file():
+        return {}
+    try:
+        with safe_open(Path(path).expanduser(), "pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}
+
+
 def read_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
     """Key to shape, from the header alone."""
     with opened(path) as file:

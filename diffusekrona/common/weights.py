@@ -15,7 +15,13 @@ def is_weight(number: float) -> bool:
 
 
 def split_weight(text: str) -> tuple[str, float]:
-    """`PATH[:WEIGHT]` to the path and its weight, by default 1.
+    """`PATH[:WEIGHT]` to the path and its weight, by default 1. Raises as `given_weight` does."""
+    path, weight = given_weight(text)
+    return path, 1.0 if weight is None else weight
+
+
+def given_weight(text: str) -> tuple[str, float | None]:
+    """`PATH[:WEIGHT]` to the path and the weight that is written behind it, None if none is.
 
     Paths with colons survive: what exists as written is a path, and so is what does not end in a
     colon and a number.
@@ -25,11 +31,11 @@ def split_weight(text: str) -> tuple[str, float]:
     """
     head, colon, tail = text.rpartition(":")
     if not colon or Path(text).expanduser().exists():
-        return text, 1.0
+        return text, None
     try:
         weight = float(tail)
     except ValueError:
-        return text, 1.0
+        return text, None
     if not is_weight(weight):
         raise UserError(f"{text}: the weight must be a number, finite and below {LARGEST:g}.")
     return head, weight

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..adapters.mixing import WeightedAdapter, apply_adapters
+from ..bases.precision import DTYPE_NAMES
 from ..common.errors import UserError
 from ..common.files import slug
 from ..common.pictures import open_png
@@ -23,6 +24,9 @@ from .prompts import Prompt
 
 if TYPE_CHECKING:
     import torch
+
+    from ..sampling.settings import DrawSettings
+    from .settings import EvaluatedModelSettings
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +62,30 @@ class Drawing:
         files = {"base_files": fingerprint_of(self.base), "vae_files": fingerprint_of(self.vae)}
         size = list(self.size) if self.size else None
         return {**shared, "size": size, **files, "adapters": adapters}
+
+
+def drawing_of(
+    drawing: DrawSettings,
+    model: EvaluatedModelSettings,
+    base: str,
+    device: torch.device,
+    reading: Mapping[str, Any],
+) -> Drawing:
+    """The settings that all pictures share; `reading` is how the base is read."""
+    precision = model.mixed_precision or ("no" if device.type == "cpu" else "fp16")
+    return Drawing(
+        base=base,
+        steps=drawing.num_inference_steps,
+        guidance=drawing.guidance_scale,
+        scheduler=drawing.scheduler,
+        size=drawing.size,
+        negative_prompt=drawing.negative_prompt,
+        dtype=DTYPE_NAMES[precision],
+        vae=model.vae,
+        batch_size=model.batch_size,
+        low_vram=model.low_vram,
+        options={"revision": model.revision, "variant": model.variant, **reading},
+    )
 
 
 @dataclass(frozen=True)

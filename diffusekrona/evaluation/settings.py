@@ -62,10 +62,9 @@ class EvaluatedModelSettings:
 
 
 @dataclass(frozen=True)
-class ScoringSettings:
-    """How pictures are scored, and where the results go."""
+class EncoderSettings:
+    """The models that score."""
 
-    output_dir: Path = setting(metavar="FOLDER", help="Write pictures, results and the page here.")
     clip: str = setting(
         "auto",
         metavar="NAME_OR_PATH",
@@ -79,6 +78,13 @@ class ScoringSettings:
         metavar="NAME_OR_PATH",
         help="DINO or DINOv2 model; auto: ViT-S/16; none: omit this score.",
     )
+
+
+@dataclass(frozen=True)
+class ScoringSettings:
+    """How pictures are scored, and where the results go."""
+
+    output_dir: Path = setting(metavar="FOLDER", help="Write pictures, results and the page here.")
     clip_t_text: Literal["class", "full"] = setting(
         "class",
         help="Score CLIP-T against the prompt with the plain class, or with the identifier too.",
@@ -97,6 +103,7 @@ class EvaluateSettings:
     drawing: DrawSettings
     model: EvaluatedModelSettings
     reading: ReadingSettings
+    encoders: EncoderSettings
     scoring: ScoringSettings
 
 

@@ -1,0 +1,198 @@
+"""Scores of one candidate's pictures: those of an evaluation, and what a choice needs beside them.
+
+Kept in a file per candidate, under a hash of everything they depend on: a run of `choose` that was
+killed goes on, and another preference costs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..common.errors import UserError
+from ..common.files import write_text
+from ..common.json_files import read_json
+from ..common.pictures import content_key, load_picture
+from .encoders import Encoder
+from .fingerprint import fingerprint_of
+from .scoring import Reference, Scores, score
+
+Levels = list[list[float]]  # (prompts, seeds)
+
+
+@dataclass(frozen=True)
+class CandidateScores:
+    """Scores of one candidate.
+
+    Attributes:
+        pictures: (prompts, seeds) of "clip_i", "clip_t", "right_prompt" (1 where CLIP takes the
+            picture's own prompt for the best of all) and, with a second encoder, "dino".
+        nearest: (prompts, seeds) cosine to the nearest training picture, in DINO's space if there
+            is one, else in CLIP's.
+        diversity: (prompts,) mean over pairs of seeds of 1 - cosine; None with one seed.
+        drift: (seeds,) 1 - cosine of the plain class word's picture to the base's own.
+        floor: (prompts, seeds) mean cosine to the texts of the other prompts.
+    """
+
+    pictures: dict[str, Levels]
+    nearest: Levels
+    diversity: list[float] | None
+    drift: list[float]
+    floor: Levels
+
+    def likeness(self) -> np.ndarray:
+        """(prompts, seeds): the mean of CLIP-I and DINO, or CLIP-I alone."""
+        names = [name for name in ("clip_i", "dino") if name in self.pictures]
+        return np.mean([np.array(self.pictures[name]) for name in names], axis=0)
+
+    def level(self, name: str) -> np.ndarray:
+        """(prompts, seeds) of one of `pictures`."""
+        return np.array(self.pictures[name])
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What candidates are scored with and against.
+
+    Attributes:
+        texts: one per prompt, that CLIP-T compares with.
+        reference: the held-out photos or, without any, the training pictures.
+        trained: the training pictures' features, of `space`.
+        space: "dino" or "clip", of `trained` and `nearest`.
+        baseline: how near real photos of the subject are to their nearest training picture: the
+            held-out ones or, without any, each training picture to the others; None of one photo.
+    """
+
+    clip: Encoder
+    dino: Encoder | None
+    texts: Sequence[str]
+    reference: Reference
+    trained: torch.Tensor
+    baseline: float | None
+    key: str
+
+    @property
+    def space(self) -> str:
+        return "dino" if self.dino else "clip"
+
+
+def make_judge(
+    clip: Encoder,
+    dino: Encoder | None,
+    texts: Sequence[str],
+    training: Sequence[Path],
+    held_out: Sequence[Path],
+) -> Judge:
+    """Encode the photos once.
+
+    Args:
+        training, held_out: the photos; without held-out ones likeness is to the training pictures.
+    """
+    photos = list(held_out or training)
+
+    def see(paths: Sequence[Path]) -> Reference:
+        images = [load_picture(path) for path in paths]
+        return Reference(clip.images(images), dino.images(images) if dino else None)
+
+    reference = see(photos)
+    trained = see(training) if held_out else reference
+    features, own = ((r.clip if r.dino is None else r.dino) for r in (trained, reference))
+    baseline = None
+    if held_out:
+        baseline = _nearest(own, features).mean().item()
+    elif len(training) > 1:
+        others = features @ features.T - 9 * torch.eye(len(features))  # not a picture with itself
+        baseline = others.max(dim=1).values.mean().item()
+    names = [clip.name, fingerprint_of(clip.name), dino.name if dino else None]
+    names += [fingerprint_of(dino.name)] if dino else []
+    parts = [*names, *texts, "training", *map(content_key, training), "held out"]
+    key = _hash([*parts, *map(content_key, held_out)])
+    return Judge(clip, dino, texts, reference, features, baseline, key)
+
+
+def _hash(parts: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()[:32]
+
+
+def _nearest(features: torch.Tensor, trained: torch.Tensor) -> torch.Tensor:
+    """(n,): the cosine of each picture to its nearest training picture."""
+    return (features @ trained.T).max(dim=1).values
+
+
+def score_candidate(
+    judge: Judge,
+    images: Sequence[Sequence[Image.Image]],
+    plain: Sequence[Image.Image],
+    plain_of_base: torch.Tensor,
+) -> CandidateScores:
+    """Scores of pictures [prompt][seed], by `scoring.score` where an evaluation has them too.
+
+    Args:
+        plain: of the plain class word, one per seed; plain_of_base: CLIP's features (seeds, d) of
+            the base's.
+    """
+    shape = (len(images), len(images[0]))
+    flat = [image for row in images for image in row]
+    words = judge.clip.texts(list(judge.texts))
+    clip_features = judge.clip.images(flat)
+    dino_features = judge.dino.images(flat) if judge.dino else None
+    # Each picture is encoded once, here.
+    clip = replace(judge.clip, images=lambda _: clip_features, texts=lambda _: words)
+    dino = judge.dino and replace(judge.dino, images=lambda _: dino_features)
+    scores: Scores = score(images, judge.texts, judge.reference, clip, dino)
+    to_texts = clip_features @ words.T
+    own = torch.arange(shape[0]).repeat_interleave(shape[1])
+    right = (to_texts.argmax(dim=1) == own).float()
+    of_own = to_texts[torch.arange(len(flat)), own]
+    floor = (to_texts.sum(dim=1) - of_own) / max(1, shape[0] - 1)
+    seen = clip_features if dino_features is None else dino_features
+    nearest = _nearest(seen, judge.trained)
+    drift = 1 - (judge.clip.images(plain) * plain_of_base).sum(dim=1)
+    levels = {name: values.tolist() for name, values in scores.pictures.items()}
+    levels["right_prompt"] = _levels(right, shape)
+    return CandidateScores(
+        levels,
+        _levels(nearest, shape),
+        None if np.isnan(scores.diversity).any() else scores.diversity.tolist(),
+        drift.double().tolist(),
+        _levels(floor if shape[0] > 1 else torch.zeros_like(floor), shape),
+    )
+
+
+def _levels(values: torch.Tensor, shape: tuple[int, int]) -> Levels:
+    return values.view(shape).double().tolist()
+
+
+def kept_scores(path: Path, key: str) -> CandidateScores | None:
+    """The scores in a file, if they were computed under this key."""
+    if not path.is_file():
+        return None
+    try:
+        kept = read_json(path, _Kept)
+    except UserError:  # damaged: computed again
+        return None
+    return kept.scores if kept.key == key else None
+
+
+def keep_scores(path: Path, key: str, scores: CandidateScores) -> None:
+    """Write what `kept_scores` reads."""
+    write_text(path, json.dumps(asdict(_Kept(key, scores))))
+
+
+def scores_key(judge: Judge, pictures: Sequence[Path]) -> str:
+    """A hash of the scorers, the photos, the texts, and the pictures."""
+    return _hash([judge.key, *map(content_key, pictures)])
+
+
+@dataclass(frozen=True)
+class _Kept:
+    key: str
+    scores: CandidateScores

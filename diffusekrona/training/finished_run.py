@@ -1,0 +1,86 @@
+"""A run that is done, read again from its folder: its checkpoints, and what it was trained on."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from ..adapters.file import Adapter, read_adapter
+from ..common.errors import UserError
+from ..common.settings_files import read_settings_file
+from ..data.examples import read_examples
+from ..data.holdout import split_held_out
+from ..data.settings import DataSettings
+from ..evaluation.choice_settings import SubjectSettings, subject_of
+from .checkpoint import ADAPTER, checkpoints_in, read_settings, what_is_wrong
+from .output import RUN_SETTINGS
+from .settings import TrainSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a run was trained on: photos, held-out ones apart, and what it is called."""
+
+    training: list[Path]
+    held_out: list[Path]
+    identifier: str
+    class_word: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.identifier} {self.class_word}"
+
+
+def find_checkpoints(run: Path, every: int | None) -> dict[int, Path]:
+    """Step to adapter file, in order: the whole checkpoints, and the run's result.
+
+    Raises:
+        UserError: there is none, or a result that is damaged.
+    """
+    found: dict[int, Path] = {}
+    for folder in checkpoints_in(run):
+        if fault := what_is_wrong(folder):
+            log.warning("%s is left out: %s", folder, fault)
+        else:
+            found[read_settings(folder)[0]] = folder / ADAPTER
+    if (run / ADAPTER).is_file():  # rather than the checkpoint of its step: it may be an average
+        steps = read_adapter(run / ADAPTER).metadata.get("steps", "")
+        found[int(steps) if steps.isdecimal() else max(found, default=0) + 1] = run / ADAPTER
+    if not found:
+        raise UserError(
+            f"{run} holds no checkpoint and no adapter.safetensors: give the --output_dir of a "
+            "training run; --checkpointing_steps says how often it saves one."
+        )
+    last = max(found)
+    return {s: found[s] for s in sorted(found) if every is None or s % every == 0 or s == last}
+
+
+def read_subject(run: Path, asked: SubjectSettings, adapter: Adapter) -> Subject:
+    """The subject as the run's settings have it, or as asked.
+
+    Raises:
+        UserError: its pictures are gone, or its name cannot be read off the instance prompt.
+    """
+    there = (run / RUN_SETTINGS).is_file()
+    values = read_settings_file(TrainSettings, run / RUN_SETTINGS) if there else {}
+    folder = asked.subject_dir or values.get("instance_data_dir")
+    if folder is None:
+        raise UserError(f"{run} has no {RUN_SETTINGS}: give --subject_dir, the training pictures.")
+    own = {f.name: values[f.name] for f in fields(DataSettings) if f.name in values}
+    prompt = values.get("instance_prompt") or adapter.metadata.get("instance_prompt") or ""
+    own |= {"instance_data_dir": Path(folder), "instance_prompt": prompt or "a picture"}
+    if asked.holdout_data_dir:
+        own |= {"holdout_data_dir": asked.holdout_data_dir, "holdout": 0}
+    data = DataSettings(**own)
+    trained, held = split_held_out(read_examples(data), data, values.get("seed", 0))
+    read = subject_of(prompt) or ("", "")
+    identifier, word = asked.identifier or read[0], asked.class_word or read[1]
+    if not (identifier and word):
+        raise UserError(
+            f"The instance prompt {prompt!r} is not of the form 'a sks dog': give --identifier and "
+            "--class_word."
+        )
+    return Subject([e.path for e in trained], [e.path for e in held], identifier, word)

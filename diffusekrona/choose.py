@@ -2,8 +2,8 @@
 
 Every checkpoint at a few weights draws the evaluation's prompts with the same seeds. The rule of
 `evaluation.choice` picks one of them by its scores; it is written to `best.safetensors` in the
-run's folder with its weight, beside `choice.json`. Pictures and
-scores are kept in `choice/`: a run that is killed goes on where it stopped.
+run's folder with its weight, beside `choice.json`. Pictures and scores are kept in `choice/`: a
+run that is killed goes on where it stopped.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import pytest
 
 from diffusekrona.common.settings import options_of
 from diffusekrona.convert import ConvertSettings
+from diffusekrona.evaluation.choice_settings import ChooseSettings
 from diffusekrona.evaluation.settings import EvaluateSettings
 from diffusekrona.format_datasets import FormatSettings
 from diffusekrona.inspect import InspectSettings
@@ -29,6 +30,7 @@ CLASSES = {
     "inference": InferenceSettings,
     "convert": ConvertSettings,
     "evaluate": EvaluateSettings,
+    "choose": ChooseSettings,
     "inspect": InspectSettings,
     "plan": PlanSettings,
     "quickstart": QuickstartSettings,

@@ -15,15 +15,12 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .common.errors import UserError, exit_on_user_error
 from .common.settings import with_values
 from .common.settings_files import write_settings_file
 from .training.settings import (
-    LossSettings,
-    OptimisationSettings,
     TrainSettings,
     low_vram_in_words,
     parse_settings,
@@ -31,8 +28,6 @@ from .training.settings import (
 )
 
 if TYPE_CHECKING:
-    from .bases.base import Objective
-    from .data.cache import Data, Item
     from .data.examples import Example
     from .training.resolved_run import ResolvedRun
 
@@ -134,6 +129,7 @@ def run(
     from .common.cpu_memory import keep_freed_memory
     from .data.cache import prepare_data
     from .training import setup
+    from .training.batch import make_batch, plain_loss, training_loss
     from .training.checkpoint import save_checkpoint
     from .training.init_from import start_from
     from .training.log import RunLog, origin_of
@@ -279,153 +275,6 @@ def run(
     accelerator.free_memory()
     accelerator.end_training()
     return 0
-
-
-def make_batch(
-    optimisation: OptimisationSettings,
-    loss: LossSettings,
-    data: Data,
-    accelerator: Any,
-    objective: Objective,
-    number: int,
-) -> dict[str, Any]:
-    """This process's share of micro-step `number`, a pure function of (seed, number).
-
-    Returns:
-        "moments" (n, 2c, h, w), "posterior" and "noise" (n, c, h, w), "timesteps" (n,),
-        "time_ids" (n, 6) and, where there are masks, "mask" (n, 1, h, w), on the device, and
-        "captions" (n); class samples come last.
-    """
-    import torch
-
-    from .common.seeds import seed_for
-    from .data.captions import choose_caption
-    from .training.losses import draw
-
-    seed, processes = optimisation.seed, accelerator.num_processes
-    per_device = optimisation.train_batch_size
-    everyone = per_device * processes
-    mine = slice(
-        accelerator.process_index * per_device, (accelerator.process_index + 1) * per_device
-    )
-    torch.manual_seed(seed_for(seed, "model", number, accelerator.process_index))
-    numbers = range(number * everyone, (number + 1) * everyone)[mine]
-    size, chosen = pick(data.instance, everyone, seed, number)
-    samples = [
-        (item, seed_for(seed, "instance", n)) for item, n in zip(chosen[mine], numbers, strict=True)
-    ]
-    if data.prior:
-        _, chosen = pick(data.prior, everyone, seed, number)
-        samples += [
-            (item, seed_for(seed, "class", n))
-            for item, n in zip(chosen[mine], numbers, strict=True)
-        ]
-    generators = [torch.Generator().manual_seed(own) for _, own in samples]
-    variants = []
-    for (item, _), generator in zip(samples, generators, strict=True):
-        choices = item.variants[size]
-        variants.append(choices[int(torch.randint(len(choices), (), generator=generator))])
-    moments = torch.stack([variant.moments for variant in variants])
-    channels = moments.shape[1] // 2
-    posterior, noise, timesteps = draw(
-        generators,
-        (channels, *moments.shape[2:]),
-        objective,
-        loss.noise_offset,
-    )
-    tensors = {
-        "moments": moments,
-        "posterior": posterior,
-        "noise": noise,
-        "timesteps": timesteps,
-        "time_ids": torch.stack([variant.time_ids for variant in variants]),
-    }
-    if data.masked:
-        whole = torch.ones(1, *moments.shape[2:])
-        masks = [whole if variant.mask is None else variant.mask for variant in variants]
-        tensors["mask"] = torch.stack(masks)
-    batch = {name: to_device(tensor, accelerator.device) for name, tensor in tensors.items()}
-    captions = [choose_caption(item.captions, item.caption_dropout, own) for item, own in samples]
-    return {**batch, "captions": captions}
-
-
-def to_device(tensor: Any, device: Any) -> Any:
-    """A tensor on its way to `device`; only from pinned memory does a GPU's copy not hold us up."""
-    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
-    return pinned.to(device, non_blocking=True)
-
-
-def pick(
-    items: list[Item], batch_size: int, seed: int, number: int
-) -> tuple[tuple[int, int], list[Item]]:
-    """The items of batch `number`, all of one size, and that size (height, width)."""
-    sizes = tuple(next(iter(item.variants)) for item in items)
-    epoch, place = divmod(number, len(epoch_batches(sizes, batch_size, seed, 0)))
-    chosen = epoch_batches(sizes, batch_size, seed, epoch)[place]
-    return sizes[chosen[0]], [items[i] for i in chosen]
-
-
-@functools.lru_cache(maxsize=4)
-def epoch_batches(sizes: tuple, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """`data.batches`, remembered for the epoch at hand."""
-    from .data.folder import batches
-
-    return batches(sizes, batch_size, seed, epoch)
-
-
-def training_loss(
-    settings: LossSettings,
-    resolved: ResolvedRun,
-    data: Data,
-    models: dict[str, Any],
-    objective: Objective,
-    batch: dict[str, Any],
-) -> Any:
-    """The loss of one batch, a scalar with gradients to the factors."""
-    from .training.losses import batch_loss
-
-    family = resolved.family
-    latents = family.sample_latents(batch["moments"], batch["posterior"], data.vae_config)
-    noise, timesteps = batch["noise"], batch["timesteps"]
-    noisy = objective.add_noise(latents, noise, timesteps).to(data.dtype)
-    text = text_of(resolved, data, models, batch["captions"], latents.device)
-    text = {name: state.to(data.dtype) for name, state in text.items()}
-    denoiser = models[family.denoiser]
-    prediction = family.predict(denoiser, noisy, timesteps, text, batch["time_ids"])
-    num_prior = len(noise) // 2 if data.prior else 0
-    return batch_loss(
-        settings, objective, prediction, latents, noise, timesteps, num_prior,
-        mask=batch.get("mask"),
-    )  # fmt: skip
-
-
-def plain_loss(
-    resolved: ResolvedRun,
-    data: Data,
-    models: dict[str, Any],
-    objective: Objective,
-    batch: dict[str, Any],
-) -> Any:
-    """The loss of a batch without pictures of the class, as the default settings have it: a scalar
-    that can be compared between runs that train with different losses."""
-    from .training.settings import LossSettings
-
-    data = replace(data, prior=[])
-    return training_loss(LossSettings(), resolved, data, models, objective, batch)
-
-
-def text_of(
-    resolved: ResolvedRun, data: Data, models: dict[str, Any], captions: Sequence[str], device: Any
-) -> dict[str, Any]:
-    """The batch's text states: from the cache, or through the encoders that are trained."""
-    import torch
-
-    if not data.text_encoders:
-        states = resolved.family.stack_text([data.states[caption] for caption in captions])
-        return {name: to_device(state, device) for name, state in states.items()}
-    columns = zip(*(data.ids[caption] for caption in captions), strict=True)
-    ids = [to_device(torch.cat(column), device) for column in columns]
-    return resolved.family.encode_text(models, ids)
 
 
 if __name__ == "__main__":

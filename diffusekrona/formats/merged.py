@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from ..bases.families import FAMILIES
 from ..common.errors import UserError
 from ..common.tensor_files import Entry, write_entries
 from . import ldm_layout
@@ -127,6 +128,12 @@ def write_single(
     source: DeltaSet, base: FullModel, path: Path, title: str, dtype: torch.dtype | None = None
 ) -> None:
     """One .safetensors file in the original layout, from a base of either layout."""
+    known = FAMILIES.get(base.family or "")
+    if known and known.block_layers:
+        raise UserError(
+            f"A merged {known.title} is written as a diffusers folder: name a destination without "
+            ".safetensors."
+        )
     edits = edits_of(source, base)
     widths = [
         ref.shape[-1]

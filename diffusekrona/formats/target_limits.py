@@ -7,11 +7,13 @@ from dataclasses import replace
 from functools import partial
 
 from ..bases.components import is_text_encoder
+from ..bases.families import FAMILIES
 from ..common.errors import UserError
 from .delta_set import DeltaSet
 from .full_model import FullModel
 
 KOHYA = ("lokr", "lora-kohya")  # only these formats carry textual inversions along
+NOT_OF_TRANSFORMERS = ("peft", "peft-lora", "lora-kohya", "lokr-lycoris")
 ONE_UNET = ("lokr-diffusers", "lokr-lycoris")  # their loaders take a UNet's layers only
 
 
@@ -45,6 +47,12 @@ def held_by(target: str, source: DeltaSet, skip: bool) -> DeltaSet:
         UserError: naming the part, or because nothing would be left.
     """
     notes = list(source.notes)
+    family = FAMILIES.get(source.family or "")
+    if family and family.block_layers and target in NOT_OF_TRANSFORMERS:
+        raise UserError(
+            f"--to {target} is not written for {family.title}: write --to lora, lokr, merged "
+            "or krona."
+        )
 
     def leave_out(parts: Mapping[str, object], what: str, way_out: str) -> None:
         if not parts:

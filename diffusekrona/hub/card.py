@@ -149,7 +149,7 @@ load_adapter(pipe, {json.dumps(ADAPTER)})  # downloaded from {plain(name)}
 image = pipe({prompt}).images[0]
 ```
 """
-    if adapter.method.merging_code:
+    if adapter.method.merging_code and not _has_slices(adapter):
         text += f"""
 Without it, merged into the pipeline's weights:
 
@@ -158,14 +158,37 @@ Without it, merged into the pipeline's weights:
 ```
 """
     text += f"""
-As one file with the whole model, for any other program:
-`python -m diffusekrona.convert {ADAPTER} model.safetensors --to merged --base BASE`.
+As a whole model, for any other program:
+`python -m diffusekrona.convert {ADAPTER} {_merged_name(metadata)} --to merged --base BASE`.
 """
     formats = adapter.method.formats
     if "lora" in formats:
         text += "As an exactly equal LoRA, for plain `pipe.load_lora_weights`: `--to lora`.\n"
+    if _is_transformer(metadata):
+        return text + ("For ComfyUI: `--to lokr`.\n" if "lokr" in formats else "")
     others = " or ".join(f"`--to {name}`" for name in ("lokr", "lora-kohya") if name in formats)
     return text + (f"For ComfyUI, Forge, A1111 and InvokeAI: {others}.\n" if others else "")
+
+
+def _has_slices(adapter: Any) -> bool:
+    """Whether layers are slices of the base's, which only `load_adapter` finds there."""
+    from ..bases.families import FAMILIES
+
+    family = FAMILIES.get(adapter.base_family or "")
+    names = adapter.method.by_layer(adapter.tensors)
+    return family is not None and any(family.fused_part(name) for name in names)
+
+
+def _merged_name(metadata: Mapping[str, str]) -> str:
+    return "merged" if _is_transformer(metadata) else "model.safetensors"
+
+
+def _is_transformer(metadata: Mapping[str, str]) -> bool:
+    """Whether other programs' files name the base's layers as diffusers does."""
+    from ..bases.families import FAMILIES
+
+    family = FAMILIES.get(metadata.get("base_family", ""))
+    return family is not None and bool(family.block_layers)
 
 
 def _duration(seconds: float | None) -> str | None:

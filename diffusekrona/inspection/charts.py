@@ -13,7 +13,7 @@ from .facts import Facts, LayerFacts, shares
 from .lowered import Lowered
 from .tables import in_order
 
-_KINDS = ("self", "cross", "text", "feed-forward", "other")
+_KINDS = ("self", "cross", "joint", "text", "feed-forward", "other")
 
 
 def share_chart(facts: Sequence[Facts]) -> Any:

@@ -15,12 +15,18 @@ from PIL import Image
 
 from diffusekrona import KronAConfig
 from diffusekrona.adapters.deltas import KronDelta
-from diffusekrona.adapters.file import collect_adapter, put_adapter, read_adapter
+from diffusekrona.adapters.file import (
+    collect_adapter,
+    put_adapter,
+    read_adapter,
+    save_adapter,
+)
 from diffusekrona.adapters.layers import add_adapters
 from diffusekrona.adapters.methods import targets_of
 from diffusekrona.bases.families import FAMILIES, identify
 from diffusekrona.common.errors import UserError
 from diffusekrona.inference import main as draw
+from diffusekrona.inspect import main as inspect
 from diffusekrona.sampling.pipeline import generate, load_pipeline
 from diffusekrona.train_dreambooth import main as train
 
@@ -195,3 +201,13 @@ def test_settings_that_the_objective_does_not_read_are_refused(base: Path, tmp_p
     if not family.text_letters:
         with pytest.raises(UserError, match="stays frozen"):
             train(flags(base, tmp_path / "out", "--train_text_encoder"))
+
+
+def test_an_adapter_is_inspected_with_its_base(base: Path, tmp_path: Path) -> None:
+    family, denoiser, config = adapted(base)
+    add_adapters({family.denoiser: config}, {family.denoiser: denoiser}, "default")
+    tiny_models.random_factors(denoiser)
+    path = save_adapter(denoiser, tmp_path / "adapter.safetensors")
+    page = tmp_path / "page.html"
+    inspect([str(path), "--base", str(base), "--output", str(page)])
+    assert "joint" in page.read_text() or family.denoiser == "unet"

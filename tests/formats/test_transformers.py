@@ -16,6 +16,7 @@ from diffusekrona.adapters.methods import targets_of
 from diffusekrona.bases.families import FAMILIES
 from diffusekrona.common.errors import UserError
 from diffusekrona.formats.conversion import convert
+from diffusekrona.hub.card import card_text
 from diffusekrona.sampling.pipeline import load_pipeline
 
 
@@ -131,3 +132,21 @@ def test_lokr_for_comfyui_has_slices_under_the_names_that_it_knows(trained, tmp_
     convert(file, tmp_path / "back.safetensors", "krona")
     want = adapted(family, base, path)
     torch.testing.assert_close(adapted(family, base, tmp_path / "back.safetensors"), want)
+
+
+@pytest.mark.parametrize("target", ["peft", "peft-lora", "lora-kohya", "lokr-lycoris"])
+def test_targets_without_a_place_for_transformers_are_refused_in_one_line(
+    trained, target: str, tmp_path: Path
+) -> None:
+    family, base, path = trained
+    with pytest.raises(UserError, match=f"--to {target} is not written for {family.title}"):
+        convert(path, tmp_path / "out.safetensors", target)
+    with pytest.raises(UserError, match="is written as a diffusers folder"):
+        convert(path, tmp_path / "out.safetensors", "merged", base=base)
+
+
+def test_the_model_card_of_a_transformer_says_what_works(trained) -> None:
+    family, _, path = trained
+    text = card_text(path.parent, "a dog")
+    assert ("torch.kron" in text) == (family.name == "z-image")
+    assert "--to lokr" in text and "lora-kohya" not in text

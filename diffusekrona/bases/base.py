@@ -344,11 +344,6 @@ class Family(ABC):
         return latents
 
 
-def classes_of(family: Family) -> dict[str, str]:
-    """Component name to class name of everything that can be adapted."""
-    return {family.denoiser: family.denoiser_class, **family.text_encoders}
-
-
 def empty_part(family: Family, component: str, config: Mapping[str, Any]) -> Any:
     """A component that can be adapted, without memory. Raises UserError as `meta.build_empty`."""
     if component == family.denoiser:

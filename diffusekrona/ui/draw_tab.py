@@ -54,7 +54,7 @@ class Column:
     scores: tuple[str, ...] = ()
 
 
-def build(workspace: Workspace) -> None:
+def build(workspace: Workspace, tabs: gr.Tabs) -> None:
     """Lay the tab out and wire it. Called inside of `gr.Blocks`."""
     fields: dict[str, Any] = {}
     names: list[Any] = []
@@ -119,11 +119,10 @@ def build(workspace: Workspace) -> None:
         lambda name, there: gr.skip() if there else _blocks(workspace, name),
         [names[0], blocks], blocks, show_progress="hidden",
     )  # fmt: skip
-    for field in names:
-        field.focus(
-            lambda: gr.Dropdown(choices=["", *adapter_files(workspace)]), None, field,
-            show_progress="hidden",
-        )  # fmt: skip
+    tabs.select(
+        lambda: [gr.Dropdown(choices=["", *adapter_files(workspace)])] * ROWS, None, names,
+        show_progress="hidden",
+    )  # fmt: skip
     restored = [said, *names, *weights, *switches.values(), *ordered]
     png.upload(lambda path: _restore(workspace, path), png, restored, show_progress="hidden")
 

@@ -23,9 +23,9 @@ def build(workspace: Workspace) -> gr.Blocks:
             with gr.Tab("Watch", id="watch"):
                 watch_tab.build(workspace, train, running, tabs, page)
             with gr.Tab("Draw", id="draw"):
-                draw_tab.build(workspace)
+                draw_tab.build(workspace, tabs)
             with gr.Tab("Reports", id="reports"):
-                tools_tab.build(workspace)
+                tools_tab.build(workspace, tabs)
         opened = page.load(
             lambda: list(train_tab.first_values(workspace).values()), None, train.shown
         )

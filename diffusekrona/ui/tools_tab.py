@@ -22,26 +22,26 @@ from .views import say, view
 _PAUSE = 0.5  # seconds between two looks at a process
 
 
-def build(workspace: Workspace) -> None:
+def build(workspace: Workspace, tabs: gr.Tabs) -> None:
     """Lay the tab out and wire it. Called inside of `gr.Blocks`."""
     with gr.Tabs():
         for tool in TOOLS:
             with gr.Tab(tool.name.capitalize(), id=tool.name):
-                _tool(workspace, tool)
+                _tool(workspace, tool, tabs)
         with gr.Tab("All reports", id="all-reports"):
             chosen = gr.Dropdown(
                 [], label="report", info="Pages and model cards in outputs/, newest first.",
                 elem_id="report",
             )  # fmt: skip
             shown = gr.HTML(elem_id="report-shown")
-            chosen.focus(
+            tabs.select(
                 lambda: gr.Dropdown(choices=reports(workspace)), None, chosen,
                 show_progress="hidden",
             )  # fmt: skip
             chosen.input(lambda name: report_view(workspace, name), chosen, shown)
 
 
-def _tool(workspace: Workspace, tool: Tool) -> None:
+def _tool(workspace: Workspace, tool: Tool, tabs: gr.Tabs) -> None:
     options = {n: o for n, o in options_of(tool.settings).items() if n not in tool.left_out}
     rest = [name for name in options if name not in tool.first]
     fields: dict[str, Any] = {}
@@ -56,11 +56,10 @@ def _tool(workspace: Workspace, tool: Tool) -> None:
         with gr.Column(scale=3, min_width=320):
             said = gr.HTML(elem_id=f"said-{tool.name}")
             shown = gr.HTML(elem_id=f"shown-{tool.name}")
-    for name, choices in tool.choices.items():
-        fields[name].focus(
-            lambda choices=choices: gr.Dropdown(choices=choices(workspace)), None, fields[name],
-            show_progress="hidden",
-        )  # fmt: skip
+    tabs.select(
+        lambda: _updates(workspace, tool),
+        None, [fields[name] for name in tool.choices], show_progress="hidden",
+    )  # fmt: skip
     if tool.name == "convert":
         fields["source"].change(_destination, fields["source"], fields["destination"])
 
@@ -77,6 +76,12 @@ def _field(workspace: Workspace, tool: Tool, name: str) -> Any:
     look = {"choices": tool.choices[name](workspace), "multiselect": option.many}
     look |= {"value": [] if option.many else None, "allow_custom_value": True}
     return component_for(option, tool.name, **look)
+
+
+def _updates(workspace: Workspace, tool: Tool) -> Any:
+    """What there is to choose from now; Gradio takes one update by itself."""
+    updates = [gr.Dropdown(choices=choices(workspace)) for choices in tool.choices.values()]
+    return updates if len(updates) > 1 else updates[0]
 
 
 def _destination(source: str | None) -> str:

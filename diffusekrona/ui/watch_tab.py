@@ -84,7 +84,7 @@ def build(
     tabs.select(wake, None, timer, **watching)
     timer.tick(look, [chosen, last], [shown, log, last], **watching)
     chosen.change(look, [chosen, last], [shown, log, last], **watching)
-    chosen.focus(runs, [chosen, gr.State(None)], chosen, **watching)
+    tabs.select(runs, [chosen, gr.State(None)], chosen, **watching)
     running.change(runs, [chosen, running], chosen, **watching)
     page.load(runs, [chosen, running], chosen, **watching)
     stopping.click(

@@ -1,4 +1,4 @@
-"""The programs evaluate, inspect and convert, as processes started from a form."""
+"""The programs choose, evaluate, inspect and convert, as processes started from a form."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from ..common.errors import UserError
 from ..common.settings import build, check_limits, options_of
 from ..common.weights import split_weight
 from ..convert import ConvertSettings
+from ..evaluation.choice_settings import ChooseSettings
 from ..evaluation.settings import EvaluateSettings
 from ..inspect import InspectSettings
 from .drawing import flags_of
 from .jobs import LOG, spawn
-from .places import Workspace, adapter_files, inside, subjects
+from .places import Workspace, adapter_files, inside, run_folders, subjects
 
 REPORTS = "outputs/reports"
 Choices = Callable[[Workspace], list[str]]
@@ -48,11 +49,23 @@ def _photo_folders(workspace: Workspace) -> list[str]:
     return [f"data/{name}/input" for name in subjects(workspace)]
 
 
+def _runs(workspace: Workspace) -> list[str]:
+    return [workspace.relative(path) for path in run_folders(workspace)]
+
+
 def _adapters_or_base(workspace: Workspace) -> list[str]:
     return ["none", *adapter_files(workspace)]
 
 
 TOOLS = (
+    Tool(
+        "choose",
+        ChooseSettings,
+        ("run", "prefer", "weights", "every", "budget"),
+        {"run": _runs},
+        ("single_file_config", "device"),
+        lambda folder: {},
+    ),
     Tool(
         "evaluate",
         EvaluateSettings,
@@ -80,10 +93,12 @@ TOOLS = (
 )
 # Settings that hold paths as text: where each may lead.
 _ROOMS = {
+    "run": ("outputs",),
     "adapter": ("outputs",),
     "source": ("outputs",),
     "destination": ("outputs",),
     "subject_dir": ("data",),
+    "holdout_data_dir": ("data",),
     "photos": ("data",),
 }
 

@@ -1,4 +1,4 @@
-"""The tab Reports: evaluate, inspect and convert, and every page and model card in outputs/."""
+"""The tab Reports: choose, evaluate, inspect, convert; every page and model card in outputs/."""
 
 from __future__ import annotations
 
@@ -108,8 +108,11 @@ def _run(workspace: Workspace, tool: Tool, typed: dict[str, Any]) -> Iterator[tu
         yield view("output", command=words, log=log_tail(folder), running=True), ""
         time.sleep(_PAUSE)
     done = view("output", command=words, log=log_tail(folder), running=False)
-    pages = [workspace.relative(path) for path in sorted(folder.glob("*.html"))]
+    run = workspace.root / values.get("run", folder)
     made = [str(values["destination"])] if "destination" in values else []
+    made += [workspace.relative(path) for path in run.glob("best.safetensors")]
+    found = {*folder.glob("*.html"), *run.glob("choice*.html"), *run.glob("choice/*.html")}
+    pages = [workspace.relative(path) for path in sorted(found)]
     files = [name for name in made if served(workspace, name)]
     failed = process.returncode != 0
     yield done, "" if failed else view("report", pages=pages, files=files, text="")

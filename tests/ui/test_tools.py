@@ -13,7 +13,7 @@ from diffusekrona.ui import tools
 from diffusekrona.ui.drawing import flags_of
 from diffusekrona.ui.places import Workspace
 
-EVALUATE, INSPECT, CONVERT = tools.TOOLS
+CHOOSE, EVALUATE, INSPECT, CONVERT = tools.TOOLS
 
 
 def test_fields_are_settings() -> None:
@@ -25,6 +25,7 @@ def test_fields_are_settings() -> None:
 @pytest.mark.parametrize(
     ("tool", "values"),
     [
+        (CHOOSE, {"run": Path("outputs/a"), "prefer": "balance", "weights": (1.0, 0.5)}),
         (EVALUATE, {"adapter": ("none", "outputs/a:0.5"), "subject_dir": Path("data/dog"),
                     "class_word": "big dog", "seeds": (1, 2), "output_dir": Path("outputs/x")}),
         (INSPECT, {"adapter": ("outputs/a", "outputs/b"), "draw": "a 'dog'", "layers": True}),
@@ -38,7 +39,8 @@ def test_flags_give_a_program_the_values(tool: tools.Tool, values: dict) -> None
 
 @pytest.mark.parametrize(
     "values",
-    [{"source": "/etc/passwd"}, {"destination": "../x"}, {"adapter": ("none", "data/x")},
+    [{"source": "/etc/passwd"}, {"run": Path("/etc")}, {"destination": "../x"},
+     {"adapter": ("none", "data/x")},
      {"subject_dir": Path("outputs")}, {"blocks": ("--output=/x",)}, {"class_word": "-x"}],
 )  # fmt: skip
 def test_what_leads_out_is_refused(tmp_path: Path, values: dict) -> None:

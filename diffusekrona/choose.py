@@ -2,8 +2,8 @@
 
 Every checkpoint at a few weights draws the evaluation's prompts with the same seeds. The rule of
 `evaluation.choice` picks one of them by its scores; it is written to `best.safetensors` in the
-run's folder with its weight, beside `choice.json`. Pictures and scores are kept in `choice/`: a
-run that is killed goes on where it stopped.
+run's folder with its weight, beside `choice.json` and the page `choice/index.html`. Pictures and
+scores are kept in `choice/`: a run that is killed goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -243,6 +243,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = parse_settings(argv)
     from .bases.loading import quiet_libraries
     from .common.files import write_text
+    from .evaluation.choice_page import choice_page
     from .evaluation.choice_report import as_json, print_choice
 
     quiet_libraries()
@@ -254,8 +255,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         report = choose_candidate(settings, state)
         if report is not None:
             run = settings.candidates.run
-            written = [write_best(run, report.chosen), run / "choice.json"]
+            page = run / CHOICE_FOLDER / "index.html"
+            written = [write_best(run, report.chosen), run / "choice.json", page]
             write_text(run / "choice.json", json.dumps(as_json(report), indent=1))
+            write_text(page, choice_page(report))
             print_choice(report)
             print("Written: " + ", ".join(str(path) for path in filter(None, written)))
     finally:

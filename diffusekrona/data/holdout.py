@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..common.errors import UserError
 from ..common.pictures import content_key
-from .examples import Example
-from .folder import read_folder
+from .examples import Example, read_examples
 from .settings import DataSettings
 
 
@@ -24,8 +24,8 @@ def split_held_out(
         UserError: no picture is left to train on, or the folder of held-out pictures has none.
     """
     if data.holdout_data_dir is not None:
-        pictures, captions = read_folder(data.holdout_data_dir, data.instance_prompt)
-        held = [Example(p, (c,)) for p, c in zip(pictures, captions, strict=True)]
+        folder = replace(data, instance_data_dir=data.holdout_data_dir, masked_loss=False)
+        held = read_examples(folder, seed)
         contents = {content_key(example.path) for example in held}
         return [e for e in examples if content_key(e.path) not in contents], held
     if not data.holdout:

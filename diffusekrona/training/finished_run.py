@@ -74,8 +74,8 @@ def read_subject(run: Path, asked: SubjectSettings, adapter: Adapter) -> Subject
     own |= {"instance_data_dir": Path(folder), "instance_prompt": prompt or "a picture"}
     if asked.holdout_data_dir:
         own |= {"holdout_data_dir": asked.holdout_data_dir, "holdout": 0}
-    data = DataSettings(**own)
-    trained, held = split_held_out(read_examples(data), data, values.get("seed", 0))
+    data, seed = DataSettings(**{**own, "masked_loss": False}), values.get("seed", 0)
+    trained, held = split_held_out(read_examples(data, seed), data, seed)
     read = subject_of(prompt) or ("", "")
     identifier, word = asked.identifier or read[0], asked.class_word or read[1]
     if not (identifier and word):

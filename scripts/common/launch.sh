@@ -54,19 +54,30 @@ finetune() {
   [ "$CHECKPOINTING" != yes ] || flags+=(--gradient_checkpointing)
   [ "$LOW_VRAM" != yes ] || flags+=(--low_vram)
   case " $* " in *" --overwrite_output_dir "*) ;; *) flags+=(--resume_from_checkpoint latest) ;; esac
+  local output="${OUTPUT_DIR:-$ROOT/outputs/$SUBJECT/$name}"
+  case " $* " in *" --dry_run "*) CHOOSE=no ;; esac
+  if [ "${CHOOSE:-no}" = yes ]; then  # each program replaces a shell of its own
+    ( training "$output" ${flags[@]+"${flags[@]}"} "$@" )
+    launch choose "$output" --class_word "$CLASS" --identifier "$TOKEN"
+  fi
+  training "$output" ${flags[@]+"${flags[@]}"} "$@"
+}
+
+# training OUTPUT_DIR FLAG...: `finetune`'s command.
+training() {
+  local output="$1"; shift
   launch train_dreambooth \
     --pretrained_model_name_or_path "$MODEL_NAME" ${VARIANT:+--variant "$VARIANT"} \
     --instance_data_dir "$ROOT/data/$SUBJECT/input" \
     --instance_prompt "a $TOKEN $CLASS" \
-    --output_dir "${OUTPUT_DIR:-$ROOT/outputs/$SUBJECT/$name}" \
+    --output_dir "$output" \
     --adapter_type "$ADAPTER_TYPE" \
     --attn_update_unet "$ATTN" --a1 "$A1" --a2 "$A2" --factors "$FACTORS" --rank "$RANK" \
     ${LR:+--learning_rate "$LR"} --lr_scheduler "$SCHEDULE" --max_train_steps "$STEPS" \
     --train_batch_size "$BATCH_SIZE" --gradient_accumulation_steps "$ACCUMULATION" \
     ${RESOLUTION:+--resolution "$RESOLUTION"} \
     --mixed_precision "$PRECISION" --seed "$SEED" \
-    --validation_prompt "$VALIDATION" \
-    ${flags[@]+"${flags[@]}"} "$@"
+    --validation_prompt "$VALIDATION" "$@"
 }
 
 # newest PATTERN: the adapter of the newest run of the subject that matches, or nothing.

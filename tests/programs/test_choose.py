@@ -72,6 +72,9 @@ def test_a_run_is_chosen_from_and_goes_on_where_it_stopped(trained, capsys, capl
     assert chosen == ([found["chosen"]["name"]] if found["chosen"] else [])
     assert (run / "best.safetensors").is_file() == bool(found["best_file"])
     assert all((run / p).is_file() for c in found["candidates"] for r in c["pictures"] for p in r)
+    page = (run / "choice" / "index.html").read_text()
+    assert "http" not in page and "<script" not in page and all(f">{n}<" in page for n in names)
+    assert page.count("<img") >= 8 + 2 and "Validation loss" in page
     once = (run / "choice.json").read_bytes()
     choose.main([str(run), *flags])
     assert (run / "choice.json").read_bytes() == once

@@ -101,6 +101,18 @@ def test_held_out_pictures_are_not_trained_on(tiny_sd1, pictures, tmp_path: Path
     assert held.path not in [e.path for e in trained]
 
 
+def test_a_folder_of_held_out_pictures(pictures, tmp_path: Path) -> None:
+    """Copies of them in the training folder are not trained on."""
+    (tmp_path / "mine.png").write_bytes((pictures / "red.png").read_bytes())
+    data = DataSettings(
+        instance_data_dir=pictures, instance_prompt="a dog", holdout_data_dir=tmp_path
+    )
+    examples = [Example(path, ("a dog",)) for path in sorted(pictures.glob("*.png"))]
+    trained, held = split_held_out(examples, data, 0)
+    assert [e.path.name for e in trained] == ["blue.png", "green.png", "yellow.png"]
+    assert [(e.path.name, e.captions) for e in held] == [("mine.png", ("a dog",))]
+
+
 def test_what_is_held_out_follows_the_seed_and_the_content(pictures, tmp_path: Path) -> None:
     def held(folder: Path, seed: int, count: int = 1) -> list[str]:
         data = DataSettings(instance_data_dir=folder, holdout=count)

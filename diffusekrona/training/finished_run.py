@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from ..adapters.file import Adapter, read_adapter
 from ..common.errors import UserError
@@ -69,7 +70,7 @@ def read_subject(run: Path, asked: SubjectSettings, adapter: Adapter) -> Subject
     folder = asked.subject_dir or values.get("instance_data_dir")
     if folder is None:
         raise UserError(f"{run} has no {RUN_SETTINGS}: give --subject_dir, the training pictures.")
-    own = {f.name: values[f.name] for f in fields(DataSettings) if f.name in values}
+    own: dict[str, Any] = {f.name: values[f.name] for f in fields(DataSettings) if f.name in values}
     prompt = values.get("instance_prompt") or adapter.metadata.get("instance_prompt") or ""
     own |= {"instance_data_dir": Path(folder), "instance_prompt": prompt or "a picture"}
     if asked.holdout_data_dir:

@@ -81,7 +81,7 @@ def _open(path: Path) -> Image.Image:
 
 def plane(report: ChoiceReport) -> Chart:
     """Likeness to the right, obedience upwards: one line per weight, from step to step."""
-    figure, axes = new_chart(5.4, 4.0)
+    figure, axes = new_chart(5.0, 4.0)
     axis = axes[0, 0]
     base = report.summaries(report.base)
     _interval_of(axis, base)

@@ -71,11 +71,12 @@ def read_subject(run: Path, asked: SubjectSettings, adapter: Adapter) -> Subject
     if folder is None:
         raise UserError(f"{run} has no {RUN_SETTINGS}: give --subject_dir, the training pictures.")
     own: dict[str, Any] = {f.name: values[f.name] for f in fields(DataSettings) if f.name in values}
+    own.pop("masked_loss", None)  # photos are compared as they are
     prompt = values.get("instance_prompt") or adapter.metadata.get("instance_prompt") or ""
     own |= {"instance_data_dir": Path(folder), "instance_prompt": prompt or "a picture"}
     if asked.holdout_data_dir:
         own |= {"holdout_data_dir": asked.holdout_data_dir, "holdout": 0}
-    data, seed = DataSettings(**{**own, "masked_loss": False}), values.get("seed", 0)
+    data, seed = DataSettings(**own, masked_loss=False), values.get("seed", 0)
     trained, held = split_held_out(read_examples(data, seed), data, seed)
     read = subject_of(prompt) or ("", "")
     identifier, word = asked.identifier or read[0], asked.class_word or read[1]

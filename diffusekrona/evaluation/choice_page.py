@@ -85,7 +85,7 @@ def plane(report: ChoiceReport) -> Chart:
     axis = axes[0, 0]
     base = report.summaries(report.base)
     _interval_of(axis, base)
-    axis.plot(base["likeness"].mean, base["clip_t"].mean, "k*", ms=10, mfc=GREY, label="base")
+    axis.plot(base["likeness"].mean, base["clip_t"].mean, "*", ms=10, color=GREY, label="base")
     weights = sorted({row.weight for row in report.rows}, reverse=True)
     for number, weight in enumerate(weights):
         rows = [row for row in report.rows if row.weight == weight]

@@ -287,15 +287,15 @@ def test_an_adapter_that_was_moved_is_still_the_same(setting, tmp_path, caplog) 
 
 
 def test_processes_share_the_drawing(setting, tmp_path) -> None:
-    from diffusekrona.evaluate import drawing_of, read_variants
-    from diffusekrona.evaluation.pictures import draw_missing
+    from diffusekrona.evaluate import read_variants
+    from diffusekrona.evaluation.pictures import draw_missing, drawing_of
 
     more = ["--output_dir", str(tmp_path), "--batch_size", "1"]
     settings = parse_settings([*setting, *more])
     compared = settings.compared
     variant = read_variants(compared)[1]
     base = compared.pretrained_model_name_or_path
-    drawing = drawing_of(settings, base, torch.device("cpu"), {})
+    drawing = drawing_of(settings.drawing, settings.model, base, torch.device("cpu"), {})
     jobs = jobs_of(variant, drawing, get_prompts(compared.prompts), compared.seeds, tmp_path)
     state = types.SimpleNamespace(
         process_index=1, num_processes=2, is_main_process=False,

@@ -134,9 +134,10 @@ def run(
     from .training.init_from import start_from
     from .training.log import RunLog, origin_of
     from .training.lr_schedule import make_lr_scheduler, stepped
-    from .training.optimizer import make_ema, make_optimizer
+    from .training.optimizer import make_ema, make_optimizer, set_mode
     from .training.output import RUN_SETTINGS, already_finished, write_card_and_upload
     from .training.peaks import Peaks
+    from .training.regularisation import Regulariser
     from .training.resolved_run import max_train_steps
     from .training.resume import fixed_settings, resume, with_content
     from .training.sharded import average_gradients, distribute, shards_base
@@ -174,6 +175,10 @@ def run(
         log.info("starting from %s: %d layers", source, count)
     setup.save_memory(precision, models)
 
+    regulariser = Regulariser(
+        adapted, ADAPTER_NAME, optimisation.adapter_dropout, optimisation.max_relative_norm,
+        optimisation.seed,
+    )  # fmt: skip
     plain_optimizer = make_optimizer(optimisation, models, processes)
     lr_scheduler = make_lr_scheduler(optimisation, plain_optimizer, steps)
     ema = make_ema(optimisation, trained, accelerator)
@@ -220,7 +225,8 @@ def run(
                 batch = make_batch(
                     optimisation, settings.loss, data, accelerator, objective, number
                 )
-                with accelerator.accumulate(*wrapped.values()):
+                dropping = regulariser.dropping(number)
+                with accelerator.accumulate(*wrapped.values()), dropping:
                     loss = training_loss(settings.loss, resolved, data, wrapped, objective, batch)
                     losses.append(loss.detach())
                     accelerator.backward(loss)
@@ -231,6 +237,7 @@ def run(
                     moved = stepped(accelerator, optimizer)
                     optimizer.zero_grad(set_to_none=True)
             if moved:
+                regulariser.limit_norms()
                 lr_scheduler.step()
                 if ema is not None:
                     ema.step(trained)
@@ -263,6 +270,7 @@ def run(
         measured.step(steps)
         # The result comes before anything else that could fail.
         run_log.flush_and_check(trained)
+        set_mode(optimizer, training=False)  # after the checkpoints, which training goes on from
         if ema is not None:
             ema.copy_to(trained)
         run_log.save_result(adapted, origin, ADAPTER_NAME)

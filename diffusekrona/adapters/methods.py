@@ -123,6 +123,12 @@ class Method:
 METHODS: dict[str, Method] = {}
 
 
+def is_second_factor(parameter: str) -> bool:
+    """Whether a model's parameter, by its name, is the factor of an adapter that starts at 0."""
+    ends = {method.tensor_names[1].split(".")[0] for method in METHODS.values()}
+    return not ends.isdisjoint(parameter.split("."))
+
+
 def register(method: Method) -> Method:
     """Add a method to those that the package knows. Raises ValueError for a name that is taken."""
     if method.name in METHODS:

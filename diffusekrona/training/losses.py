@@ -6,6 +6,7 @@ the same loss on pictures of the class.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,9 @@ import torch.nn.functional as F
 
 from ..bases.base import Objective
 from .settings import LossSettings
+
+TRAIN_TIMESTEPS = 1000  # of every family's schedule
+MOST_DEBIASED = 100.0
 
 
 def draw(
@@ -65,8 +69,17 @@ def batch_loss(
     if mask is not None:
         mask = mask.clamp(min=settings.unmasked_weight)
     weight = objective.weight(timesteps, settings.snr_gamma)
+    if settings.debiased_weighting:
+        debiased = debiased_weight(objective, timesteps)
+        weight = debiased if weight is None else weight * debiased
     target = objective.target(latents, noise, timesteps)
-    return dreambooth_loss(prediction, target, weight, num_prior, settings.prior_loss_weight, mask)
+    delta = None
+    if settings.loss_type != "l2":
+        delta = transition(settings.huber_schedule, settings.huber_c, objective, timesteps)
+    return dreambooth_loss(
+        prediction, target, weight, num_prior, settings.prior_loss_weight, mask,
+        settings.loss_type, delta,
+    )  # fmt: skip
 
 
 def dreambooth_loss(
@@ -76,19 +89,26 @@ def dreambooth_loss(
     num_prior: int = 0,
     prior_loss_weight: float = 1.0,
     mask: torch.Tensor | None = None,
+    loss_type: str = "l2",
+    delta: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean squared error, weighted a sample, the last `num_prior` samples being of the class.
+    """Mean squared (or robust) error, weighted per sample; the last `num_prior` samples are of the
+    class.
 
     Args:
         prediction: (n, c, h, w), compared in fp32.
         target: (n, c, h, w).
         weight: (n,) or None for ones.
         mask: (n, 1, h, w), what each place weighs in its sample's mean; None for equal weights.
+        loss_type: "l2", "huber" or "log_cosh"; the last two need `delta`, as `robust_error` does.
 
     Returns:
         A scalar.
     """
-    loss = F.mse_loss(prediction.float(), target.float(), reduction="none")
+    if delta is None:
+        loss = F.mse_loss(prediction.float(), target.float(), reduction="none")
+    else:
+        loss = robust_error(prediction.float() - target.float(), delta, loss_type)
     loss = loss.mean(dim=(1, 2, 3)) if mask is None else _masked_mean(loss, mask)
     if weight is not None:
         loss = loss * weight
@@ -102,3 +122,64 @@ def _masked_mean(loss: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     0 where nothing has a weight."""
     weighted = (loss * mask).sum(dim=(1, 2, 3))
     return weighted / (mask.sum(dim=(1, 2, 3)) * loss.shape[1]).clamp(min=1e-6)
+
+
+def robust_error(error: torch.Tensor, delta: torch.Tensor, loss_type: str) -> torch.Tensor:
+    """An error function that is error² near 0 and 2 delta |error| far from it.
+
+    Args:
+        error: (n, c, h, w).
+        delta: (n,), where the one becomes the other.
+        loss_type: "huber", the pseudo-Huber loss as diffusers' scheduled training has it (arXiv
+            2403.16728, equation 7), or "log_cosh".
+    """
+    delta = delta.view(-1, *(1,) * (error.dim() - 1))
+    if loss_type == "huber":  # sqrt(error² + delta²) - delta, without its cancellation
+        return 2 * delta * error**2 / ((error**2 + delta**2).sqrt() + delta)
+    size = (error / delta).abs()
+    near = torch.log1p(2 * torch.sinh(size.clamp(max=1) / 2) ** 2)  # log cosh, exact near 0
+    far = size + F.softplus(-2 * size) - math.log(2)  # the same, finite far from it
+    return 2 * delta**2 * torch.where(size < 1, near, far)
+
+
+def transition(
+    schedule: str, huber_c: float, objective: Objective, timesteps: torch.Tensor
+) -> torch.Tensor:
+    """Where the robust losses change from squared to linear, at timesteps (n,), as diffusers'
+    scheduled Huber training has it: "constant", "exponential" (from 1 at timestep 0 to `huber_c`)
+    or "snr" (from 1 without noise to `huber_c` in pure noise)."""
+    if schedule == "exponential":
+        return huber_c ** (timesteps.float() / TRAIN_TIMESTEPS)
+    if schedule == "snr":
+        signal, noise = path_coefficients(objective, timesteps)
+        return (1 - huber_c) / (1 + noise / signal.clamp(min=1e-6)) ** 2 + huber_c
+    return torch.full(timesteps.shape, huber_c, device=timesteps.device)
+
+
+def debiased_weight(objective: Objective, timesteps: torch.Tensor) -> torch.Tensor:
+    """Weight (n,) of debiased estimation (arXiv 2310.08442): 1 / sqrt(SNR) on the error of the
+    noise, whatever the base predicts, at most `MOST_DEBIASED` and with the SNR at most 1000.
+
+    Where y = a x0 + b noise is predicted, an error of y is one of the noise times
+    signal / (b signal - a noise).
+    """
+    signal, noise = path_coefficients(objective, timesteps)
+    one, zero = _ones(timesteps), _ones(timesteps) * 0
+    a = objective.target(one, zero, timesteps).flatten()
+    b = objective.target(zero, one, timesteps).flatten()
+    noise_error = signal / (b * signal - a * noise)
+    inverse_root = (noise / signal.clamp(min=1e-6)).clamp(min=1000**-0.5)
+    return (noise_error**2 * inverse_root).clamp(max=MOST_DEBIASED)
+
+
+def path_coefficients(
+    objective: Objective, timesteps: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How much of the picture and of the noise is in noisy latents at timesteps (n,): (n,) each."""
+    one, zero = _ones(timesteps), _ones(timesteps) * 0
+    signal = objective.add_noise(one, zero, timesteps).flatten()
+    return signal, objective.add_noise(zero, one, timesteps).flatten()
+
+
+def _ones(timesteps: torch.Tensor) -> torch.Tensor:
+    return torch.ones(len(timesteps), 1, 1, 1, device=timesteps.device)

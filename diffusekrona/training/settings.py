@@ -30,6 +30,13 @@ Schedule = Literal[
     "constant_with_warmup",
     "piecewise_constant",
 ]
+# Of pytorch-optimizer: those that resume exactly from a state of tensors and plain values, and need
+# neither a closure nor the whole model. tests/training/test_optimizer.py tries each.
+LIBRARY_OPTIMIZERS = (
+    "adabelief", "adafactor", "adamp", "adan", "ademamix", "adopt", "came", "grams", "lamb",
+    "laprop", "lion", "mars", "muon", "nadam", "radam", "ranger", "rmsprop", "schedulefreeadamw",
+    "schedulefreeradam", "schedulefreesgd", "sgdw", "stableadamw", "tiger",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,18 @@ class LossSettings:
         None,
         help="Density of the timesteps and weight of the loss of flow-matching bases: logit_normal "
         "is the default, none is uniform, sigma_sqrt and cosmap weight the loss.",
+    )
+    debiased_weighting: bool = setting(
+        False, help="Weight the loss with 1 / sqrt(SNR), which counts noisy timesteps more."
+    )
+    loss_type: Literal["l2", "huber", "log_cosh"] = setting(
+        "l2", help="Error function; huber and log_cosh count large errors less."
+    )
+    huber_schedule: Literal["snr", "exponential", "constant"] = setting(
+        "snr", help="How --huber_c depends on the timestep, for huber and log_cosh."
+    )
+    huber_c: float = setting(
+        0.1, above=0, help="Error from which huber and log_cosh grow linearly."
     )
     noise_offset: float = setting(
         0.0, help="Add offset noise of this strength, for dark or light pictures."
@@ -89,6 +108,11 @@ class OptimisationSettings:
     text_encoder_lr: float | None = setting(
         None, above=0, help="Learning rate of the text encoders; by default half of the other."
     )
+    lr_ratio: float = setting(
+        1.0,
+        above=0,
+        help="Learning rate of the factor that starts at 0 (B), divided by that of the other (A).",
+    )
     scale_lr: bool = setting(
         False, help="Multiply the learning rate by batch, accumulation and processes."
     )
@@ -101,11 +125,19 @@ class OptimisationSettings:
     lr_step_rules: str | None = setting(
         None, metavar="RULES", help='Rules of piecewise_constant, such as "1:500,0.1".'
     )
-    optimizer: Literal["adamw", "adamw8bit", "prodigy"] = setting(
+    optimizer: str = setting(
         "adamw",
+        choices=("adamw", "adamw8bit", "prodigy", *LIBRARY_OPTIMIZERS),
         ignore_case=True,
         help="Optimizer; adamw8bit needs bitsandbytes, prodigy needs prodigyopt and a learning "
-        "rate of 1.",
+        "rate of 1, all but adamw and these need pytorch-optimizer.",
+    )
+    optimizer_args: tuple[str, ...] = setting(
+        (),
+        append=True,
+        metavar="NAME=VALUE",
+        help="Pass this argument to an optimizer of pytorch-optimizer, such as betas=(0.9,0.99); "
+        "repeat the flag for several.",
     )
     use_8bit_adam: bool = setting(
         False,
@@ -117,6 +149,15 @@ class OptimisationSettings:
     adam_weight_decay: float = setting(1e-2, minimum=0, help="Weight decay.")
     adam_epsilon: float = setting(1e-8, minimum=0, help="Term that keeps Adam's division finite.")
     max_grad_norm: float = setting(1.0, above=0, help="Clip gradients to this norm.")
+    adapter_dropout: float = setting(
+        0.0,
+        minimum=0,
+        below=1,
+        help="Leave each layer's adapter out of a step with this probability.",
+    )
+    max_relative_norm: float | None = setting(
+        None, above=0, help="Limit ||delta W|| / ||W|| of each layer to this after every step."
+    )
     use_ema: bool = setting(False, help="Save the moving average of the factors.")
     ema_decay: float = setting(0.999, minimum=0, maximum=1, help="Decay of that average.")
     seed: int = setting(0, **SEEDS, help="Seed of all randomness: same seed, same run.")
@@ -287,6 +328,8 @@ def resolve(settings: TrainSettings) -> TrainSettings:
             "--overwrite_output_dir would delete what --resume_from_checkpoint "
             f"{output.resume_from_checkpoint} resumes from: give one of the two."
         )
+    if settings.loss.debiased_weighting and settings.loss.snr_gamma is not None:
+        raise UserError("--debiased_weighting and --snr_gamma both weight timesteps: give one.")
     optimizer = "adamw8bit" if optimisation.use_8bit_adam else optimisation.optimizer
     checkpointing = precision.gradient_checkpointing or precision.cpu_offload_checkpointing
     prompt, word = settings.data.instance_prompt, settings.data.trigger

@@ -123,11 +123,13 @@ def _check_optimizer(saved: dict[str, Any], optimizer: Any) -> None:
     for have, want in zip(saved["param_groups"], groups, strict=True):
         if missing := set(want) - set(have):
             raise ValueError(f"the optimizer's {min(missing)} is missing")
-        if any(isinstance(have[key], dict | list | str) for key in want if key != "params"):
+        odd = [key for key in want if isinstance(have[key], dict | list | str) and key != "params"]
+        if any(not isinstance(want[key], type(have[key])) for key in odd):
             raise ValueError("the optimizer's settings are damaged")
     parameters = [p for group in groups for p in group["params"]]
     names = {frozenset(values) for values in saved["state"].values()}
-    if len(names) > 1 or any("step" not in each for each in names):
+    library = type(optimizer.optimizer).__module__.startswith("pytorch_optimizer")
+    if not library and (len(names) > 1 or any("step" not in each for each in names)):
         raise ValueError("the optimizer's moments are incomplete")
     for number, values in saved["state"].items():
         for name in _MOMENTS & set(values):

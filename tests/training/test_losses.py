@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
 
 from diffusekrona.bases.diffusion import DiffusionObjective
-from diffusekrona.training.losses import draw, dreambooth_loss
+from diffusekrona.training.losses import (
+    batch_loss,
+    draw,
+    dreambooth_loss,
+    robust_error,
+    transition,
+)
+from diffusekrona.training.settings import LossSettings
 
 OBJECTIVE = DiffusionObjective(DDPMScheduler())  # of 1000 timesteps
 
@@ -57,3 +66,58 @@ def test_timesteps_reach_both_ends() -> None:
     steps = draw(generators(*range(2000)), (1, 1, 1), ten)[2]
     assert steps.unique().tolist() == list(range(10))
     assert steps.float().mean().item() == pytest.approx(4.5, abs=0.3)
+
+
+@pytest.mark.parametrize("kind", ["huber", "log_cosh"])
+def test_robust_errors_are_squared_near_zero_and_linear_far_away(kind: str) -> None:
+    delta = torch.tensor([0.1, 2.0])
+    near = robust_error(torch.full((2, 1, 1, 1), 1e-3), delta, kind).flatten()
+    torch.testing.assert_close(near, torch.full((2,), 1e-6), rtol=1e-2, atol=0)
+    far = robust_error(torch.full((2, 1, 1, 1), -1e4), delta, kind).flatten()
+    torch.testing.assert_close(far, 2 * delta * 1e4, rtol=1e-3, atol=0)
+    error = torch.randn(2, 1, 3, 3, dtype=torch.float64)
+    by_hand = {
+        "huber": 2 * 0.5 * ((error**2 + 0.25).sqrt() - 0.5),
+        "log_cosh": 2 * 0.25 * (error / 0.5).cosh().log(),
+    }
+    half = torch.full((2,), 0.5, dtype=torch.float64)
+    torch.testing.assert_close(robust_error(error, half, kind), by_hand[kind])
+
+
+def test_schedules_of_the_transition_are_those_of_diffusers() -> None:
+    steps = torch.tensor([0, 250, 999])
+    signal = OBJECTIVE.scheduler.alphas_cumprod[steps]
+    sigmas = ((1 - signal) / signal) ** 0.5
+    expected = {
+        "constant": torch.full((3,), 0.1),
+        "exponential": torch.exp(math.log(0.1) / 1000 * steps),
+        "snr": (1 - 0.1) / (1 + sigmas) ** 2 + 0.1,
+    }
+    for name, values in expected.items():
+        torch.testing.assert_close(transition(name, 0.1, OBJECTIVE, steps), values)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_the_debiased_loss_is_the_same_whatever_is_predicted(kind: str) -> None:
+    """An error of the noise costs 1 / sqrt(SNR) times its square, however it is expressed."""
+    objective = DiffusionObjective(DDPMScheduler(prediction_type=kind))
+    steps = torch.tensor([50, 300, 800])
+    latents, noise, wrong = torch.randn(3, 3, 4, 2, 2).unbind(0)
+    noisy = objective.add_noise(latents, noise, steps)
+    signal = objective.scheduler.alphas_cumprod[steps].view(-1, 1, 1, 1)
+    other = noise + 0.1 * wrong  # the same noisy latents, explained by another noise
+    other_latents = (noisy - (1 - signal).sqrt() * other) / signal.sqrt()
+    prediction = objective.target(other_latents, other, steps)
+    settings = LossSettings(debiased_weighting=True)
+    loss = batch_loss(settings, objective, prediction, latents, noise, steps)
+    snr = (signal / (1 - signal)).flatten()
+    by_hand = ((0.1 * wrong) ** 2).mean(dim=(1, 2, 3)) / snr.sqrt()
+    torch.testing.assert_close(loss, by_hand.mean(), rtol=1e-3, atol=1e-6)
+
+
+def test_the_settings_reach_the_loss() -> None:
+    steps, zeros = torch.tensor([10, 10]), torch.zeros(2, 1, 2, 2)
+    noise = torch.full((2, 1, 2, 2), 5.0)
+    settings = LossSettings(loss_type="huber", huber_schedule="constant", huber_c=1.0)
+    loss = batch_loss(settings, OBJECTIVE, zeros, zeros, noise, steps)
+    assert loss.item() == pytest.approx(2 * (math.sqrt(26) - 1))

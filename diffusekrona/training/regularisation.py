@@ -1,0 +1,99 @@
+"""What keeps factors from overfitting beside the loss: dropped adapters, limited norms."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..adapters.groups import layers_with
+from ..common.errors import UserError
+from ..common.seeds import seed_for
+from ..krona.layer import is_plain
+
+
+class Regulariser:
+    """Adapter dropout and norm limit of a run, for any method whose layers have a `scaling` and two
+    factors, of which delta W is a product."""
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        adapter_name: str,
+        dropout: float,
+        limit: float | None,
+        seed: int,
+    ) -> None:
+        """
+        Args:
+            models: component name to the model that carries the adapter, before it is wrapped.
+            dropout: probability with which a layer's adapter is left out.
+            limit: of ||delta W|| / ||W||, Frobenius norms; None for none.
+
+        Raises:
+            UserError: a limit on a quantised base, whose weights are codes.
+        """
+        self.name, self.dropout, self.limit, self.seed = adapter_name, dropout, limit, seed
+        active = bool(dropout or limit)
+        self.layers: list[Any] = []
+        if active:
+            self.layers = [layer for _, _, layer in layers_with(models, adapter_name)]
+        self.most: list[torch.Tensor] = []
+        for layer in self.layers if limit is not None else ():
+            weight = layer.get_base_layer().weight
+            if not is_plain(weight):
+                raise UserError("--max_relative_norm needs a base that is not quantised.")
+            self.most.append(weight.detach().float().norm() * limit)
+
+    @contextmanager
+    def dropping(self, number: int) -> Generator[None]:
+        """Leave adapters out of micro-step `number`, forward and backward; those that stay count
+        1 / (1 - dropout) times, so that the expectation is what inference has. Which ones is a
+        function of seed and number: the same in every process."""
+        if not self.dropout:
+            yield
+            return
+        rng = random.Random(seed_for(self.seed, "dropout", number))
+        before = [layer.scaling[self.name] for layer in self.layers]
+        for layer, scale in zip(self.layers, before, strict=True):
+            kept = rng.random() >= self.dropout
+            layer.scaling[self.name] = scale / (1 - self.dropout) if kept else 0.0
+        try:
+            yield
+        finally:
+            for layer, scale in zip(self.layers, before, strict=True):
+                layer.scaling[self.name] = scale
+
+    @torch.no_grad()
+    def limit_norms(self) -> None:
+        """Shrink both factors of each layer whose delta W has grown past the limit."""
+        for layer, most in zip(self.layers, self.most, strict=False):
+            ratio = most / delta_norm(layer, self.name).clamp(min=1e-30)
+            shrink = ratio.clamp(max=1).sqrt()
+            for factor in _factors(layer, self.name):
+                factor.mul_(shrink)
+
+
+def delta_norm(layer: Any, adapter_name: str) -> torch.Tensor:
+    """||delta W|| of one layer, a scalar, without forming delta W.
+
+    Of a sum of Kronecker products it is the root of sum_ij <A_i, A_j> <B_i, B_j>; a LoRA is a sum
+    of outer products of the rows of A and the columns of B.
+    """
+    a, b = (factor.float() for factor in _factors(layer, adapter_name))
+    if hasattr(layer, "krona_a"):
+        a, b = (t.flatten(-2).reshape(-1, t.shape[-2] * t.shape[-1]) for t in (a, b))
+    else:
+        a, b = a.flatten(1), b.flatten(1).t()
+    squared = ((a @ a.t()) * (b @ b.t())).sum().clamp(min=0)
+    return squared.sqrt() * abs(layer.scaling[adapter_name])
+
+
+def _factors(layer: Any, adapter_name: str) -> list[torch.Tensor]:
+    if hasattr(layer, "krona_a"):
+        return [layer.krona_a[adapter_name], layer.krona_b[adapter_name]]
+    return [layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight]

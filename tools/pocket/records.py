@@ -192,9 +192,9 @@ def draw_pose(rng: random.Random) -> Pose:
     return Pose(
         yaw=rng.uniform(-1.75, 1.75) if front else rng.uniform(-math.pi, math.pi),
         pitch=rng.uniform(0.05, 0.25),
-        size=rng.uniform(0.85, 1.15),
-        x=rng.uniform(-0.3, 0.3),
-        y=rng.uniform(-0.08, 0.12),
+        size=rng.uniform(1.0, 1.35),
+        x=rng.uniform(-0.2, 0.2),
+        y=rng.uniform(-0.06, 0.06),
     )
 
 

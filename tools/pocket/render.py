@@ -27,7 +27,7 @@ from .solids import (
 
 SIZE = 128
 DISTANCE, HALF_WIDTH = 3.5, 0.38  # camera to thing; tangent of half the angle of view
-AIM = 0.55  # height that the camera looks at
+AIM = 0.68  # height that the camera looks at
 EDGE_CONTRAST = 0.06
 QUARTERS = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))
 
@@ -214,6 +214,26 @@ def render(picture: Picture, size: int = SIZE) -> np.ndarray:
         fine = trace(scene, fine_x.astype(np.float32), fine_y.astype(np.float32), boxes)
         colour[rough] = fine.reshape(4, -1, 3).mean(0)
     return (colour.reshape(size, size, 3) * 255 + 0.5).astype(np.uint8)
+
+
+def coverage(picture: Picture, size: int = 32) -> np.ndarray:
+    """Where the thing is: bool (size, size), one ray through the middle of each square."""
+    scene = scene_of(picture)
+    line = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(2 / size) - 1
+    x, y = (a.ravel() for a in np.meshgrid(line, -line))
+    rays, depth = scene.camera.rays(x, y), np.full(size * size, NO_HIT, np.float32)
+    shown = np.zeros(size * size, bool)
+    for solids, is_thing in ((scene.place.props, False), (scene.thing, True)):
+        for solid in solids:
+            box = scene.camera.screen_box(solid)
+            if box is None:
+                continue
+            inside = np.flatnonzero((x > box[0]) & (x < box[1]) & (y > box[2]) & (y < box[3]))
+            if len(inside):
+                t = intersect(solid, scene.camera.eye, rays[inside])
+                nearer = t < depth[inside]
+                depth[inside[nearer]], shown[inside[nearer]] = t[nearer], is_thing
+    return shown.reshape(size, size)
 
 
 def _edges(picture: np.ndarray) -> np.ndarray:

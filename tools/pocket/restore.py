@@ -54,5 +54,5 @@ def restore(models_dir: Path, work_dir: Path) -> None:
         if name == "vae_final.pt":
             save_atomic(weights, work_dir / name)
         else:
-            state = {"model": weights, "ema": weights, "optimizer": None, "spent": 0.0, "step": 0}
+            state = {"model": weights, "ema": weights, "optimizers": None, "spent": 0.0, "step": 0}
             save_atomic(state, work_dir / name)

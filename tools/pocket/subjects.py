@@ -3,7 +3,7 @@
     python -m tools.pocket.subjects [--data_dir data]
 
 `data/<subject>/input/` has five pictures to train on with their captions, `heldout/` five others in
-other places and poses, for scoring. Both have a `labels.json` with what is exactly true of them.
+other places and poses, for scoring. `labels.json` beside them holds what is exactly true of them.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ INPUT_PLACES = ("grass", "floor", "white", "brick", "kitchen")
 HELD_OUT_PLACES = ("forest", "beach", "snow", "city", "sunset")
 #: Yaw in degrees, pitch, size and shifts of each of the five pictures.
 INPUT_POSES = (
-    (-40, 0.14, 1.05, 0.05, 0.0),
-    (55, 0.2, 1.0, -0.1, 0.03),
-    (10, 0.1, 1.1, 0.0, 0.0),
-    (-95, 0.16, 0.95, 0.12, 0.02),
-    (120, 0.12, 1.0, -0.05, 0.05),
+    (-40, 0.14, 1.21, 0.05, 0.0),
+    (55, 0.2, 1.15, -0.1, 0.03),
+    (10, 0.1, 1.26, 0.0, 0.0),
+    (-95, 0.16, 1.09, 0.12, 0.02),
+    (120, 0.12, 1.15, -0.05, 0.05),
 )
 HELD_OUT_POSES = (
-    (30, 0.16, 1.0, -0.1, 0.02),
-    (-70, 0.1, 1.1, 0.1, 0.0),
-    (80, 0.18, 0.95, 0.0, 0.04),
-    (-15, 0.12, 1.05, -0.05, 0.0),
-    (-125, 0.2, 1.0, 0.08, 0.02),
+    (30, 0.16, 1.15, -0.1, 0.02),
+    (-70, 0.1, 1.26, 0.1, 0.0),
+    (80, 0.18, 1.09, 0.0, 0.04),
+    (-15, 0.12, 1.21, -0.05, 0.0),
+    (-125, 0.2, 1.15, 0.08, 0.02),
 )
 SIZE = 256
 
@@ -58,32 +58,31 @@ def pictures_of(identity: Identity, places: tuple[str, ...], poses) -> list[Pict
     return out
 
 
-def write_pictures(pictures: list[Picture], folder: Path) -> None:
-    """Writes `00.png` ..., `00.txt` ... ("a sks dog on the grass") and `labels.json`."""
+def write_pictures(pictures: list[Picture], folder: Path) -> list[dict]:
+    """Writes `00.png`, `00.txt` ("a sks dog on the grass") and so on; returns what is true."""
     folder.mkdir(parents=True, exist_ok=True)
+    labels = []
     for number, picture in enumerate(pictures):
         image = Image.fromarray(render(picture, SIZE))
         image.save(folder / f"{number:02d}.png", optimize=True)
         place = PLACES[picture.setting.place]
-        caption = f"a sks {picture.identity.noun} {place}\n"
-        (folder / f"{number:02d}.txt").write_text(caption)
-    labels = {
-        "identity": asdict(pictures[0].identity),
-        "pictures": [
-            {"place": p.setting.place, "yaw_degrees": round(math.degrees(p.pose.yaw))}
-            for p in pictures
-        ],
-    }
-    (folder / "labels.json").write_text(json.dumps(labels, indent=2) + "\n")
+        (folder / f"{number:02d}.txt").write_text(f"a sks {picture.identity.noun} {place}\n")
+        yaw = round(math.degrees(picture.pose.yaw))
+        labels.append({"place": picture.setting.place, "yaw_degrees": yaw})
+    return labels
 
 
 def write_subjects(data_dir: Path) -> None:
     """Writes all subjects' pictures, in place of those that are there."""
     for noun, seed in SUBJECTS.items():
-        identity = draw_identity(noun, seed)
+        identity, folder = draw_identity(noun, seed), data_dir / noun
         sets = {"input": (INPUT_PLACES, INPUT_POSES), "heldout": (HELD_OUT_PLACES, HELD_OUT_POSES)}
-        for name, (places, poses) in sets.items():
-            write_pictures(pictures_of(identity, places, poses), data_dir / noun / name)
+        labels = {
+            name: write_pictures(pictures_of(identity, places, poses), folder / name)
+            for name, (places, poses) in sets.items()
+        }
+        labels["identity"] = asdict(identity)
+        (folder / "labels.json").write_text(json.dumps(labels, indent=2) + "\n")
 
 
 def main(argv: list[str] | None = None) -> None:

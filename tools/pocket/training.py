@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -76,6 +78,56 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
     save_every: float = 240.0  # seconds
+    muon: bool = False  # for matrices and convolutions; AdamW for the rest
+
+
+class Optimizers:
+    """AdamW, or Muon for everything that is a matrix and AdamW for the rest, as one.
+
+    Muon takes matrices only: a convolution's weight is seen as (out, in * height * width), in the
+    same memory. Its steps are scaled to AdamW's, so that one learning rate serves both.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe):
+        is_matrix = {
+            name: recipe.muon and p.ndim > 1 and min(len(p), p[0].numel()) >= 32
+            for name, p in model.named_parameters()
+        }
+        parameters = dict(model.named_parameters())
+        rest = [p for name, p in parameters.items() if not is_matrix[name]]
+        decay = recipe.weight_decay
+        self.all: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(rest, recipe.peak_lr, recipe.betas, weight_decay=decay, fused=True)
+        ]
+        self.matrices = [p for name, p in parameters.items() if is_matrix[name]]
+        self.views = [nn.Parameter(p.detach().flatten(1)) for p in self.matrices]
+        if self.views:
+            self.all.append(
+                torch.optim.Muon(
+                    self.views,
+                    recipe.peak_lr,
+                    weight_decay=decay,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
+
+    def step(self, lr: float) -> None:
+        """Updates the weights from their gradients."""
+        for weight, view in zip(self.matrices, self.views, strict=True):
+            view.grad = weight.grad.flatten(1)
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+
+    def state_dict(self) -> list[dict]:
+        """Of each optimizer."""
+        return [optimizer.state_dict() for optimizer in self.all]
+
+    def load_state_dict(self, states: list[dict]) -> None:
+        """Continues from `state_dict`."""
+        for optimizer, state in zip(self.all, states, strict=True):
+            optimizer.load_state_dict(state)
 
 
 def train(
@@ -88,7 +140,7 @@ def train(
 ) -> nn.Module:
     """Trains `model` for `minutes` over all runs, on the device that it is on.
 
-    State is kept in `path`; a new run continues from it.
+    State is kept in `path`; a new run continues from it. SIGTERM saves, then ends.
 
     Args:
         batch_loss: gets the model, the step and the share of the budget that is spent.
@@ -99,40 +151,34 @@ def train(
         The averaged weights.
     """
     clock, ema = Clock(minutes * 60), copy.deepcopy(model).requires_grad_(False).eval()
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        recipe.peak_lr,
-        recipe.betas,
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
+    optimizers = Optimizers(model, recipe)
     if path.exists():
         state = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
         ema.load_state_dict(state["ema"])
-        if state["optimizer"] is not None:
-            optimizer.load_state_dict(state["optimizer"])
+        if state["optimizers"] is not None:
+            optimizers.load_state_dict(state["optimizers"])
         clock.spent, clock.step = state["spent"], state["step"]
     torch.manual_seed(clock.step)
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     last_save, mean_loss = clock.spent, None
     clock._last = time.monotonic()
-    while clock.done < 1:
+    while clock.done < 1 and not stopped.is_set():
         model.train()
         loss = batch_loss(model, clock.step, clock.done)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = clock.lr(recipe.peak_lr, recipe.warmup_steps)
-        optimizer.step()
-        optimizer.zero_grad()
+        optimizers.step(clock.lr(recipe.peak_lr, recipe.warmup_steps))
+        model.zero_grad()
         clock.tick()
         ema_update(ema, model, recipe.ema_decay, clock.step)
         value = float(loss.detach())
         mean_loss = value if mean_loss is None else 0.99 * mean_loss + 0.01 * value
-        if clock.spent - last_save > recipe.save_every or clock.done >= 1:
+        if clock.spent - last_save > recipe.save_every or clock.done >= 1 or stopped.is_set():
             last_save = clock.spent
             state = {"model": model.state_dict(), "ema": ema.state_dict()}
-            state |= {"optimizer": optimizer.state_dict()}
+            state |= {"optimizers": optimizers.state_dict()}
             save_atomic(state | {"spent": clock.spent, "step": clock.step}, path)
             note = on_save(ema, clock.step)
             rate = clock.step / max(clock.spent, 1e-9)

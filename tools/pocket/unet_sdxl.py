@@ -28,6 +28,7 @@ from .unet import (
     new_schedule,
     new_unet,
     prepare_latents,
+    prepare_masks,
     random_captions,
     save_preview,
     spread_timesteps,
@@ -120,6 +121,7 @@ def train_unet_sdxl(work_dir: Path, minutes: float, device: torch.device) -> Non
     whole = torch.load(work_dir / "latents.pt", weights_only=True)
     cropped = torch.load(work_dir / "latents_cropped.pt", weights_only=True)
     plain_ids = torch.tensor([PIXELS, PIXELS, 0, 0, PIXELS, PIXELS])
+    masks = prepare_masks(work_dir, len(whole))
     clip, tokenizer = load_clip(work_dir)
     encoder, schedule, vae = projected_encoder_of(clip), new_schedule(), load_final_vae(work_dir)
     torch.manual_seed(0)
@@ -137,8 +139,10 @@ def train_unet_sdxl(work_dir: Path, minutes: float, device: torch.device) -> Non
         captions = random_captions([*a, *cropped["rows"][b].tolist()], rng)
         states, pooled = encode_captions(encoder, tokenizer, captions)
         added = {"text_embeds": pooled, "time_ids": time_ids.to(device)}
+        # A cropped picture's thing is somewhere else: all of it weighs the same.
+        weights = torch.cat([masks[a], torch.full((few, 1, 16, 16), 0.25)]).to(device)
         timesteps = spread_timesteps(BATCH, device)
-        return v_loss(model, latents, timesteps, states, schedule, added_cond_kwargs=added)
+        return v_loss(model, latents, timesteps, states, schedule, weights, added_cond_kwargs=added)
 
     def note(ema: UNet2DConditionModel, step: int) -> str:
         pipeline = sdxl_pipeline(ema, vae, clip, tokenizer)

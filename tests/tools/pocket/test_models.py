@@ -1,5 +1,6 @@
 """Untrained parts of every stage fit together, export, and load again in diffusers."""
 
+import copy
 import json
 
 import numpy as np
@@ -121,3 +122,32 @@ def test_minutes_need_one_stage():
     assert build.parse_args(["--stage", "unet", "--minutes", "5"]).minutes == 5
     with pytest.raises(SystemExit):
         build.parse_args(["--minutes", "5"])
+
+
+def test_muon_moves_matrices_in_place_and_resumes(tmp_path):
+    def build():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Conv2d(32, 32, 3, padding=1), torch.nn.GroupNorm(4, 32))
+
+    recipe = training.Recipe(peak_lr=1e-2, muon=True)
+    model = build()
+    optimizers = training.Optimizers(model, recipe)
+    assert [len(group) for group in (optimizers.matrices, optimizers.all)] == [1, 2]
+
+    def step(net, states):
+        net(torch.ones(1, 32, 4, 4) * torch.arange(32).view(1, 32, 1, 1)).square().sum().backward()
+        states.step(1e-2)
+        net.zero_grad()
+
+    before = [p.clone() for p in model.parameters()]
+    step(model, optimizers)
+    assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    resumed = build()
+    resumed.load_state_dict(model.state_dict())
+    again = training.Optimizers(resumed, recipe)
+    again.load_state_dict(copy.deepcopy(optimizers.state_dict()))
+    step(model, optimizers)
+    step(resumed, again)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), resumed.parameters(), strict=True)
+    )

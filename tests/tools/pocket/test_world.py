@@ -1,5 +1,6 @@
 """Records, captions and pictures: the same for the same seed, and true to each other."""
 
+import dataclasses
 import random
 
 import numpy as np
@@ -17,13 +18,14 @@ from tools.pocket.records import (
     NOUNS,
     PLACES,
     PROPORTIONS,
+    Paint,
     Picture,
     Pose,
     Setting,
     draw_identity,
     draw_picture,
 )
-from tools.pocket.render import render
+from tools.pocket.render import coverage, render
 from tools.pocket.sheets import FIXED_PROMPTS
 from tools.pocket.tokens import LENGTH, build_tokenizer, tokenize
 
@@ -145,3 +147,24 @@ def test_subjects_are_shown_in_other_places_and_poses_when_held_out():
     assert not set(subjects.INPUT_PLACES) & set(subjects.HELD_OUT_PLACES)
     assert not {p[0] for p in subjects.INPUT_POSES} & {p[0] for p in subjects.HELD_OUT_POSES}
     assert len(subjects.SUBJECTS) == 6
+
+
+@pytest.mark.parametrize("row", range(4))
+def test_coverage_is_where_recolouring_the_thing_changes_the_picture(row):
+    picture = data.training_picture(row)
+    black, white = (
+        dataclasses.replace(
+            picture.identity,
+            main=Paint("x", (tone,) * 3),
+            second=Paint("x", (tone,) * 3),
+            accessory_paint=Paint("x", (tone,) * 3),
+        )
+        for tone in (0.05, 0.95)
+    )
+    one, other = (
+        render(dataclasses.replace(picture, identity=identity)).astype(int)
+        for identity in (black, white)
+    )
+    changed = np.abs(one - other).max(-1).reshape(32, 4, 32, 4).mean((1, 3)) > 20
+    covered = coverage(picture)
+    assert (changed & covered).sum() > 0.8 * max(changed.sum(), covered.sum())

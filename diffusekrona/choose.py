@@ -20,6 +20,8 @@ from .adapters.mixing import WEIGHT_KEY, WeightedAdapter, choose_base, reading_o
 from .common.devices import choose_device, process_state
 from .common.errors import UserError, exit_on_user_error
 from .evaluation.choice_settings import (
+    BEST,
+    CHOICE,
     CandidatesSettings,
     ChooseSettings,
     parse_settings,
@@ -223,7 +225,7 @@ def write_best(run: Path, chosen: Row | None) -> Path | None:
     """`best.safetensors`: the chosen adapter, with its weight for inference. Without a choice, an
     earlier one is removed."""
     from .adapters.file import read_adapter, write_adapter
-    from .evaluation.choice_report import BEST, relative
+    from .evaluation.choice_report import relative
 
     path = run / BEST
     if chosen is None or chosen.file is None:
@@ -256,8 +258,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if report is not None:
             run = settings.candidates.run
             page = run / CHOICE_FOLDER / "index.html"
-            written = [write_best(run, report.chosen), run / "choice.json", page]
-            write_text(run / "choice.json", json.dumps(as_json(report), indent=1))
+            written = [write_best(run, report.chosen), run / CHOICE, page]
+            write_text(run / CHOICE, json.dumps(as_json(report), indent=1))
             write_text(page, choice_page(report))
             print_choice(report)
             print("Written: " + ", ".join(str(path) for path in filter(None, written)))

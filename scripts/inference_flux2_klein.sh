@@ -11,8 +11,10 @@ CLASS="${CLASS:-$SUBJECT}"         # what it is, in a word that the base knows
 TOKEN="${TOKEN:-sks}"              # identifier that it was trained with
 MODEL_NAME="${MODEL_NAME:-}"       # base: hub name or folder; empty: the adapter's own
 VARIANT="${VARIANT:-}"             # of the base's files
-ADAPTER="${ADAPTER:-}"             # file or run folder; empty: the newest in outputs/$SUBJECT
-WEIGHT="${WEIGHT:-1.0}"            # 0: the base alone; 0.7: follows prompts more; 1: as trained
+ADAPTER="${ADAPTER:-}"             # file or run folder; empty: of the newest run in outputs/$SUBJECT,
+                                   # best.safetensors where choose wrote it
+WEIGHT="${WEIGHT:-}"               # 0: the base alone; 0.7: follows prompts more; 1: as trained;
+                                   # empty: the one that choose chose, or else 1
 P="a $TOKEN $CLASS"
 PROMPTS="${PROMPTS:-$P in the forest|$P on the beach|$P in the snow}"  # separated by |
 SEEDS="${SEEDS:-0 1 2 3}"          # one picture per prompt and seed

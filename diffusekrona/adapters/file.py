@@ -39,6 +39,7 @@ from ..krona import target_layers
 from .foreign import FILES, component_folders, in_own_layout, read_component_folders
 from .layers import tensor_shapes
 from .methods import METHODS, Method, method_of
+from .mixing import default_weight
 
 LAYOUT_VERSION = "1"
 
@@ -215,11 +216,15 @@ def load_adapter(
     model_or_pipeline: Any,
     path: Path | str,
     adapter_name: str = "default",
-    weight: float = 1.0,
+    weight: float | None = None,
 ) -> Adapter:
     """Put the adapter of a file on a denoiser, a pipeline or a mapping of parts, and activate it.
 
     Adapters that were active stay so: loading two mixes them, each with its weight.
+
+    Args:
+        weight: what the adapter's delta is multiplied by; None: the default weight in the file's
+            metadata, as `diffusekrona choose` writes it into best.safetensors, or else 1.
 
     Raises:
         UserError: what `read_adapter` refuses; an adapter for another base family; a layer that
@@ -227,6 +232,7 @@ def load_adapter(
         ValueError: the model already carries an adapter of that name.
     """
     adapter = read_adapter(path)
+    weight = default_weight(adapter.metadata) if weight is None else weight
     put_adapter(model_or_pipeline, adapter, adapter_name, weight, source=str(path))
     return adapter
 

@@ -39,10 +39,10 @@ import numpy as np
 from ..common.tables import show_table
 from .candidates import CandidateScores
 from .choice import Baseline, Candidate, Choice
+from .choice_settings import BEST
 from .statistics import Summary, summarise
 
 LAYOUT = 1
-BEST = "best.safetensors"
 NAMES = {
     "likeness": ("likeness", "mean of CLIP-I and DINO, to the held-out or the training pictures"),
     "clip_t": ("obedience", "CLIP-T, agreement with the prompt"),

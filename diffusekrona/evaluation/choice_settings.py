@@ -15,6 +15,7 @@ from ..sampling.settings import DrawSettings, check_size
 from .choice import Preference
 from .settings import EncoderSettings, EvaluatedModelSettings
 
+BEST, CHOICE = "best.safetensors", "choice.json"  # what a choice leaves in the run's folder
 _UNITS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600}
 
 

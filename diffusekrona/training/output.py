@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from ..common.errors import UserError, writing
 from ..common.run_record import RUN_RECORD, read_run_record
+from ..evaluation.choice_settings import BEST, CHOICE
 from .checkpoint import ADAPTER, checkpoints_in, remove_checkpoint, remove_leftovers
 from .resume import check_agreement
 from .settings import OutputSettings
@@ -79,7 +80,8 @@ def refuse_to_overwrite(output: OutputSettings) -> None:
 def delete_old_run(folder: Path) -> None:
     """Delete what an earlier run left in `folder`, for `--overwrite_output_dir`. Its adapter stays
     until the new one replaces it."""
-    (folder / VALIDATION_LOSS).unlink(missing_ok=True)
+    for name in (VALIDATION_LOSS, CHOICE, BEST):
+        (folder / name).unlink(missing_ok=True)
     (folder / RUN_RECORD).unlink(missing_ok=True)  # or the new run's checkpoints would be refused
     for old in checkpoints_in(folder):
         remove_checkpoint(old)

@@ -44,6 +44,16 @@ if sys.argv[1] in METHODS:  # the program refuses another
 # A text as part of a file name.
 as_name() { tr -c 'A-Za-z0-9._\n-' '-' <<< "$1"; }
 
+# value_of FLAG ARGUMENT...: the last value that the arguments give a flag, or nothing.
+value_of() {
+  local flag="$1" value=""; shift
+  while [ $# -gt 0 ]; do
+    case "$1" in "$flag") value="${2:-}" ;; "$flag="*) value="${1#*=}" ;; esac
+    shift
+  done
+  printf '%s' "$value"
+}
+
 # finetune FLAG...: train with the values of the script.
 finetune() {
   [ -n "$LR" ] || LR="$(default_rate "$ADAPTER_TYPE")"
@@ -54,11 +64,15 @@ finetune() {
   [ "$CHECKPOINTING" != yes ] || flags+=(--gradient_checkpointing)
   [ "$LOW_VRAM" != yes ] || flags+=(--low_vram)
   case " $* " in *" --overwrite_output_dir "*) ;; *) flags+=(--resume_from_checkpoint latest) ;; esac
-  local output="${OUTPUT_DIR:-$ROOT/outputs/$SUBJECT/$name}"
+  local output="${OUTPUT_DIR:-$ROOT/outputs/$SUBJECT/$name}" given
   case " $* " in *" --dry_run "*) CHOOSE=no ;; esac
   if [ "${CHOOSE:-no}" = yes ]; then  # each program replaces a shell of its own
     ( training "$output" ${flags[@]+"${flags[@]}"} "$@" )
-    launch choose "$output" --class_word "$CLASS" --identifier "$TOKEN"
+    given="$(value_of --output_dir "$@")"
+    flags=("${given:-$output}")
+    # The subject's name is the script's, unless the flags give another prompt.
+    [ -n "$(value_of --instance_prompt "$@")" ] || flags+=(--class_word "$CLASS" --identifier "$TOKEN")
+    launch choose "${flags[@]}"
   fi
   training "$output" ${flags[@]+"${flags[@]}"} "$@"
 }
@@ -80,8 +94,15 @@ training() {
     --validation_prompt "$VALIDATION" "$@"
 }
 
-# newest PATTERN: the adapter of the newest run of the subject that matches, or nothing.
-newest() { ls -t "$ROOT/outputs/$SUBJECT"/$1/adapter.safetensors 2>/dev/null | head -n 1 || true; }
+# newest PATTERN: the adapter of the newest run of the subject that matches, or nothing. It is the one
+# that `choose` chose, unless the run was trained further since.
+newest() {
+  local found best
+  found="$(ls -t "$ROOT/outputs/$SUBJECT"/$1/adapter.safetensors 2>/dev/null | head -n 1 || true)"
+  best="${found%adapter.safetensors}best.safetensors"
+  if [ -f "$best" ] && [ ! "$found" -nt "$best" ]; then found="$best"; fi
+  echo "$found"
+}
 
 # inference USUAL_BASE SCRIPT FLAG...: draw with the values of the script. Without ADAPTER, the newest
 # run on the base (run folders contain its name), or else the newest of all.
@@ -98,7 +119,7 @@ inference() {
   [ -d "$ADAPTER" ] || beside="$(dirname "$ADAPTER")"
   launch inference \
     ${MODEL_NAME:+--pretrained_model_name_or_path "$MODEL_NAME"} ${VARIANT:+--variant "$VARIANT"} \
-    --adapter "$ADAPTER:$WEIGHT" \
+    --adapter "$ADAPTER${WEIGHT:+:$WEIGHT}" \
     --seeds $SEEDS \
     --num_inference_steps "$STEPS" --guidance_scale "$GUIDANCE" --batch_size "$BATCH_SIZE" \
     ${PRECISION:+--mixed_precision "$PRECISION"} ${REFINER:+--refiner "$REFINER"} \

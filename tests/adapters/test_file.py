@@ -58,6 +58,23 @@ def test_round_trip(tmp_path: Path, family, config) -> None:
     assert torch.equal(run(other, family), run(unet, family))
 
 
+def test_the_default_weight_is_that_of_the_file(tmp_path: Path) -> None:
+    """As `choose` writes it; a weight that is given takes precedence."""
+    unet = trained_unet()
+    plain = save_adapter(unet, tmp_path / "a.safetensors")
+    chosen = save_adapter(unet, tmp_path / "b.safetensors", metadata={"default_weight": "0.5"})
+    found = {}
+    for name, path, weight in (
+        ("half", plain, 0.5), ("chosen", chosen, None), ("one", plain, 1), ("given", chosen, 1.0),
+    ):  # fmt: skip
+        other = plain_unet()
+        load_adapter(other, path, weight=weight)
+        found[name] = run(other)
+    assert torch.equal(found["half"], found["chosen"])
+    assert torch.equal(found["one"], found["given"])
+    assert not torch.equal(found["half"], found["one"])
+
+
 def test_the_file_describes_itself(tmp_path: Path) -> None:
     path = save_adapter(trained_unet(), tmp_path / "a.safetensors", metadata={"steps": 7})
     with safe_open(path, "pt") as file:

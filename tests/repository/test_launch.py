@@ -64,7 +64,7 @@ def test_transformers_are_fine_tuned_and_drawn_with_values_of_their_own(words, f
     passed = words(f"finetune_{family}.sh")
     assert value(passed, "--a1") == "64" and value(passed, "--mixed_precision") == "bf16"
     drawn = words(f"inference_{family}.sh", ADAPTER="some/run")
-    assert value(drawn, "--guidance_scale") == "4.0" and value(drawn, "--adapter") == "some/run:1.0"
+    assert value(drawn, "--guidance_scale") == "4.0" and value(drawn, "--adapter") == "some/run"
 
 
 @pytest.mark.parametrize(
@@ -101,6 +101,39 @@ def test_drawing_takes_prompts_apart(words, tmp_path: Path) -> None:
         "--prompt=a cat",
         "--prompt=$HOME, it's *",
     ]
+
+
+def test_choosing_follows_the_flags_of_training(words) -> None:
+    """The run's folder and the subject's name, wherever they were given."""
+
+    def chosen(*flags: str, **variables: str) -> list[str]:
+        printed = words("finetune_sd.sh", *flags, CHOOSE="yes", **variables)
+        return printed[printed.index("diffusekrona.choose") + 1 :]
+
+    assert chosen(OUTPUT_DIR="one")[0] == "one"
+    assert chosen("--output_dir", "two", "--random_flip", OUTPUT_DIR="one")[0] == "two"
+    assert chosen("--output_dir=a b", TOKEN="xyz") == [
+        "a b", "--class_word", "dog", "--identifier", "xyz",
+    ]  # fmt: skip
+    assert chosen("--output_dir=a", "--instance_prompt=a zwx cat") == ["a"]
+    assert "diffusekrona.choose" not in words("finetune_sd.sh", "--dry_run", CHOOSE="yes")
+
+
+def test_the_newest_run_is_drawn_with_its_chosen_adapter(words, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    run = tmp_path / "outputs/dog/one"
+    run.mkdir(parents=True)
+    script, best = str(tmp_path / "scripts/inference_sd.sh"), run / "best.safetensors"
+
+    def drawn(**variables: str) -> str:
+        return value(words(script, **variables), "--adapter")
+
+    (run / "adapter.safetensors").touch()
+    assert drawn() == f"{run}/adapter.safetensors"
+    best.touch()
+    assert drawn() == str(best) and drawn(WEIGHT="0.5") == f"{best}:0.5"
+    os.utime(best, (1, 1))  # trained further since
+    assert drawn() == f"{run}/adapter.safetensors"
 
 
 @pytest.mark.parametrize("processes", [1, 2])

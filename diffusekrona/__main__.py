@@ -9,6 +9,7 @@ from importlib.util import find_spec
 # Subcommand to (module, what it does). A module is imported when its subcommand is run.
 PROGRAMS = {
     "train": ("train_dreambooth", "fine-tune a base model on pictures of a subject"),
+    "data": ("check_data", "show what a folder would be trained on, and what is wrong"),
     "draw": ("inference", "draw pictures with a base model and adapters"),
     "convert": ("convert", "convert adapters from and to other programs' formats"),
     "evaluate": ("evaluate", "score adapters: CLIP-I, CLIP-T, DINO, diversity"),

@@ -22,7 +22,8 @@ from diffusekrona.common.command_line import parse
 from diffusekrona.common.errors import UserError, exit_on_user_error, writing
 from diffusekrona.common.pictures import PICTURE_SUFFIXES, content_key
 from diffusekrona.common.settings import setting
-from diffusekrona.data.folder import CAPTION_SUFFIXES, find_pictures
+from diffusekrona.data.caption_files import CAPTION_SUFFIXES
+from diffusekrona.data.folder import find_pictures
 
 _NO_SUBJECTS = ("generated", "__MACOSX")
 _REMOVED_FOLDERS = (*_NO_SUBJECTS, ".ipynb_checkpoints")

@@ -21,11 +21,9 @@ from ..bases.base import Family
 from ..bases.precision import dtype_of
 from ..bases.settings import BaseSettings, PrecisionSettings
 from ..bases.vae import channels_last, vae_place
-from ..common.pictures import picture_size
 from ..common.prompts import warn_of_syntax
 from .disk_cache import OFF, DiskCache, cache_of, origin
-from .examples import Example
-from .folder import bucket_sizes, nearest_bucket
+from .examples import Example, sizes_of
 from .latents import Cropping, Item, cache_pictures
 from .settings import DataSettings, PriorSettings
 
@@ -125,7 +123,8 @@ def prepare_data(
             **base.schedule(),
         )
     cropping = Cropping(data.center_crop, data.random_flip, seed)
-    sizes = _sizes(data, resolved, examples)
+    step = resolved.pixel_step if data.aspect_ratio_buckets else None
+    sizes = sizes_of(examples, resolved.resolution, step)
     each, every = [[size] for size in sizes], [sorted(set(sizes))] * len(class_pictures)
     of_class = [Example(path, (prior.class_prompt or "",)) for path in class_pictures]
     cache = cache_of(data)
@@ -141,7 +140,7 @@ def prepare_data(
     )
     instance = latents(examples, each, progress=show)
     prior = latents(of_class, every, progress=show)
-    of_held_out = [[size] for size in _sizes(data, resolved, held_out)]
+    of_held_out = [[size] for size in sizes_of(held_out, resolved.resolution, step)]
     kept = latents(held_out, of_held_out, cropping=Cropping(center=True), progress=show)
     loaded = vae.cache_info().currsize
     del vae, latents
@@ -161,16 +160,6 @@ def prepare_data(
     if cache.found and accelerator.is_main_process:
         log.info("%d latents and text states found in %s", cache.found, cache.folder)
     return Data(instance, prior, states, ids, encoders, resolved.vae_config, dtype, kept)
-
-
-def _sizes(
-    data: DataSettings, resolved: ReadBase, examples: Sequence[Example]
-) -> list[tuple[int, int]]:
-    """The size (height, width) in pixels that each example is cut to."""
-    if not data.aspect_ratio_buckets:
-        return [(resolved.resolution, resolved.resolution)] * len(examples)
-    buckets = bucket_sizes(resolved.resolution, resolved.pixel_step)
-    return [nearest_bucket(picture_size(example.path), buckets) for example in examples]
 
 
 def _free() -> None:

@@ -1,38 +1,23 @@
-"""Pictures and captions of a folder: find them, read them, deal them out in batches.
+"""Pictures of a folder: find them, sort them into buckets, deal them out in batches.
 
 Sizes are (height, width) in pixels throughout, as tensors have them; PIL's own are (width, height).
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import random
-import unicodedata
 from collections.abc import Hashable, Sequence
 from itertools import cycle, islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ..common.errors import UserError
-from ..common.json_files import parse_json
 from ..common.pictures import PICTURE_SUFFIXES, why_not
+from .caption_files import CAPTION_SUFFIXES, plain_name
 from .masks import picture_of_mask
 
-log = logging.getLogger(__name__)
-
-CAPTION_SUFFIXES = (".txt", ".caption", ".jsonl")
 # What other tools write captions and tags into; not read here.
 _OTHER_CAPTIONS = (".json", ".csv", ".tsv", ".tags", ".cap", ".captions", ".yaml", ".yml", ".xml")
-_TEXT_KEYS = ("text", "caption", "prompt")
-
-
-def read_folder(folder: Path, prompt: str | None) -> tuple[list[Path], list[list[str]]]:
-    """The usable pictures of a folder and each one's lines of caption; what is skipped is
-    reported."""
-    pictures, skipped = find_pictures(folder)
-    for line in [*skipped, *unread_captions(folder, pictures)]:
-        log.warning("skipped in %s: %s", folder, line)
-    return pictures, read_caption_lines(folder, pictures, prompt)
 
 
 def find_pictures(folder: Path) -> tuple[list[Path], list[str]]:
@@ -82,15 +67,15 @@ def first_pictures(folder: Path, count: int) -> list[Path]:
 
 def unread_captions(folder: Path, pictures: Sequence[Path]) -> list[str]:
     """One line (`name: reason`) for each caption file that belongs to no picture."""
-    stems = {_plain_name(picture.stem) for picture in pictures}
+    stems = {plain_name(picture.stem) for picture in pictures}
     lines = []
-    for entry in _entries(Path(folder)):
+    for entry in _entries(Path(folder).expanduser()):
         kind = entry.suffix.lower()
         if kind not in CAPTION_SUFFIXES or entry.name.startswith("."):
             continue
         if kind == ".jsonl" and entry.name != "metadata.jsonl":
             lines.append(f"{entry.name}: not read; only metadata.jsonl is")
-        elif kind != ".jsonl" and _plain_name(entry.stem) not in stems:
+        elif kind != ".jsonl" and plain_name(entry.stem) not in stems:
             lines.append(f"{entry.name}: a caption, but no picture is called {entry.stem}")
     return lines
 
@@ -122,81 +107,6 @@ def _nothing_found(folder: Path, skipped: list[str]) -> str:
                 return f"{line} itself, but {inside} holds {count}: give that folder"
     more = f"; and {len(skipped) - 4} more" if len(skipped) > 4 else ""
     return f"{line}; it holds {'; '.join(skipped[:4])}{more}"
-
-
-def read_captions(folder: Path, pictures: Sequence[Path], prompt: str | None) -> list[str]:
-    """One caption for each picture: its lines, as `read_caption_lines` has them, in one."""
-    return [" ".join(lines) for lines in read_caption_lines(folder, pictures, prompt)]
-
-
-def read_caption_lines(
-    folder: Path, pictures: Sequence[Path], prompt: str | None
-) -> list[list[str]]:
-    """Each picture's caption, line by line, in the order of `pictures`.
-
-    `image.txt` or `image.caption` beside `image.jpg` comes first, then the picture's line in
-    `folder/metadata.jsonl` (the imagefolder layout of Hugging Face datasets: `{"file_name": …,
-    "text": …}`, where `caption` or `prompt` may replace `text`), then `prompt`. An empty caption
-    counts as none.
-
-    Raises:
-        UserError: a picture has no caption and there is no prompt; a caption file is not UTF-8;
-            a line of metadata.jsonl is broken.
-    """
-    table = _read_metadata(Path(folder).expanduser() / "metadata.jsonl")
-    captions: list[list[str]] = []
-    for picture in pictures:
-        lines: list[str] = []
-        for suffix in (".txt", ".TXT", ".caption", ".CAPTION"):
-            beside = picture.with_suffix(suffix)
-            if not lines and beside.is_file():
-                split = (" ".join(line.split()) for line in _read_text(beside).splitlines())
-                lines = [line for line in split if line]
-        caption = table.get(_plain_name(picture.name), "") or (prompt or "").strip()
-        if not lines and not caption:
-            where = picture.with_suffix(".txt").name
-            raise UserError(
-                f"no caption for {picture}: write one into {where} beside it, or give a prompt"
-            )
-        captions.append(lines or [caption])
-    return captions
-
-
-def _plain_name(name: str) -> str:
-    # macOS stores é as e plus an accent, which is another string than what the author typed.
-    return unicodedata.normalize("NFC", str(PurePosixPath(name.replace("\\", "/"))))
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text: save it as UTF-8") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _read_metadata(path: Path) -> dict[str, str]:
-    """Captions by file name; empty if there is no such file."""
-    table: dict[str, str] = {}
-    if not path.is_file():
-        return table
-    # Not splitlines(): it also cuts at characters that may occur inside a JSON string.
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            entry = parse_json(line, object)
-        except ValueError as error:
-            raise UserError(f"{where}: not valid JSON ({error}); one object a line") from None
-        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
-            raise UserError(f'{where}: needs {{"file_name": "…", "text": "…"}}')
-        key = next((key for key in _TEXT_KEYS if key in entry), None)
-        if key is None or not isinstance(entry[key], str | None):
-            raise UserError(f'{where}: no "text" for {entry["file_name"]} (a string)')
-        table[_plain_name(entry["file_name"])] = " ".join((entry[key] or "").split())
-    return table
 
 
 def bucket_sizes(resolution: int, step: int = 64, max_aspect: float = 2.0) -> list[tuple[int, int]]:

@@ -91,7 +91,7 @@ def cache_pictures(
         have, content = picture_size(path, least), content_key(path)
         picture, variants = None, {}
         for size in wanted:
-            crops = _crop_places(have, size, cropping, number)
+            crops = crop_places(have, size, cropping, number)
             cut = {"decoded_for": least, "size": size, "crops": crops, "flip": cropping.flip}
             key = {"picture": content, **cut, **cache_key}
             count = len(crops) * (2 if cropping.flip else 1)
@@ -109,7 +109,7 @@ def cache_pictures(
             }
             cache.write("latents", key, stacked)
         for size in wanted if example.mask is not None else ():
-            crops = _crop_places(have, size, cropping, number)
+            crops = crop_places(have, size, cropping, number)
             _add_masks(example, have, size, crops, cropping.flip, variants[size])
         items.append(Item(example.captions, variants, example.caption_dropout))
     return items
@@ -131,9 +131,16 @@ def _add_masks(
         variant.mask = part
 
 
-def _crop_places(
+def crop_places(
     have: tuple[int, int], want: tuple[int, int], cropping: Cropping, number: int
 ) -> list[tuple[float, float]]:
+    """Where a picture is cut, as `fit_picture` has it: one place, or random ones of a picture that
+    does not have the target's shape.
+
+    Args:
+        have, want: (height, width) in pixels.
+        number: the picture's, of which the places are a pure function.
+    """
     same_shape = abs(have[0] * want[1] - have[1] * want[0]) < max(have[0], have[1])
     if cropping.center or same_shape:
         return [(0.5, 0.5)]

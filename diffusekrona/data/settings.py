@@ -9,14 +9,18 @@ from ..common.settings import setting
 
 
 @dataclass(frozen=True)
-class DataSettings:
-    """The subject's pictures."""
-
+class _Folder:
     instance_data_dir: Path = setting(
         metavar="FOLDER",
         may_change_on_resume=True,  # the pictures' content is compared
         help="Folder of the subject's pictures.",
     )
+
+
+@dataclass(frozen=True)
+class TreatmentSettings:
+    """How pictures and captions are read and prepared."""
+
     instance_prompt: str | None = setting(
         None,
         may_change_on_resume=True,  # the captions are compared
@@ -73,6 +77,10 @@ class DataSettings:
         may_change_on_resume=True,  # not trained on
         help="Measure with the pictures in this folder, instead of --holdout.",
     )
+
+
+@dataclass(frozen=True)
+class _Cache:
     latents_cache_dir: Path | None = setting(
         None,
         metavar="FOLDER",
@@ -83,6 +91,11 @@ class DataSettings:
     no_latents_cache: bool = setting(
         False, may_change_on_resume=True, help="Neither read nor write that cache."
     )
+
+
+@dataclass(frozen=True)
+class DataSettings(_Cache, TreatmentSettings, _Folder):
+    """The subject's pictures."""
 
 
 @dataclass(frozen=True)

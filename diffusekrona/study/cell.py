@@ -175,7 +175,8 @@ def cells_of(
 def _content_of(folder: Path) -> tuple[int, tuple[str, ...]]:
     """How many pictures a folder has, and hashes of them and of the captions beside them."""
     from ..common.pictures import content_key
-    from ..data.folder import CAPTION_SUFFIXES, find_pictures
+    from ..data.caption_files import CAPTION_SUFFIXES
+    from ..data.folder import find_pictures
 
     found, _ = find_pictures(folder)
     captions = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in CAPTION_SUFFIXES]

@@ -10,7 +10,8 @@ from pathlib import Path
 from ..common.errors import UserError, writing
 from ..common.files import new_file, write_text
 from ..common.pictures import why_not
-from ..data.folder import find_pictures, read_captions
+from ..data.caption_files import read_captions
+from ..data.folder import find_pictures
 from ..data.masks import mask_files, picture_of_mask
 from .places import Workspace, inside, safe_name
 

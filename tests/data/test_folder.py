@@ -28,12 +28,12 @@ from diffusekrona.common.pictures import (
     to_tensor,
     why_not,
 )
+from diffusekrona.data.caption_files import read_captions
 from diffusekrona.data.folder import (
     batches,
     bucket_sizes,
     find_pictures,
     nearest_bucket,
-    read_captions,
     unread_captions,
 )
 

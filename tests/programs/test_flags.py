@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from diffusekrona.check_data import CheckDataSettings
 from diffusekrona.common.settings import options_of
 from diffusekrona.convert import ConvertSettings
 from diffusekrona.evaluation.choice_settings import ChooseSettings
@@ -30,6 +31,7 @@ CLASSES = {
     "inference": InferenceSettings,
     "convert": ConvertSettings,
     "evaluate": EvaluateSettings,
+    "check_data": CheckDataSettings,
     "choose": ChooseSettings,
     "inspect": InspectSettings,
     "plan": PlanSettings,

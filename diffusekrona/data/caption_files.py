@@ -1,0 +1,94 @@
+"""Caption files: beside each picture, or one for the whole folder."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from ..common.errors import UserError
+from ..common.json_files import parse_json
+
+CAPTION_SUFFIXES = (".txt", ".caption", ".jsonl")
+_TEXT_KEYS = ("text", "caption", "prompt")
+
+
+def read_captions(folder: Path, pictures: Sequence[Path], prompt: str | None) -> list[str]:
+    """One caption for each picture: its lines, as `caption_lines` has them, in one.
+
+    Raises:
+        UserError: as `read_metadata` and `caption_lines` have it.
+    """
+    table = read_metadata(folder / "metadata.jsonl")
+    return [" ".join(caption_lines(picture, table, prompt)) for picture in pictures]
+
+
+def caption_lines(picture: Path, table: Mapping[str, str], prompt: str | None) -> list[str]:
+    """A picture's caption, line by line.
+
+    `image.txt` or `image.caption` beside `image.jpg` comes first, then the picture's line in
+    `metadata.jsonl` (the imagefolder layout of Hugging Face datasets: `{"file_name": …,
+    "text": …}`, where `caption` or `prompt` may replace `text`), then `prompt`. An empty caption
+    counts as none.
+
+    Args:
+        table: of `read_metadata`.
+
+    Raises:
+        UserError: there is no caption and no prompt, or its file is not UTF-8.
+    """
+    for suffix in (".txt", ".TXT", ".caption", ".CAPTION"):
+        beside = picture.with_suffix(suffix)
+        if beside.is_file():
+            split = (" ".join(line.split()) for line in _read_text(beside).splitlines())
+            if lines := [line for line in split if line]:
+                return lines
+    caption = table.get(plain_name(picture.name), "") or (prompt or "").strip()
+    if not caption:
+        where = picture.with_suffix(".txt").name
+        raise UserError(
+            f"no caption for {picture}: write one into {where} beside it, or give a prompt"
+        )
+    return [caption]
+
+
+def plain_name(name: str) -> str:
+    """A file's name as names are compared."""
+    # macOS stores é as e plus an accent, which is another string than what the author typed.
+    return unicodedata.normalize("NFC", str(PurePosixPath(name.replace("\\", "/"))))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text: save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Captions by file name, from a metadata.jsonl; empty if there is no such file.
+
+    Raises:
+        UserError: a broken line.
+    """
+    table: dict[str, str] = {}
+    if not path.is_file():
+        return table
+    # Not splitlines(): it also cuts at characters that may occur inside a JSON string.
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            entry = parse_json(line, object)
+        except ValueError as error:
+            raise UserError(f"{where}: not valid JSON ({error}); one object a line") from None
+        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+            raise UserError(f'{where}: needs {{"file_name": "…", "text": "…"}}')
+        key = next((key for key in _TEXT_KEYS if key in entry), None)
+        if key is None or not isinstance(entry[key], str | None):
+            raise UserError(f'{where}: no "text" for {entry["file_name"]} (a string)')
+        table[plain_name(entry["file_name"])] = " ".join((entry[key] or "").split())
+    return table

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -165,6 +166,21 @@ def layers_with(model: Any, adapter_name: str) -> Iterator[tuple[str, str, Any]]
 
 def _carries(layer: BaseTunerLayer, adapter_name: str) -> bool:
     return any(adapter_name in getattr(layer, names) for names in layer.adapter_layer_names)
+
+
+@contextmanager
+def without_adapters(models: Iterable[nn.Module]) -> Generator[None]:
+    """The bare base for a while, in the middle of training: live adapters take no part, and their
+    factors go on requiring gradients, which PEFT's own switch would change."""
+    layers: list[Any] = [m for model in models for m in model.modules()]
+    layers = [m for m in layers if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def enable_adapters(model: nn.Module, on: bool) -> None:

@@ -62,6 +62,7 @@ class Data:
         vae_config: of the VAE that made the latents.
         dtype: that the denoiser computes in.
         held_out: pictures that are not trained on, cropped in the middle.
+        preserved: prompt of the class that is to stay as the base has it, without class pictures.
     """
 
     instance: list[Item]
@@ -72,6 +73,7 @@ class Data:
     vae_config: Mapping[str, Any]
     dtype: torch.dtype
     held_out: list[Item] = field(default_factory=list[Item])
+    preserved: str | None = None
 
     @property
     def masked(self) -> bool:
@@ -122,6 +124,7 @@ def prepare_data(
             variant=base.variant,
             **base.schedule(),
         )
+    preserved = prior.class_prompt if prior.preserve_class else None
     cropping = Cropping(data.center_crop, data.random_flip, seed)
     step = resolved.pixel_step if data.aspect_ratio_buckets else None
     sizes = sizes_of(examples, resolved.resolution, step)
@@ -149,6 +152,7 @@ def prepare_data(
     texts = [
         caption for example in (*examples, *of_class, *held_out) for caption in example.captions
     ]
+    texts += [preserved] * (preserved is not None)
     texts += [""] * any(example.caption_dropout for example in examples)
     if train_text_encoder:
         states: dict[str, dict[str, torch.Tensor]] = {}
@@ -159,7 +163,7 @@ def prepare_data(
     cache.shrink()
     if cache.found and accelerator.is_main_process:
         log.info("%d latents and text states found in %s", cache.found, cache.folder)
-    return Data(instance, prior, states, ids, encoders, resolved.vae_config, dtype, kept)
+    return Data(instance, prior, states, ids, encoders, resolved.vae_config, dtype, kept, preserved)
 
 
 def _free() -> None:

@@ -110,7 +110,17 @@ class PriorSettings:
         help="Folder of class pictures; missing ones are generated here.",
     )
     class_prompt: str | None = setting(None, help='Prompt without the identifier: "a dog".')
+    preserve_class: bool = setting(
+        False,
+        help="Keep what the base predicts for --class_prompt, without class pictures: its own "
+        "prediction, on the subject's pictures, is the target.",
+    )
     num_class_images: int = setting(100, minimum=1, help="Use this many class pictures.")
     sample_batch_size: int = setting(
         4, minimum=1, may_change_on_resume=True, help="Generate this many of them at once."
     )
+
+    @property
+    def doubles_batch(self) -> bool:
+        """Whether each sample of the subject comes with one of the class."""
+        return self.with_prior_preservation or self.preserve_class

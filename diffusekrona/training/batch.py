@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..adapters.groups import without_adapters
 from ..bases.base import Objective
 from ..common.seeds import seed_for
 from ..data.cache import Data
@@ -33,7 +34,7 @@ def make_batch(
     Returns:
         "moments" (n, 2c, h, w), "posterior" and "noise" (n, c, h, w), "timesteps" (n,),
         "time_ids" (n, 6) and, where there are masks, "mask" (n, 1, h, w), on the device, and
-        "captions" (n); class samples come last.
+        "captions" (n); class samples come last: as many as of the subject.
     """
     seed, processes = optimisation.seed, accelerator.num_processes
     per_device = optimisation.train_batch_size
@@ -52,6 +53,14 @@ def make_batch(
         samples += [
             (item, seed_for(seed, "class", n))
             for item, n in zip(chosen[mine], numbers, strict=True)
+        ]
+    elif data.preserved is not None:
+        samples += [
+            (
+                replace(item, captions=(data.preserved,), caption_dropout=0.0),
+                seed_for(seed, "class", n),
+            )
+            for (item, _), n in zip(samples, numbers, strict=True)
         ]
     generators = [torch.Generator().manual_seed(own) for _, own in samples]
     variants = []
@@ -75,7 +84,11 @@ def make_batch(
     }
     if data.masked:
         whole = torch.ones(1, *moments.shape[2:])
-        masks = [whole if variant.mask is None else variant.mask for variant in variants]
+        of_subject = per_device if data.preserved is not None else len(variants)
+        masks = [
+            whole if variant.mask is None or place >= of_subject else variant.mask
+            for place, variant in enumerate(variants)
+        ]
         tensors["mask"] = torch.stack(masks)
     batch = {name: to_device(tensor, accelerator.device) for name, tensor in tensors.items()}
     captions = [choose_caption(item.captions, item.caption_dropout, own) for item, own in samples]
@@ -122,12 +135,36 @@ def training_loss(
     text = text_of(resolved, data, models, batch["captions"], latents.device)
     text = {name: state.to(data.dtype) for name, state in text.items()}
     denoiser = models[family.denoiser]
+    num_prior = len(noise) // 2 if data.prior or data.preserved is not None else 0
+    preserved = None
+    if data.preserved is not None:
+        preserved = base_prediction(
+            resolved, data, models, noisy[-num_prior:], timesteps[-num_prior:],
+            batch["captions"][-num_prior:], batch["time_ids"][-num_prior:],
+        )  # fmt: skip
     prediction = family.predict(denoiser, noisy, timesteps, text, batch["time_ids"])
-    num_prior = len(noise) // 2 if data.prior else 0
     return batch_loss(
         settings, objective, prediction, latents, noise, timesteps, num_prior,
-        mask=batch.get("mask"),
+        mask=batch.get("mask"), preserved=preserved,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def base_prediction(
+    resolved: ResolvedRun,
+    data: Data,
+    models: dict[str, Any],
+    noisy: torch.Tensor,
+    timesteps: torch.Tensor,
+    captions: Sequence[str],
+    time_ids: torch.Tensor,
+) -> torch.Tensor:
+    """What the base predicts without adapters: (n, c, h, w) of noisy latents (n, c, h, w)."""
+    family = resolved.family
+    with without_adapters(models.values()):
+        text = text_of(resolved, data, models, captions, noisy.device)
+        text = {name: state.to(data.dtype) for name, state in text.items()}
+        return family.predict(models[family.denoiser], noisy, timesteps, text, time_ids)
 
 
 def plain_loss(
@@ -139,7 +176,7 @@ def plain_loss(
 ) -> Any:
     """The loss of a batch without pictures of the class, as the default settings have it: a scalar
     that can be compared between runs that train with different losses."""
-    data = replace(data, prior=[])
+    data = replace(data, prior=[], preserved=None)
     return training_loss(LossSettings(), resolved, data, models, objective, batch)
 
 

@@ -58,6 +58,7 @@ def batch_loss(
     timesteps: torch.Tensor,
     num_prior: int = 0,
     mask: torch.Tensor | None = None,
+    preserved: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The loss of one batch, as the settings ask for it: a scalar.
 
@@ -65,6 +66,7 @@ def batch_loss(
         prediction, latents, noise: (n, c, h, w); timesteps: (n,).
         num_prior: how many samples, the last ones, are of the class.
         mask: (n, 1, h, w) from 0 to 1: what is to be learned.
+        preserved: (num_prior, c, h, w), the target of the class's samples in place of their own.
     """
     if mask is not None:
         mask = mask.clamp(min=settings.unmasked_weight)
@@ -73,6 +75,8 @@ def batch_loss(
         debiased = debiased_weight(objective, timesteps)
         weight = debiased if weight is None else weight * debiased
     target = objective.target(latents, noise, timesteps)
+    if preserved is not None:
+        target = torch.cat([target[:-num_prior], preserved.to(target.dtype)])
     delta = None
     if settings.loss_type != "l2":
         delta = transition(settings.huber_schedule, settings.huber_c, objective, timesteps)

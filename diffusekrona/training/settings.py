@@ -66,7 +66,7 @@ class LossSettings:
     noise_offset: float = setting(
         0.0, help="Add offset noise of this strength, for dark or light pictures."
     )
-    prior_loss_weight: float = setting(1.0, help="Weight of the class pictures' loss.")
+    prior_loss_weight: float = setting(1.0, help="Weight of the loss of the class.")
     unmasked_weight: float = setting(
         0.1,
         minimum=0,
@@ -318,6 +318,12 @@ def resolve(settings: TrainSettings) -> TrainSettings:
     optimisation, precision, prior = settings.optimisation, settings.precision, settings.prior
     if prior.with_prior_preservation and not (prior.class_data_dir and prior.class_prompt):
         raise UserError("--with_prior_preservation needs --class_data_dir and --class_prompt.")
+    if prior.preserve_class and not prior.class_prompt:
+        raise UserError("--preserve_class needs --class_prompt.")
+    if prior.preserve_class and prior.with_prior_preservation:
+        raise UserError(
+            "--preserve_class and --with_prior_preservation both preserve the class: give one."
+        )
     if optimisation.lr_scheduler == "piecewise_constant" and not optimisation.lr_step_rules:
         raise UserError('--lr_scheduler piecewise_constant needs --lr_step_rules, as "1:500,0.1".')
     if settings.data.holdout and settings.data.holdout_data_dir:

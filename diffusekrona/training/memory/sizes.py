@@ -35,7 +35,7 @@ class Sizes:
 
 def samples(optimisation: OptimisationSettings, prior: PriorSettings) -> int:
     """In a forward pass, those of prior preservation included."""
-    return optimisation.train_batch_size * (2 if prior.with_prior_preservation else 1)
+    return optimisation.train_batch_size * (2 if prior.doubles_batch else 1)
 
 
 def checkpoints(precision: PrecisionSettings) -> str:

@@ -29,6 +29,7 @@ from .training.settings import (
 
 if TYPE_CHECKING:
     from .data.examples import Example
+    from .training.requests import Requests
     from .training.resolved_run import ResolvedRun
 
 log = logging.getLogger("diffusekrona")
@@ -73,20 +74,25 @@ def train(settings: TrainSettings) -> int:
     import torch
 
     from .training.output import claim_output, delete_old_run, refuse_to_overwrite
+    from .training.requests import listening
     from .training.setup import make_accelerator, start_trackers
 
     output = settings.output
     accelerator = make_accelerator(settings.optimisation, settings.precision, output, resolved)
     # So that run.yaml repeats the run where accelerate is configured otherwise.
     settings = with_values(settings, mixed_precision=accelerator.mixed_precision)
+    is_main, can_draw = accelerator.is_main_process, bool(settings.validation.validation_prompt)
     try:
-        with claim_output(output.output_dir, accelerator.is_main_process):
+        with (
+            claim_output(output.output_dir, is_main),
+            listening(output.output_dir, is_main, can_draw) as requests,
+        ):
             refuse_to_overwrite(output)
             accelerator.wait_for_everyone()
-            if output.overwrite_output_dir and accelerator.is_main_process:
+            if output.overwrite_output_dir and is_main:
                 delete_old_run(output.output_dir)
             start_trackers(accelerator, output, shared_settings(settings))
-            return run(settings, resolved, accelerator, examples, held_out, started)
+            return run(settings, resolved, accelerator, examples, held_out, requests, started)
     except torch.OutOfMemoryError as error:
         raise UserError(
             "Out of GPU memory: try --low_vram, --train_batch_size 1, --sample_batch_size 1 (class "
@@ -120,6 +126,7 @@ def run(
     accelerator: Any,
     examples: list[Example],
     held_out: list[Example],
+    requests: Requests,
     started: float,
 ) -> int:
     """Build everything, train, save; returns the exit code."""
@@ -141,7 +148,7 @@ def run(
     from .training.resolved_run import max_train_steps
     from .training.resume import fixed_settings, resume, with_content
     from .training.sharded import average_gradients, distribute, shards_base
-    from .training.stopping import StopVote, stop_signals
+    from .training.stopping import Vote, stop_signals
     from .training.training_state import TrainingState
     from .training.validation import validate
     from .training.validation_loss import ValidationLoss
@@ -215,7 +222,7 @@ def run(
     run_log = RunLog(
         output, optimisation, resolved, accelerator, trained, first, steps, record, started, peaks
     )
-    stop_vote = StopVote(accelerator)
+    vote = Vote(accelerator)
     with run_log, stop_signals() as caught:
         for step in range(first, steps):
             losses = []
@@ -244,8 +251,8 @@ def run(
 
             done = step + 1
             run_log.step(done, torch.stack(losses).mean(), rate)
-            stop = stop_vote(bool(caught))
-            if done % output.checkpointing_steps == 0 or stop:
+            stop, save, draw = vote(bool(caught), *requests.take())
+            if done % output.checkpointing_steps == 0 or stop or save:
                 run_log.flush_and_check(trained)
                 folder = save_checkpoint(
                     accelerator,
@@ -255,13 +262,15 @@ def run(
                     output.checkpoints_total_limit,
                     state,
                 )
+                if save and folder:
+                    log.info("saved %s, as requested", folder)
             if stop:
                 return run_log.stopped(done, folder, caught)
             if measured.is_due(done) and done < steps:
                 peaks.end("training")
                 measured.step(done)
                 peaks.end("validation")
-            if done % validation.validation_steps == 0 and done < steps:
+            if (done % validation.validation_steps == 0 or draw) and done < steps:
                 peaks.end("training")
                 show(done)
                 peaks.end("validation")

@@ -48,8 +48,8 @@ def stop_signals() -> Generator[list[int]]:
             signal.signal(number, handler)
 
 
-class StopVote:
-    """Whether any process wants to stop: they must all save at the same step.
+class Vote:
+    """What any process wants to be done after this step: they must all do it at the same step.
 
     With several processes the answer is that of the step before, so that none waits for this one.
     """
@@ -58,18 +58,19 @@ class StopVote:
         self.accelerator = accelerator
         self.pending: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
 
-    def __call__(self, stop: bool) -> bool:
+    def __call__(self, *wishes: bool) -> tuple[bool, ...]:
+        """Of each wish whether any process has it; always as many in the same order."""
         if self.accelerator.num_processes == 1:
-            return stop
-        flag = torch.tensor(float(stop), device=self.accelerator.device)
+            return wishes
+        flags = torch.tensor([float(wish) for wish in wishes], device=self.accelerator.device)
         before = self.pending
-        self.pending = send_to_host(self.accelerator.reduce(flag, reduction="sum"))
+        self.pending = send_to_host(self.accelerator.reduce(flags, reduction="sum"))
         if before is None:
-            return False
+            return (False,) * len(wishes)
         votes, copied = before
         if copied is not None:
             copied.synchronize()
-        return votes.item() > 0
+        return tuple(count > 0 for count in votes.tolist())
 
 
 def send_to_host(number: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:

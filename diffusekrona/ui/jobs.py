@@ -22,7 +22,8 @@ from filelock import FileLock, Timeout
 
 from ..common.errors import UserError, writing
 from ..common.settings import build, check_limits
-from ..common.settings_files import write_settings_file
+from ..common.settings_files import read_settings_file, write_settings_file
+from ..training.requests import DRAW_NOW, SAVE_NOW, ask
 from ..training.settings import TrainSettings, low_vram_recipe, resolve
 from .form import paths_of
 from .places import Workspace, inside, run_folders
@@ -175,6 +176,31 @@ def stop(workspace: Workspace, folder: Path) -> None:
         os.kill(pid, signal.SIGTERM)
     except OSError as error:
         raise UserError(f"Process {pid} cannot be stopped: {error.strerror}.") from error
+
+
+def save_now(workspace: Workspace, folder: Path) -> None:
+    """Ask a run to save a checkpoint and go on. Raises UserError if it does not run."""
+    _ask(workspace, folder, SAVE_NOW)
+
+
+def draw_now(workspace: Workspace, folder: Path) -> None:
+    """Ask a run to draw its validation prompts and go on.
+
+    Raises:
+        UserError: it does not run, or has no prompt.
+    """
+    if (folder / SETTINGS).is_file():
+        values = read_settings_file(TrainSettings, folder / SETTINGS)
+        if not values.get("validation_prompt"):
+            raise UserError(f"{workspace.relative(folder)} has no validation prompt to draw.")
+    _ask(workspace, folder, DRAW_NOW)
+
+
+def _ask(workspace: Workspace, folder: Path, name: str) -> None:
+    if not is_locked(folder):
+        raise UserError(f"{workspace.relative(folder)} is not running.")
+    with writing(folder / name):
+        ask(folder, name)
 
 
 def next_name(workspace: Workspace, subject: str, method: str) -> str:

@@ -1,4 +1,4 @@
-"""The tab Watch: what runs are doing, and stop, resume, clone."""
+"""The tab Watch: what runs are doing, and draw, save, stop, resume, clone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import gradio as gr
 
 from ..common.errors import UserError
 from .estimate import duration
-from .jobs import resume, stop
+from .jobs import draw_now, resume, save_now, stop
 from .places import Workspace, inside, run_folders
 from .runs import log_tail, read_run
 from .train_tab import TrainTab, cloned
@@ -34,6 +34,8 @@ def build(
         elem_id="runs",
     )  # fmt: skip
     with gr.Row():
+        drawing = gr.Button("Draw now", elem_id="draw-now")
+        saving = gr.Button("Save now", elem_id="save-now")
         stopping = gr.Button("Stop and save", elem_id="stop")
         resuming = gr.Button("Resume", elem_id="resume")
         cloning = gr.Button("Clone into the form", elem_id="clone")
@@ -89,6 +91,14 @@ def build(
     page.load(runs, [chosen, running], chosen, **watching)
     stopping.click(
         lambda names: act(names, stop, "Asked to stop: it saves a checkpoint after this step."),
+        chosen, said,
+    )  # fmt: skip
+    drawing.click(
+        lambda names: act(names, draw_now, "Asked to draw: the pictures appear after this step."),
+        chosen, said,
+    )  # fmt: skip
+    saving.click(
+        lambda names: act(names, save_now, "Asked to save a checkpoint after this step."),
         chosen, said,
     )  # fmt: skip
     resuming.click(

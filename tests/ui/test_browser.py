@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,13 @@ def write(page: Page, box: Any, text: str) -> None:
     page.keyboard.type(text)
 
 
+def wait_until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE / 1000
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
+
+
 def start(page: Page, folder: Path, **values: object) -> Path:
     """Start a run by the button Start; its folder."""
     fill(page, **values)
@@ -156,7 +163,8 @@ def start(page: Page, folder: Path, **values: object) -> Path:
 def test_from_pictures_to_an_adapter(
     page: Page, server: Server, browser: Browser, tmp_path: Path
 ) -> None:
-    """Upload, caption, train, watch; close the page, kill the server; stop, resume, clone."""
+    """Upload, caption, train, watch; close the page, kill the server; draw, save, stop, resume,
+    clone."""
     files = []
     for number, colour in enumerate(("red", "green", "blue")):
         files.append(tmp_path / f"My Toy {number}.png")
@@ -183,6 +191,13 @@ def test_from_pictures_to_an_adapter(
 
     page = opened(browser.new_context(), server)
     page.get_by_role("tab", name="Watch").click()
+    expect(page.locator(".dk-run .dk-state")).to_have_text("running")
+    shown = page.locator(".dk-strip figure").count()
+    page.get_by_role("button", name="Draw now").click()
+    expect(page.locator(".dk-strip figure")).not_to_have_count(shown)
+    page.get_by_role("button", name="Save now").click()
+    expect(page.locator("#watch-said")).to_contain_text("save a checkpoint")
+    wait_until(lambda: list(run.glob("checkpoint-*")))
     expect(page.locator(".dk-run .dk-state")).to_have_text("running")
     page.get_by_role("button", name="Stop and save").click()
     expect(page.locator(".dk-run .dk-state")).to_have_text("stopped")

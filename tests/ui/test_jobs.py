@@ -116,9 +116,17 @@ def test_a_shells_run_is_found_by_its_lock(workspace: Workspace) -> None:
     assert process.stdout is not None and process.stdout.readline()
     assert read_run(workspace, folder).state == "starting"
     assert jobs.process_of(workspace, folder) == process.pid
+    jobs.save_now(workspace, folder)
+    jobs.draw_now(workspace, folder)
+    assert (folder / "save_now").exists() and (folder / "draw_now").exists()
+    (folder / "run.yaml").write_text("instance_prompt: a sks dog\n")
+    with pytest.raises(UserError, match="no validation prompt"):
+        jobs.draw_now(workspace, folder)
     jobs.stop(workspace, folder)
     process.wait(20)
     assert not jobs.is_locked(folder)
+    with pytest.raises(UserError, match="is not running"):
+        jobs.save_now(workspace, folder)
 
 
 @pytest.mark.slow

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from .training.resolved_run import ResolvedRun
 
 log = logging.getLogger("diffusekrona")
-ADAPTER_NAME = "default"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,6 +82,11 @@ def train(settings: TrainSettings) -> int:
     settings = with_values(settings, mixed_precision=accelerator.mixed_precision)
     is_main, can_draw = accelerator.is_main_process, bool(settings.validation.validation_prompt)
     try:
+        if settings.optimisation.lr_find:
+            from .training.lr_find import find_rate
+
+            find_rate(settings, resolved, accelerator, examples)
+            return 0
         with (
             claim_output(output.output_dir, is_main),
             listening(output.output_dir, is_main, can_draw) as requests,
@@ -132,13 +136,12 @@ def run(
     """Build everything, train, save; returns the exit code."""
     import torch
 
-    from .adapters.layers import add_adapters
     from .common.cpu_memory import keep_freed_memory
     from .data.cache import prepare_data
     from .training import setup
     from .training.batch import make_batch, plain_loss, training_loss
     from .training.checkpoint import save_checkpoint
-    from .training.init_from import start_from
+    from .training.early_stop import EarlyStop
     from .training.log import RunLog, origin_of
     from .training.lr_schedule import make_lr_scheduler, stepped
     from .training.optimizer import make_ema, make_optimizer, set_mode
@@ -159,7 +162,7 @@ def run(
     peaks = Peaks(accelerator.device)
     steps = max_train_steps(optimisation, len(examples), processes)
     fixed = fixed_settings(settings, resolved, accelerator, examples)
-    if already_finished(output, steps, fixed):
+    if already_finished(output, steps, fixed, settings.validation.early_stop):
         if output.push_to_hub:  # it may be what failed the last time
             write_card_and_upload(output, accelerator)
         return 0
@@ -174,16 +177,9 @@ def run(
     denoiser = setup.load_denoiser(base, precision, resolved, accelerator)
     fixed = with_content(fixed, base, settings.data, settings.prior, resolved)
     models = {resolved.family.denoiser: denoiser, **data.text_encoders}
-    torch.manual_seed(optimisation.seed)  # for the factors' start
-    trained = add_adapters(resolved.configs, models, ADAPTER_NAME)
-    adapted = {name: models[name] for name in resolved.configs}
-    if (source := settings.adapter.init_from) is not None:
-        count = start_from(source, adapted, resolved.family.name, ADAPTER_NAME)
-        log.info("starting from %s: %d layers", source, count)
-    setup.save_memory(precision, models)
-
+    adapted, trained = setup.adapt(settings, resolved, models)
     regulariser = Regulariser(
-        adapted, ADAPTER_NAME, optimisation.adapter_dropout, optimisation.max_relative_norm,
+        adapted, setup.ADAPTER_NAME, optimisation.adapter_dropout, optimisation.max_relative_norm,
         optimisation.seed,
     )  # fmt: skip
     plain_optimizer = make_optimizer(optimisation, models, processes)
@@ -194,7 +190,7 @@ def run(
     shard = shards_base(precision, optimisation.train_batch_size, accelerator)
     wrapped, optimizer = distribute(accelerator, models, plain_optimizer, trained, shard)
     # The schedule is not prepared: accelerate would step it once a process.
-    state = TrainingState(adapted, optimizer, lr_scheduler, ema, origin, ADAPTER_NAME)
+    state = TrainingState(adapted, optimizer, lr_scheduler, ema, origin, setup.ADAPTER_NAME)
     first = resume(output, accelerator, fixed, steps, state)
     if accelerator.is_main_process:
         write_settings_file(settings, output.output_dir / RUN_SETTINGS)
@@ -212,9 +208,11 @@ def run(
     measured = ValidationLoss(
         validation, output.output_dir, accelerator, data, objective, models, loss_of, first
     )
+    early = EarlyStop(validation.early_stop, measured, output.output_dir, state, trained)
     peaks.end("loading")
     if measured.is_due(first):  # a run that was stopped leaves its last step to the next one
         measured.step(first)
+    done, ended = first, early.after(first)
     if first == 0:
         show(0)
         peaks.end("validation")
@@ -224,7 +222,7 @@ def run(
     )
     vote = Vote(accelerator)
     with run_log, stop_signals() as caught:
-        for step in range(first, steps):
+        for step in range(first, first if ended else steps):
             losses = []
             rate = lr_scheduler.get_last_lr()[0]
             for micro in range(optimisation.gradient_accumulation_steps):
@@ -269,22 +267,28 @@ def run(
             if measured.is_due(done) and done < steps:
                 peaks.end("training")
                 measured.step(done)
+                ended = early.after(done)
                 peaks.end("validation")
+                if ended:
+                    break
             if (done % validation.validation_steps == 0 or draw) and done < steps:
                 peaks.end("training")
                 show(done)
                 peaks.end("validation")
 
         peaks.end("training")
-        measured.step(steps)
+        measured.step(done)
+        early.after(done)
         # The result comes before anything else that could fail.
         run_log.flush_and_check(trained)
         set_mode(optimizer, training=False)  # after the checkpoints, which training goes on from
         if ema is not None:
             ema.copy_to(trained)
-        run_log.save_result(adapted, origin, ADAPTER_NAME)
+        kept = early.restore(done, ended)
+        run_log.save_result(adapted, origin, setup.ADAPTER_NAME, done, kept, ended)
+        early.forget()
     measured.report()
-    show(steps)
+    show(done)
     write_card_and_upload(output, accelerator)
     # DDP's wrappers go before the process group: if theirs is the last hold on it, torch may wait
     # for ever, the group's thread for Python and Python for the thread.

@@ -34,7 +34,8 @@ CHECKPOINTING="${CHECKPOINTING:-no}"  # gradient checkpointing: half the memory,
 LOW_VRAM="${LOW_VRAM:-no}"           # yes: fit a small GPU, see docs/recipes.md
 SEED="${SEED:-0}"
 VALIDATION="${VALIDATION:-a $TOKEN $CLASS in the snow}"  # a prompt to draw during training
-CHOOSE="${CHOOSE:-no}"               # yes: choose a checkpoint and a weight afterwards
+CHOOSE="${CHOOSE:-no}"               # yes: choose a checkpoint and a weight afterwards; or
+                                     # flags of it: "--every 100 --budget 10min"
 NUM_PROCESSES="${NUM_PROCESSES:-}"   # GPUs; empty: what `accelerate config` saved, or else 1
 OUTPUT_DIR="${OUTPUT_DIR:-}"         # empty: outputs/$SUBJECT/<name made of the values above>
 

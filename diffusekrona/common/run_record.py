@@ -22,9 +22,11 @@ class RunRecord:
 
     Attributes:
         steps: that were trained; fixed_settings: what a resumed run must share with it.
+        stopped_early: whether `--early_stop` ended it before the steps asked for.
     """
 
     steps: Count | None = None
+    stopped_early: bool = False
     fixed_settings: dict[str, Any] = field(default_factory=dict)
     trained_parameters: Count | None = None
     adapter_bytes: Count | None = None

@@ -181,8 +181,15 @@ class RunLog:
         models: Mapping[str, torch.nn.Module],
         origin: Mapping[str, Any],
         adapter_name: str,
+        done: int,
+        kept: int | None,
+        ended: bool,
     ) -> None:
         """Write adapter.safetensors and run.json. A trained adapter is not lost to a full disk.
+
+        Args:
+            done: the steps that were trained; ended: before the last, by `--early_stop`.
+            kept: the step that the adapter is of, if not `done`.
 
         Raises:
             UserError: the disk refuses; the line says where the adapter was put instead.
@@ -192,7 +199,8 @@ class RunLog:
         self.bar.close()
         path = self.output.output_dir / ADAPTER
         norms = summarise_norms(relative_norms(models, adapter_name))
-        metadata = {**origin, "steps": self.steps, **({NORMS_KEY: norms} if norms else {})}
+        metadata = {**origin, "steps": done if kept is None else kept}
+        metadata |= {NORMS_KEY: norms} if norms else {}
         dtype = dtype_of(self.output.save_precision)
         adapter = collect_adapter(models, adapter_name, self.resolved.family.name, metadata, dtype)
         try:
@@ -201,7 +209,8 @@ class RunLog:
             rescue = Path(tempfile.mkdtemp(prefix="diffusekrona-")) / ADAPTER
             write_adapter(adapter, rescue)
             raise UserError(f"{error}; the trained adapter was saved to {rescue}") from error
-        summary = _finite({**self.summary(path), NORMS_KEY: norms})
+        early = {"stopped_early": ended, "kept_step": kept} if ended or kept is not None else {}
+        summary = _finite({**self.summary(path), "steps": done, **early, NORMS_KEY: norms})
         write_text(
             self.output.output_dir / RUN_RECORD, json.dumps(summary, indent=1, allow_nan=False)
         )
@@ -217,7 +226,6 @@ class RunLog:
             "layers": len(self.resolved.layers),
             "trained_parameters": self.trained,
             "adapter_bytes": path.stat().st_size,
-            "steps": self.steps,
             "last_loss": self.last_loss,
             "seconds_until_training": round(self.loop_started - self.started, 2),
             "seconds_training": round(time.time() - self.loop_started, 2),

@@ -14,6 +14,7 @@ from ..common.errors import UserError, writing
 from ..common.run_record import RUN_RECORD, read_run_record
 from ..evaluation.choice_settings import BEST, CHOICE
 from .checkpoint import ADAPTER, checkpoints_in, remove_checkpoint, remove_leftovers
+from .early_stop import LOWEST
 from .resume import check_agreement
 from .settings import OutputSettings
 from .validation import remove_validation
@@ -80,7 +81,7 @@ def refuse_to_overwrite(output: OutputSettings) -> None:
 def delete_old_run(folder: Path) -> None:
     """Delete what an earlier run left in `folder`, for `--overwrite_output_dir`. Its adapter stays
     until the new one replaces it."""
-    for name in (VALIDATION_LOSS, CHOICE, BEST):
+    for name in (VALIDATION_LOSS, LOWEST, CHOICE, BEST):
         (folder / name).unlink(missing_ok=True)
     (folder / RUN_RECORD).unlink(missing_ok=True)  # or the new run's checkpoints would be refused
     for old in checkpoints_in(folder):
@@ -88,11 +89,14 @@ def delete_old_run(folder: Path) -> None:
     remove_validation(folder / "validation")
 
 
-def already_finished(output: OutputSettings, steps: int, fixed: Mapping[str, Any]) -> bool:
+def already_finished(
+    output: OutputSettings, steps: int, fixed: Mapping[str, Any], early_stop: int | None = None
+) -> bool:
     """Whether a run that would be resumed has nothing left to do: its result is there.
 
     Args:
         fixed: what must agree, as `resume.fixed_settings` gives it.
+        early_stop: as asked for now; without it a run that it ended has steps left.
 
     Raises:
         UserError: the result is there, but was trained otherwise.
@@ -108,7 +112,8 @@ def already_finished(output: OutputSettings, steps: int, fixed: Mapping[str, Any
     if run is None:
         return False
     check_agreement(output.output_dir, run.fixed_settings, fixed)
-    if run.steps is None or run.steps < steps:
+    ended = run.stopped_early and early_stop is not None
+    if run.steps is None or (run.steps < steps and not ended):
         return False
     log.info("%s is trained already (%d steps)", adapter, run.steps)
     return True

@@ -105,6 +105,13 @@ class OptimisationSettings:
         + ", ".join(f"{method.learning_rate:g} for {name}" for name, method in METHODS.items())
         + ".",
     )
+    lr_find: bool = setting(
+        False,
+        may_change_on_resume=True,
+        in_file=False,
+        help="Train nothing: sweep over learning rates for 100 steps, print the curve and the rate "
+        "to begin with, write lr_find.png, and exit.",
+    )
     text_encoder_lr: float | None = setting(
         None, above=0, help="Learning rate of the text encoders; by default half of the other."
     )
@@ -188,6 +195,14 @@ class ValidationSettings:
         help="Measure the loss of held-out pictures, or else of training pictures, at fixed "
         "timesteps with fixed noise every this many steps; 0: never; by default every 100 steps "
         "where pictures are held out.",
+    )
+    early_stop: int | None = setting(
+        None,
+        minimum=1,
+        metavar="N",
+        may_change_on_resume=True,
+        help="Stop once the validation loss has not fallen for N measurements; the result is the "
+        "adapter of the lowest. Needs --holdout, --holdout_data_dir or --validation_loss_steps.",
     )
     num_validation_images: int = setting(
         2, minimum=1, may_change_on_resume=True, help="Pictures per prompt, of seeds 0, 1 …"
@@ -328,6 +343,14 @@ def resolve(settings: TrainSettings) -> TrainSettings:
         raise UserError('--lr_scheduler piecewise_constant needs --lr_step_rules, as "1:500,0.1".')
     if settings.data.holdout and settings.data.holdout_data_dir:
         raise UserError("Give either --holdout or --holdout_data_dir: each says what is held out.")
+    validation = settings.validation
+    held_out = settings.data.holdout or settings.data.holdout_data_dir
+    every = validation.validation_loss_steps
+    if validation.early_stop and not (held_out if every is None else every):
+        raise UserError(
+            "--early_stop follows the validation loss: hold pictures out with --holdout 1 or "
+            "--holdout_data_dir, or measure on training pictures with --validation_loss_steps 100."
+        )
     output = settings.output
     if output.overwrite_output_dir and output.resume_from_checkpoint:
         raise UserError(

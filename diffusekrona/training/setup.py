@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..adapters.layers import add_adapters
 from ..bases.base import Objective
 from ..bases.components import denoiser_name, is_text_encoder
 from ..bases.precision import DTYPE_NAMES, dtype_of
@@ -17,9 +19,13 @@ from ..bases.quantisation import check_quantisation, quantise
 from ..bases.settings import BaseSettings, PrecisionSettings
 from ..common.errors import UserError, not_installed, shortened
 from .gradient_checkpointing import checkpoints_on_host
+from .init_from import start_from
 from .resolved_run import ResolvedRun
-from .settings import LossSettings, OptimisationSettings, OutputSettings
+from .settings import LossSettings, OptimisationSettings, OutputSettings, TrainSettings
 
+log = logging.getLogger("diffusekrona")
+
+ADAPTER_NAME = "default"
 # How long processes wait for one another: the main one may draw validation pictures meanwhile.
 TIMEOUT = datetime.timedelta(hours=1)
 
@@ -109,6 +115,27 @@ def load_denoiser(
     ).requires_grad_(False)
     blocks = resolved.family.block_lists
     return quantise(denoiser, precision.quantize_base, blocks).to(accelerator.device)
+
+
+def adapt(
+    settings: TrainSettings, resolved: ResolvedRun, models: Mapping[str, Any]
+) -> tuple[dict[str, nn.Module], list[nn.Parameter]]:
+    """Put the adapter on the models, started as the settings say.
+
+    Args:
+        models: component name to model; gradient checkpointing and attention are set as well.
+
+    Returns:
+        The models that carry the adapter, by name, and the factors of all of them.
+    """
+    torch.manual_seed(settings.optimisation.seed)  # for the factors' start
+    trained = add_adapters(resolved.configs, models, ADAPTER_NAME)
+    adapted = {name: models[name] for name in resolved.configs}
+    if (source := settings.adapter.init_from) is not None:
+        count = start_from(source, adapted, resolved.family.name, ADAPTER_NAME)
+        log.info("starting from %s: %d layers", source, count)
+    save_memory(settings.precision, models)
+    return adapted, trained
 
 
 def save_memory(precision: PrecisionSettings, models: Mapping[str, Any]) -> None:

@@ -48,7 +48,7 @@ FIRST = (  # shown above the groups, in this order
     "output_dir",
 )
 # What one run only is for, or the page does itself.
-LEFT_OUT = ("dry_run", "resume_from_checkpoint", "overwrite_output_dir", "hub_token")
+LEFT_OUT = ("dry_run", "lr_find", "resume_from_checkpoint", "overwrite_output_dir", "hub_token")
 OPTIONS = {n: o for n, o in options_of(TrainSettings).items() if n not in LEFT_OUT}
 NAMES = tuple(OPTIONS)
 

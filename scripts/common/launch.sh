@@ -65,16 +65,19 @@ finetune() {
   [ "$LOW_VRAM" != yes ] || flags+=(--low_vram)
   case " $* " in *" --overwrite_output_dir "*) ;; *) flags+=(--resume_from_checkpoint latest) ;; esac
   local output="${OUTPUT_DIR:-$ROOT/outputs/$SUBJECT/$name}" given
-  case " $* " in *" --dry_run "*) CHOOSE=no ;; esac
-  if [ "${CHOOSE:-no}" = yes ]; then  # each program replaces a shell of its own
-    ( training "$output" ${flags[@]+"${flags[@]}"} "$@" )
-    given="$(value_of --output_dir "$@")"
-    flags=("${given:-$output}")
-    # The subject's name is the script's, unless the flags give another prompt.
-    [ -n "$(value_of --instance_prompt "$@")" ] || flags+=(--class_word "$CLASS" --identifier "$TOKEN")
-    launch choose "${flags[@]}"
-  fi
-  training "$output" ${flags[@]+"${flags[@]}"} "$@"
+  case " $* " in *" --dry_run "* | *" --lr_find "*) CHOOSE=no ;; esac
+  case "${CHOOSE:=no}" in
+    no) training "$output" ${flags[@]+"${flags[@]}"} "$@" ;;
+    yes) CHOOSE="" ;;
+    -*) ;;
+    *) fail "CHOOSE=$CHOOSE: give yes, no or flags of choose, such as '--every 100 --budget 10min'" ;;
+  esac
+  ( training "$output" ${flags[@]+"${flags[@]}"} "$@" )  # each program replaces a shell of its own
+  given="$(value_of --output_dir "$@")"
+  flags=("${given:-$output}")
+  # The subject's name is the script's, unless the flags give another prompt.
+  [ -n "$(value_of --instance_prompt "$@")" ] || flags+=(--class_word "$CLASS" --identifier "$TOKEN")
+  launch choose "${flags[@]}" $CHOOSE
 }
 
 # training OUTPUT_DIR FLAG...: `finetune`'s command.

@@ -116,7 +116,11 @@ def test_choosing_follows_the_flags_of_training(words) -> None:
         "a b", "--class_word", "dog", "--identifier", "xyz",
     ]  # fmt: skip
     assert chosen("--output_dir=a", "--instance_prompt=a zwx cat") == ["a"]
+    printed = words("finetune_sd.sh", OUTPUT_DIR="one", CHOOSE="--every 100 --budget 1h")
+    assert printed[-4:] == ["--every", "100", "--budget", "1h"]
     assert "diffusekrona.choose" not in words("finetune_sd.sh", "--dry_run", CHOOSE="yes")
+    with pytest.raises(subprocess.CalledProcessError):
+        words("finetune_sd.sh", CHOOSE="perhaps")
 
 
 def test_the_newest_run_is_drawn_with_its_chosen_adapter(words, tmp_path: Path) -> None:

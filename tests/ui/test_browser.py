@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,6 +21,8 @@ pytest.importorskip("gradio", reason="gradio is not installed")
 pytest.importorskip("playwright", reason="playwright is not installed")
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from diffusekrona.sampling.grids import read_recipe
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -271,6 +274,68 @@ def test_converting_and_downloading(page: Page, server: Server, adapters: list[s
         page.get_by_role("link", name="Download").click()
     made = server.folder / "outputs/converted/one.safetensors"
     assert download.value.path().read_bytes() == made.read_bytes()
+    assert page.complaints == []
+
+
+def test_parts_switched_off_and_scores(page: Page, server: Server, adapters: list[str]) -> None:
+    """A projection and a block off, two weights: each picture with its scores and recipe."""
+    before = set((server.folder / "outputs/pictures").glob("*.png"))
+    page.get_by_role("tab", name="Draw").click()
+    write(page, control(page, "adapter-0"), adapters[0])
+    page.keyboard.press("Tab")
+    write(page, control(page, "draw-num_inference_steps"), "2")
+    page.get_by_text("Compare", exact=True).click()
+    write(page, control(page, "grid-weights"), "0.5 1")
+    write(page, control(page, "score-photos"), "dog")
+    page.keyboard.press("Tab")
+    page.get_by_text("Parts of the adapters").click()
+    blocks = page.locator("#switch-blocks input")
+    expect(blocks).not_to_have_count(0)
+    block = blocks.first.get_attribute("name") or ""
+    page.locator("#switch-projections").get_by_label("q", exact=True).uncheck()
+    blocks.first.uncheck()
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(page.locator("#drawn small")).to_have_count(3)
+    for text in page.locator("#drawn small").all_inner_texts():
+        assert re.fullmatch(r"CLIP-I -?\d\.\d\d, CLIP-T -?\d\.\d\d", text)
+    drawn = sorted(set((server.folder / "outputs/pictures").glob("*.png")) - before)
+    assert len({path.read_bytes() for path in drawn}) == 3
+    used = (read_recipe(drawn[-1]) or {})["adapters"][0]
+    assert used["weight"] == 1 and used["projections"] == {"q": 0} and used["blocks"] == {block: 0}
+    assert page.complaints == []
+
+
+def test_reports_are_made_and_shown(page: Page, server: Server, adapters: list[str]) -> None:
+    """Choose, evaluate and inspect: from the form to the page in its frame, and the list of all."""
+    page.get_by_role("tab", name="Reports").click()
+    prompts = server.folder / "data/prompts.txt"
+    prompts.write_text("{subject} in the snow\na red {name}\n")
+    forms: dict[str, tuple[dict[str, str], str]] = {
+        "choose": ({"run": "outputs/dog/one", "weights": "1"}, "Which checkpoint of"),
+        "evaluate": (
+            {"adapter": adapters[0], "subject_dir": "data/dog/input", "class_word": "dog"},
+            "one",
+        ),
+        "inspect": ({"adapter": adapters[0]}, "one"),
+    }
+    for name, (values, words) in forms.items():
+        page.get_by_role("tab", name=name.capitalize()).click()
+        if name != "inspect":
+            values |= {"prompts": "data/prompts.txt", "seeds": "0 1", "num_inference_steps": "2"}
+            page.locator("button:visible", has_text="More settings").click()
+        for setting, text in values.items():
+            write(page, control(page, f"{name}-{setting}"), text)
+            page.keyboard.press("Enter" if setting in ("adapter", "run", "subject_dir") else "Tab")
+        page.get_by_role("button", name=name.capitalize(), exact=True).click()
+        frame = page.frame_locator(f"#shown-{name} iframe").first
+        expect(frame.locator("h1")).to_contain_text(words)
+        expect(frame.locator("img").first).to_be_visible()
+    assert (server.folder / "outputs/dog/one/choice.json").is_file()
+    page.get_by_role("tab", name="All reports").click()
+    write(page, control(page, "report"), "outputs/dog/one/choice/index.html")
+    page.keyboard.press("Enter")
+    shown = page.frame_locator("#report-shown iframe")
+    expect(shown.locator("h1")).to_contain_text("Which checkpoint of")
     assert page.complaints == []
 
 

@@ -1,0 +1,143 @@
+"""`--early_stop`: end a run whose validation loss no longer falls, with the adapter of the lowest.
+
+The lowest measurement's adapter is kept in `lowest_loss.safetensors` until the run ends and it
+becomes the result. What is decided depends on validation_loss.jsonl alone, which a resumed run
+continues, so a run that was killed ends where it would have ended.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import set_peft_model_state_dict
+from torch import nn
+
+from ..adapters.file import read_adapter, save_adapter
+from ..common.errors import UserError
+from .optimizer import set_mode
+from .training_state import TrainingState
+from .validation_loss import LossLine, ValidationLoss
+
+log = logging.getLogger("diffusekrona")
+
+LOWEST = "lowest_loss.safetensors"
+
+
+def lowest_of(lines: Sequence[LossLine]) -> LossLine | None:
+    """The lowest measurement after training began, the earliest of equals; None before it."""
+    return min((line for line in lines if line.step), key=lambda line: line.loss, default=None)
+
+
+def should_stop(lines: Sequence[LossLine], patience: int) -> bool:
+    """Whether the last `patience` measurements, or more, are all above an earlier one."""
+    lowest = lowest_of(lines)
+    return lowest is not None and sum(line.step > lowest.step for line in lines) >= patience
+
+
+class EarlyStop:
+    """Watches the validation loss. Without `--early_stop` it does nothing."""
+
+    def __init__(
+        self,
+        patience: int | None,
+        measured: ValidationLoss,
+        folder: Path,
+        state: TrainingState,
+        trained: Sequence[nn.Parameter],
+    ) -> None:
+        """
+        Args:
+            patience: `--early_stop`; folder: the run's.
+            trained: the factors of all models in `state`.
+
+        Raises:
+            UserError: the validation loss cannot be measured.
+        """
+        if patience and not measured.every:
+            raise UserError("--early_stop needs the validation loss, which a sharded base has not.")
+        self.patience, self.measured, self.state, self.trained = patience, measured, state, trained
+        self.path, self.accelerator = folder / LOWEST, measured.accelerator
+
+    def after(self, step: int) -> bool:
+        """Whether the run ends after `step` steps, the same on every process. Keeps the adapter
+        if the loss has just been measured and is the lowest so far."""
+        if not self.patience:
+            return False
+        answer = [False]
+        if self.accelerator.is_main_process:
+            lowest = lowest_of(self.measured.lines)
+            if lowest is not None and lowest.step == step:
+                self._keep(step)
+            answer = [should_stop(self.measured.lines, self.patience)]
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            broadcast_object_list(answer)
+        return answer[0]
+
+    def _keep(self, step: int) -> None:
+        state = self.state
+        metadata = {**state.origin, "steps": step}
+        try:
+            with as_used(state, self.trained):
+                save_adapter(state.models, self.path, state.adapter_name, metadata=metadata)
+        except (UserError, OSError) as error:
+            log.warning("the adapter of step %d is not kept: %s", step, error)
+
+    def restore(self, done: int, ended: bool) -> int | None:
+        """Put the kept adapter into the models of the main process; its step, or None where there
+        is none to put back.
+
+        Args:
+            done: the steps that were trained; ended: before the last.
+        """
+        lowest = lowest_of(self.measured.lines)
+        if not self.patience or lowest is None or not self.accelerator.is_main_process:
+            return None
+        try:
+            adapter = read_adapter(self.path)
+        except UserError as error:
+            log.warning("the result is the adapter of the last step: %s", error)
+            return None
+        if adapter.metadata.get("steps") != str(lowest.step):  # of a part that was done again
+            log.warning("the result is the adapter of the last step: that of step %d is no longer "
+                        "there", lowest.step)  # fmt: skip
+            return None
+        for component, model in self.state.models.items():
+            tensors = adapter.component_tensors(component)
+            set_peft_model_state_dict(model, tensors, adapter_name=self.state.adapter_name)
+        words = f"stopped early at step {done}; " if ended else ""
+        log.info("%sthe result is the adapter of step %d, where the validation loss is lowest",
+                 words, lowest.step)  # fmt: skip
+        return lowest.step
+
+    def forget(self) -> None:
+        """Delete the kept adapter, which is the result now."""
+        if self.patience and self.accelerator.is_main_process:
+            self.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def as_used(state: TrainingState, trained: Sequence[nn.Parameter]) -> Generator[None]:
+    """The factors as a result has them, averaged where they are; afterwards as they were, bit for
+    bit."""
+    before = [p.detach().clone() for p in trained]
+    set_mode(state.optimizer, training=False)
+    if state.ema is not None:
+        state.ema.copy_to(trained)
+    try:
+        yield
+    finally:
+        set_mode(state.optimizer, training=True)
+        _put_back(trained, before)
+
+
+@torch.no_grad()
+def _put_back(trained: Sequence[nn.Parameter], values: Sequence[Any]) -> None:
+    for parameter, value in zip(trained, values, strict=True):
+        parameter.copy_(value)

@@ -1,0 +1,114 @@
+"""Early stopping: when it ends a run, what it keeps, and that a kill changes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from diffusekrona.adapters.file import read_adapter
+from diffusekrona.common.errors import UserError
+from diffusekrona.train_dreambooth import main
+from diffusekrona.training.early_stop import lowest_of, should_stop
+from diffusekrona.training.validation_loss import LossLine, read_losses
+
+HIGH = ("--learning_rate", "0.3", "--validation_loss_steps", "1", "--checkpointing_steps", "1")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for colour in ("red", "green", "blue", "yellow"):
+        Image.new("RGB", (48, 40), colour).save(folder / f"{colour}.png")
+    return folder
+
+
+def run(base: Path, pictures: Path, out: Path, *more: str) -> dict[str, torch.Tensor]:
+    flags = [
+        "--pretrained_model_name_or_path", str(base), "--instance_data_dir", str(pictures),
+        "--instance_prompt", "a sks dog", "--output_dir", str(out), "--a2", "16", "--cpu",
+        "--max_train_steps", "12", "--report_to", "none", "--holdout", "1", *more,
+    ]  # fmt: skip
+    assert main(flags) == 0
+    return load_file(out / "adapter.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def lines(*losses: float) -> list[LossLine]:
+    return [LossLine(10 * n, x, [1.0], [x], "held out") for n, x in enumerate(losses)]
+
+
+def test_when_it_stops() -> None:
+    assert not should_stop([], 1) and lowest_of(lines(1)) is None
+    assert not should_stop(lines(1, 2), 1)  # step 0 is before training
+    assert not should_stop(lines(5, 3, 2), 1)
+    assert should_stop(lines(5, 3, 4), 1) and not should_stop(lines(5, 3, 4), 2)
+    assert should_stop(lines(5, 3, 3, 4), 2)
+    lowest = lowest_of(lines(1, 3, 2, 4))
+    assert lowest is not None and lowest.step == 20
+
+
+def test_it_ends_with_the_lowest_and_a_kill_changes_nothing(
+    tiny_sd1, pictures, tmp_path: Path, caplog
+) -> None:
+    more = (*HIGH, "--early_stop", "2")
+    result = run(tiny_sd1, pictures, tmp_path / "1", *more)
+    curve = read_losses(tmp_path / "1/validation_loss.jsonl")
+    lowest = lowest_of(curve)
+    assert lowest is not None and curve[-1].step == lowest.step + 2 < 12
+    assert same(result, load_file(tmp_path / f"1/checkpoint-{lowest.step}/adapter.safetensors"))
+    metadata = read_adapter(tmp_path / "1/adapter.safetensors").metadata
+    record = json.loads((tmp_path / "1/run.json").read_text())
+    assert metadata["steps"] == str(lowest.step)
+    assert (record["steps"], record["stopped_early"]) == (curve[-1].step, True)
+    assert not (tmp_path / "1/lowest_loss.safetensors").exists()
+
+    again = (*more, "--resume_from_checkpoint", "latest")
+    caplog.set_level("INFO", "diffusekrona")
+    run(tiny_sd1, pictures, tmp_path / "1", *again)
+    assert "is trained already" in caplog.text
+
+    # As a kill leaves it after the last checkpoint, or after the first: the rest is done again.
+    for step in (curve[-1].step, 1):
+        out = tmp_path / f"killed-{step}"
+        shutil.copytree(tmp_path / "1", out)
+        for name in ("adapter.safetensors", "run.json"):
+            (out / name).unlink()
+        for later in range(step + 1, 13):
+            shutil.rmtree(out / f"checkpoint-{later}", ignore_errors=True)
+        kept = tmp_path / f"1/checkpoint-{lowest.step}/adapter.safetensors"
+        # Its metadata names the step, as that of the file which the run kept.
+        adapter = read_adapter(kept)
+        from diffusekrona.adapters.file import write_adapter
+
+        adapter.metadata["steps"] = str(lowest.step)
+        write_adapter(adapter, out / "lowest_loss.safetensors")
+        assert same(run(tiny_sd1, pictures, out, *again), result)
+        assert read_losses(out / "validation_loss.jsonl") == curve
+
+
+@pytest.mark.parametrize("more", [("--use_ema",), ("--optimizer", "schedulefreeadamw")])
+def test_keeping_the_lowest_leaves_training_alone(tiny_sd1, pictures, tmp_path: Path, more) -> None:
+    flags = (*HIGH, "--max_train_steps", "3", *more)
+    run(tiny_sd1, pictures, tmp_path / "1", *flags)
+    run(tiny_sd1, pictures, tmp_path / "2", *flags, "--early_stop", "9")
+    for step in (1, 2, 3):
+        one, two = (tmp_path / n / f"checkpoint-{step}" for n in "12")
+        name = "training_state.safetensors"
+        assert same(load_file(one / name), load_file(two / name))
+        name = "adapter.safetensors"
+        assert same(load_file(one / name), load_file(two / name))
+
+
+def test_it_needs_a_loss_to_follow(tiny_sd1, pictures, tmp_path: Path) -> None:
+    for more in (("--holdout", "0"), ("--validation_loss_steps", "0")):
+        with pytest.raises(UserError, match="--early_stop follows the validation loss"):
+            run(tiny_sd1, pictures, tmp_path, "--early_stop", "2", *more)

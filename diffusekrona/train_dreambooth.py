@@ -141,7 +141,6 @@ def run(
     from .training import setup
     from .training.batch import make_batch, plain_loss, training_loss
     from .training.checkpoint import save_checkpoint
-    from .training.early_stop import EarlyStop
     from .training.log import RunLog, origin_of
     from .training.lr_schedule import make_lr_scheduler, stepped
     from .training.optimizer import make_ema, make_optimizer, set_mode
@@ -208,7 +207,7 @@ def run(
     measured = ValidationLoss(
         validation, output.output_dir, accelerator, data, objective, models, loss_of, first
     )
-    early = EarlyStop(validation.early_stop, measured, output.output_dir, state, trained)
+    early = setup.make_early_stop(settings, measured, state, trained)
     peaks.end("loading")
     if measured.is_due(first):  # a run that was stopped leaves its last step to the next one
         measured.step(first)
@@ -267,6 +266,9 @@ def run(
             if measured.is_due(done) and done < steps:
                 peaks.end("training")
                 measured.step(done)
+                peaks.end("validation")
+            if early.is_due(done) and done < steps:
+                peaks.end("training")
                 ended = early.after(done)
                 peaks.end("validation")
                 if ended:

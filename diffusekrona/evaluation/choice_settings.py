@@ -15,7 +15,8 @@ from ..sampling.settings import DrawSettings, check_size
 from .choice import Preference
 from .settings import EncoderSettings, EvaluatedModelSettings
 
-BEST, CHOICE = "best.safetensors", "choice.json"  # what a choice leaves in the run's folder
+# What a choice leaves in the run's folder.
+BEST, CHOICE, CHOICE_FOLDER = "best.safetensors", "choice.json", "choice"
 _UNITS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600}
 
 

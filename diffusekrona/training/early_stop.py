@@ -17,7 +17,7 @@ import torch
 from peft import set_peft_model_state_dict
 from torch import nn
 
-from ..adapters.file import read_adapter, save_adapter
+from ..adapters.file import Adapter, read_adapter, save_adapter
 from ..common.errors import UserError
 from .optimizer import set_mode
 from .training_state import TrainingState
@@ -40,11 +40,35 @@ def should_stop(lines: Sequence[LossLine], patience: int) -> bool:
 
 
 class EarlyStop:
-    """Watches the validation loss. Without `--early_stop` it does nothing."""
+    """No early stop; what ends runs early is derived from it."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether `after` is to be called after `step` steps."""
+        return False
+
+    def after(self, step: int) -> bool:
+        """Whether the run ends after `step` steps, the same on every process."""
+        return False
+
+    def restore(self, done: int, ended: bool) -> int | None:
+        """Put the best adapter into the models of the main process; its step, or None where the
+        result is that of the last step.
+
+        Args:
+            done: the steps that were trained; ended: before the last.
+        """
+        return None
+
+    def forget(self) -> None:
+        """Delete what was kept for the result, which has been saved."""
+
+
+class EarlyStopByLoss(EarlyStop):
+    """Watches the validation loss."""
 
     def __init__(
         self,
-        patience: int | None,
+        patience: int,
         measured: ValidationLoss,
         folder: Path,
         state: TrainingState,
@@ -58,27 +82,23 @@ class EarlyStop:
         Raises:
             UserError: the validation loss cannot be measured.
         """
-        if patience and not measured.every:
+        if not measured.every:
             raise UserError("--early_stop needs the validation loss, which a sharded base has not.")
         self.patience, self.measured, self.state, self.trained = patience, measured, state, trained
         self.path, self.accelerator = folder / LOWEST, measured.accelerator
 
+    def is_due(self, step: int) -> bool:
+        return self.measured.is_due(step)
+
     def after(self, step: int) -> bool:
-        """Whether the run ends after `step` steps, the same on every process. Keeps the adapter
-        if the loss has just been measured and is the lowest so far."""
-        if not self.patience:
-            return False
-        answer = [False]
+        """As above. Keeps the adapter if the loss was measured now and is the lowest so far."""
+        stop = False
         if self.accelerator.is_main_process:
             lowest = lowest_of(self.measured.lines)
             if lowest is not None and lowest.step == step:
                 self._keep(step)
-            answer = [should_stop(self.measured.lines, self.patience)]
-        if self.accelerator.num_processes > 1:
-            from accelerate.utils import broadcast_object_list
-
-            broadcast_object_list(answer)
-        return answer[0]
+            stop = should_stop(self.measured.lines, self.patience)
+        return agreed(self.accelerator, stop)
 
     def _keep(self, step: int) -> None:
         state = self.state
@@ -90,14 +110,8 @@ class EarlyStop:
             log.warning("the adapter of step %d is not kept: %s", step, error)
 
     def restore(self, done: int, ended: bool) -> int | None:
-        """Put the kept adapter into the models of the main process; its step, or None where there
-        is none to put back.
-
-        Args:
-            done: the steps that were trained; ended: before the last.
-        """
         lowest = lowest_of(self.measured.lines)
-        if not self.patience or lowest is None or not self.accelerator.is_main_process:
+        if lowest is None or not self.accelerator.is_main_process:
             return None
         try:
             adapter = read_adapter(self.path)
@@ -108,18 +122,32 @@ class EarlyStop:
             log.warning("the result is the adapter of the last step: that of step %d is no longer "
                         "there", lowest.step)  # fmt: skip
             return None
-        for component, model in self.state.models.items():
-            tensors = adapter.component_tensors(component)
-            set_peft_model_state_dict(model, tensors, adapter_name=self.state.adapter_name)
+        put_back(self.state, adapter)
         words = f"stopped early at step {done}; " if ended else ""
         log.info("%sthe result is the adapter of step %d, where the validation loss is lowest",
                  words, lowest.step)  # fmt: skip
         return lowest.step
 
     def forget(self) -> None:
-        """Delete the kept adapter, which is the result now."""
-        if self.patience and self.accelerator.is_main_process:
+        if self.accelerator.is_main_process:
             self.path.unlink(missing_ok=True)
+
+
+def agreed(accelerator: Any, stop: bool) -> bool:
+    """The main process's answer, on every process."""
+    answer = [stop]
+    if accelerator.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        broadcast_object_list(answer)
+    return answer[0]
+
+
+def put_back(state: TrainingState, adapter: Adapter) -> None:
+    """An adapter's factors into the models that are trained."""
+    for component, model in state.models.items():
+        tensors = adapter.component_tensors(component)
+        set_peft_model_state_dict(model, tensors, adapter_name=state.adapter_name)
 
 
 @contextmanager
@@ -134,10 +162,10 @@ def as_used(state: TrainingState, trained: Sequence[nn.Parameter]) -> Generator[
         yield
     finally:
         set_mode(state.optimizer, training=True)
-        _put_back(trained, before)
+        _copy(trained, before)
 
 
 @torch.no_grad()
-def _put_back(trained: Sequence[nn.Parameter], values: Sequence[Any]) -> None:
+def _copy(trained: Sequence[nn.Parameter], values: Sequence[Any]) -> None:
     for parameter, value in zip(trained, values, strict=True):
         parameter.copy_(value)

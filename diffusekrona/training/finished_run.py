@@ -35,8 +35,11 @@ class Subject:
         return f"{self.identifier} {self.class_word}"
 
 
-def find_checkpoints(run: Path, every: int | None) -> dict[int, Path]:
+def find_checkpoints(run: Path, every: int | None, with_result: bool = True) -> dict[int, Path]:
     """Step to adapter file, in order: the whole checkpoints, and the run's result.
+
+    Args:
+        with_result: whether the result counts; while a run trains it is an earlier one's.
 
     Raises:
         UserError: there is none, or a result that is damaged.
@@ -47,7 +50,9 @@ def find_checkpoints(run: Path, every: int | None) -> dict[int, Path]:
             log.warning("%s is left out: %s", folder, fault)
         else:
             found[read_settings(folder)[0]] = folder / ADAPTER
-    if (run / ADAPTER).is_file():  # rather than the checkpoint of its step: it may be an average
+    if (
+        with_result and (run / ADAPTER).is_file()
+    ):  # rather than the checkpoint of its step: it may be an average
         steps = read_adapter(run / ADAPTER).metadata.get("steps", "")
         found[int(steps) if steps.isdecimal() else max(found, default=0) + 1] = run / ADAPTER
     if not found:

@@ -204,6 +204,12 @@ class ValidationSettings:
         help="Stop once the validation loss has not fallen for N measurements; the result is the "
         "adapter of the lowest. Needs --holdout, --holdout_data_dir or --validation_loss_steps.",
     )
+    early_stop_by: Literal["loss", "scores"] = setting(
+        "loss",
+        may_change_on_resume=True,
+        help="scores: --early_stop counts checkpoints that are not better by diffusekrona choose, "
+        "which draws and scores pictures after each, with a second copy of the base in memory.",
+    )
     num_validation_images: int = setting(
         2, minimum=1, may_change_on_resume=True, help="Pictures per prompt, of seeds 0, 1 …"
     )
@@ -346,7 +352,12 @@ def resolve(settings: TrainSettings) -> TrainSettings:
     validation = settings.validation
     held_out = settings.data.holdout or settings.data.holdout_data_dir
     every = validation.validation_loss_steps
-    if validation.early_stop and not (held_out if every is None else every):
+    by_scores = validation.early_stop_by == "scores"
+    if validation.early_stop and by_scores and settings.output.checkpoints_total_limit:
+        raise UserError(
+            "--early_stop_by scores compares all checkpoints: leave --checkpoints_total_limit out."
+        )
+    if validation.early_stop and not by_scores and not (held_out if every is None else every):
         raise UserError(
             "--early_stop follows the validation loss: hold pictures out with --holdout 1 or "
             "--holdout_data_dir, or measure on training pictures with --validation_loss_steps 100."

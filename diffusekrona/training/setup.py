@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,10 +18,13 @@ from ..bases.precision import DTYPE_NAMES, dtype_of
 from ..bases.quantisation import check_quantisation, quantise
 from ..bases.settings import BaseSettings, PrecisionSettings
 from ..common.errors import UserError, not_installed, shortened
+from .early_stop import EarlyStop, EarlyStopByLoss
 from .gradient_checkpointing import checkpoints_on_host
 from .init_from import start_from
 from .resolved_run import ResolvedRun
 from .settings import LossSettings, OptimisationSettings, OutputSettings, TrainSettings
+from .training_state import TrainingState
+from .validation_loss import ValidationLoss
 
 log = logging.getLogger("diffusekrona")
 
@@ -163,3 +166,31 @@ def save_memory(precision: PrecisionSettings, models: Mapping[str, Any]) -> None
                 "--enable_xformers_memory_efficient_attention needs xformers and a GPU; torch's "
                 f"own attention is used without the flag ({shortened(error, 300)})."
             ) from error
+
+
+def make_early_stop(
+    settings: TrainSettings,
+    measured: ValidationLoss,
+    state: TrainingState,
+    trained: Sequence[nn.Parameter],
+) -> EarlyStop:
+    """What may end the run before its last step. Every process calls it.
+
+    Raises:
+        UserError: what it follows cannot be measured.
+    """
+    validation, output = settings.validation, settings.output
+    if validation.early_stop is None:
+        return EarlyStop()
+    if validation.early_stop_by == "loss":
+        return EarlyStopByLoss(validation.early_stop, measured, output.output_dir, state, trained)
+    from .early_stop_by_scores import EarlyStopByScores
+
+    return EarlyStopByScores(
+        validation.early_stop,
+        output.checkpointing_steps,
+        output.output_dir,
+        settings.base.pretrained_model_name_or_path,
+        measured.accelerator,
+        state,
+    )

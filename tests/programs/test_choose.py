@@ -14,11 +14,12 @@ from tiny_scorers import save_clip, save_dino
 
 from diffusekrona import choose, evaluate, train_dreambooth
 from diffusekrona.adapters.mixing import read_weighted
-from diffusekrona.choose import coarse_to_fine, write_best
+from diffusekrona.choose import write_best
 from diffusekrona.common.errors import UserError
 from diffusekrona.evaluation.candidates import CandidateScores
 from diffusekrona.evaluation.choice_report import Row
 from diffusekrona.evaluation.settings import parse_settings
+from diffusekrona.training.choosing import coarse_to_fine
 from diffusekrona.training.finished_run import find_checkpoints
 
 

@@ -1,4 +1,4 @@
-"""`--early_stop_by scores`: end a run whose checkpoints no longer get better, with the best of them.
+"""`--early_stop_by scores`: end a run whose checkpoints no longer get better, with the best one.
 
 After each checkpoint the choice of `diffusekrona choose` is made among those that there are, at
 weight 1. Pictures and scores are kept in the run's folder `choice/`: a resumed run decides as it

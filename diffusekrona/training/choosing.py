@@ -152,6 +152,8 @@ def draw_and_score(
     began, budget = time.monotonic(), seconds_of(asked.budget)
     subject, judge, gallery = work.subject, work.judge, work.gallery
     bases, rows, left = [], [], []
+    pictures = len(gallery.prompts) * len(gallery.seeds)
+    log.info("choosing among %d candidates, %d pictures each", len(work.weighted), pictures)
     for variant in (
         Variant("base", subject.class_word),
         Variant("base with the identifier", subject.name),

@@ -50,9 +50,8 @@ def find_checkpoints(run: Path, every: int | None, with_result: bool = True) -> 
             log.warning("%s is left out: %s", folder, fault)
         else:
             found[read_settings(folder)[0]] = folder / ADAPTER
-    if (
-        with_result and (run / ADAPTER).is_file()
-    ):  # rather than the checkpoint of its step: it may be an average
+    if with_result and (run / ADAPTER).is_file():
+        # Rather than the checkpoint of its step: it may be an average.
         steps = read_adapter(run / ADAPTER).metadata.get("steps", "")
         found[int(steps) if steps.isdecimal() else max(found, default=0) + 1] = run / ADAPTER
     if not found:

@@ -314,9 +314,9 @@ def test_reports_are_made_and_shown(page: Page, server: Server, adapters: list[s
         "choose": ({"run": "outputs/dog/one", "weights": "1"}, "Which checkpoint of"),
         "evaluate": (
             {"adapter": adapters[0], "subject_dir": "data/dog/input", "class_word": "dog"},
-            "one",
+            "Scores of",
         ),
-        "inspect": ({"adapter": adapters[0]}, "one"),
+        "inspect": ({"adapter": adapters[0]}, "Inside"),
     }
     for name, (values, words) in forms.items():
         page.get_by_role("tab", name=name.capitalize()).click()

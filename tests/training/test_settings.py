@@ -43,7 +43,7 @@ shard_base cpu validation_prompt validation_steps num_validation_images
 validation_inference_steps validation_guidance_scale output_dir overwrite_output_dir
 save_precision checkpointing_steps checkpoints_total_limit resume_from_checkpoint
 report_to logging_dir push_to_hub hub_model_id hub_token dry_run
-holdout_data_dir validation_loss_steps
+holdout_data_dir validation_loss_steps early_stop early_stop_by lr_find
 """
 # May change by themselves, because what they come to is compared.
 BY_OUTCOME = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,15 @@ def build(
     Args:
         reading: how the base is read, of `adapters.mixing.reading_options`.
     """
-
+    from .bases.families import drawing_defaults
     from .common.cpu_memory import keep_freed_memory
     from .sampling.pipeline import load_pipeline, load_refiner, place
 
     device = choose_device(machine.device, state.device)
     keep_freed_memory(device)
-    precision = machine.mixed_precision or ("no" if device.type == "cpu" else "fp16")
-    dtype = dtype_of(precision)
     options = {"revision": model.revision, "variant": model.variant, **(reading or {})}
+    half = drawing_defaults(base, model.revision, options.get("single_file_config")).precision
+    dtype = dtype_of(machine.mixed_precision or ("no" if device.type == "cpu" else half))
     pipeline = load_pipeline(base, dtype, "cpu", model.vae, **options)
     apply_adapters(pipeline, adapters, merge=model.merges)
     if scheduler:
@@ -80,6 +81,17 @@ def build(
     for part in filter(None, (pipeline, refiner)):
         place(part, device, machine.low_vram)
     return pipeline, refiner
+
+
+def with_defaults(
+    settings: InferenceSettings, base: str, reading: Mapping[str, Any]
+) -> InferenceSettings:
+    """The settings with the base's steps and guidance, where none are given."""
+    from .bases.families import drawing_defaults
+
+    config = reading.get("single_file_config")
+    defaults = drawing_defaults(base, settings.model.revision, config)
+    return replace(settings, drawing=settings.drawing.resolved(defaults))
 
 
 # --- pictures ------------------------------------------------------------------------------------
@@ -246,6 +258,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             reading.get("single_file_config"),
         )
         report_other_base(base, adapters)
+        settings = with_defaults(settings, base, reading)
         scheduler = settings.drawing.scheduler
         pipeline, refiner = build(model, machine, base, adapters, state, scheduler, reading)
         recipe = recipe_of(settings, base, adapters, pipeline)

@@ -16,9 +16,13 @@ from typing import TYPE_CHECKING, Any
 from .common.command_line import parse
 from .common.errors import UserError, exit_on_user_error
 from .common.settings import SEEDS, setting
+from .sampling.settings import GUIDANCE_HELP
 
 if TYPE_CHECKING:
     from .inspection.facts import Facts
+
+
+STEPS = 20  # denoising steps, if neither the user nor the base asks for another number
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,17 @@ class SheetSettings:
         None, metavar="FOLDER", help="The subject's photos, to score CLIP-I."
     )
     seeds: tuple[int, ...] = setting((0, 1), **SEEDS, help="Draw each variant with these seeds.")
-    num_inference_steps: int = setting(20, minimum=1, help="Denoising steps.")
-    guidance_scale: float = setting(7.0, help="Classifier-free guidance.")
+    num_inference_steps: int | None = setting(
+        None, minimum=1, help="Denoising steps; by default 20, or what a distilled base asks for."
+    )
+    guidance_scale: float | None = setting(None, help=GUIDANCE_HELP)
+    resolution: int | None = setting(
+        None,
+        metavar="PIXELS",
+        minimum=1,
+        multiple_of=8,
+        help="Sides of the pictures; by default the base's own.",
+    )
     clip: str = setting("auto", metavar="NAME_OR_PATH", help="As in diffusekrona.evaluate.")
     device: str | None = setting(None, help="Such as cuda or cpu; by default the best available.")
 
@@ -232,7 +245,9 @@ def draw_sheets(
     import torch
 
     from .adapters.mixing import choose_base, read_adapters, reading_options
+    from .bases.families import drawing_defaults
     from .bases.loading import bundled_models
+    from .bases.precision import dtype_of
     from .common.devices import choose_device
     from .common.files import slugs
     from .common.pictures import load_square
@@ -241,6 +256,7 @@ def draw_sheets(
     from .inspection.switched import Drawing, draw_sheet, sheet_grid, sheet_table
     from .sampling.grids import save_png
     from .sampling.pipeline import load_pipeline
+    from .sampling.settings import guidance_or
 
     device = choose_device(
         sheets.device, torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -248,9 +264,6 @@ def draw_sheets(
     adapters = read_adapters([str(_split_name(text)[1]) for text in inspected.adapter])
     photos = find_pictures(sheets.photos)[0] if sheets.photos else []
     squares = [load_square(path) for path in photos]
-    drawing = Drawing(
-        sheets.draw or "", sheets.seeds, sheets.num_inference_steps, sheets.guidance_scale
-    )
     drawn = []
     names = slugs(one.label for one in facts)
     for one, weighted, name in zip(facts, adapters, names, strict=True):
@@ -259,8 +272,17 @@ def draw_sheets(
         base = choose_base(inspected.base, [weighted], single_file_config=config)
         score = scorer(sheets, base in bundled_models(), photos, device)
 
-        def load(base: str = base, reading: dict[str, Any] = reading) -> Any:
-            dtype = torch.float32 if device.type == "cpu" else torch.float16
+        defaults = drawing_defaults(base, single_file_config=config)
+        dtype = torch.float32 if device.type == "cpu" else dtype_of(defaults.precision)
+        drawing = Drawing(
+            sheets.draw or "",
+            sheets.seeds,
+            sheets.num_inference_steps or min(STEPS, defaults.steps),
+            guidance_or(sheets.guidance_scale, defaults),
+            (sheets.resolution, sheets.resolution) if sheets.resolution else None,
+        )
+
+        def load(base: str = base, dtype: Any = dtype, reading: dict[str, Any] = reading) -> Any:
             return load_pipeline(base, dtype, device, **reading)
 
         sheet = draw_sheet(load, weighted.adapter, one, drawing, score)

@@ -13,8 +13,8 @@ VARIANT="${VARIANT:-}"             # of the base's files: fp16 halves the downlo
 ADAPTERS="${ADAPTERS:-}"           # [NAME=]PATH ...; none: the base alone; empty: none and the newest
 PROMPTS="${PROMPTS:-auto}"         # object, live, pocket, or a file with one template per line
 SEEDS="${SEEDS:-0 1 2 3}"          # one picture per prompt and seed
-STEPS="${STEPS:-50}"               # denoising steps
-GUIDANCE="${GUIDANCE:-7.0}"
+STEPS="${STEPS:-}"                 # denoising steps; empty: the base's own, 50 or, distilled, fewer
+GUIDANCE="${GUIDANCE:-}"           # empty: the base's own, 7, or 4 of FLUX.2-klein and Z-Image
 PRECISION="${PRECISION:-}"         # no, fp16 or bf16; empty: fp16 on a GPU, no on a CPU
 CLIP="${CLIP:-auto}"               # auto: ViT-B/32, on a bundled base the bundled one
 CLIP_BACKEND="${CLIP_BACKEND:-transformers}"  # or openai, if its package is installed

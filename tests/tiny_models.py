@@ -144,7 +144,7 @@ def z_image_pipeline() -> ZImagePipeline:
     return ZImagePipeline(
         transformer=z_image_transformer(),
         vae=vae(shift_factor=0.1),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=6.0),
         text_encoder=Qwen3Model(qwen_config()),
         tokenizer=qwen_tokenizer(),
     )

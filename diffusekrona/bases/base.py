@@ -88,6 +88,21 @@ class FileNames:
     widths: Mapping[str, int]
 
 
+@dataclass(frozen=True)
+class DrawingDefaults:
+    """How a base draws unless asked otherwise.
+
+    Attributes:
+        guidance: classifier-free guidance, on the scale of its pipeline.
+        steps: denoising steps, more than which its publisher does not recommend.
+        precision: on a GPU, "fp16" or "bf16".
+    """
+
+    guidance: float = 7.0
+    steps: int = 50
+    precision: str = "fp16"
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Family(ABC):
     """A family of base models.
@@ -109,7 +124,7 @@ class Family(ABC):
         block_lists: names of the denoiser's lists of transformer blocks.
         loss_settings: settings of the loss and of the noise schedule that `load_objective` and the
             objective read, of those that not every family has.
-        guidance: classifier-free guidance that suits it, on the scale of its pipeline.
+        drawing: how it draws; distilled: likewise, of its few-step models.
         defaults: of training settings, in place of the program's.
         block_layers: lists of blocks to the layers in each that other programs' files may hold, by
             diffusers' names; for families whose files have these names.
@@ -133,7 +148,8 @@ class Family(ABC):
     text_letters: Mapping[str, tuple[str, ...]]
     block_lists: tuple[str, ...] = ("transformer_blocks",)
     loss_settings: tuple[str, ...] = ("snr_gamma", "prediction_type", "rescale_betas_zero_snr")
-    guidance: float = 7.0
+    drawing: DrawingDefaults = DrawingDefaults()
+    distilled: DrawingDefaults | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
     block_layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     files: FileNames | None = None
@@ -193,6 +209,10 @@ class Family(ABC):
     def place(self, name: str) -> Place:
         """The place of one of the denoiser's layers, by its name."""
         return transformer_place(name, self.letters, "joint")
+
+    def drawing_defaults(self, base: str, revision: str | None = None) -> DrawingDefaults:
+        """How this base draws unless asked otherwise: `drawing`, or `distilled` if it says so."""
+        return self.drawing
 
     # --- sizes ----------------------------------------------------------------------------------
 

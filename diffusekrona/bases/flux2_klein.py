@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 
 from . import qwen
-from .base import Family, Objective, TextStates
+from .base import DrawingDefaults, Family, Objective, TextStates
 from .flow import TRAIN_TIMESTEPS, FlowObjective, flow_refusal
 from .fused import ColumnSplit, RowSplit, plain_linear
-from .loading import load_part
+from .loading import load_part, read_json_of
 from .vae import encode_pictures, vae_scale
 
 PATCH = 2  # of the VAE's latents, along one side, make one that the transformer sees
@@ -46,6 +46,10 @@ class Flux2KleinFamily(Family):
 
     def schedule_refusal(self, config: Mapping[str, Any]) -> str | None:
         return flow_refusal(config)
+
+    def drawing_defaults(self, base: str, revision: str | None = None) -> DrawingDefaults:
+        index = read_json_of(base, "", "model_index.json", revision)
+        return self.distilled if index.get("is_distilled") else self.drawing
 
     def latent_scale(self, vae_config: Mapping[str, Any]) -> int:
         return vae_scale(vae_config) * PATCH
@@ -225,7 +229,8 @@ FLUX2_KLEIN = Flux2KleinFamily(
         ),
     },
     loss_settings=("weighting_scheme",),
-    guidance=4.0,
+    drawing=DrawingDefaults(guidance=4.0, precision="bf16"),
+    distilled=DrawingDefaults(guidance=1.0, steps=4, precision="bf16"),
     # Of 3072 x 3072 layers: a quarter of LoRA r=4's parameters; (4, 64) would have 1.5 times.
-    defaults={"a1": 64, "a2": 64, "validation_guidance_scale": 4.0},
+    defaults={"a1": 64, "a2": 64},
 )

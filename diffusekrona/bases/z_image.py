@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from . import qwen
-from .base import Family, Objective, TextStates
+from .base import DrawingDefaults, Family, Objective, TextStates
 from .flow import TRAIN_TIMESTEPS, FlowObjective, flow_refusal
-from .loading import load_part
+from .loading import load_part, read_json_of
 from .places import Place, transformer_place
 
 PATCH = 2  # latents per token, along one side
+TURBO_SHIFT = 3.0
 # diffusers' ZImageTransformer2DModel takes these for keys that a config leaves out.
 _CHANNELS, _CAPTION = 16, 2560
 THINKING = True  # as ZImagePipeline sets the chat template's option
@@ -35,6 +36,11 @@ class ZImageFamily(Family):
 
     def place(self, name: str) -> Place:
         return transformer_place(name, self.letters, "joint")
+
+    def drawing_defaults(self, base: str, revision: str | None = None) -> DrawingDefaults:
+        """Only the schedule tells them apart: Z-Image-Turbo's shift is 3, Z-Image's 6."""
+        schedule = read_json_of(base, "scheduler", "scheduler_config.json", revision)
+        return self.distilled if schedule.get("shift") == TURBO_SHIFT else self.drawing
 
     def side_step(self, config: Mapping[str, Any], vae_config: Mapping[str, Any]) -> int:
         return self.latent_scale(vae_config) * PATCH
@@ -141,7 +147,8 @@ Z_IMAGE = ZImageFamily(
         ),
     ),
     loss_settings=("weighting_scheme",),
-    guidance=4.0,
+    drawing=DrawingDefaults(guidance=4.0, precision="bf16"),
+    distilled=DrawingDefaults(guidance=0.0, steps=8, precision="bf16"),
     # Of 3840 x 3840 layers: a quarter of LoRA r=4's parameters; (4, 64) would have nearly twice.
-    defaults={"a1": 64, "a2": 64, "validation_guidance_scale": 4.0},
+    defaults={"a1": 64, "a2": 64},
 )

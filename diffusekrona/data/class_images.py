@@ -10,6 +10,7 @@ from ..common.errors import UserError
 from ..common.pictures import PICTURE_SUFFIXES, why_not
 from ..sampling.grids import read_recipe, save_png
 from ..sampling.pipeline import generate, load_pipeline
+from ..sampling.settings import STEPS
 from .folder import find_pictures
 
 
@@ -76,6 +77,7 @@ def draw_class_pictures(
     accelerator.wait_for_everyone()  # all have counted before one adds to the folder
     if numbers:
         pipeline = load_pipeline(base, **options)
+        defaults = family_of_pipeline(pipeline).drawing_defaults(base, options.get("revision"))
         if low_vram:
             batch_size = 1
             pipeline.vae.enable_tiling()
@@ -93,8 +95,8 @@ def draw_class_pictures(
                 pipeline,
                 [prompt] * len(seeds),
                 seeds,
-                steps=50,
-                guidance=family_of_pipeline(pipeline).guidance,
+                steps=min(STEPS, defaults.steps),
+                guidance=defaults.guidance,
                 batch_size=batch_size,
                 progress=False,
             )

@@ -161,10 +161,10 @@ def _choose(
     values = {"likeness": likeness, "obedience": obedience, "balance": balance}[prefer]
     eligible = list(learned)
     if prefer == "obedience":
-        eligible = [ok and g[0] >= most / 2 for ok, g in zip(learned, gain, strict=True)]
+        eligible = [ok and bool(g[0] >= most / 2) for ok, g in zip(learned, gain, strict=True)]
     if prefer == "likeness":
         least = _interval(plain).low
-        eligible = [ok and o[0] >= least for ok, o in zip(learned, obedience, strict=True)]
+        eligible = [ok and bool(o[0] >= least) for ok, o in zip(learned, obedience, strict=True)]
         if not any(eligible):
             rule, values, eligible = "fallback", balance, list(learned)
     best, chosen, tied = _best(candidates, values, eligible)

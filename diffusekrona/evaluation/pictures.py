@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..adapters.mixing import WeightedAdapter, apply_adapters
+from ..bases.families import drawing_defaults
 from ..bases.precision import DTYPE_NAMES
 from ..common.errors import UserError
 from ..common.files import slug
@@ -72,7 +73,9 @@ def drawing_of(
     reading: Mapping[str, Any],
 ) -> Drawing:
     """The settings that all pictures share; `reading` is how the base is read."""
-    precision = model.mixed_precision or ("no" if device.type == "cpu" else "fp16")
+    defaults = drawing_defaults(base, model.revision, reading.get("single_file_config"))
+    drawing = drawing.resolved(defaults)
+    precision = model.mixed_precision or ("no" if device.type == "cpu" else defaults.precision)
     return Drawing(
         base=base,
         steps=drawing.num_inference_steps,

@@ -51,7 +51,7 @@ class EvaluatedModelSettings:
     variant: str | None = setting(None, help="Use this variant of the base's files, such as fp16.")
     batch_size: int = setting(4, minimum=1, help="Draw this many pictures at once.")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
-        None, help="Precision; by default fp16 on a GPU, otherwise no."
+        None, help="Precision; by default the base's on a GPU, fp16 or bf16, otherwise no."
     )
     low_vram: bool = setting(
         False, help="Keep only the active part on the GPU, and decode large pictures in tiles."

@@ -62,12 +62,13 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How the pictures are drawn."""
+    """How the pictures are drawn; `size` is (height, width) in pixels, None the base's own."""
 
     prompt: str
     seeds: tuple[int, ...] = (0, 1)
     steps: int = 20
     guidance: float = 7.0
+    size: tuple[int, int] | None = None
 
 
 def draw_sheet(
@@ -94,7 +95,8 @@ def draw_sheet(
             count = len(drawing.seeds)
             images = generate(
                 pipeline, [drawing.prompt] * count, drawing.seeds, steps=drawing.steps,
-                guidance=drawing.guidance, batch_size=min(count, 4), progress=False,
+                guidance=drawing.guidance, size=drawing.size, batch_size=min(count, 4),
+                progress=False,
             )  # fmt: skip
             bar.update()
             return Drawn(images, dict(score(images)))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..bases.settings import ReadingSettings
 from ..common.command_line import parse
@@ -14,9 +14,18 @@ from ..common.errors import UserError
 from ..common.settings import SEEDS, setting
 from .schedulers import SCHEDULERS
 
+if TYPE_CHECKING:
+    from ..bases.base import DrawingDefaults
+
 _BASE_HELP = (
     "Hub name, diffusers folder, .safetensors file of a whole model, or a bundled model: pocket, "
     "pocket-sdxl. By default the base that the adapter was trained on."
+)
+
+STEPS = 50  # denoising steps, if neither the user nor the base asks for another number
+GUIDANCE_HELP = (
+    "Classifier-free guidance; by default what the base asks for: 7 for Stable Diffusion, 4 for "
+    "FLUX.2-klein and Z-Image, none for distilled models."
 )
 
 
@@ -24,8 +33,10 @@ _BASE_HELP = (
 class DrawSettings:
     """How pictures are drawn."""
 
-    num_inference_steps: int = setting(50, minimum=1, help="Denoising steps.")
-    guidance_scale: float = setting(7.0, help="Classifier-free guidance.")
+    num_inference_steps: int | None = setting(
+        None, minimum=1, help="Denoising steps; by default 50, or what a distilled base asks for."
+    )
+    guidance_scale: float | None = setting(None, help=GUIDANCE_HELP)
     scheduler: str | None = setting(
         None, choices=tuple(SCHEDULERS), help="Sampler; by default the base's own."
     )
@@ -42,6 +53,19 @@ class DrawSettings:
         """(height, width) in pixels; None for the base's own."""
         return (self.height, self.width) if self.height and self.width else None
 
+    def resolved(self, defaults: DrawingDefaults) -> DrawSettings:
+        """The same, with the base's defaults for what is left out."""
+        return replace(
+            self,
+            num_inference_steps=self.num_inference_steps or min(STEPS, defaults.steps),
+            guidance_scale=guidance_or(self.guidance_scale, defaults),
+        )
+
+
+def guidance_or(guidance: float | None, defaults: DrawingDefaults) -> float:
+    """The guidance asked for, or else the base's."""
+    return defaults.guidance if guidance is None else guidance
+
 
 @dataclass(frozen=True)
 class MachineSettings:
@@ -51,7 +75,7 @@ class MachineSettings:
         1, minimum=1, help="Draw this many pictures at once, which does not change them."
     )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
-        None, help="Precision; by default fp16 on a GPU, otherwise no."
+        None, help="Precision; by default the base's on a GPU, fp16 or bf16, otherwise no."
     )
     device: str | None = setting(
         None, help="Such as cuda, cuda:1, mps, cpu; by default the best available."

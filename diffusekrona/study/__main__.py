@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .cell import Cell, Scoring
     from .grid import Study, Subject
 
+STEPS = 25  # denoising steps of pictures that are scored, unless asked otherwise
+
 
 def choose_study(chosen: ChosenSettings, bundled: bool) -> Study:
     """The study asked for, with its changes.
@@ -81,17 +83,33 @@ def choose_scoring(
     base: str, scored: ScoredSettings, study: Study, bundled: bool
 ) -> tuple[Scoring, list[str]]:
     """How cells are drawn and scored, and notes on what is left out."""
+    from ..bases.families import drawing_defaults
     from ..evaluation.encoders import choose_names
+    from ..sampling.settings import guidance_or
     from .cell import Scoring
 
+    defaults = drawing_defaults(
+        base, study.flags.get("revision"), study.flags.get("single_file_config")
+    )
     clip, dino, note = choose_names(scored.clip, scored.dino, bundled)
     prompts = scored.prompts if scored.prompts != "auto" else "pocket" if bundled else "object"
     scoring = Scoring(
-        base, prompts, tuple(scored.image_seeds), scored.num_inference_steps, scored.guidance_scale,
-        clip, scored.clip_backend, dino, scored.image_precision, scored.image_batch_size,
-        study.flags.get("revision"), study.flags.get("variant"),
-        study.flags.get("pretrained_vae_model_name_or_path"), scored.low_vram,
-    )  # fmt: skip
+        base,
+        prompts,
+        tuple(scored.image_seeds),
+        scored.num_inference_steps or min(STEPS, defaults.steps),
+        guidance_or(scored.guidance_scale, defaults),
+        clip,
+        scored.clip_backend,
+        dino,
+        scored.image_precision,
+        scored.image_batch_size,
+        study.flags.get("revision"),
+        study.flags.get("variant"),
+        study.flags.get("pretrained_vae_model_name_or_path"),
+        scored.low_vram,
+        scored.image_resolution,
+    )
     return scoring, [note] if note else []
 
 

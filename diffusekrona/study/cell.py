@@ -36,10 +36,12 @@ class Scoring:
     Attributes:
         prompts: list name or file; seeds: of the pictures, the same for all cells.
         clip, dino: of scoring models, resolved; dino may be None.
-        precision: that pictures are drawn in: "no", "fp16" or "bf16"; None: fp16 on a GPU, else no.
+        precision: that pictures are drawn in: "no", "fp16" or "bf16"; None: the base's on a
+            GPU, else no.
         batch_size, low_vram: pictures at once, and no more than the model at work on a GPU; they
             change the last bit at most.
         revision, variant, vae: of the base, as for training.
+        resolution: sides of the pictures in pixels; None: the base's own.
     """
 
     base: str
@@ -56,6 +58,7 @@ class Scoring:
     variant: str | None = None
     vae: str | None = None
     low_vram: bool = False
+    resolution: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,17 @@ class Cell:
     def drawn_by(self) -> str:
         """A hash of what decides the pictures of a run."""
         j = self.scoring
-        return _hash(
-            [self.texts, j.seeds, j.steps, j.guidance, j.precision, j.revision, j.variant, j.vae]
-        )
+        parts = [
+            self.texts,
+            j.seeds,
+            j.steps,
+            j.guidance,
+            j.precision,
+            j.revision,
+            j.variant,
+            j.vae,
+        ]
+        return _hash(parts + [j.resolution] * (j.resolution is not None))
 
     def scored_by(self) -> str:
         """A hash of what scores the pictures."""

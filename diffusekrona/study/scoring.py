@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from ..adapters.file import read_adapter
 from ..adapters.mixing import WeightedAdapter
+from ..bases.families import drawing_defaults
 from ..bases.precision import DTYPE_NAMES
 from ..bases.settings import ReadingSettings
 from ..common.files import replace_whole
@@ -37,18 +38,22 @@ def score_point(cell: Cell, folder: Path, adapter: Path | None, step: int | None
     scoring = cell.scoring
     device = cell.device or ("cuda" if torch.cuda.is_available() else "cpu")
     prompts = parse_prompts(cell.texts, "the study")
-    precision = scoring.precision or ("no" if device == "cpu" else "fp16")
     trained_with = cell.flags or {}
+    revision = trained_with.get("revision", scoring.revision)
+    config = trained_with.get("single_file_config")
+    half = drawing_defaults(scoring.base, revision, config).precision
+    precision = scoring.precision or ("no" if device == "cpu" else half)
     drawing = Drawing(
         scoring.base,
         scoring.steps,
         scoring.guidance,
+        size=scoring.resolution and (scoring.resolution, scoring.resolution),
         dtype=DTYPE_NAMES[precision],
         vae=trained_with.get("pretrained_vae_model_name_or_path", scoring.vae),
         batch_size=scoring.batch_size,
         low_vram=scoring.low_vram,
         options={
-            "revision": trained_with.get("revision", scoring.revision),
+            "revision": revision,
             "variant": trained_with.get("variant", scoring.variant),
             **{name: trained_with.get(name) for name in READING},
         },

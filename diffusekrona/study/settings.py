@@ -10,6 +10,7 @@ from typing import Literal
 from ..common.command_line import parse
 from ..common.errors import UserError
 from ..common.settings import SEEDS, setting
+from ..sampling.settings import GUIDANCE_HELP
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,19 @@ class ScoredSettings:
     image_seeds: tuple[int, ...] = setting(
         (0, 1), **SEEDS, help="Draw each prompt with these seeds."
     )
-    num_inference_steps: int = setting(25, minimum=1, help="Denoising steps.")
-    guidance_scale: float = setting(7.0, help="Classifier-free guidance.")
+    num_inference_steps: int | None = setting(
+        None, minimum=1, help="Denoising steps; by default 25, or what a distilled base asks for."
+    )
+    guidance_scale: float | None = setting(None, help=GUIDANCE_HELP)
     image_precision: Literal["no", "fp16", "bf16"] | None = setting(
-        None, help="Precision; by default fp16 on a GPU, otherwise no."
+        None, help="Precision; by default the base's on a GPU, fp16 or bf16, otherwise no."
+    )
+    image_resolution: int | None = setting(
+        None,
+        metavar="PIXELS",
+        minimum=1,
+        multiple_of=8,
+        help="Sides of the pictures; by default the base's own.",
     )
     image_batch_size: int = setting(4, minimum=1, help="Draw this many pictures at once.")
     low_vram: bool = setting(

@@ -24,7 +24,7 @@ from ..bases.settings import BaseSettings
 from ..bases.vae import read_vae_config
 from ..common.errors import UserError
 from ..common.settings import flat
-from .settings import OptimisationSettings, TrainSettings
+from .settings import OptimisationSettings, TrainSettings, ValidationSettings
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -126,7 +126,14 @@ def family_defaults(base: BaseSettings) -> dict[str, Any]:
         family, _ = identify(place, base.revision)
     except UserError:
         return {}
-    return dict(family.defaults)
+    drawing = family.drawing_defaults(place, base.revision)
+    own = ValidationSettings()
+    found = {
+        "validation_guidance_scale": drawing.guidance,
+        "validation_inference_steps": min(own.validation_inference_steps, drawing.steps),
+    }
+    changed = {name: value for name, value in found.items() if value != getattr(own, name)}
+    return {**changed, **family.defaults}
 
 
 # Settings of the loss and the noise schedule that only some families' objectives read.

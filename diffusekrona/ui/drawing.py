@@ -104,6 +104,7 @@ def draw(settings: InferenceSettings) -> list[Path]:
         reading = reading_options(adapters, settings.reading.options())
         base = choose_base(model.pretrained_model_name_or_path, adapters, model.revision)
         files = tuple((str(one.path), one.path.stat().st_mtime_ns) for one in adapters)
+        settings = inference.with_defaults(settings, base, reading)
         pipeline, own = _loaded(base, files, tuple(reading.items()), model.vae, model.variant)
         for number, one in enumerate(adapters):
             weights = one.groups or GroupWeights()

@@ -123,8 +123,8 @@ inference() {
   launch inference \
     ${MODEL_NAME:+--pretrained_model_name_or_path "$MODEL_NAME"} ${VARIANT:+--variant "$VARIANT"} \
     --adapter "$ADAPTER${WEIGHT:+:$WEIGHT}" \
-    --seeds $SEEDS \
-    --num_inference_steps "$STEPS" --guidance_scale "$GUIDANCE" --batch_size "$BATCH_SIZE" \
+    --seeds $SEEDS --batch_size "$BATCH_SIZE" \
+    ${STEPS:+--num_inference_steps "$STEPS"} ${GUIDANCE:+--guidance_scale "$GUIDANCE"} \
     ${PRECISION:+--mixed_precision "$PRECISION"} ${REFINER:+--refiner "$REFINER"} \
     --output_dir "${OUTPUT_DIR:-$beside/images}" \
     ${flags[@]+"${flags[@]}"} "$@"
@@ -143,7 +143,7 @@ evaluate() {
     "${flags[@]}" \
     --subject_dir "$ROOT/data/$SUBJECT/input" --class_word "$CLASS" \
     --prompts "$PROMPTS" --seeds $SEEDS \
-    --num_inference_steps "$STEPS" --guidance_scale "$GUIDANCE" \
+    ${STEPS:+--num_inference_steps "$STEPS"} ${GUIDANCE:+--guidance_scale "$GUIDANCE"} \
     ${PRECISION:+--mixed_precision "$PRECISION"} \
     --clip "$CLIP" --clip_backend "$CLIP_BACKEND" --dino "$DINO" \
     --output_dir "$OUTPUT_DIR" "$@"

@@ -64,7 +64,9 @@ def test_transformers_are_fine_tuned_and_drawn_with_values_of_their_own(words, f
     passed = words(f"finetune_{family}.sh")
     assert value(passed, "--a1") == "64" and value(passed, "--mixed_precision") == "bf16"
     drawn = words(f"inference_{family}.sh", ADAPTER="some/run")
-    assert value(drawn, "--guidance_scale") == "4.0" and value(drawn, "--adapter") == "some/run"
+    assert "--guidance_scale" not in drawn and value(drawn, "--adapter") == "some/run"
+    drawn = words(f"inference_{family}.sh", ADAPTER="some/run", GUIDANCE="3", STEPS="9")
+    assert value(drawn, "--guidance_scale") == "3" and value(drawn, "--num_inference_steps") == "9"
 
 
 @pytest.mark.parametrize(

@@ -211,8 +211,14 @@ class Family(ABC):
         return transformer_place(name, self.letters, "joint")
 
     def drawing_defaults(self, base: str, revision: str | None = None) -> DrawingDefaults:
-        """How this base draws unless asked otherwise: `drawing`, or `distilled` if it says so."""
+        """How this base draws unless asked otherwise."""
+        if self.distilled and self.is_distilled(base, revision):
+            return self.distilled
         return self.drawing
+
+    def is_distilled(self, base: str, revision: str | None) -> bool:
+        """Whether a base is a few-step model, for families that have some (`distilled`)."""
+        return False
 
     # --- sizes ----------------------------------------------------------------------------------
 

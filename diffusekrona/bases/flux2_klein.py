@@ -47,9 +47,9 @@ class Flux2KleinFamily(Family):
     def schedule_refusal(self, config: Mapping[str, Any]) -> str | None:
         return flow_refusal(config)
 
-    def drawing_defaults(self, base: str, revision: str | None = None) -> DrawingDefaults:
+    def is_distilled(self, base: str, revision: str | None) -> bool:
         index = read_json_of(base, "", "model_index.json", revision)
-        return self.distilled if index.get("is_distilled") else self.drawing
+        return bool(index.get("is_distilled"))
 
     def latent_scale(self, vae_config: Mapping[str, Any]) -> int:
         return vae_scale(vae_config) * PATCH

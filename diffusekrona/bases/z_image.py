@@ -37,10 +37,10 @@ class ZImageFamily(Family):
     def place(self, name: str) -> Place:
         return transformer_place(name, self.letters, "joint")
 
-    def drawing_defaults(self, base: str, revision: str | None = None) -> DrawingDefaults:
+    def is_distilled(self, base: str, revision: str | None) -> bool:
         """Only the schedule tells them apart: Z-Image-Turbo's shift is 3, Z-Image's 6."""
         schedule = read_json_of(base, "scheduler", "scheduler_config.json", revision)
-        return self.distilled if schedule.get("shift") == TURBO_SHIFT else self.drawing
+        return schedule.get("shift") == TURBO_SHIFT
 
     def side_step(self, config: Mapping[str, Any], vae_config: Mapping[str, Any]) -> int:
         return self.latent_scale(vae_config) * PATCH

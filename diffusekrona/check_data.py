@@ -28,7 +28,11 @@ RESOLUTION = 512  # without a base and a resolution
 class CheckedSettings:
     """What is looked at, and where the result goes."""
 
-    folder: Path = setting(positional=True, metavar="FOLDER", help="Folder of the pictures.")
+    folder: Path = setting(
+        positional=True,
+        metavar="FOLDER|FILE",
+        help="Folder of the pictures, or a YAML or TOML file that names several.",
+    )
     pretrained_model_name_or_path: str | None = setting(
         None,
         metavar="NAME_OR_PATH",

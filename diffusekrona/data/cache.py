@@ -11,7 +11,7 @@ import functools
 import gc
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ from ..bases.vae import channels_last, vae_place
 from ..common.prompts import warn_of_syntax
 from .disk_cache import OFF, DiskCache, cache_of, origin
 from .examples import Example, sizes_of
-from .latents import Cropping, Item, cache_pictures
+from .latents import Item, cache_pictures
 from .settings import DataSettings, PriorSettings
 
 log = logging.getLogger(__name__)
@@ -81,6 +81,11 @@ class Data:
         found = (v for item in self.instance for some in item.variants.values() for v in some)
         return any(variant.mask is not None for variant in found)
 
+    @property
+    def weighted(self) -> bool:
+        """Whether a picture's loss counts otherwise than another's."""
+        return any(item.weight != 1 or item.regularisation for item in self.instance)
+
 
 def prepare_data(
     base: BaseSettings,
@@ -125,11 +130,10 @@ def prepare_data(
             **base.schedule(),
         )
     preserved = prior.class_prompt if prior.preserve_class else None
-    cropping = Cropping(data.center_crop, data.random_flip, seed)
-    step = resolved.pixel_step if data.aspect_ratio_buckets else None
-    sizes = sizes_of(examples, resolved.resolution, step)
+    sizes = sizes_of(examples, resolved.resolution, resolved.pixel_step)
     each, every = [[size] for size in sizes], [sorted(set(sizes))] * len(class_pictures)
-    of_class = [Example(path, (prior.class_prompt or "",)) for path in class_pictures]
+    cut = {"center_crop": data.center_crop, "random_flip": data.random_flip}
+    of_class = [Example(path, (prior.class_prompt or "",), **cut) for path in class_pictures]
     cache = cache_of(data)
 
     vae, cache_key = _vae_and_origin(base, precision, resolved, accelerator, cache)
@@ -137,14 +141,15 @@ def prepare_data(
         cache_pictures,
         resolved.family,
         vae,
-        cropping=cropping,
+        seed=seed,
         cache=cache if cache_key["vae"] else OFF,
         cache_key=cache_key,
     )
     instance = latents(examples, each, progress=show)
     prior = latents(of_class, every, progress=show)
-    of_held_out = [[size] for size in sizes_of(held_out, resolved.resolution, step)]
-    kept = latents(held_out, of_held_out, cropping=Cropping(center=True), progress=show)
+    held_out = [replace(one, center_crop=True, random_flip=False) for one in held_out]
+    of_held_out = [[size] for size in sizes_of(held_out, resolved.resolution, resolved.pixel_step)]
+    kept = latents(held_out, of_held_out, progress=show)
     loaded = vae.cache_info().currsize
     del vae, latents
     if loaded:

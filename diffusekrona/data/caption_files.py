@@ -23,7 +23,9 @@ def read_captions(folder: Path, pictures: Sequence[Path], prompt: str | None) ->
     return [" ".join(caption_lines(picture, table, prompt)) for picture in pictures]
 
 
-def caption_lines(picture: Path, table: Mapping[str, str], prompt: str | None) -> list[str]:
+def caption_lines(
+    picture: Path, table: Mapping[str, str], prompt: str | None, extension: str | None = None
+) -> list[str]:
     """A picture's caption, line by line.
 
     `image.txt` or `image.caption` beside `image.jpg` comes first, then the picture's line in
@@ -33,12 +35,13 @@ def caption_lines(picture: Path, table: Mapping[str, str], prompt: str | None) -
 
     Args:
         table: of `read_metadata`.
+        extension: of caption files, in place of .txt and .caption.
 
     Raises:
         UserError: there is no caption and no prompt, or its file is not UTF-8.
     """
-    for suffix in (".txt", ".TXT", ".caption", ".CAPTION"):
-        beside = picture.with_suffix(suffix)
+    for suffix in (extension,) if extension else (".txt", ".TXT", ".caption", ".CAPTION"):
+        beside = picture.with_name(picture.stem + suffix)
         if beside.is_file():
             split = (" ".join(line.split()) for line in _read_text(beside).splitlines())
             if lines := [line for line in split if line]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..common.errors import UserError
@@ -12,8 +12,10 @@ from ..common.pictures import content_key, picture_size
 from .caption_files import caption_lines, read_metadata
 from .captions import shuffled, with_trigger
 from .folder import bucket_sizes, find_pictures, nearest_bucket, unread_captions
+from .kohya import caption_in, read_metadata_json
 from .masks import find_mask, mask_files
 from .settings import DataSettings
+from .sources import Source, names_folders, sources_of
 
 log = logging.getLogger(__name__)
 
@@ -27,17 +29,33 @@ class Example:
         captions: those that it is trained with; one of them each time.
         mask: file of its mask; the picture's own file stands for its alpha channel.
         caption_dropout: how often it is trained without a caption, from 0 to 1.
+        center_crop, random_flip: how it is cut.
+        aspect_ratio_buckets: whether its size is that of a bucket, or else a square.
+        resolution: pixels per side; None for the run's.
+        repeats: how often it occurs in an epoch.
+        weight: factor of its loss.
+        regularisation: its loss is weighted with --prior_loss_weight as well.
+        options: what an entry for its folder says of all this; "" for the flags.
     """
 
     path: Path
     captions: tuple[str, ...]
     mask: Path | None = None
     caption_dropout: float = 0.0
+    center_crop: bool = False
+    random_flip: bool = False
+    aspect_ratio_buckets: bool = False
+    resolution: int | None = None
+    repeats: int = 1
+    weight: float = 1.0
+    regularisation: bool = False
+    options: str = ""
 
     def content(self) -> str:
         """One line that differs if what is trained on differs: hashes and captions."""
         masks = () if self.mask is None else (f"mask {content_key(self.mask)}",)
-        return " ".join([content_key(self.path), *self.captions, *masks])
+        options = (self.options,) if self.options else ()
+        return " ".join([content_key(self.path), *self.captions, *masks, *options])
 
 
 @dataclass(frozen=True)
@@ -56,7 +74,7 @@ class Finding:
 
 
 def read_examples(data: DataSettings, seed: int) -> list[Example]:
-    """The usable pictures of the folder, each with its captions and mask; what is skipped is
+    """The usable pictures of all folders, each with its captions and mask; what is skipped is
     reported.
 
     Args:
@@ -76,56 +94,98 @@ def read_examples(data: DataSettings, seed: int) -> list[Example]:
 
 
 def look_through(data: DataSettings, seed: int) -> tuple[list[Example], list[Finding]]:
-    """The usable pictures of the folder, and all that is wrong: `read_examples` stops at the first
+    """The usable pictures of all folders, and all that is wrong: `read_examples` stops at the first
     fatal finding. A picture whose captions cannot be read has none.
 
     Raises:
-        UserError: the folder has no usable picture.
+        UserError: a folder has no usable picture, or the file that names folders is not valid.
     """
-    folder = data.instance_data_dir
+    several = names_folders(data.instance_data_dir)
+    examples: list[Example] = []
+    findings: list[Finding] = []
+    for source in sources_of(data):
+        found = _look_through(source, seed, findings)
+        options = source.options() if several else ""
+        examples += [replace(example, options=options) for example in found]
+    return balanced(examples), findings
+
+
+def _look_through(source: Source, seed: int, findings: list[Finding]) -> list[Example]:
+    folder = source.path
     pictures, skipped = find_pictures(folder)
     skipped += unread_captions(folder, pictures)
-    findings = [Finding(f"skipped in {folder}: {line}") for line in skipped]
-    captions = _all_captions(pictures, data, seed, findings)
-    masks = _all_masks(pictures, data, findings)
-    examples = [
-        Example(picture, own, mask, data.caption_dropout)
-        for picture, own, mask in zip(pictures, captions, masks, strict=True)
+    own = None if source.metadata is None else Path(source.metadata).name
+    findings += [
+        Finding(f"skipped in {folder}: {line}")
+        for line in skipped
+        if own is None or not line.startswith(f"{own}:")
     ]
-    return examples, findings
-
-
-def _all_captions(
-    pictures: Sequence[Path], data: DataSettings, seed: int, findings: list[Finding]
-) -> list[tuple[str, ...]]:
-    table: dict[str, str] = {}
-    try:
-        table = read_metadata(data.instance_data_dir.expanduser() / "metadata.jsonl")
-    except UserError as error:
-        findings.append(Finding(str(error), fatal=True))
-    found: list[tuple[str, ...]] = []
-    for picture in pictures:
+    lines = _all_lines(pictures, source, findings)
+    masks = _all_masks(list(lines), source, findings)
+    examples: list[Example] = []
+    for (picture, own_lines), mask in zip(lines.items(), masks, strict=True):
         try:
-            lines = caption_lines(picture, table, data.instance_prompt)
-            found.append(_captions(lines, data, seed))
+            captions = _captions(own_lines, source, seed)
         except UserError as error:
             findings.append(Finding(str(error), picture, fatal=True))
-            found.append(())
+            captions = ()
+        examples.append(
+            Example(
+                picture, captions, mask, source.caption_dropout, source.center_crop,
+                source.random_flip, source.aspect_ratio_buckets, source.resolution, source.repeats,
+                source.weight, source.regularisation,
+            )
+        )  # fmt: skip
+    return examples
+
+
+def _all_lines(
+    pictures: Sequence[Path], source: Source, findings: list[Finding]
+) -> dict[Path, list[str]]:
+    """Picture to its caption, line by line. Without one it has no lines; one that kohya's metadata
+    does not name is left out."""
+    if source.metadata is not None:
+        return _lines_of_metadata(pictures, Path(source.metadata), findings)
+    table: dict[str, str] = {}
+    try:
+        table = read_metadata(source.path / "metadata.jsonl")
+    except UserError as error:
+        findings.append(Finding(str(error), fatal=True))
+    found: dict[Path, list[str]] = {}
+    for picture in pictures:
+        found[picture] = []
+        try:
+            found[picture] = caption_lines(picture, table, source.prompt, source.caption_extension)
+        except UserError as error:
+            findings.append(Finding(str(error), picture, fatal=True))
+    return found
+
+
+def _lines_of_metadata(
+    pictures: Sequence[Path], metadata: Path, findings: list[Finding]
+) -> dict[Path, list[str]]:
+    table = read_metadata_json(metadata)
+    captions = {picture: caption_in(table, picture) for picture in pictures}
+    found = {picture: [text] for picture, text in captions.items() if text is not None}
+    if not found:
+        raise UserError(f"{metadata} names none of the pictures in {pictures[0].parent}")
+    if left := len(pictures) - len(found):
+        findings.append(Finding(f"left out: {left} pictures that {metadata} does not name"))
     return found
 
 
 def _all_masks(
-    pictures: Sequence[Path], data: DataSettings, findings: list[Finding]
+    pictures: Sequence[Path], source: Source, findings: list[Finding]
 ) -> list[Path | None]:
-    folder = data.instance_data_dir
-    if not data.masked_loss:
+    folder = source.path
+    if not source.masked_loss:
         if unused := mask_files(folder):
             line = f"{len(unused)} masks in {folder} are not used: give --masked_loss"
             findings.append(Finding(line))
         return [None] * len(pictures)
     masks = [find_mask(picture) for picture in pictures]
     without = [p.name for p, mask in zip(pictures, masks, strict=True) if mask is None]
-    if len(without) == len(pictures):
+    if len(without) == len(pictures) and not source.regularisation:
         line = (
             f"--masked_loss: no picture in {folder} has a mask; put photo.mask.png beside "
             "photo.jpg, white where it is to be learned, or give it an alpha channel"
@@ -137,25 +197,71 @@ def _all_masks(
     return masks
 
 
-def _captions(lines: Sequence[str], data: DataSettings, seed: int) -> tuple[str, ...]:
+def _captions(lines: Sequence[str], source: Source, seed: int) -> tuple[str, ...]:
     """Everything that a picture is trained with, from the lines of its caption file."""
-    each = lines if data.caption_lines else [" ".join(lines)]
-    each = [with_trigger(line, data.trigger) for line in each]
-    if not data.shuffle_caption:
+    if not lines:
+        return ()
+    if source.caption_lines:
+        each = list(lines)
+    else:
+        each = [lines[0] if source.first_line else " ".join(lines)]
+    around = (source.caption_prefix, source.caption_suffix)
+    each = [" ".join(filter(None, (around[0], line, around[1]))) for line in each]
+    each = [with_trigger(line, source.trigger) for line in each]
+    if not source.shuffle_caption:
         return tuple(each)
-    return tuple(order for line in each for order in shuffled(line, data.keep_tokens, seed))
+    return tuple(order for line in each for order in shuffled(line, source.keep_tokens, seed))
+
+
+def balanced(examples: Sequence[Example]) -> list[Example]:
+    """The examples, with those of regularisation repeated, or left out at the end, until they are
+    as many as the others in an epoch, as kohya's scripts have it."""
+    wanted = sum(example.repeats for example in examples if not example.regularisation)
+    numbers = [n for n, example in enumerate(examples) if example.regularisation]
+    if not numbers or not wanted:
+        return list(examples)
+    repeats: dict[int, int] = {}
+    for number in numbers:
+        if sum(repeats.values()) < wanted:
+            repeats[number] = examples[number].repeats
+    while (short := wanted - sum(repeats.values())) > 0:
+        for number in list(repeats)[:short]:
+            repeats[number] += 1
+    return [
+        replace(example, repeats=repeats.get(number, example.repeats))
+        for number, example in enumerate(examples)
+        if not example.regularisation or number in repeats
+    ]
+
+
+def epoch_length(examples: Sequence[Example]) -> int:
+    """Samples in an epoch."""
+    return sum(example.repeats for example in examples)
 
 
 def sizes_of(
-    examples: Sequence[Example], resolution: int, bucket_step: int | None
+    examples: Sequence[Example], resolution: int, pixel_step: int
 ) -> list[tuple[int, int]]:
     """The size (height, width) in pixels that each example is cut to.
 
     Args:
-        resolution: pixels per side of a square, or of one with a bucket's area.
-        bucket_step: what the buckets' sides are multiples of; None for squares.
+        resolution: pixels per side of a square, or of one with a bucket's area, for the examples
+            that have none of their own.
+        pixel_step: what the sides of buckets, and resolutions of single folders, are multiples of.
+
+    Raises:
+        UserError: a folder's resolution is not such a multiple.
     """
-    if bucket_step is None:
-        return [(resolution, resolution)] * len(examples)
-    buckets = bucket_sizes(resolution, bucket_step)
-    return [nearest_bucket(picture_size(example.path), buckets) for example in examples]
+    found: list[tuple[int, int]] = []
+    for example in examples:
+        side = example.resolution or resolution
+        if example.aspect_ratio_buckets:
+            buckets = bucket_sizes(side, pixel_step)
+            found.append(nearest_bucket(picture_size(example.path), buckets))
+            continue
+        if example.resolution is not None and side % pixel_step:
+            raise UserError(
+                f"{example.path.parent}: resolution {side} is not a multiple of {pixel_step}."
+            )
+        found.append((side, side))
+    return found

@@ -30,16 +30,16 @@ def split_held_out(
         return [e for e in examples if content_key(e.path) not in contents], held
     if not data.holdout:
         return list(examples), []
-    keys = {e.path: content_key(e.path) for e in examples}
+    keys = {e.path: content_key(e.path) for e in examples if not e.regularisation}
     order = sorted(
         set(keys.values()), key=lambda key: hashlib.sha256(f"{seed}/{key}".encode()).digest()
     )
     chosen = order[: data.holdout]
-    trained = [e for e in examples if keys[e.path] not in chosen]
-    if not trained:
+    trained = [e for e in examples if keys.get(e.path) not in chosen]
+    if all(e.regularisation for e in trained):
         raise UserError(
             f"--holdout {data.holdout} leaves none of the {len(order)} pictures in "
             f"{data.instance_data_dir} to train on: hold out fewer."
         )
-    first = {keys[e.path]: e for e in reversed(examples)}
+    first = {keys[e.path]: e for e in reversed(examples) if e.path in keys}
     return trained, [first[key] for key in chosen]

@@ -42,13 +42,16 @@ class Item:
     """A picture as the loop reads it.
 
     Attributes:
-        captions, caption_dropout: as its example has them.
         variants: at each size (height, width) that is trained.
+        captions, caption_dropout, repeats, weight, regularisation: as its example has them.
     """
 
     captions: tuple[str, ...]
     variants: dict[tuple[int, int], list[Variant]]
     caption_dropout: float = 0.0
+    repeats: int = 1
+    weight: float = 1.0
+    regularisation: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def cache_pictures(
     vae: Callable[[], Any],
     examples: Sequence[Example],
     sizes: Sequence[Sequence[tuple[int, int]]],
-    cropping: Cropping,
+    seed: int,
     cache: DiskCache,
     cache_key: Mapping[str, Any],
     progress: bool = True,
@@ -76,7 +79,7 @@ def cache_pictures(
     Args:
         vae: gives the VAE; called when a picture is met that is not on the disk.
         sizes: the (height, width) wanted of each example, in pixels.
-        cropping: random places are a pure function of its seed and the picture's number.
+        seed: of random places, which are a pure function of it and the picture's number.
         cache_key: what the latents depend on beside the picture.
 
     Raises:
@@ -87,6 +90,7 @@ def cache_pictures(
     bar = tqdm(pairs, desc="latents", unit="picture", disable=not progress or not pairs)
     for number, (example, wanted) in enumerate(bar):
         path = example.path
+        cropping = Cropping(example.center_crop, example.random_flip, seed)
         least = max(max(size) for size in wanted)
         have, content = picture_size(path, least), content_key(path)
         picture, variants = None, {}
@@ -111,7 +115,11 @@ def cache_pictures(
         for size in wanted if example.mask is not None else ():
             crops = crop_places(have, size, cropping, number)
             _add_masks(example, have, size, crops, cropping.flip, variants[size])
-        items.append(Item(example.captions, variants, example.caption_dropout))
+        item = Item(
+            example.captions, variants, example.caption_dropout, example.repeats, example.weight,
+            example.regularisation,
+        )  # fmt: skip
+        items.append(item)
     return items
 
 

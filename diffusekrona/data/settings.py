@@ -11,9 +11,10 @@ from ..common.settings import setting
 @dataclass(frozen=True)
 class _Folder:
     instance_data_dir: Path = setting(
-        metavar="FOLDER",
+        metavar="FOLDER|FILE",
         may_change_on_resume=True,  # the pictures' content is compared
-        help="Folder of the subject's pictures.",
+        help="Folder of the subject's pictures, or a file that names several folders: YAML, or a "
+        "dataset TOML of kohya's scripts.",
     )
 
 

@@ -3,9 +3,10 @@ takes seconds."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ class Surveyed:
     """A picture as it would be trained on.
 
     Attributes:
+        name: of its file, with as many folders as distinguish the run's.
         example: with its captions; none if they cannot be read.
         held_out: it is measured with, not trained on.
         pixels: its (height, width); size: what it is cut to.
@@ -61,6 +63,7 @@ class Surveyed:
         notes: what the user may want to change; wrong: what training would stop with.
     """
 
+    name: str
     example: Example
     held_out: bool
     pixels: tuple[int, int]
@@ -71,10 +74,6 @@ class Surveyed:
     file: tuple[str, ...]
     notes: tuple[str, ...]
     wrong: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        return self.example.path.name
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -140,22 +139,29 @@ def survey(data: DataSettings, target: Target, seed: int, shown: int = 0) -> Sur
             wrong_of.setdefault(finding.picture, []).append(finding.text)
     pictures: list[Surveyed] = []
     signatures: list[np.ndarray] = []
-    step = target.bucket_step if data.aspect_ratio_buckets else None
     for examples, held in ((trained, False), (held_out, True)):
-        cropping = Cropping(data.center_crop or held, data.random_flip and not held, seed)
-        sizes = sizes_of(examples, target.resolution, step)
+        sizes = sizes_of(examples, target.resolution, target.bucket_step)
         for number, (example, size) in enumerate(zip(examples, sizes, strict=True)):
+            cropping = Cropping(example.center_crop or held, seed=seed)
             keep = len(pictures) < shown
             wrong = wrong_of.get(example.path, [])
             one, own = _look_at(example, size, cropping, number, held, keep, data, target, wrong)
             pictures.append(one)
             signatures.append(own)
+    names = _names([one.example.path for one in pictures])
+    pictures = [replace(one, name=name) for one, name in zip(pictures, names, strict=True)]
     of_folder = [finding for finding in findings if finding.picture is None]
     return Survey(
         _with_copies(pictures, signatures),
         [finding.text for finding in of_folder if not finding.fatal],
         [finding.text for finding in of_folder if finding.fatal],
     )
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """File names, below the folder that all have in common."""
+    common = os.path.commonpath([path.absolute().parent for path in paths])
+    return [str(path.absolute().relative_to(common)) for path in paths]
 
 
 def _look_at(
@@ -191,15 +197,15 @@ def _look_at(
     within = (max(1, round(size[0] / max(scale, 1))), max(1, round(size[1] / max(scale, 1))))
     blurred = blur(fit_picture(picture, within)[0])
     notes = [
-        *_size_notes(pixels, size, scale, data.aspect_ratio_buckets),
+        *_size_notes(pixels, size, scale, example.aspect_ratio_buckets),
         *([f"blurred ({blurred:.2f})"] if blurred > BLURRED else []),
         *_mask_notes(learned),
         *_caption_notes(example.captions, data, target),
     ]
     file = _file_facts(example.path)
     one = Surveyed(
-        example, held_out, pixels, size, tuple(crops), blurred, learned, file, tuple(notes),
-        tuple(wrong),
+        example.path.name, example, held_out, pixels, size, tuple(crops), blurred, learned, file,
+        tuple(notes), tuple(wrong),
     )  # fmt: skip
     return one, signature(picture)
 
@@ -271,8 +277,6 @@ def _profile_name(profile: bytes) -> str:
 
 def _with_copies(pictures: Sequence[Surveyed], signatures: Sequence[np.ndarray]) -> list[Surveyed]:
     """The pictures with a note on each that is nearly the same as an earlier one."""
-    from dataclasses import replace
-
     copies = alike(signatures)
     found = []
     for number, one in enumerate(pictures):

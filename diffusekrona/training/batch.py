@@ -33,8 +33,9 @@ def make_batch(
 
     Returns:
         "moments" (n, 2c, h, w), "posterior" and "noise" (n, c, h, w), "timesteps" (n,),
-        "time_ids" (n, 6) and, where there are masks, "mask" (n, 1, h, w), on the device, and
-        "captions" (n); class samples come last: as many as of the subject.
+        "time_ids" (n, 6) and, where there are masks, "mask" (n, 1, h, w) or, where pictures count
+        differently, "weight" (n,), on the device, and "captions" (n); class
+        samples come last: as many as of the subject.
     """
     seed, processes = optimisation.seed, accelerator.num_processes
     per_device = optimisation.train_batch_size
@@ -90,6 +91,13 @@ def make_batch(
             for place, variant in enumerate(variants)
         ]
         tensors["mask"] = torch.stack(masks)
+    if data.weighted:
+        tensors["weight"] = torch.tensor(
+            [
+                item.weight * (loss.prior_loss_weight if item.regularisation else 1)
+                for item, _ in samples
+            ]
+        )
     batch = {name: to_device(tensor, accelerator.device) for name, tensor in tensors.items()}
     captions = [choose_caption(item.captions, item.caption_dropout, own) for item, own in samples]
     return {**batch, "captions": captions}
@@ -105,6 +113,7 @@ def pick(
     items: list[Item], batch_size: int, seed: int, number: int
 ) -> tuple[tuple[int, int], list[Item]]:
     """The items of batch `number`, all of one size, and that size (height, width)."""
+    items = [item for item in items for _ in range(item.repeats)]
     sizes = tuple(next(iter(item.variants)) for item in items)
     epoch, place = divmod(number, len(epoch_batches(sizes, batch_size, seed, 0)))
     chosen = epoch_batches(sizes, batch_size, seed, epoch)[place]
@@ -145,7 +154,7 @@ def training_loss(
     prediction = family.predict(denoiser, noisy, timesteps, text, batch["time_ids"])
     return batch_loss(
         settings, objective, prediction, latents, noise, timesteps, num_prior,
-        mask=batch.get("mask"), preserved=preserved,
+        mask=batch.get("mask"), preserved=preserved, sample_weight=batch.get("weight"),
     )  # fmt: skip
 
 

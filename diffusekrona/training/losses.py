@@ -59,6 +59,7 @@ def batch_loss(
     num_prior: int = 0,
     mask: torch.Tensor | None = None,
     preserved: torch.Tensor | None = None,
+    sample_weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The loss of one batch, as the settings ask for it: a scalar.
 
@@ -67,6 +68,7 @@ def batch_loss(
         num_prior: how many samples, the last ones, are of the class.
         mask: (n, 1, h, w) from 0 to 1: what is to be learned.
         preserved: (num_prior, c, h, w), the target of the class's samples in place of their own.
+        sample_weight: (n,), what each sample's loss is multiplied with.
     """
     if mask is not None:
         mask = mask.clamp(min=settings.unmasked_weight)
@@ -74,6 +76,8 @@ def batch_loss(
     if settings.debiased_weighting:
         debiased = debiased_weight(objective, timesteps)
         weight = debiased if weight is None else weight * debiased
+    if sample_weight is not None:
+        weight = sample_weight if weight is None else weight * sample_weight
     target = objective.target(latents, noise, timesteps)
     if preserved is not None:
         target = torch.cat([target[:-num_prior], preserved.to(target.dtype)])

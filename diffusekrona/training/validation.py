@@ -22,7 +22,7 @@ from ..bases.vae import tile_vae
 from ..common.errors import UserError, shortened
 from ..common.pictures import load_square, open_png
 from ..data.cache import Data, cache_texts
-from ..data.folder import first_pictures
+from ..data.sources import some_photos
 from ..sampling.grids import Grid, read_recipe, save_png
 from ..sampling.pipeline import generate
 from .resolved_run import ResolvedRun
@@ -49,7 +49,7 @@ def validate(
     there would repeat at every validation.
 
     Args:
-        folder: where the pictures are saved; photos: the subject's pictures, to compare with.
+        folder: where the pictures are saved; photos: --instance_data_dir, to compare with.
     """
     if validation.validation_prompt and accelerator.is_main_process:
         try:
@@ -69,7 +69,7 @@ def validate(
                 size=(resolved.resolution, resolved.resolution),
                 vae=vae,
                 sampler=load_sampler(resolved.base, revision=base.revision, **base.schedule()),
-                photos=first_pictures(photos, MOST_PHOTOS),
+                photos=some_photos(photos, MOST_PHOTOS),
             )
             show_in_trackers(accelerator, images, step)
         except Exception as error:

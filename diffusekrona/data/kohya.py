@@ -1,0 +1,154 @@
+"""Files of kohya's sd-scripts: the dataset TOML, and the JSON of captions and tags.
+
+Their format: docs/config_README-en.md and library/config_util.py of kohya-ss/sd-scripts.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..common.errors import UserError
+from ..common.json_files import parse_json
+
+log = logging.getLogger(__name__)
+
+# Kohya's names to those of a `Source`.
+_SAME = {
+    "image_dir": "folder",
+    "class_tokens": "prompt",
+    "num_repeats": "repeats",
+    "shuffle_caption": "shuffle_caption",
+    "keep_tokens": "keep_tokens",
+    "caption_dropout_rate": "caption_dropout",
+    "caption_extension": "caption_extension",
+    "caption_prefix": "caption_prefix",
+    "caption_suffix": "caption_suffix",
+    "enable_wildcard": "caption_lines",
+    "enable_bucket": "aspect_ratio_buckets",
+    "flip_aug": "random_flip",
+    "alpha_mask": "masked_loss",
+    "metadata_file": "metadata",
+    "is_reg": "regularisation",
+}
+# Without effect on what is trained on, or at these values.
+_NEUTRAL: dict[str, Any] = {"caption_separator": ",", "cache_info": None}
+_OWN = ("resolution", "random_crop")
+
+
+def read_dataset_toml(path: Path) -> list[dict[str, Any]]:
+    """The subsets of a dataset TOML, as entries under the names of a `Source`.
+
+    A subset's values come before its dataset's, and these before `[general]`. What has no
+    counterpart here is reported once.
+
+    Raises:
+        UserError: it cannot be read, or has another form.
+    """
+    try:
+        content = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:  # also what is not UTF-8
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+    general = _table(content.get("general", {}), f"{path}: general")
+    entries: list[dict[str, Any]] = []
+    unused: set[str] = set()
+    for number, dataset in enumerate(_tables(content.get("datasets"), f"{path}: datasets"), 1):
+        where = f"{path}, dataset {number}"
+        own = {name: value for name, value in dataset.items() if name != "subsets"}
+        for subset in _tables(dataset.get("subsets"), f"{where}: subsets"):
+            values = {**general, **own, **subset}
+            entries.append(_entry(values, where))
+            unused |= {name for name, value in values.items() if not _is_used(name, value)}
+    if unused:
+        log.warning("%s: not used here: %s", path, ", ".join(sorted(unused)))
+    return entries
+
+
+def _is_used(name: str, value: Any) -> bool:
+    if name in _NEUTRAL:
+        return _NEUTRAL[name] in (None, value)
+    return name in _SAME or name in _OWN or value in (False, 0)
+
+
+def _table(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where} must be a table.")
+    return value
+
+
+def _tables(value: Any, where: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where} must be one table or more, each under a [[…]] line.")
+    return [_table(one, where) for one in value]
+
+
+def _entry(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    entry = {ours: values[theirs] for theirs, ours in _SAME.items() if theirs in values}
+    entry["center_crop"] = not values.get("random_crop", False)
+    entry["first_line"] = not values.get("enable_wildcard", False)
+    if "resolution" in values:
+        entry["resolution"] = _resolution(values, where)
+    if "folder" not in entry:
+        if not isinstance(entry.get("metadata"), str):
+            raise UserError(f"{where}: each subset needs image_dir.")
+        entry["folder"] = _folder_of(Path(entry["metadata"]), where)
+    return entry
+
+
+def _resolution(values: Mapping[str, Any], where: str) -> int:
+    """The side of the square of the same area."""
+    given = values["resolution"]
+    sides = given if isinstance(given, list) else [given, given]
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise UserError(f"{where}: resolution must be a number of pixels, or two, not {given}.")
+    if sides[0] != sides[1] and not values.get("enable_bucket", False):
+        raise UserError(f"{where}: resolution {given} is not square: set enable_bucket = true.")
+    return math.isqrt(sides[0] * sides[1])
+
+
+def _folder_of(metadata: Path, where: str) -> str:
+    """The folder of the pictures that a metadata file names by their paths."""
+    folders = {str(Path(key).parent) for key in read_metadata_json(metadata)}
+    if len(folders) != 1 or folders == {"."}:
+        raise UserError(
+            f"{where}: {metadata} does not say in which folder they are: set image_dir."
+        )
+    return folders.pop()
+
+
+def read_metadata_json(path: Path) -> dict[str, str]:
+    """Captions by picture, from kohya's metadata JSON: caption and tags, joined by a comma.
+
+    Returns:
+        By key as it stands there: a path, a name, or a name without its ending.
+
+    Raises:
+        UserError: it cannot be read, or has another form.
+    """
+    try:
+        content = parse_json(path.expanduser().read_bytes(), dict[str, dict[str, Any]])
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not a metadata file of kohya's scripts: {error}") from None
+    found: dict[str, str] = {}
+    for key, values in content.items():
+        parts = [values.get("caption"), values.get("tags")]
+        if not all(isinstance(part, str | None) for part in parts):
+            raise UserError(f"{path}: caption and tags of {key} must be text.")
+        found[key] = ", ".join(" ".join(part.split()) for part in parts if part)
+    return found
+
+
+def caption_in(table: Mapping[str, str], picture: Path) -> str | None:
+    """A picture's caption in a table of `read_metadata_json`; None if it is not there."""
+    for key in (str(picture), str(picture.absolute()), picture.name, picture.stem):
+        if key in table:
+            return table[key]
+    return None

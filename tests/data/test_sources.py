@@ -1,0 +1,255 @@
+"""Several folders in one run: YAML, kohya's TOML and JSON, repeats, weights, regularisation."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from diffusekrona.check_data import main as check
+from diffusekrona.common.errors import UserError
+from diffusekrona.data.cache import Data
+from diffusekrona.data.examples import Example, balanced, epoch_length, read_examples, sizes_of
+from diffusekrona.data.latents import Item, Variant
+from diffusekrona.data.settings import DataSettings
+from diffusekrona.data.sources import some_photos, sources_of
+from diffusekrona.train_dreambooth import main
+from diffusekrona.training.batch import make_batch, pick
+from diffusekrona.training.settings import LossSettings, OptimisationSettings
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    for folder, colours in (("dog", ("red", "green")), ("pot", ("blue",)), ("reg", ("white",))):
+        (tmp_path / folder).mkdir()
+        for colour in colours:
+            Image.new("RGB", (24, 16), colour).save(tmp_path / folder / f"{colour}.png")
+    (tmp_path / "dog" / "red.txt").write_text("[trigger], red")
+    return tmp_path
+
+
+TWO = """
+random_flip: true
+folders:
+  - folder: dog
+    trigger: sks dog
+    prompt: a photo of [trigger]
+    repeats: 2
+  - {folder: pot, prompt: a zwx pot, weight: 0.5, random_flip: false, resolution: 32}
+"""
+
+
+def yaml(folder: Path, text: str = TWO) -> Path:
+    (folder / "data.yaml").write_text(text)
+    return folder / "data.yaml"
+
+
+def test_entries_and_what_they_leave_out(folders: Path) -> None:
+    data = DataSettings(instance_data_dir=yaml(folders), keep_tokens=3, random_flip=False)
+    dog, pot = sources_of(data)
+    assert (dog.keep_tokens, dog.random_flip, dog.repeats, dog.weight) == (3, True, 2, 1)
+    assert (pot.keep_tokens, pot.random_flip, pot.repeats, pot.weight) == (3, False, 1, 0.5)
+    examples = read_examples(data, 0)
+    assert [e.captions for e in examples] == [
+        ("a photo of sks dog",), ("sks dog, red",), ("a zwx pot",),
+    ]  # fmt: skip
+    assert epoch_length(examples) == 5
+    assert sizes_of(examples, 16, 8) == [(16, 16), (16, 16), (32, 32)]
+    assert [p.name for p in some_photos(data.instance_data_dir, 2)] == ["green.png", "blue.png"]
+    with pytest.raises(UserError, match="pot: resolution 32 is not a multiple of 64"):
+        sizes_of(examples, 16, 64)
+
+
+def test_a_plain_folders_content_is_what_it_was(folders: Path) -> None:
+    (example,) = read_examples(
+        DataSettings(instance_data_dir=folders / "pot", instance_prompt="a"), 0
+    )
+    assert len(example.content().split()) == 2  # hash and caption, which older runs compare
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("folders: []", "names no folders"),
+        ("a: 1", "names no folders"),
+        ("folders: [{prompt: a}]", "folder 1: needs `folder: PATH`"),
+        ("folders: [{folder: dog, repeat: 2}]", "did you mean repeats"),
+        ("folders: [{folder: dog, repeats: 0}]", "folder 1: repeats: Input should be greater"),
+        ("folders: [{folder: dog, weight: many}]", "folder 1: weight"),
+        ("folders: [{folder: nowhere, prompt: a}]", "no folder .*nowhere"),
+        ("folders: [{folder: pot}]", "no caption for"),
+    ],
+)
+def test_mistakes_are_one_line(folders: Path, text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        read_examples(DataSettings(instance_data_dir=yaml(folders, text)), 0)
+    assert "\n" not in str(caught.value)
+
+
+KOHYA = """
+[general]
+shuffle_caption = false
+caption_extension = '.txt'
+keep_tokens = 1
+flip_aug = true
+
+[[datasets]]
+resolution = 512
+batch_size = 4
+keep_tokens = 2
+
+  [[datasets.subsets]]
+  image_dir = '{0}/dog'
+  class_tokens = 'hoge girl'
+  num_repeats = 3
+  caption_prefix = 'best,'
+
+  [[datasets.subsets]]
+  is_reg = true
+  image_dir = '{0}/reg'
+  class_tokens = 'human'
+  keep_tokens = 3
+
+[[datasets]]
+resolution = [1024, 256]
+enable_bucket = true
+
+  [[datasets.subsets]]
+  metadata_file = '{0}/pot/md.json'
+  random_crop = true
+"""
+
+
+def test_kohyas_files_as_they_are(folders: Path, caplog) -> None:
+    path = folders / "kohya.toml"
+    path.write_text(KOHYA.format(folders))
+    (folders / "dog" / "red.txt").write_text("first line\nsecond line")
+    Image.new("RGB", (24, 16)).save(folders / "pot" / "unnamed.png")
+    named = {str(folders / "pot" / "blue"): {}, str(folders / "pot" / "blue.png"): {}}
+    named[str(folders / "pot" / "blue.png")] = {"caption": "a pot", "tags": "blue, round"}
+    (folders / "pot" / "md.json").write_text(json.dumps(named))
+    data = DataSettings(instance_data_dir=path, center_crop=True, keep_tokens=7)
+    girl, human, pot = sources_of(data)
+    assert (girl.keep_tokens, human.keep_tokens, pot.keep_tokens) == (2, 3, 1)
+    assert (girl.resolution, pot.resolution, pot.aspect_ratio_buckets) == (512, 512, True)
+    assert (girl.center_crop, pot.center_crop, girl.random_flip) == (True, False, True)
+    assert "not used here: batch_size" in caplog.text
+    green, red, white, blue = read_examples(data, 0)
+    assert green.captions == ("best, hoge girl",) and red.captions == ("best, first line",)
+    assert blue.captions == ("a pot, blue, round",) and blue.path.name == "blue.png"
+    assert "left out: 1 pictures" in caplog.text
+    assert white.regularisation and white.repeats == green.repeats + red.repeats + blue.repeats == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[[datasets", "is not valid TOML"),
+        ("[general]", "datasets must be one table or more"),
+        ("[[datasets]]\nresolution = 5", "subsets must be one table or more"),
+        ("[[datasets]]\n[[datasets.subsets]]\nclass_tokens = 'a'", "needs image_dir"),
+        (
+            "[[datasets]]\nresolution = [5, 6]\n[[datasets.subsets]]\nimage_dir = 'a'",
+            "is not square",
+        ),
+        ("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 3", "folder"),
+    ],
+)
+def test_mistakes_in_kohyas_toml(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "a.toml").write_text(text)
+    with pytest.raises(UserError, match=words):
+        sources_of(DataSettings(instance_data_dir=tmp_path / "a.toml"))
+
+
+@pytest.mark.parametrize(("own", "classes"), [(7, 3), (2, 3), (4, 4)])
+def test_regularisation_is_as_much_as_the_rest(own: int, classes: int) -> None:
+    rest = [Example(Path(f"{n}"), ()) for n in range(own)]
+    reg = [Example(Path(f"r{n}"), (), regularisation=True) for n in range(classes)]
+    counts = Counter({e.path.name: e.repeats for e in balanced([*rest, *reg])})
+    assert sum(n for name, n in counts.items() if name[0] == "r") == own
+    shares = [n for name, n in counts.items() if name[0] == "r"]
+    assert max(shares) - min(shares) <= 1
+
+
+def items() -> list[Item]:
+    made = []
+    for number, (repeats, weight, reg) in enumerate(
+        [(1, 1.0, False), (3, 0.5, False), (2, 1, True)]
+    ):
+        variant = Variant(torch.full((8, 4, 4), float(number)), torch.zeros(6))
+        made.append(Item((f"{number}",), {(32, 32): [variant]}, 0.0, repeats, weight, reg))
+    return made
+
+
+def test_repeats_are_occurrences_in_an_epoch() -> None:
+    for epoch in range(3):
+        chosen = [pick(items(), 1, 5, 6 * epoch + n)[1][0].captions[0] for n in range(6)]
+        assert Counter(chosen) == {"0": 1, "1": 3, "2": 2}
+
+
+def test_weights_and_processes() -> None:
+    objective = SimpleNamespace(draw_timestep=lambda g, s: torch.randint(1000, (), generator=g))
+    data = Data(items(), [], {}, {}, {}, {}, torch.float32)
+    loss = LossSettings(prior_loss_weight=0.25)
+
+    def batch(number: int, size: int, processes: int = 1, index: int = 0):
+        accelerator = SimpleNamespace(
+            num_processes=processes, process_index=index, device=torch.device("cpu")
+        )
+        optimisation = OptimisationSettings(train_batch_size=size, seed=5)
+        return make_batch(optimisation, loss, data, accelerator, objective, number)
+
+    for number in range(6):
+        whole = batch(number, 2)
+        halves = [batch(number, 1, 2, index) for index in range(2)]
+        for name in ("moments", "noise", "timesteps", "weight"):
+            assert torch.equal(whole[name], torch.cat([half[name] for half in halves])), name
+        expected = [{"0": 1.0, "1": 0.5, "2": 0.25}[caption] for caption in whole["captions"]]
+        assert whole["weight"].tolist() == expected
+
+
+def flags(base: Path, data: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "--pretrained_model_name_or_path", str(base), "--instance_data_dir", str(data),
+        "--output_dir", str(out), "--a2", "16", "--max_train_steps", "4", "--resolution", "16",
+        "--report_to", "none", "--cpu", *more,
+    ]  # fmt: skip
+
+
+def same(one: Path, two: Path) -> bool:
+    a, b = (load_file(folder / "adapter.safetensors") for folder in (one, two))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_of_two_subjects_resumes_exactly(tiny_sd1, folders: Path, capsys) -> None:
+    data = yaml(folders)
+    assert main(flags(tiny_sd1, data, folders / "whole")) == 0
+    half = flags(tiny_sd1, data, folders / "half", "--checkpointing_steps", "2")
+    assert main([*half, "--max_train_steps", "2"]) == 0
+    resumed = [*half, "--resume_from_checkpoint", "latest"]
+    yaml(folders, TWO.replace("weight: 0.5", "weight: 0.6"))
+    with pytest.raises(UserError, match="pictures and captions"):
+        main(resumed)
+    yaml(folders)
+    assert main(resumed) == 0
+    assert same(folders / "whole", folders / "half")
+    report = folders / "report.html"
+    base = ["--pretrained_model_name_or_path", str(tiny_sd1), "--resolution", "16"]
+    assert check([str(data), "--output", str(report), *base]) == 0
+    assert "dog/red.png" in report.read_text() and "pot/blue.png" in capsys.readouterr().out
+
+
+def test_one_folder_in_a_file_is_the_folder(tiny_sd1, folders: Path) -> None:
+    more = ("--instance_prompt", "a sks dog", "--trigger", "sks")
+    assert main(flags(tiny_sd1, folders / "dog", folders / "plain", *more)) == 0
+    assert (
+        main(flags(tiny_sd1, yaml(folders, "folders: [{folder: dog}]"), folders / "file", *more))
+        == 0
+    )
+    assert same(folders / "plain", folders / "file")

@@ -83,7 +83,7 @@ class Data:
 
     @property
     def weighted(self) -> bool:
-        """Whether a picture's loss counts otherwise than another's."""
+        """Whether any picture's loss has a weight of its own."""
         return any(item.weight != 1 or item.regularisation for item in self.instance)
 
 

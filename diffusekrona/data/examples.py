@@ -10,7 +10,7 @@ from pathlib import Path
 from ..common.errors import UserError
 from ..common.pictures import content_key, picture_size
 from .caption_files import caption_lines, read_metadata
-from .captions import shuffled, with_trigger
+from .captions import SHUFFLES, alternatives, shuffled, with_trigger
 from .folder import bucket_sizes, find_pictures, nearest_bucket, unread_captions
 from .kohya import caption_in, read_metadata_json
 from .masks import find_mask, mask_files
@@ -107,7 +107,7 @@ def look_through(data: DataSettings, seed: int) -> tuple[list[Example], list[Fin
         found = _look_through(source, seed, findings)
         options = source.options() if several else ""
         examples += [replace(example, options=options) for example in found]
-    return balanced(examples), findings
+    return examples, findings
 
 
 def _look_through(source: Source, seed: int, findings: list[Finding]) -> list[Example]:
@@ -166,11 +166,14 @@ def _lines_of_metadata(
 ) -> dict[Path, list[str]]:
     table = read_metadata_json(metadata)
     captions = {picture: caption_in(table, picture) for picture in pictures}
-    found = {picture: [text] for picture, text in captions.items() if text is not None}
+    found = {picture: lines for picture, lines in captions.items() if lines is not None}
     if not found:
         raise UserError(f"{metadata} names none of the pictures in {pictures[0].parent}")
     if left := len(pictures) - len(found):
         findings.append(Finding(f"left out: {left} pictures that {metadata} does not name"))
+    for picture, lines in found.items():
+        if not lines:
+            findings.append(Finding(f"{metadata}: no caption for {picture}", picture, fatal=True))
     return found
 
 
@@ -208,9 +211,16 @@ def _captions(lines: Sequence[str], source: Source, seed: int) -> tuple[str, ...
     around = (source.caption_prefix, source.caption_suffix)
     each = [" ".join(filter(None, (around[0], line, around[1]))) for line in each]
     each = [with_trigger(line, source.trigger) for line in each]
-    if not source.shuffle_caption:
-        return tuple(each)
-    return tuple(order for line in each for order in shuffled(line, source.keep_tokens, seed))
+    orders = SHUFFLES
+    if source.wildcards:
+        each = [one for line in each for one in alternatives(line, seed)]
+        orders = max(1, SHUFFLES // len(each))  # each caption has text states in memory
+    if source.shuffle_caption:
+        keep = source.keep_tokens, seed, source.keep_tokens_separator
+        each = [order for line in each for order in shuffled(line, *keep)[:orders]]
+        if source.secondary_separator:
+            each = [line.replace(source.secondary_separator, ",") for line in each]
+    return tuple(each)
 
 
 def balanced(examples: Sequence[Example]) -> list[Example]:

@@ -1,4 +1,4 @@
-"""Files of kohya's sd-scripts: the dataset TOML, and the JSON of captions and tags.
+"""Files of kohya's sd-scripts: the dataset config, and the JSON of captions and tags.
 
 Their format: docs/config_README-en.md and library/config_util.py of kohya-ss/sd-scripts.
 """
@@ -28,7 +28,8 @@ _SAME = {
     "caption_extension": "caption_extension",
     "caption_prefix": "caption_prefix",
     "caption_suffix": "caption_suffix",
-    "enable_wildcard": "caption_lines",
+    "keep_tokens_separator": "keep_tokens_separator",
+    "secondary_separator": "secondary_separator",
     "enable_bucket": "aspect_ratio_buckets",
     "flip_aug": "random_flip",
     "alpha_mask": "masked_loss",
@@ -37,34 +38,42 @@ _SAME = {
 }
 # Without effect on what is trained on, or at these values.
 _NEUTRAL: dict[str, Any] = {"caption_separator": ",", "cache_info": None}
-_OWN = ("resolution", "random_crop")
+_OWN = ("resolution", "random_crop", "enable_wildcard")
 
 
-def read_dataset_toml(path: Path) -> list[dict[str, Any]]:
-    """The subsets of a dataset TOML, as entries under the names of a `Source`.
+def read_dataset_config(path: Path) -> list[dict[str, Any]]:
+    """The subsets of a dataset config, TOML or JSON, as entries under the names of a `Source`.
 
-    A subset's values come before its dataset's, and these before `[general]`. What has no
-    counterpart here is reported once.
+    A subset's values come before its dataset's, and these before `[general]`. A subset that its
+    dataset has already is left out. What has no counterpart here is reported in one line.
 
     Raises:
         UserError: it cannot be read, or has another form.
     """
+    kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
     try:
-        content = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
+        text = path.expanduser().read_text(encoding="utf-8")
+        content = tomllib.loads(text) if kind == "TOML" else parse_json(text, dict[str, Any])
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:  # also what is not UTF-8
-        raise UserError(f"{path} is not valid TOML: {error}") from None
+        raise UserError(f"{path} is not valid {kind}: {error}") from None
     general = _table(content.get("general", {}), f"{path}: general")
     entries: list[dict[str, Any]] = []
     unused: set[str] = set()
     for number, dataset in enumerate(_tables(content.get("datasets"), f"{path}: datasets"), 1):
         where = f"{path}, dataset {number}"
         own = {name: value for name, value in dataset.items() if name != "subsets"}
+        there: set[Any] = set()
         for subset in _tables(dataset.get("subsets"), f"{where}: subsets"):
             values = {**general, **own, **subset}
-            entries.append(_entry(values, where))
+            entry = _entry(values, where)
             unused |= {name for name, value in values.items() if not _is_used(name, value)}
+            if (source := entry.get("metadata", entry["folder"])) in there:
+                log.warning("%s: %s is there twice; the second is left out", where, source)
+                continue
+            there.add(source)
+            entries.append(entry)
     if unused:
         log.warning("%s: not used here: %s", path, ", ".join(sorted(unused)))
     return entries
@@ -84,14 +93,15 @@ def _table(value: Any, where: str) -> dict[str, Any]:
 
 def _tables(value: Any, where: str) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not value:
-        raise UserError(f"{where} must be one table or more, each under a [[…]] line.")
+        raise UserError(f"{where} must be one table or more.")
     return [_table(one, where) for one in value]
 
 
 def _entry(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     entry = {ours: values[theirs] for theirs, ours in _SAME.items() if theirs in values}
     entry["center_crop"] = not values.get("random_crop", False)
-    entry["first_line"] = not values.get("enable_wildcard", False)
+    wildcards = values.get("enable_wildcard", False)
+    entry |= {"caption_lines": wildcards, "wildcards": wildcards, "first_line": not wildcards}
     if "resolution" in values:
         entry["resolution"] = _resolution(values, where)
     if "folder" not in entry:
@@ -122,8 +132,8 @@ def _folder_of(metadata: Path, where: str) -> str:
     return folders.pop()
 
 
-def read_metadata_json(path: Path) -> dict[str, str]:
-    """Captions by picture, from kohya's metadata JSON: caption and tags, joined by a comma.
+def read_metadata_json(path: Path) -> dict[str, list[str]]:
+    """Captions by picture, line by line, from kohya's metadata JSON: the tags follow each line.
 
     Returns:
         By key as it stands there: a path, a name, or a name without its ending.
@@ -137,16 +147,20 @@ def read_metadata_json(path: Path) -> dict[str, str]:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise UserError(f"{path} is not a metadata file of kohya's scripts: {error}") from None
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     for key, values in content.items():
-        parts = [values.get("caption"), values.get("tags")]
-        if not all(isinstance(part, str | None) for part in parts):
+        caption, tags = values.get("caption"), values.get("tags")
+        if not isinstance(caption, str | None) or not isinstance(tags, str | None):
             raise UserError(f"{path}: caption and tags of {key} must be text.")
-        found[key] = ", ".join(" ".join(part.split()) for part in parts if part)
+        if not caption:
+            caption, tags = tags, None
+        of_all = ", ".join((tags or "").split("\n")).strip()
+        lines = [" ".join(line.split()) for line in (caption or "").split("\n")]
+        found[key] = [", ".join(filter(None, (line, of_all))) for line in lines if line]
     return found
 
 
-def caption_in(table: Mapping[str, str], picture: Path) -> str | None:
+def caption_in(table: Mapping[str, list[str]], picture: Path) -> list[str] | None:
     """A picture's caption in a table of `read_metadata_json`; None if it is not there."""
     for key in (str(picture), str(picture.absolute()), picture.name, picture.stem):
         if key in table:

@@ -14,7 +14,7 @@ class _Folder:
         metavar="FOLDER|FILE",
         may_change_on_resume=True,  # the pictures' content is compared
         help="Folder of the subject's pictures, or a file that names several folders: YAML, or a "
-        "dataset TOML of kohya's scripts.",
+        "dataset config of kohya's scripts.",
     )
 
 
@@ -70,7 +70,8 @@ class TreatmentSettings:
         minimum=0,
         metavar="N",
         may_change_on_resume=True,  # the pictures' content is compared
-        help="Keep this many pictures out of training, chosen by the seed, to measure with.",
+        help="Keep this many pictures of each folder out of training, chosen by the seed, to "
+        "measure with.",
     )
     holdout_data_dir: Path | None = setting(
         None,

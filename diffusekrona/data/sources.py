@@ -1,4 +1,4 @@
-"""The folders of one run: one, or those that a YAML or TOML file names.
+"""The folders of one run: one, or those that a YAML file or a dataset config of kohya's names.
 
     folders:
       - folder: dog
@@ -27,10 +27,11 @@ from ..common.json_files import check_value
 from ..common.settings import did_you_mean
 from ..common.yaml_files import read_mapping
 from .folder import first_pictures
-from .kohya import read_dataset_toml
+from .kohya import read_dataset_config
 from .settings import DataSettings
 
-_SUFFIXES = (".yaml", ".yml", ".toml")
+_KOHYAS = (".toml", ".json")
+_SUFFIXES = (".yaml", ".yml", *_KOHYAS)
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class Source:
         caption_extension: of caption files; None for .txt, then .caption.
         caption_prefix, caption_suffix: joined to each caption by a space.
         first_line: take only the first line of a caption file.
+        wildcards: replace `{red|green}` in captions by one of the words.
+        keep_tokens_separator: what is before it, and after a second one, is not shuffled.
+        secondary_separator: joins tags that are shuffled as one; replaced by a comma.
         metadata: kohya's JSON of captions and tags; pictures that it does not name are left out.
         resolution: pixels per side; None for the run's.
         repeats: how often each picture occurs in an epoch.
@@ -61,6 +65,9 @@ class Source:
     caption_prefix: str | None = None
     caption_suffix: str | None = None
     first_line: bool = False
+    wildcards: bool = False
+    keep_tokens_separator: str | None = None
+    secondary_separator: str | None = None
     metadata: str | None = None
     resolution: Annotated[int, Field(ge=1)] | None = None
     aspect_ratio_buckets: bool = False
@@ -98,9 +105,9 @@ def sources_of(data: DataSettings) -> list[Source]:
     place = data.instance_data_dir
     if not names_folders(place):
         return [Source(str(place), **_defaults(data))]
-    if place.suffix.lower() == ".toml":
+    if place.suffix.lower() in _KOHYAS:
         common: Mapping[str, Any] = {}
-        entries: Sequence[Mapping[str, Any]] = read_dataset_toml(place)
+        entries: Sequence[Mapping[str, Any]] = read_dataset_config(place)
     else:
         common, entries = _read_yaml(place)
     base = {**_defaults(data), **common}

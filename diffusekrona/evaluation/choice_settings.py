@@ -55,7 +55,10 @@ class SubjectSettings:
     """The subject; by default as the run was trained."""
 
     subject_dir: Path | None = setting(
-        None, metavar="FOLDER", help="The pictures that the run was trained on."
+        None,
+        metavar="FOLDER",
+        help="The pictures that the run was trained on; of a run with several subjects, the folder "
+        "of one.",
     )
     holdout_data_dir: Path | None = setting(
         None, metavar="FOLDER", help="Photos of the subject that were not trained on."

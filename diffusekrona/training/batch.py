@@ -33,9 +33,9 @@ def make_batch(
 
     Returns:
         "moments" (n, 2c, h, w), "posterior" and "noise" (n, c, h, w), "timesteps" (n,),
-        "time_ids" (n, 6) and, where there are masks, "mask" (n, 1, h, w) or, where pictures count
-        differently, "weight" (n,), on the device, and "captions" (n); class
-        samples come last: as many as of the subject.
+        "time_ids" (n, 6), where there are masks "mask" (n, 1, h, w), and where pictures have
+        weights "weight" (n,), on the device, and "captions" (n); class samples come last: as many
+        as of the subject.
     """
     seed, processes = optimisation.seed, accelerator.num_processes
     per_device = optimisation.train_batch_size
@@ -58,7 +58,13 @@ def make_batch(
     elif data.preserved is not None:
         samples += [
             (
-                replace(item, captions=(data.preserved,), caption_dropout=0.0),
+                replace(
+                    item,
+                    captions=(data.preserved,),
+                    caption_dropout=0.0,
+                    weight=1.0,
+                    regularisation=False,
+                ),
                 seed_for(seed, "class", n),
             )
             for (item, _), n in zip(samples, numbers, strict=True)
@@ -92,12 +98,11 @@ def make_batch(
         ]
         tensors["mask"] = torch.stack(masks)
     if data.weighted:
-        tensors["weight"] = torch.tensor(
-            [
-                item.weight * (loss.prior_loss_weight if item.regularisation else 1)
-                for item, _ in samples
-            ]
-        )
+        weights = [
+            item.weight * (loss.prior_loss_weight if item.regularisation else 1)
+            for item, _ in samples
+        ]
+        tensors["weight"] = torch.tensor(weights, dtype=torch.float32)
     batch = {name: to_device(tensor, accelerator.device) for name, tensor in tensors.items()}
     captions = [choose_caption(item.captions, item.caption_dropout, own) for item, own in samples]
     return {**batch, "captions": captions}

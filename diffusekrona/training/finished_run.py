@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 from ..adapters.file import Adapter, read_adapter
 from ..common.errors import UserError
 from ..common.settings_files import read_settings_file
+from ..data.captions import with_trigger
 from ..data.examples import read_examples
 from ..data.holdout import split_held_out
 from ..data.settings import DataSettings
+from ..data.sources import Source, names_folders, sources_of
 from ..evaluation.choice_settings import SubjectSettings, subject_of
 from .checkpoint import ADAPTER, checkpoints_in, read_settings, what_is_wrong
 from .output import RUN_SETTINGS
@@ -67,21 +70,30 @@ def read_subject(run: Path, asked: SubjectSettings, adapter: Adapter) -> Subject
     """The subject as the run's settings have it, or as asked.
 
     Raises:
-        UserError: its pictures are gone, or its name cannot be read off the instance prompt.
+        UserError: its pictures are gone, it is one of several and `asked` does not say which, or
+            its name cannot be read off the instance prompt.
     """
     there = (run / RUN_SETTINGS).is_file()
     values = read_settings_file(TrainSettings, run / RUN_SETTINGS) if there else {}
-    folder = asked.subject_dir or values.get("instance_data_dir")
+    folder = values.get("instance_data_dir") or asked.subject_dir
     if folder is None:
         raise UserError(f"{run} has no {RUN_SETTINGS}: give --subject_dir, the training pictures.")
     own: dict[str, Any] = {f.name: values[f.name] for f in fields(DataSettings) if f.name in values}
     own.pop("masked_loss", None)  # photos are compared as they are
     prompt = values.get("instance_prompt") or adapter.metadata.get("instance_prompt") or ""
-    own |= {"instance_data_dir": Path(folder), "instance_prompt": prompt or "a picture"}
+    place = Path(folder)
+    if asked.subject_dir and not (names_folders(place) and place.is_file()):
+        place = asked.subject_dir
+    own |= {"instance_data_dir": place, "instance_prompt": prompt or "a picture"}
     if asked.holdout_data_dir:
         own |= {"holdout_data_dir": asked.holdout_data_dir, "holdout": 0}
     data, seed = DataSettings(**own, masked_loss=False), values.get("seed", 0)
     trained, held = split_held_out(read_examples(data, seed), data, seed)
+    if names_folders(place):  # which are held out depends on the whole run
+        source = _one_of(sources_of(data), asked.subject_dir, place)
+        trained = [e for e in trained if e.path.parent == source.path]
+        held = held if data.holdout_data_dir else [e for e in held if e.path.parent == source.path]
+        prompt = with_trigger(source.prompt or prompt, source.trigger)
     read = subject_of(prompt) or ("", "")
     identifier, word = asked.identifier or read[0], asked.class_word or read[1]
     if not (identifier and word):
@@ -90,3 +102,15 @@ def read_subject(run: Path, asked: SubjectSettings, adapter: Adapter) -> Subject
             "--class_word."
         )
     return Subject([e.path for e in trained], [e.path for e in held], identifier, word)
+
+
+def _one_of(sources: Sequence[Source], asked: Path | None, place: Path) -> Source:
+    """The folder of the subject to be measured."""
+    folders = {one.path.resolve(): one for one in sources if not one.regularisation}
+    if asked is None and len(folders) == 1:
+        return next(iter(folders.values()))
+    found = asked and folders.get(asked.expanduser().resolve())
+    if found is None:
+        names = ", ".join(map(str, folders))
+        raise UserError(f"{place} names several subjects: give --subject_dir, one of {names}.")
+    return found

@@ -68,7 +68,7 @@ def batch_loss(
         num_prior: how many samples, the last ones, are of the class.
         mask: (n, 1, h, w) from 0 to 1: what is to be learned.
         preserved: (num_prior, c, h, w), the target of the class's samples in place of their own.
-        sample_weight: (n,), what each sample's loss is multiplied with.
+        sample_weight: (n,), factor of each sample's loss.
     """
     if mask is not None:
         mask = mask.clamp(min=settings.unmasked_weight)

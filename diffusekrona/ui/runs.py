@@ -180,12 +180,12 @@ def _pictures(workspace: Workspace, folder: Path) -> tuple[tuple[int, str], ...]
 
 
 def _photo(workspace: Workspace, values: Mapping[str, Any]) -> str | None:
-    from ..data.folder import first_pictures
+    from ..data.sources import some_photos
 
     folder = values.get("instance_data_dir")
     if folder is None:
         return None
-    path = next(iter(first_pictures(workspace.root / folder, 1)), None)
+    path = next(iter(some_photos(workspace.root / folder, 1)), None)
     try:
         name = path and workspace.relative(path)
     except ValueError:

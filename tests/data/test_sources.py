@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from diffusekrona.check_data import main as check
 from diffusekrona.common.errors import UserError
 from diffusekrona.data.cache import Data
 from diffusekrona.data.examples import Example, balanced, epoch_length, read_examples, sizes_of
+from diffusekrona.data.holdout import split_held_out
 from diffusekrona.data.latents import Item, Variant
 from diffusekrona.data.settings import DataSettings
 from diffusekrona.data.sources import some_photos, sources_of
@@ -132,7 +134,7 @@ def test_kohyas_files_as_they_are(folders: Path, caplog) -> None:
     (folders / "dog" / "red.txt").write_text("first line\nsecond line")
     Image.new("RGB", (24, 16)).save(folders / "pot" / "unnamed.png")
     named = {str(folders / "pot" / "blue"): {}, str(folders / "pot" / "blue.png"): {}}
-    named[str(folders / "pot" / "blue.png")] = {"caption": "a pot", "tags": "blue, round"}
+    named[str(folders / "pot" / "blue.png")] = {"caption": "a pot\na jug", "tags": "blue, round"}
     (folders / "pot" / "md.json").write_text(json.dumps(named))
     data = DataSettings(instance_data_dir=path, center_crop=True, keep_tokens=7)
     girl, human, pot = sources_of(data)
@@ -140,7 +142,7 @@ def test_kohyas_files_as_they_are(folders: Path, caplog) -> None:
     assert (girl.resolution, pot.resolution, pot.aspect_ratio_buckets) == (512, 512, True)
     assert (girl.center_crop, pot.center_crop, girl.random_flip) == (True, False, True)
     assert "not used here: batch_size" in caplog.text
-    green, red, white, blue = read_examples(data, 0)
+    (green, red, white, blue), _ = split_held_out(read_examples(data, 0), data, 0)
     assert green.captions == ("best, hoge girl",) and red.captions == ("best, first line",)
     assert blue.captions == ("a pot, blue, round",) and blue.path.name == "blue.png"
     assert "left out: 1 pictures" in caplog.text
@@ -152,7 +154,7 @@ def test_kohyas_files_as_they_are(folders: Path, caplog) -> None:
     [
         ("[[datasets", "is not valid TOML"),
         ("[general]", "datasets must be one table or more"),
-        ("[[datasets]]\nresolution = 5", "subsets must be one table or more"),
+        ("[[datasets]]\nresolution = 5", "dataset 1: subsets must be one table or more"),
         ("[[datasets]]\n[[datasets.subsets]]\nclass_tokens = 'a'", "needs image_dir"),
         (
             "[[datasets]]\nresolution = [5, 6]\n[[datasets.subsets]]\nimage_dir = 'a'",
@@ -165,6 +167,79 @@ def test_mistakes_in_kohyas_toml(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "a.toml").write_text(text)
     with pytest.raises(UserError, match=words):
         sources_of(DataSettings(instance_data_dir=tmp_path / "a.toml"))
+
+
+def test_a_config_in_json_and_a_subset_that_is_there_twice(folders: Path, caplog) -> None:
+    dog = {"image_dir": str(folders / "dog"), "class_tokens": "a dog", "color_aug": False}
+    config = {"general": {"num_repeats": 2}, "datasets": [{"subsets": [dog, dog]}]}
+    path = folders / "config.json"
+    path.write_text(json.dumps(config))
+    (only,) = sources_of(DataSettings(instance_data_dir=path))
+    assert only.repeats == 2 and "is there twice" in caplog.text
+    assert "not used" not in caplog.text  # color_aug is off
+    path.write_text("{")
+    with pytest.raises(UserError, match="is not valid JSON"):
+        sources_of(DataSettings(instance_data_dir=path))
+
+
+# What sd-scripts' docs/config_README-en.md says of these captions.
+WILDCARDS = """
+[general]
+shuffle_caption = true
+keep_tokens_separator = '|||'
+secondary_separator = ';;;'
+enable_wildcard = true
+caption_extension = '.txt'
+[[datasets]]
+[[datasets.subsets]]
+image_dir = '{0}/dog'
+class_tokens = 'unused'
+caption_prefix = '1girl, solo |||'
+caption_suffix = ', sky;;;cloud;;;day ||| rating: general'
+"""
+
+
+def test_wildcards_and_separators_as_kohya_documents_them(folders: Path) -> None:
+    path = folders / "kohya.toml"
+    path.write_text(WILDCARDS.format(folders))
+    (folders / "dog" / "green.txt").write_text("{simple|white} background\n{{retro style}}")
+    green = read_examples(DataSettings(instance_data_dir=path, trigger="a"), 0)[0].captions
+    middles = set()
+    for caption in green:
+        tags = caption.removeprefix("1girl, solo, ").removesuffix(", rating: general")
+        middles.add(frozenset(tags.replace("sky,cloud,day", "sky").split(", ")))
+    assert middles == {
+        frozenset((own, "sky"))
+        for own in ("simple background", "white background", "{retro style}")
+    }
+
+
+def test_without_wildcards_only_the_first_line_counts(folders: Path) -> None:
+    path = folders / "kohya.toml"
+    path.write_text(WILDCARDS.format(folders).replace("enable_wildcard = true", ""))
+    (folders / "dog" / "green.txt").write_text("{simple|white}\nsecond")
+    captions = read_examples(DataSettings(instance_data_dir=path, trigger="a"), 0)[0].captions
+    assert all("{simple|white}" in caption and "second" not in caption for caption in captions)
+
+
+def test_pictures_are_held_out_of_each_folder(folders: Path) -> None:
+    Image.new("RGB", (24, 16), "navy").save(folders / "pot" / "navy.png")
+    entries = (
+        "folders: [{folder: dog}, {folder: pot, repeats: 3}, {folder: reg, regularisation: 1}]"
+    )
+    data = DataSettings(
+        instance_data_dir=yaml(folders, entries.replace("1}", "true}")), holdout=1,
+        instance_prompt="a", trigger="sks",
+    )  # fmt: skip
+    trained, held = split_held_out(read_examples(data, 0), data, 0)
+    assert [e.path.parent.name for e in held] == ["dog", "pot"]
+    assert [(e.path.parent.name, e.repeats) for e in trained] == [
+        ("dog", 1),
+        ("pot", 3),
+        ("reg", 4),
+    ]
+    with pytest.raises(UserError, match=r"none of the 2 pictures in .*dog"):
+        split_held_out(read_examples(data, 0), replace(data, holdout=2), 0)
 
 
 @pytest.mark.parametrize(("own", "classes"), [(7, 3), (2, 3), (4, 4)])
@@ -212,6 +287,18 @@ def test_weights_and_processes() -> None:
             assert torch.equal(whole[name], torch.cat([half[name] for half in halves])), name
         expected = [{"0": 1.0, "1": 0.5, "2": 0.25}[caption] for caption in whole["captions"]]
         assert whole["weight"].tolist() == expected
+
+
+def test_weights_are_of_the_folders_and_not_of_the_preserved_class() -> None:
+    objective = SimpleNamespace(draw_timestep=lambda g, s: torch.randint(1000, (), generator=g))
+    data = Data(items(), [], {}, {}, {}, {}, torch.float32, preserved="a dog")
+    accelerator = SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu"))
+    optimisation = OptimisationSettings(train_batch_size=2)
+    for number in range(6):
+        batch = make_batch(
+            optimisation, LossSettings(prior_loss_weight=0.25), data, accelerator, objective, number
+        )
+        assert batch["weight"][2:].tolist() == [1, 1] and batch["captions"][2:] == ["a dog"] * 2
 
 
 def flags(base: Path, data: Path, out: Path, *more: str) -> list[str]:

@@ -128,6 +128,8 @@ class Family(ABC):
         defaults: of training settings, in place of the program's.
         block_layers: lists of blocks to the layers in each that other programs' files may hold, by
             diffusers' names; for families whose files have these names.
+        other_names: lists of blocks as the publisher's own code calls them, to the list's name here
+            and the names of its layers there and here.
         files: how other programs name its layers; None where no converter knows them.
     """
 
@@ -152,6 +154,9 @@ class Family(ABC):
     distilled: DrawingDefaults | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
     block_layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    other_names: Mapping[str, tuple[str, Mapping[str, str]]] = field(
+        default_factory=dict[str, tuple[str, Mapping[str, str]]]
+    )
     files: FileNames | None = None
 
     # --- recognising a base ---------------------------------------------------------------------
@@ -179,15 +184,19 @@ class Family(ABC):
 
     def read_layer(self, stem: str) -> str | None:
         """A layer's path in the denoiser from its name in another program's file, without its
-        tensor's own name; None for one that this family does not have (`block_layers`)."""
+        tensor's own name; None for one that this family does not have (`block_layers`,
+        `other_names`)."""
         text = stem.replace(".", "_").removeprefix("base_model_model_")
         heads = ("", "lora_unet_", "lycoris_", "diffusion_model_", f"{self.denoiser}_")
-        for blocks, layers in self.block_layers.items():
-            for layer in layers:
-                end = layer.replace(".", "_")
-                match = re.fullmatch(rf"(?:{'|'.join(heads)}){blocks}_(\d{{1,3}})_{end}", text)
-                if match:
-                    return f"{blocks}.{match[1]}.{layer}"
+        own = {
+            blocks: (blocks, {n: n for n in names}) for blocks, names in self.block_layers.items()
+        }
+        for named in (own, self.other_names):
+            for theirs, (blocks, layers) in named.items():
+                match = re.fullmatch(rf"(?:{'|'.join(heads)}){theirs}_(\d{{1,3}})_(\w+)", text)
+                for there, layer in layers.items() if match else ():
+                    if match and match[2] == there.replace(".", "_"):
+                        return f"{blocks}.{match[1]}.{layer}"
         return None
 
     def fused_part(self, path: str) -> tuple[str, str] | None:
@@ -205,6 +214,10 @@ class Family(ABC):
     def fused_slices(self, path: str, shape: tuple[int, int]) -> dict[str, tuple[slice, slice]]:
         """Part to its rows and columns in a layer of (out, in); {} for a layer that has none."""
         return {}
+
+    def part_name(self, path: str, part: str) -> str:
+        """The name of a part of `fused_slices`, a layer of the denoiser as training has it."""
+        return f"{path}.{part}"
 
     def place(self, name: str) -> Place:
         """The place of one of the denoiser's layers, by its name."""

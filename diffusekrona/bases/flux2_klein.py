@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from . import qwen
 from .base import DrawingDefaults, Family, Objective, TextStates
 from .flow import TRAIN_TIMESTEPS, FlowObjective, flow_refusal
-from .fused import ColumnSplit, RowSplit, plain_linear
+from .fused import ColumnSplit, RowSplit, plain_linear, thirds
 from .loading import load_part, read_json_of
 from .vae import encode_pictures, vae_scale
 
@@ -31,6 +31,12 @@ _CHANNELS, _TEXT_WIDTH = 128, 15360
 _SLICES = (".to_q", ".to_k", ".to_v")  # of `to_qkv_mlp_proj`
 _MLP_RATIO = 3  # of all FLUX.2 models
 _FUSED = {"to_qkv_mlp_proj": ("to_q", "to_k", "to_v", "mlp"), "to_out": ("attention", "mlp")}
+
+# Layers of Black Forest Labs' own code that are three in diffusers.
+_JOINT = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+}
 
 
 class Flux2KleinFamily(Family):
@@ -110,9 +116,16 @@ class Flux2KleinFamily(Family):
                 part: (cut, every)
                 for part, cut in zip(_FUSED["to_qkv_mlp_proj"], cuts, strict=True)
             }
+        for whole, parts in _JOINT.items():
+            if path.endswith(f".{whole}"):
+                return thirds(parts, rows)
         if path.startswith("single_") and path.endswith(".to_out"):
             return {"attention": (every, slice(0, rows)), "mlp": (every, slice(rows, columns))}
         return {}
+
+    def part_name(self, path: str, part: str) -> str:
+        head, _, whole = path.rpartition(".")
+        return f"{head}.{part}" if whole in _JOINT else f"{path}.{part}"
 
     def load_objective(self, base: str, **options: Any) -> Objective:
         scheme = options.pop("weighting_scheme", None) or "logit_normal"
@@ -226,6 +239,25 @@ FLUX2_KLEIN = Flux2KleinFamily(
         "single_transformer_blocks": (
             *("attn.to_qkv_mlp_proj", "attn.to_out"),
             *(f"attn{end}" for end in _SLICES),
+        ),
+    },
+    other_names={
+        "double_blocks": (
+            "transformer_blocks",
+            {
+                "img_attn.qkv": "attn.to_qkv",
+                "txt_attn.qkv": "attn.to_added_qkv",
+                "img_attn.proj": "attn.to_out.0",
+                "txt_attn.proj": "attn.to_add_out",
+                "img_mlp.0": "ff.linear_in",
+                "img_mlp.2": "ff.linear_out",
+                "txt_mlp.0": "ff_context.linear_in",
+                "txt_mlp.2": "ff_context.linear_out",
+            },
+        ),
+        "single_blocks": (
+            "single_transformer_blocks",
+            {"linear1": "attn.to_qkv_mlp_proj", "linear2": "attn.to_out"},
         ),
     },
     loss_settings=("weighting_scheme",),

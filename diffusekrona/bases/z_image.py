@@ -10,6 +10,7 @@ import torch
 from . import qwen
 from .base import DrawingDefaults, Family, Objective, TextStates
 from .flow import TRAIN_TIMESTEPS, FlowObjective, flow_refusal
+from .fused import thirds
 from .loading import load_part, read_json_of
 from .places import Place, transformer_place
 
@@ -18,6 +19,9 @@ TURBO_SHIFT = 3.0
 # diffusers' ZImageTransformer2DModel takes these for keys that a config leaves out.
 _CHANNELS, _CAPTION = 16, 2560
 THINKING = True  # as ZImagePipeline sets the chat template's option
+
+_JOINT = ".to_qkv"
+_LISTS = ("layers", "noise_refiner", "context_refiner")
 
 
 class ZImageFamily(Family):
@@ -54,6 +58,13 @@ class ZImageFamily(Family):
     def text_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         width = config.get("cap_feat_dim", _CAPTION)
         return {"prompt_embeds": (self.tokens, width), "prompt_mask": (self.tokens,)}
+
+    def fused_slices(self, path: str, shape: tuple[int, int]) -> dict[str, tuple[slice, slice]]:
+        """Of the publisher's own code, which computes q, k and v in one layer."""
+        return thirds(("to_q", "to_k", "to_v"), shape[0]) if path.endswith(_JOINT) else {}
+
+    def part_name(self, path: str, part: str) -> str:
+        return f"{path.removesuffix(_JOINT)}.{part}"
 
     def load_objective(self, base: str, **options: Any) -> Objective:
         scheme = options.pop("weighting_scheme", None) or "logit_normal"
@@ -137,15 +148,22 @@ Z_IMAGE = ZImageFamily(
     letters={"k": ("to_k",), "q": ("to_q",), "v": ("to_v",), "o": ("to_out.0",)},
     feed_forward=("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
     text_letters={},
-    block_lists=("layers", "noise_refiner", "context_refiner"),
+    block_lists=_LISTS,
     block_layers=dict.fromkeys(
-        ("layers", "noise_refiner", "context_refiner"),
+        _LISTS,
         (
             *(f"attention.{end}" for end in ("to_q", "to_k", "to_v", "to_out.0")),
             *(f"feed_forward.w{n}" for n in (1, 2, 3)),
             "adaLN_modulation.0",
         ),
     ),
+    other_names={
+        blocks: (
+            blocks,
+            {"attention.qkv": "attention.to_qkv", "attention.out": "attention.to_out.0"},
+        )
+        for blocks in _LISTS
+    },
     loss_settings=("weighting_scheme",),
     drawing=DrawingDefaults(guidance=4.0, precision="bf16"),
     distilled=DrawingDefaults(guidance=0.0, steps=8, precision="bf16"),

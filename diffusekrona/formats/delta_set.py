@@ -15,6 +15,7 @@ from ..common.errors import UserError
 from .layer_names import names_of
 from .metadata import families_of_layers, family_from_metadata
 from .needs_base import NeedsBase
+from .published_sizes import check_published
 from .refs import Ref
 from .sgm_names import LAYERS_PER_BLOCK
 
@@ -124,6 +125,8 @@ def find_family(
                 raise UserError(
                     f"--family {hints.family}: the layers of {where} are those of {family.name}."
                 )
+            if family.name not in (noted, hints.family, hints.base_family):
+                check_published(layers, family, where)
             return family.name
     possible = families_of_layers({name: d.shape for name, d in layers.items()}, stems, where)
     if hints.family and hints.family not in possible:

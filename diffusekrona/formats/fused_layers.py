@@ -73,13 +73,14 @@ def split(layers: Mapping[str, Delta], family: str | None) -> dict[str, Delta]:
     known, found = _family(family), dict[str, Delta]()
     for name, delta in layers.items():
         slices = known.fused_slices(name.partition(".")[2], delta.shape) if known else {}
-        if not slices:
+        if known is None or not slices:
             found[name] = delta
             continue
         for part, (rows, columns) in slices.items():
             own = _slice(delta, rows, columns)
             if own is not None:
-                found[f"{name}.{part}"] = own
+                component, _, path = name.partition(".")
+                found[f"{component}.{known.part_name(path, part)}"] = own
     return found
 
 

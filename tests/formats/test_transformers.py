@@ -66,13 +66,81 @@ def test_a_lora_is_read_under_other_programs_names(trained, head: str, tmp_path:
     tensors = load_file(tmp_path / "lora.safetensors")
     renamed = {head + key.removeprefix("transformer."): t for key, t in tensors.items()}
     save_file(renamed, tmp_path / "renamed.safetensors")  # without metadata
-    report = convert(tmp_path / "renamed.safetensors", tmp_path / "back.safetensors", "lora")
+    renamed = tmp_path / "renamed.safetensors"
+    with pytest.raises(UserError, match=f"no published {family.title} model"):  # it is tiny
+        convert(renamed, tmp_path / "back.safetensors", "lora")
+    report = convert(renamed, tmp_path / "back.safetensors", "lora", family=family.name)
     assert report.family == family.name
     back = load_file(tmp_path / "back.safetensors")
     assert back.keys() == tensors.keys()
     for key in (key for key in back if key.endswith("lora_A.weight")):
         up = key.replace("lora_A", "lora_B")
         torch.testing.assert_close(back[up] @ back[key], tensors[up] @ tensors[key])
+
+
+def low_rank(shapes: dict[str, tuple[int, int]], head: str, ends: tuple[str, str]) -> dict:
+    """LoRA tensors of rank 1 for layers of (out, in)."""
+    g, (down, up) = torch.Generator().manual_seed(0), ends
+    return {
+        f"{head}{name}.{end}.weight": torch.randn(*size, generator=g)
+        for name, (rows, columns) in shapes.items()
+        for end, size in ((down, (1, columns)), (up, (rows, 1)))
+    }
+
+
+def deltas(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    ups = {n.partition(".lora_B")[0]: t for n, t in tensors.items() if ".lora_B" in n}
+    return {n: up @ tensors[f"{n}.lora_A.weight"] for n, up in ups.items()}
+
+
+WIDTH = {"flux2-klein": 3072, "z-image": 3840}
+PUBLISHERS = {
+    "flux2-klein": {
+        "double_blocks.4.img_attn.qkv": (3, 1), "double_blocks.4.txt_attn.qkv": (3, 1),
+        "double_blocks.0.img_attn.proj": (1, 1), "double_blocks.0.txt_attn.proj": (1, 1),
+        "double_blocks.0.img_mlp.0": (6, 1), "double_blocks.0.txt_mlp.2": (1, 3),
+        "single_blocks.19.linear1": (9, 1), "single_blocks.19.linear2": (1, 4),
+    },
+    "z-image": {"layers.29.attention.qkv": (3, 1), "context_refiner.1.attention.out": (1, 1)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHERS)
+def test_publishers_own_names_are_read_as_diffusers_reads_them(name: str, tmp_path: Path) -> None:
+    from diffusers.loaders import lora_conversion_utils as theirs
+
+    shapes = {n: (r * WIDTH[name], c * WIDTH[name]) for n, (r, c) in PUBLISHERS[name].items()}
+    tensors = low_rank(shapes, "diffusion_model.", ("lora_A", "lora_B"))
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    report = convert(tmp_path / "theirs.safetensors", tmp_path / "lora.safetensors", "lora")
+    assert report.family == name
+    got = deltas(load_file(tmp_path / "lora.safetensors"))
+    if name == "flux2-klein":
+        want = deltas(theirs._convert_non_diffusers_flux2_lora_to_diffusers(dict(tensors)))
+    else:
+        whole = deltas(tensors)["diffusion_model.layers.29.attention.qkv"]
+        out = deltas(tensors)["diffusion_model.context_refiner.1.attention.out"]
+        ends = zip(("to_q", "to_k", "to_v"), whole.chunk(3), strict=True)
+        want = {f"transformer.layers.29.attention.{end}": part for end, part in ends}
+        want["transformer.context_refiner.1.attention.to_out.0"] = out
+    assert got.keys() == want.keys()
+    for layer, delta in want.items():
+        torch.testing.assert_close(got[layer], delta)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"transformer_blocks.18.attn.to_q": (3072, 3072)},  # FLUX.1, which has 19 blocks
+        {"single_transformer_blocks.0.attn.to_q": (6144, 6144)},  # FLUX.2-dev
+        {"single_blocks.3.linear1": (21504, 3072)},  # FLUX.1, whose feed-forward is narrower
+        {"transformer_blocks.0.attn.to_q": (1536, 1536)},  # Stable Diffusion 3
+    ],
+)
+def test_adapters_of_other_bases_with_such_names_are_refused_in_one_line(shapes, tmp_path) -> None:
+    save_file(low_rank(shapes, "transformer.", ("lora_A", "lora_B")), tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"is a layer of no published FLUX\.2-klein model"):
+        convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", "lora")
 
 
 def test_merged_into_the_base_it_changes_its_layers_and_nothing_else(trained, tmp_path) -> None:

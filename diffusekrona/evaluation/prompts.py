@@ -99,14 +99,14 @@ LIVE = (
     *_CHANGES,
 )
 
-# Within the few words that the bundled base models know; they were taught no recolouring.
+# Within the words that the bundled base models know; none of these places is in a sample photo.
 POCKET = _contexts(
     "{subject} in the forest",
     "{subject} on the beach",
     "{subject} in the snow",
     "{subject} in the desert",
     "{subject} in front of mountains",
-    "{subject} in the night sky",
+    "{subject} by a lake",
     "{subject} in the city",
     "{subject} at sunset",
 )

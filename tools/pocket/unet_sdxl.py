@@ -43,7 +43,7 @@ CONFIG_SDXL = CONFIG | {
     "projection_class_embeddings_input_dim": 6 * 32 + EMBED,
 }
 CROPPED_COUNT = 3000
-RECIPE = Recipe(peak_lr=5e-4, warmup_steps=200, ema_decay=0.995, save_every=240)
+RECIPE = Recipe(peak_lr=7e-4, warmup_steps=200, ema_decay=0.999, save_every=400, muon=True)
 
 
 def new_unet_sdxl() -> UNet2DConditionModel:

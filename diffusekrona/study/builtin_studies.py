@@ -23,7 +23,7 @@ class Scale:
     schedule: str = "constant"
 
 
-BUNDLED = Scale(5e-3, (5e-4, 1.5e-3, 5e-3, 1.5e-2, 5e-2), 400, (50, 100, 200, 400, 800), "cosine")
+BUNDLED = Scale(2e-3, (2e-4, 6e-4, 2e-3, 6e-3, 2e-2), 300, (50, 100, 200, 300, 600), "cosine")
 PUBLISHED = Scale(5e-4, (5e-5, 1e-4, 5e-4, 1e-3, 5e-3), 1000, (100, 250, 500, 1000, 1500))
 PAIRS = ((2, 64), (4, 64), (8, 64), (16, 64), (64, 64), (4, 16), (8, 8), (4, 4))
 KRONA = {"adapter_type": "krona"}

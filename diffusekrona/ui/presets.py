@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _POCKET = {
-    "learning_rate": 5e-3,
+    "learning_rate": 2e-3,
     "lr_scheduler": "cosine",
     "train_batch_size": 4,
     "validation_inference_steps": 12,
@@ -28,7 +28,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "Bundled base, all steps": {
         "pretrained_model_name_or_path": "pocket",
         **_POCKET,
-        "max_train_steps": 500,
+        "max_train_steps": 300,
         "validation_steps": 100,
     },
     "Stable Diffusion 1.5": {
@@ -40,7 +40,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "SDXL, an easy subject": {
         "pretrained_model_name_or_path": SDXL,
         **_GPU,
-        "max_train_steps": 500,
+        "max_train_steps": 300,
         "gradient_checkpointing": True,
     },
     "SDXL, a complex subject or prompt": {

@@ -26,7 +26,7 @@ launch() {
 # A value that is set already stays.
 defaults_for() {
   case "$1" in pocket*)
-    LR="${LR:-5e-3}" STEPS="${STEPS:-500}" SCHEDULE="${SCHEDULE:-cosine}" BATCH_SIZE="${BATCH_SIZE:-4}"
+    LR="${LR:-2e-3}" STEPS="${STEPS:-300}" SCHEDULE="${SCHEDULE:-cosine}" BATCH_SIZE="${BATCH_SIZE:-4}"
     ACCUMULATION="${ACCUMULATION:-1}" PRECISION="${PRECISION:-no}" VARIANT="${VARIANT-}"
     CHECKPOINTING="${CHECKPOINTING:-no}" TEXT_ENCODER="${TEXT_ENCODER:-no}" ;;
   esac

@@ -70,7 +70,7 @@ def evaluate(settings: EvaluateSettings, state: Any) -> Evaluation | None:
     from .bases.loading import bundled_models
     from .data.disk_cache import report_other_base
     from .data.folder import find_pictures
-    from .evaluation.encoders import choose_names, load_clip_encoder, load_dino_encoder
+    from .evaluation.encoders import choose_names, load_scorers
     from .evaluation.pictures import draw_missing, drawing_of, jobs_of, load_rows, refuse_others
     from .evaluation.prompts import get_prompts
     from .evaluation.report import Evaluation, Row
@@ -94,11 +94,10 @@ def evaluate(settings: EvaluateSettings, state: Any) -> Evaluation | None:
     prompts = get_prompts(
         compared.prompts if compared.prompts != "auto" else "pocket" if bundled else "object"
     )
-    clip_name, dino_name, missing = choose_names(encoders.clip, encoders.dino, bundled)
+    names, missing = choose_names(encoders, bundled)
     # Before anything is drawn: a scorer that cannot be loaded should not be found after hours.
     device = choose_device(settings.model.device, state.device)
-    clip = load_clip_encoder(clip_name, encoders.clip_backend, device)
-    dino = load_dino_encoder(dino_name, device) if dino_name else None
+    scorers = load_scorers(names, device)
     drawing = drawing_of(settings.drawing, settings.model, base, device, reading)
     folder = scoring.output_dir / "pictures"
     jobs = [jobs_of(v, drawing, prompts, compared.seeds, folder) for v in variants]
@@ -110,20 +109,20 @@ def evaluate(settings: EvaluateSettings, state: Any) -> Evaluation | None:
             log.info("%s: %d pictures drawn, %d kept", variant.name, drawn, len(its_jobs) - drawn)
     if not state.is_main_process:
         return None
-    reference = read_reference(photos, clip, dino)
+    reference = read_reference(photos, scorers)
     name = compared.class_word
     name = name if scoring.clip_t_text == "class" else f"{compared.identifier} {name}"
     texts = scored_texts(prompts, name)
     rows = []
     for variant, its_jobs in zip(variants, jobs, strict=True):
         images = load_rows(its_jobs)
-        scores = score(images, texts, reference, clip, dino)
+        scores = score(images, texts, reference, scorers)
         rows.append(Row(variant.name, images, scores, relative_norm(variant)))
     notes = [missing] if missing else []
     return Evaluation(
         compared.class_word, prompts, texts, compared.seeds, photos, rows, reference.own_scores(),
-        {"base": base, "clip": clip.name, "dino": dino.name if dino else None,
-         "steps": drawing.steps, "guidance": drawing.guidance}, notes,
+        {"base": base, **scorers.names, "steps": drawing.steps, "guidance": drawing.guidance},
+        notes,
     )  # fmt: skip
 
 

@@ -297,8 +297,10 @@ def scorer(sheets: SheetSettings, bundled: bool, photos: Sequence[Path], device:
     """A function from pictures to their mean CLIP-T and, with photos, CLIP-I."""
     from .common.pictures import load_picture
     from .evaluation.encoders import choose_names, load_clip_encoder
+    from .evaluation.settings import EncoderSettings
 
-    clip = load_clip_encoder(choose_names(sheets.clip, "none", bundled)[0], device=device)
+    names, _ = choose_names(EncoderSettings(clip=sheets.clip), bundled)
+    clip = load_clip_encoder(names.clip, device=device)
     texts = clip.texts([sheets.draw or ""])
     reference = clip.images([load_picture(path) for path in photos]) if photos else None
 

@@ -20,10 +20,10 @@ from PIL import Image
 from ..common.errors import UserError
 from ..common.files import write_text
 from ..common.json_files import read_json
-from ..common.pictures import content_key, load_picture
-from .encoders import Encoder
+from ..common.pictures import content_key
+from .encoders import Scorers
 from .fingerprint import fingerprint_of
-from .scoring import Reference, Scores, score
+from .scoring import Reference, Scores, read_reference, score
 
 Levels = list[list[float]]  # (prompts, seeds)
 
@@ -71,8 +71,7 @@ class Judge:
             held-out ones or, without any, each training picture to the others; None of one photo.
     """
 
-    clip: Encoder
-    dino: Encoder | None
+    scorers: Scorers
     texts: Sequence[str]
     reference: Reference
     trained: torch.Tensor
@@ -81,12 +80,11 @@ class Judge:
 
     @property
     def space(self) -> str:
-        return "dino" if self.dino else "clip"
+        return "dino" if self.scorers.dino else "clip"
 
 
 def make_judge(
-    clip: Encoder,
-    dino: Encoder | None,
+    scorers: Scorers,
     texts: Sequence[str],
     training: Sequence[Path],
     held_out: Sequence[Path],
@@ -98,12 +96,8 @@ def make_judge(
     """
     photos = list(held_out or training)
 
-    def see(paths: Sequence[Path]) -> Reference:
-        images = [load_picture(path) for path in paths]
-        return Reference(clip.images(images), dino.images(images) if dino else None)
-
-    reference = see(photos)
-    trained = see(training) if held_out else reference
+    reference = read_reference(photos, scorers)
+    trained = read_reference(training, scorers) if held_out else reference
     features, own = ((r.clip if r.dino is None else r.dino) for r in (trained, reference))
     baseline = None
     if held_out:
@@ -111,11 +105,17 @@ def make_judge(
     elif len(training) > 1:
         others = features @ features.T - 9 * torch.eye(len(features))  # not a picture with itself
         baseline = others.max(dim=1).values.mean().item()
-    names = [clip.name, fingerprint_of(clip.name), dino.name if dino else None]
-    names += [fingerprint_of(dino.name)] if dino else []
-    parts = [*names, *texts, "training", *map(content_key, training), "held out"]
+    names = [name for name in scorers.names.values() if name]
+    parts = [
+        *names,
+        *map(fingerprint_of, names),
+        *texts,
+        "training",
+        *map(content_key, training),
+        "held out",
+    ]
     key = _hash([*parts, *map(content_key, held_out)])
-    return Judge(clip, dino, texts, reference, features, baseline, key)
+    return Judge(scorers, texts, reference, features, baseline, key)
 
 
 def _hash(parts: Sequence[Any]) -> str:
@@ -141,13 +141,17 @@ def score_candidate(
     """
     shape = (len(images), len(images[0]))
     flat = [image for row in images for image in row]
-    words = judge.clip.texts(list(judge.texts))
-    clip_features = judge.clip.images(flat)
-    dino_features = judge.dino.images(flat) if judge.dino else None
+    clip, dino = judge.scorers.clip, judge.scorers.dino
+    words = clip.texts(list(judge.texts))
+    clip_features = clip.images(flat)
+    dino_features = dino.images(flat) if dino else None
     # Each picture is encoded once, here.
-    clip = replace(judge.clip, images=lambda _: clip_features, texts=lambda _: words)
-    dino = judge.dino and replace(judge.dino, images=lambda _: dino_features)
-    scores: Scores = score(images, judge.texts, judge.reference, clip, dino)
+    once = replace(
+        judge.scorers,
+        clip=replace(clip, images=lambda _: clip_features, texts=lambda _: words),
+        dino=dino and replace(dino, images=lambda _: dino_features),
+    )
+    scores: Scores = score(images, judge.texts, judge.reference, once)
     to_texts = clip_features @ words.T
     own = torch.arange(shape[0]).repeat_interleave(shape[1])
     right = (to_texts.argmax(dim=1) == own).float()
@@ -155,7 +159,7 @@ def score_candidate(
     floor = (to_texts.sum(dim=1) - of_own) / max(1, shape[0] - 1)
     seen = clip_features if dino_features is None else dino_features
     nearest = _nearest(seen, judge.trained)
-    drift = 1 - (judge.clip.images(plain) * plain_of_base).sum(dim=1)
+    drift = 1 - (clip.images(plain) * plain_of_base).sum(dim=1)
     levels = {name: values.tolist() for name, values in scores.pictures.items()}
     levels["right_prompt"] = _levels(right, shape)
     return CandidateScores(

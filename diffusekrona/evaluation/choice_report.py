@@ -46,6 +46,8 @@ LAYOUT = 1
 NAMES = {
     "likeness": ("likeness", "mean of CLIP-I and DINO, to the held-out or the training pictures"),
     "clip_t": ("obedience", "CLIP-T, agreement with the prompt"),
+    "identity": ("identity", "agreement with the photos' attributes, as the reader sees them"),
+    "place": ("place", "share of pictures in the place that the prompt names, by the reader"),
     "right_prompt": ("right prompt", "share of pictures whose own prompt CLIP ranks first"),
     "diversity": ("diversity", "distance between pictures of one prompt"),
     "copy_risk": ("copy risk", "nearer to a training picture than real photos are, if above 0"),

@@ -17,9 +17,11 @@ from PIL import Image
 from ..bases.loading import BUNDLED
 from ..common.errors import UserError
 from .pixels import read_pixels
+from .reader import Reader, load_reader
+from .settings import EncoderSettings
 
 PAPER_CLIP, PAPER_DINO = "openai/clip-vit-base-patch32", "facebook/dino-vits16"
-BUNDLED_CLIP, BUNDLED_DINO = "pocket-clip", "pocket-dino"
+BUNDLED_CLIP, BUNDLED_DINO, BUNDLED_READER = "pocket-clip", "pocket-dino", "pocket-reader"
 BATCH = 32
 
 
@@ -37,32 +39,62 @@ class Encoder:
     texts: Callable[[Sequence[str]], torch.Tensor] | None = None
 
 
-def choose_names(clip: str, dino: str, bundled_base: bool) -> tuple[str, str | None, str]:
-    """ "auto" and "none" to the models to load.
+@dataclass(frozen=True)
+class Scorers:
+    """The models that score, each but CLIP optional.
 
-    The bundled scorers suit the bundled bases' small drawings, the paper's suit photographs.
-
-    Returns:
-        CLIP's name, DINO's name or None, and why DINO is left out ("" if it is not).
+    Attributes:
+        reader: predicts the labels of the bundled bases' world; of no use for photographs.
     """
+
+    clip: Encoder
+    dino: Encoder | None = None
+    reader: Reader | None = None
+
+    @property
+    def names(self) -> dict[str, str | None]:
+        """What each was loaded by, for reports."""
+        reader = BUNDLED_READER if self.reader else None
+        return {"clip": self.clip.name, "dino": self.dino and self.dino.name, "reader": reader}
+
+
+@dataclass(frozen=True)
+class ScorerNames:
+    """By what the scorers are loaded."""
+
+    clip: str
+    dino: str | None
+    reader: str | None
+    clip_backend: str = "transformers"
+
+
+def choose_names(encoders: EncoderSettings, bundled_base: bool) -> tuple[ScorerNames, str]:
+    """ "auto" and "none" to the models to load, and a note on DINO where it is left out, else "".
+
+    The bundled scorers suit the bundled bases' small drawings, the paper's suit photographs. The
+    reader knows the bundled bases' world only.
+    """
+    clip, dino = encoders.clip, encoders.dino
     if clip == "auto":
         clip = BUNDLED_CLIP if bundled_base else PAPER_CLIP
-    if dino == "none":
-        return clip, None, "DINO was left out as asked (--dino none)."
     if dino == "auto":
-        if not bundled_base:
-            return clip, PAPER_DINO, ""
-        if not (BUNDLED / BUNDLED_DINO).is_dir():
-            return (
-                clip,
-                None,
-                (
-                    "DINO is left out: no second image encoder ships with the package. Give one "
-                    f"with --dino, such as {PAPER_DINO}, where there is a hub."
-                ),
-            )
-        dino = BUNDLED_DINO
-    return clip, dino, ""
+        dino = BUNDLED_DINO if bundled_base else PAPER_DINO
+    reader = BUNDLED_READER if bundled_base else None
+    names = ScorerNames(clip, None if dino == "none" else dino, reader, encoders.clip_backend)
+    return names, "DINO was left out as asked (--dino none)." if dino == "none" else ""
+
+
+def load_scorers(names: ScorerNames, device: torch.device | str = "cpu") -> Scorers:
+    """All of them.
+
+    Raises:
+        UserError: one that cannot be loaded.
+    """
+    return Scorers(
+        load_clip_encoder(names.clip, names.clip_backend, device),
+        load_dino_encoder(names.dino, device) if names.dino else None,
+        load_reader(BUNDLED / names.reader).to(device) if names.reader else None,
+    )
 
 
 def load_clip_encoder(

@@ -72,7 +72,7 @@ class Gallery:
             rows.setdefault(job.row, []).append(job.path)
         paths = [rows[row] for row in sorted(rows)]
         if self.plain_of_base is None:
-            self.plain_of_base = judge.clip.images(load_rows(plain)[0])
+            self.plain_of_base = judge.scorers.clip.images(load_rows(plain)[0])
             self.plain_paths = [job.path for job in plain]
         files = [*self.plain_paths, *(job.path for job in (*own, *plain))]
         file = self.folder / "scores" / f"{variant.folder}.json"

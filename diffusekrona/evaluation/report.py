@@ -190,8 +190,7 @@ def summary_csv(evaluation: Evaluation) -> str:
 def caption(evaluation: Evaluation) -> str:
     """What the scores are of and which models gave them; belongs to every table of them."""
     count = len(evaluation.prompts) * len(evaluation.seeds)
-    by = evaluation.settings["clip"]
-    by += f" and {evaluation.settings['dino']}" if evaluation.settings["dino"] else ""
+    by = ", ".join(filter(None, map(evaluation.settings.get, ("clip", "dino", "reader"))))
     return (
         f"{len(evaluation.prompts)} prompts × {len(evaluation.seeds)} seeds = {count} pictures "
         f"each, scored by {by}: mean [95 % interval] ± standard deviation over pictures"

@@ -12,36 +12,49 @@ import torch
 from PIL import Image
 
 from ..common.pictures import load_picture
-from .encoders import Encoder
+from .encoders import Scorers
 from .prompts import Prompt
+from .reader import Reading, average, likeness
 
 METRICS = {
     "clip_i": ("CLIP-I", "similarity to the subject's photos in CLIP's space"),
     "dino": ("DINO", "similarity to the subject's photos in DINO's space"),
+    "identity": ("identity", "agreement with the subject's attributes, as the reader sees them"),
     "clip_t": ("CLIP-T", "agreement with the prompt"),
+    "place": ("place", "share of pictures in the place that the prompt names, by the reader"),
     "diversity": ("diversity", "distance between pictures of one prompt"),
 }
 UNITS = {
     "clip_i": "cosine similarity",
     "dino": "cosine similarity",
+    "identity": "overlap, 0 to 1",
     "clip_t": "cosine similarity",
+    "place": "share of pictures",
     "diversity": "1 − cosine similarity",
 }
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A subject's photos as the encoders see them: unit-length features (m, d), DINO's or None."""
+    """A subject's photos as the scorers see them: unit-length features (m, d), and readings."""
 
     clip: torch.Tensor
     dino: torch.Tensor | None
+    readings: tuple[Reading, ...] = ()
 
     def own_scores(self) -> dict[str, float]:
         """How like each other the photos are: what a perfect picture could hope to score."""
         features = {"clip_i": self.clip, "dino": self.dino}
-        return {
+        own = {
             name: _mean_of_pairs(f) for name, f in features.items() if f is not None and len(f) > 1
         }
+        if len(self.readings) > 1:  # each photo against the others
+            seen = self.readings
+            left = [average([*seen[:n], *seen[n + 1 :]]) for n in range(len(seen))]
+            own["identity"] = float(
+                np.mean([likeness(*pair) for pair in zip(seen, left, strict=True)])
+            )
+        return own
 
 
 def _mean_of_pairs(features: torch.Tensor) -> float:
@@ -54,7 +67,8 @@ class Scores:
     """Scores of pictures laid out as prompts × seeds.
 
     Attributes:
-        pictures: metric to (prompts, seeds): "clip_i", "clip_t" and, with a second encoder, "dino".
+        pictures: metric to (prompts, seeds): "clip_i", "clip_t", with a second encoder "dino", and
+            with a reader "identity" and, where every prompt names a place, "place" (1 or 0).
         diversity: (prompts,): mean over pairs of seeds of 1 - cosine in CLIP's space; NaN for one.
         features: CLIP's, (prompts, seeds, d), unit length.
     """
@@ -75,18 +89,21 @@ class Scores:
         return [name for name in METRICS if name in have]
 
 
-def read_reference(photos: Sequence[Path], clip: Encoder, dino: Encoder | None) -> Reference:
+def read_reference(photos: Sequence[Path], scorers: Scorers) -> Reference:
     """The subject's photos, as they are in their files."""
     images = [load_picture(path) for path in photos]
-    return Reference(clip.images(images), dino.images(images) if dino else None)
+    return Reference(
+        scorers.clip.images(images),
+        scorers.dino.images(images) if scorers.dino else None,
+        tuple(scorers.reader.read(images)) if scorers.reader else (),
+    )
 
 
 def score(
     images: Sequence[Sequence[Image.Image]],
     texts: Sequence[str],
     reference: Reference,
-    clip: Encoder,
-    dino: Encoder | None,
+    scorers: Scorers,
 ) -> Scores:
     """Scores of pictures [prompt][seed], every prompt with as many seeds.
 
@@ -100,14 +117,23 @@ def score(
     flat = [image for row in images for image in row]
     if len(flat) != shape[0] * shape[1] or len(texts) != shape[0]:
         raise ValueError("every prompt needs the same number of pictures and one text")
-    features = clip.images(flat)
-    words = clip.texts(list(texts)).repeat_interleave(shape[1], dim=0)
+    features = scorers.clip.images(flat)
+    words = scorers.clip.texts(list(texts)).repeat_interleave(shape[1], dim=0)
     values = {
         "clip_i": (features @ reference.clip.T).mean(dim=1),
         "clip_t": (features * words).sum(dim=1),
     }
-    if dino is not None:
-        values["dino"] = (dino.images(flat) @ reference.dino.T).mean(dim=1)
+    if scorers.dino is not None:
+        values["dino"] = (scorers.dino.images(flat) @ reference.dino.T).mean(dim=1)
+    if scorers.reader is not None:
+        readings = scorers.reader.read(flat)
+        photos = average(reference.readings)
+        values["identity"] = torch.tensor([likeness(one, photos) for one in readings])
+        places = [scorers.reader.place_in(text) for text in texts for _ in range(shape[1])]
+        if None not in places:
+            found = [one.best("place") for one in readings]
+            right = [float(a == b) for a, b in zip(found, places, strict=True)]
+            values["place"] = torch.tensor(right)
     grouped = features.view(*shape, -1)
     return Scores(
         {name: tensor.view(shape).double().numpy() for name, tensor in values.items()},

@@ -85,13 +85,15 @@ def choose_scoring(
     """How cells are drawn and scored, and notes on what is left out."""
     from ..bases.families import drawing_defaults
     from ..evaluation.encoders import choose_names
+    from ..evaluation.settings import EncoderSettings
     from ..sampling.settings import guidance_or
     from .cell import Scoring
 
     defaults = drawing_defaults(
         base, study.flags.get("revision"), study.flags.get("single_file_config")
     )
-    clip, dino, note = choose_names(scored.clip, scored.dino, bundled)
+    asked = EncoderSettings(scored.clip, scored.clip_backend, scored.dino)
+    names, note = choose_names(asked, bundled)
     prompts = scored.prompts if scored.prompts != "auto" else "pocket" if bundled else "object"
     scoring = Scoring(
         base,
@@ -99,9 +101,10 @@ def choose_scoring(
         tuple(scored.image_seeds),
         scored.num_inference_steps or min(STEPS, defaults.steps),
         guidance_or(scored.guidance_scale, defaults),
-        clip,
-        scored.clip_backend,
-        dino,
+        names.clip,
+        names.clip_backend,
+        names.dino,
+        names.reader,
         scored.image_precision,
         scored.image_batch_size,
         study.flags.get("revision"),

@@ -35,7 +35,7 @@ class Scoring:
 
     Attributes:
         prompts: list name or file; seeds: of the pictures, the same for all cells.
-        clip, dino: of scoring models, resolved; dino may be None.
+        clip, dino, reader: of scoring models, resolved; dino and reader may be None.
         precision: that pictures are drawn in: "no", "fp16" or "bf16"; None: the base's on a
             GPU, else no.
         batch_size, low_vram: pictures at once, and no more than the model at work on a GPU; they
@@ -52,6 +52,7 @@ class Scoring:
     clip: str = "pocket-clip"
     clip_backend: str = "transformers"
     dino: str | None = None
+    reader: str | None = None
     precision: str | None = None
     batch_size: int = 4
     revision: str | None = None
@@ -116,7 +117,8 @@ class Cell:
     def scored_by(self) -> str:
         """A hash of what scores the pictures."""
         scoring = self.scoring
-        return _hash([scoring.clip, scoring.clip_backend, scoring.dino, self.scorers])
+        names = [scoring.clip, scoring.clip_backend, scoring.dino, scoring.reader]
+        return _hash([*names, self.scorers])
 
     def title(self) -> str:
         """For people."""
@@ -160,7 +162,7 @@ def cells_of(
 
     texts = tuple(f"{p.kind}:{p.template}" for p in get_prompts(scoring.prompts))
     base_files = fingerprint_of(scoring.base)
-    scorers = (fingerprint_of(scoring.clip), fingerprint_of(scoring.dino))
+    scorers = tuple(map(fingerprint_of, (scoring.clip, scoring.dino, scoring.reader)))
     data = {subject.name: _content_of(Path(subject.folder)) for subject in subjects}
 
     def cell(arm: str, labels: tuple[str, ...], subject: Subject, seed: int, flags: Any) -> Cell:

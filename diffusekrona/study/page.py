@@ -32,7 +32,7 @@ SPREAD_CHART = "Means with 95 % intervals over runs."
 def caption(results: Results) -> str:
     """What the table's numbers are."""
     scoring = results.scoring
-    by = scoring.clip + (f" and {scoring.dino}" if scoring.dino else "")
+    by = ", ".join(filter(None, (scoring.clip, scoring.dino, scoring.reader)))
     count = len(results.prompts) * len(scoring.seeds)
     return (
         f"{scoring.base}; {count} pictures per run ({len(results.prompts)} prompts × "

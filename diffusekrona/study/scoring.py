@@ -18,7 +18,7 @@ from ..bases.precision import DTYPE_NAMES
 from ..bases.settings import ReadingSettings
 from ..common.files import replace_whole
 from ..data.folder import find_pictures
-from ..evaluation.encoders import load_clip_encoder, load_dino_encoder
+from ..evaluation.encoders import ScorerNames, load_scorers
 from ..evaluation.pictures import Drawing, Variant, draw_missing, jobs_of, load_rows
 from ..evaluation.prompts import parse_prompts
 from ..evaluation.scoring import read_reference, score, scored_texts
@@ -28,9 +28,8 @@ from .cell import Cell
 READING = tuple(field.name for field in fields(ReadingSettings))
 
 
-@functools.lru_cache(maxsize=2)
-def _encoders(clip: str, backend: str, dino: str | None, device: str) -> tuple[Any, Any]:
-    return load_clip_encoder(clip, backend, device), dino and load_dino_encoder(dino, device)
+#: Kept from cell to cell of a worker.
+_scorers = functools.lru_cache(maxsize=2)(load_scorers)
 
 
 def score_point(cell: Cell, folder: Path, adapter: Path | None, step: int | None) -> dict[str, Any]:
@@ -66,14 +65,14 @@ def score_point(cell: Cell, folder: Path, adapter: Path | None, step: int | None
     variant = _variant(cell, adapter, point)
     jobs = jobs_of(variant, drawing, prompts, scoring.seeds, folder / "pictures")
     draw_missing(variant, drawing, jobs, state, device, progress=False)
-    clip, dino = _encoders(scoring.clip, scoring.clip_backend, scoring.dino, device)
+    names = ScorerNames(scoring.clip, scoring.dino, scoring.reader, scoring.clip_backend)
+    scorers = _scorers(names, device)
     photos, _ = find_pictures(Path(cell.subject.folder))
     scores = score(
         load_rows(jobs),
         scored_texts(prompts, cell.subject.class_word),
-        read_reference(photos, clip, dino),
-        clip,
-        dino,
+        read_reference(photos, scorers),
+        scorers,
     )
     with replace_whole(folder / f"features_{variant.folder}.safetensors") as temporary:
         save_file({"clip": scores.features.contiguous()}, temporary)

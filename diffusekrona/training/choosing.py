@@ -81,7 +81,7 @@ def prepare(settings: ChooseSettings, state: Any, with_result: bool = True) -> W
     from ..adapters.file import read_adapter
     from ..bases.loading import bundled_models
     from ..evaluation.candidates import make_judge
-    from ..evaluation.encoders import choose_names, load_clip_encoder, load_dino_encoder
+    from ..evaluation.encoders import choose_names, load_scorers
     from ..evaluation.gallery import Gallery
     from ..evaluation.pictures import drawing_of
     from ..evaluation.prompts import get_prompts
@@ -110,17 +110,16 @@ def prepare(settings: ChooseSettings, state: Any, with_result: bool = True) -> W
     prompts = get_prompts(listed)
     if len(prompts) * len(about.seeds) < 2:
         raise UserError("One picture per candidate has no interval: give more --seeds or prompts.")
-    clip_name, dino_name, missing = choose_names(encoders.clip, encoders.dino, bundled)
+    names, missing = choose_names(encoders, bundled)
     device = choose_device(settings.model.device, state.device)
-    clip = load_clip_encoder(clip_name, encoders.clip_backend, device)
-    dino = load_dino_encoder(dino_name, device) if dino_name else None
+    scorers = load_scorers(names, device)
     texts = scored_texts(prompts, subject.class_word)
     drawing = drawing_of(settings.drawing, settings.model, base, device, reading)
     return Work(
         subject,
         weighted,
         texts,
-        make_judge(clip, dino, texts, subject.training, subject.held_out),
+        make_judge(scorers, texts, subject.training, subject.held_out),
         Gallery(
             asked.run / CHOICE_FOLDER,
             drawing,
@@ -132,8 +131,7 @@ def prepare(settings: ChooseSettings, state: Any, with_result: bool = True) -> W
         ),
         {
             "base": base,
-            "clip": clip.name,
-            "dino": dino.name if dino else None,
+            **scorers.names,
             "steps": drawing.steps,
             "guidance": drawing.guidance,
         },

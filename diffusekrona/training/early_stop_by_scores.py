@@ -58,8 +58,8 @@ class EarlyStopByScores(EarlyStop):
         accelerator.wait_for_everyone()  # run.yaml is there
         read_subject(folder, self.settings.subject, Adapter({}, {}))
         encoders = self.settings.encoders
-        clip, _, _ = choose_names(encoders.clip, encoders.dino, base in bundled_models())
-        load_clip_encoder(clip, encoders.clip_backend, "cpu")
+        names, _ = choose_names(encoders, base in bundled_models())
+        load_clip_encoder(names.clip, names.clip_backend, "cpu")
 
     def is_due(self, step: int) -> bool:
         return step > 0 and step % self.every == 0

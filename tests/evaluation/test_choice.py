@@ -19,7 +19,7 @@ from diffusekrona.evaluation.candidates import (
 )
 from diffusekrona.evaluation.choice import Baseline, Candidate, choose
 from diffusekrona.evaluation.choice_settings import seconds_of, subject_of
-from diffusekrona.evaluation.encoders import Encoder
+from diffusekrona.evaluation.encoders import Encoder, Scorers
 
 SHAPE = (10, 4)  # prompts, seeds
 
@@ -151,7 +151,7 @@ def photos(tmp_path: Path) -> list[Path]:
 
 @pytest.mark.parametrize("held", [0, 1])
 def test_a_copied_training_picture_raises_copy_risk(photos, held) -> None:
-    judge = make_judge(CLIP, DINO, ["a", "bb"], photos[held:], photos[:held])
+    judge = make_judge(Scorers(CLIP, DINO), ["a", "bb"], photos[held:], photos[:held])
     images = [[noise_picture(10 * row + n + 50) for n in range(2)] for row in range(2)]
     plain = [noise_picture(90), noise_picture(91)]
     own = score_candidate(judge, images, plain, CLIP.images(plain))
@@ -167,13 +167,13 @@ def test_a_copied_training_picture_raises_copy_risk(photos, held) -> None:
 
 
 def test_scores_are_kept_until_something_changes(photos, tmp_path) -> None:
-    judge = make_judge(CLIP, None, ["a", "bb"], photos, [])
+    judge = make_judge(Scorers(CLIP), ["a", "bb"], photos, [])
     images = [[noise_picture(n), noise_picture(n + 9)] for n in (20, 30)]
     scores = score_candidate(judge, images, images[0], CLIP.images(images[0]))
     key, path = scores_key(judge, photos), tmp_path / "scores.json"
     keep_scores(path, key, scores)
     assert kept_scores(path, key) == scores
-    other = make_judge(CLIP, None, ["a", "cc c"], photos, [])
+    other = make_judge(Scorers(CLIP), ["a", "cc c"], photos, [])
     assert kept_scores(path, scores_key(other, photos)) is None
     path.write_text(path.read_text()[:40])
     assert kept_scores(path, key) is None

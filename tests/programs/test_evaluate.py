@@ -25,7 +25,7 @@ from diffusekrona.evaluation.encoders import choose_names, load_clip_encoder, lo
 from diffusekrona.evaluation.pictures import is_there, jobs_of
 from diffusekrona.evaluation.pixels import CLIP_MEAN, CLIP_STD, Pixels, from_config
 from diffusekrona.evaluation.prompts import LISTS, get_prompts, parse_prompts
-from diffusekrona.evaluation.settings import parse_settings
+from diffusekrona.evaluation.settings import EncoderSettings, parse_settings
 from diffusekrona.evaluation.statistics import bootstrap_means, summarise
 
 PROMPTS = "{subject} in the snow\nattribute: a red {name}\n"
@@ -196,12 +196,12 @@ def test_missing_scorers_are_one_line(tmp_path) -> None:
     for load in (load_clip_encoder, load_dino_encoder):
         with pytest.raises(UserError, match="nowhere"):
             load(str(tmp_path / "nowhere"))
-    clip, dino, note = choose_names("auto", "none", True)
-    assert (clip, dino) == ("pocket-clip", None) and "left out" in note
-    assert choose_names("auto", "auto", False)[:2] == (
-        "openai/clip-vit-base-patch32",
-        "facebook/dino-vits16",
-    )
+    names, note = choose_names(EncoderSettings(dino="none"), True)
+    assert (names.clip, names.dino, names.reader) == ("pocket-clip", None, "pocket-reader")
+    assert "left out" in note
+    names, note = choose_names(EncoderSettings(), False)
+    assert (names.clip, names.dino) == ("openai/clip-vit-base-patch32", "facebook/dino-vits16")
+    assert names.reader is None and not note
 
 
 # --- statistics -----------------------------------------------------------------------------------

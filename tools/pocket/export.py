@@ -30,7 +30,7 @@ from transformers import (
     Dinov2Model,
 )
 
-from .reader import save_reader
+from diffusekrona.evaluation.reader import save_reader
 
 #: The noise schedule of training and sampling. Zero terminal SNR and trailing steps: the first
 #: sampling step then really starts from pure noise, without which a plain bright or dark

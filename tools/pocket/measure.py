@@ -17,9 +17,10 @@ import numpy as np
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from diffusekrona.evaluation.reader import Reader, Reading, load_reader
+
 from .captions import PATTERN_WORDS, article
 from .data import load_pictures, test_picture
-from .reader import Reader, Reading, load_reader
 from .records import NOUNS, PLACES
 from .sheets import draw_prompts, labelled_grid
 

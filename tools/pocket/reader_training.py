@@ -8,9 +8,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from diffusekrona.evaluation.reader import Reader
+
 from .clip import augment
 from .data import load_pictures, test_picture, training_picture
-from .reader import Reader
 from .records import ACCESSORIES, COLOURS, NOUNS, PATTERNS, PLACES, VARIANTS, Picture
 from .training import Recipe, load_ema, train
 from .unet import load_final_vae
@@ -32,7 +33,7 @@ RECIPE = Recipe(peak_lr=2e-3, warmup_steps=200, weight_decay=0.05, save_every=12
 
 def new_reader() -> Reader:
     """An untrained reader."""
-    return Reader(VALUES)
+    return Reader(VALUES, phrases=PLACES)
 
 
 def labels_of(pictures: list[Picture]) -> dict[str, torch.Tensor]:

@@ -1,7 +1,7 @@
 """The fixed prompts cover the world, and the scores count what was asked."""
 
+from diffusekrona.evaluation.reader import Reading
 from tools.pocket.measure import attribute_prompts, obedience, plain_prompts, spread
-from tools.pocket.reader import Reading
 from tools.pocket.records import COLOURS, NOUNS, PATTERNS, PLACES
 
 

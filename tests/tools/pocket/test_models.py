@@ -9,11 +9,11 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
 
+from diffusekrona.evaluation.reader import Reader, average, likeness, load_reader, save_reader
 from tools.pocket import build, export, reader_training, restore, training, unet, unet_sdxl, vae
 from tools.pocket.clip import new_clip
 from tools.pocket.data import training_picture
 from tools.pocket.dino import new_dino
-from tools.pocket.reader import Reader, average, likeness, load_reader, save_reader
 from tools.pocket.tokens import build_tokenizer
 
 CPU = torch.device("cpu")

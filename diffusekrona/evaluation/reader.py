@@ -2,7 +2,7 @@
 
 A small convolutional network with one head for each label of the pocket world. It was trained on
 rendered pictures with exact labels and knows nothing of the text encoder that conditions the base
-models, so it judges likeness and obedience independently of them. Its own error is in its config.
+models, so it judges identity and obedience independently of them. Its own error is in its config.
 
     reader = load_reader(folder)
     readings = reader.read(pictures)          # PIL images of any size
@@ -13,7 +13,7 @@ models, so it judges likeness and obedience independently of them. Its own error
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from ..common.errors import UserError
 
 SIZE, HIDDEN = 64, 192
 #: What makes an identity, with its weight in `likeness`.
@@ -56,10 +59,22 @@ class Reading:
 
 
 class Reader(nn.Module):
-    """The network: `values` maps each label to its possible values, in the order of its head."""
+    """The network.
 
-    def __init__(self, values: dict[str, Sequence[str]], widths=(32, 64, 96, 128)):
+    Args:
+        values: each label's possible values, in the order of its head.
+        widths: channels after each strided convolution.
+        phrases: each place as prompts name it, such as {"snow": "in the snow"}.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Sequence[str]],
+        widths: Sequence[int] = (32, 64, 96, 128),
+        phrases: Mapping[str, str] | None = None,
+    ):
         super().__init__()
+        self.phrases = dict(phrases or {})
         self.values = {label: tuple(names) for label, names in values.items()}
         self.widths = tuple(widths)
         layers: list[nn.Module] = []
@@ -99,6 +114,11 @@ class Reader(nn.Module):
             raw = {name: value.float().cpu() for name, value in self(pixels.to(device)).items()}
             out += [self._reading(raw, i) for i in range(len(arrays))]
         return out
+
+    def place_in(self, prompt: str) -> str | None:
+        """The place that a prompt names, or None."""
+        named = [place for place, phrase in self.phrases.items() if phrase in prompt]
+        return max(named, key=lambda place: len(self.phrases[place]), default=None)
 
     def _reading(self, raw: dict[str, torch.Tensor], row: int) -> Reading:
         chances = {
@@ -165,15 +185,27 @@ def save_reader(reader: Reader, folder: Path, errors: dict[str, float] | None = 
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.half().contiguous() for name, value in reader.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
-    config = {"values": reader.values, "widths": reader.widths, "errors": errors or {}}
+    config = {
+        "values": reader.values,
+        "widths": reader.widths,
+        "phrases": reader.phrases,
+        "errors": errors or {},
+    }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def load_reader(folder: str | Path) -> Reader:
-    """The reader of a folder that `save_reader` wrote, in float32, for use."""
+    """The reader of a folder that `save_reader` wrote, in float32, for use.
+
+    Raises:
+        UserError: the folder holds no reader, or a damaged one.
+    """
     folder = Path(folder)
-    config = json.loads((folder / "config.json").read_text())
-    reader = Reader(config["values"], config["widths"])
-    weights = load_file(folder / "model.safetensors")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        reader = Reader(config["values"], config["widths"], config["phrases"])
+        weights = load_file(folder / "model.safetensors")
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f"Cannot load the reader {folder}: {error}") from error
     reader.load_state_dict({name: value.float() for name, value in weights.items()})
     return reader.eval().requires_grad_(False)

@@ -70,6 +70,7 @@ def evaluate(settings: EvaluateSettings, state: Any) -> Evaluation | None:
     from .bases.loading import bundled_models
     from .data.disk_cache import report_other_base
     from .data.folder import find_pictures
+    from .data.photographs import report_photographs
     from .evaluation.encoders import choose_names, load_scorers
     from .evaluation.pictures import draw_missing, drawing_of, jobs_of, load_rows, refuse_others
     from .evaluation.prompts import get_prompts
@@ -90,6 +91,7 @@ def evaluate(settings: EvaluateSettings, state: Any) -> Evaluation | None:
         reading.get("single_file_config"),
     )
     report_other_base(base, everyone)
+    report_photographs(base, photos)
     bundled = base in bundled_models()
     prompts = get_prompts(
         compared.prompts if compared.prompts != "auto" else "pocket" if bundled else "object"

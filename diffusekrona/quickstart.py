@@ -154,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from .bases.loading import quiet_libraries
     from .common.pictures import fit_picture, load_picture
     from .data.folder import find_pictures
+    from .data.photographs import report_photographs
     from .evaluation.scores import load_clip
     from .sampling.grids import save_png
     from .sampling.pipeline import load_pipeline
@@ -163,6 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     paths, _ = find_pictures(settings.photos)
     photos = [load_picture(path) for path in paths]
     base = choose_base(settings.pretrained_model_name_or_path, adapters)
+    report_photographs(base, paths)
     clip = load_clip(settings.clip)
     pipeline = load_pipeline(base)
     before, after = compare(pipeline, adapters, settings)

@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-SUBJECT="${SUBJECT:-dog}"           # dog, cat or teapot: see data/README.md
+SUBJECT="${SUBJECT:-dog}"           # dog, cat, teapot, backpack, duck or car: see data/README.md
 CLASS="${CLASS:-$SUBJECT}"          # what it is, in a word that the base knows
 RUN="outputs/$SUBJECT/quickstart_pocket_$CLASS"  # delete this folder to fine-tune again
 PYTHON="${PYTHON:-}"                # empty: the first that is new enough

@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common/launch.sh"
 
 MODEL_NAME="${MODEL_NAME:-pocket}"     # base: hub name, folder, pocket or pocket-sdxl
-SUBJECTS="${SUBJECTS:-dog cat teapot}" # folders in data/; the class word after a colon: dog6:dog
+SUBJECTS="${SUBJECTS:-dog cat teapot backpack duck car}" # folders in data/; or FOLDER:CLASS
 STEPS="${STEPS:-}"                     # training steps; empty: by the base
 LEARNING_RATE="${LEARNING_RATE:-}"     # empty: by the base
 SEEDS="${SEEDS:-0 1 2}"                # training seeds, one run each

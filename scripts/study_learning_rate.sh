@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common/launch.sh"
 
 MODEL_NAME="${MODEL_NAME:-pocket}"     # base: hub name, folder, pocket or pocket-sdxl
-SUBJECTS="${SUBJECTS:-dog cat teapot}" # folders in data/; the class word after a colon: dog6:dog
+SUBJECTS="${SUBJECTS:-dog cat teapot backpack duck car}" # folders in data/; or FOLDER:CLASS
 RATES="${RATES:-}"                     # learning rates, such as 1e-4,5e-4,1e-3; empty: by the base
 STEPS="${STEPS:-}"                     # training steps; empty: by the base
 A1="${A1:-4}"                          # rows of A

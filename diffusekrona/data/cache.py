@@ -25,6 +25,7 @@ from ..common.prompts import warn_of_syntax
 from .disk_cache import OFF, DiskCache, cache_of, origin
 from .examples import Example, sizes_of
 from .latents import Item, cache_pictures
+from .photographs import report_photographs
 from .settings import DataSettings, PriorSettings
 
 log = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ def prepare_data(
     """
     dtype = dtype_of(accelerator.mixed_precision)
     show = accelerator.is_local_main_process
+    report_photographs(base.pretrained_model_name_or_path, [example.path for example in examples])
     class_pictures: list[Path] = []
     if prior.with_prior_preservation:
         from .class_images import draw_class_pictures

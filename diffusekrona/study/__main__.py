@@ -67,7 +67,8 @@ def choose_subjects(chosen: ChosenSettings) -> list[Subject]:
 
     data = Path(__file__).resolve().parents[2] / "data"
     subjects = []
-    for text in chosen.subject or [str(data / name) for name in ("dog", "cat", "teapot")]:
+    samples = ("dog", "cat", "teapot", "backpack", "duck", "car")
+    for text in chosen.subject or [str(data / name) for name in samples]:
         folder, colon, word = text.rpartition(":")
         path = Path(folder if colon else text).expanduser()
         path = path / "input" if (path / "input").is_dir() else path
@@ -165,6 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     quiet_libraries()
     from ..common.tables import show_table
+    from ..data.folder import find_pictures
+    from ..data.photographs import report_photographs
     from .cell import cells_of
     from .cell_run import check_flags
     from .page import caption, write_results
@@ -172,7 +175,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     resolve_base(chosen.base, study.flags.get("single_file_config"))
     scoring, notes = choose_scoring(chosen.base, settings.scored, study, bundled)
-    cells = cells_of(study, choose_subjects(chosen), scoring, place.device)
+    subjects = choose_subjects(chosen)
+    for subject in subjects:
+        report_photographs(chosen.base, find_pictures(Path(subject.folder))[0])
+    cells = cells_of(study, subjects, scoring, place.device)
     check_flags(cells)
     root = place.output_dir or Path("outputs/studies") / study.name
     cells_dir = (place.cells_dir or root / "cells").absolute()

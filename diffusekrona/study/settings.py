@@ -27,8 +27,8 @@ class ChosenSettings:
         (),
         append=True,
         metavar="FOLDER[:WORD]",
-        help="Pictures, and what they show; repeat the flag for several. By default data/dog, "
-        "data/cat, data/teapot.",
+        help="Pictures, and what they show; repeat the flag for several. By default the "
+        "six of data/.",
     )
     identifier: str = setting("sks", help="The subjects' name in prompts.")
     seeds: tuple[int, ...] = setting((), **SEEDS, help="Training seeds, one run for each.")

@@ -80,6 +80,7 @@ def prepare(settings: ChooseSettings, state: Any, with_result: bool = True) -> W
     """
     from ..adapters.file import read_adapter
     from ..bases.loading import bundled_models
+    from ..data.photographs import report_photographs
     from ..evaluation.candidates import make_judge
     from ..evaluation.encoders import choose_names, load_scorers
     from ..evaluation.gallery import Gallery
@@ -105,6 +106,7 @@ def prepare(settings: ChooseSettings, state: Any, with_result: bool = True) -> W
         settings.model.revision,
         reading.get("single_file_config"),
     )
+    report_photographs(base, subject.training)
     bundled = base in bundled_models()
     listed = about.prompts if about.prompts != "auto" else "pocket" if bundled else "object"
     prompts = get_prompts(listed)

@@ -91,7 +91,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     from .bases.loading import quiet_libraries
     from .common.files import write_text
-    from .data.folder import find_pictures
     from .data.photographs import report_photographs
     from .data.survey import survey
     from .data.survey_page import SHOWN, print_survey, survey_page
@@ -100,10 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     checked = settings.checked
     data = DataSettings(instance_data_dir=checked.folder, **flat(settings.treatment))
     target = target_of(checked.pretrained_model_name_or_path, data.resolution)
-    if checked.pretrained_model_name_or_path:
-        paths, _ = find_pictures(checked.folder)
-        report_photographs(checked.pretrained_model_name_or_path, paths)
     found = survey(data, target, checked.seed, SHOWN)
+    paths = [one.example.path for one in found.pictures]
+    report_photographs(checked.pretrained_model_name_or_path or "", paths)
     title = str(checked.folder)
     print_survey(title, found)
     write_text(checked.output, survey_page(title, found, target.resolution))

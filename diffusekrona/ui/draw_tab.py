@@ -24,7 +24,7 @@ from .drawing import (
     variants,
     weighted,
 )
-from .fields import component_for
+from .fields import Renewed, component_for
 from .form import field_value, field_values, label_of, read_form
 from .places import Workspace, adapter_files, subjects
 from .scoring import score_pictures
@@ -54,8 +54,9 @@ class Column:
     scores: tuple[str, ...] = ()
 
 
-def build(workspace: Workspace, tabs: gr.Tabs) -> None:
-    """Lay the tab out and wire it. Called inside of `gr.Blocks`."""
+def build(workspace: Workspace) -> Renewed:
+    """Lay the tab out and wire it; the fields whose choices are renewed. Called inside of
+    `gr.Blocks`."""
     fields: dict[str, Any] = {}
     names: list[Any] = []
     weights: list[Any] = []
@@ -81,9 +82,9 @@ def build(workspace: Workspace, tabs: gr.Tabs) -> None:
                     elem_id="grid-checkpoints",
                 )  # fmt: skip
                 photos = gr.Dropdown(
-                    ["", *subjects(workspace)], value="", label="score against the photos of",
+                    _photos(workspace), value="", label="score against the photos of",
                     info="CLIP-I to the photos, CLIP-T to the prompt, under each picture.",
-                    elem_id="score-photos",
+                    elem_id="score-photos", allow_custom_value=True,
                 )  # fmt: skip
             with gr.Accordion("Parts of the adapters", open=False) as parts:
                 switches = {kind: _switch(kind) for kind in SWITCHES}
@@ -113,25 +114,30 @@ def build(workspace: Workspace, tabs: gr.Tabs) -> None:
         show_progress="minimal",
     )  # fmt: skip
     end.click(lambda: say(note="Stopped."), None, said, cancels=[drawing])
-    blocks = switches["blocks"]
-    names[0].input(lambda name: _blocks(workspace, name), names[0], blocks, show_progress="hidden")
-    parts.expand(
-        lambda name, there: gr.skip() if there else _blocks(workspace, name),
-        [names[0], blocks], blocks, show_progress="hidden",
+    known = gr.State(())
+    gr.on(
+        [names[0].input, parts.expand], lambda *given: _new_blocks(workspace, *given),
+        [names[0], known], [known, switches["blocks"]], show_progress="hidden",
+        trigger_mode="always_last",
     )  # fmt: skip
-    tabs.select(
-        lambda: [gr.Dropdown(choices=["", *adapter_files(workspace)])] * ROWS, None, names,
-        show_progress="hidden",
-    )  # fmt: skip
-    restored = [said, *names, *weights, *switches.values(), *ordered]
+    restored = [said, *names, *weights, *switches.values(), known, *ordered]
     png.upload(lambda path: _restore(workspace, path), png, restored, show_progress="hidden")
+    return [*((name, _adapters) for name in names), (photos, _photos)]
+
+
+def _adapters(workspace: Workspace) -> list[str]:
+    return ["", *adapter_files(workspace)]
+
+
+def _photos(workspace: Workspace) -> list[str]:
+    return ["", *subjects(workspace)]
 
 
 def _field(name: str) -> Any:
     option = OPTIONS[name]
     if name == "pretrained_model_name_or_path":
         choices = ["", *bundled_models()]
-        return component_for(option, "draw", choices=choices, value="", allow_custom_value=True)
+        return component_for(option, "draw", choices=choices, value="")
     look = {"value": field_value(option, _USUAL[name])} if name in _USUAL else {}
     field = component_for(option, "draw")
     field.value = look.get("value", field.value)
@@ -148,20 +154,28 @@ def _adapter_field(workspace: Workspace, number: int) -> Any:
 
 def _switch(kind: str) -> Any:
     groups = SWITCHES[kind]
-    return gr.CheckboxGroup(groups, value=groups, label=kind, elem_id=f"switch-{kind}")
+    label = f"{kind} of the UNet" if kind == "blocks" else kind  # Gradio translates "blocks"
+    return gr.CheckboxGroup(groups, value=groups, label=label, elem_id=f"switch-{kind}")
 
 
-def _blocks(workspace: Workspace, name: str | None) -> Any:
-    """The blocks that the first adapter has."""
+def _new_blocks(workspace: Workspace, name: str | None, known: Sequence[str]) -> tuple[Any, Any]:
+    """The blocks of the first adapter, all of them on; the same ones stay as they are."""
+    blocks = _blocks(workspace, name)
+    if blocks == list(known):
+        return gr.skip(), gr.skip()
+    return tuple(blocks), gr.CheckboxGroup(choices=blocks, value=blocks)
+
+
+def _blocks(workspace: Workspace, name: str | None) -> list[str]:
+    """The blocks that the first adapter has; none if it cannot be read."""
     from ..adapters.file import read_adapter
     from ..adapters.groups import places_of
 
     try:
         places = places_of(read_adapter(workspace.root / usable(workspace, name or "")))
     except UserError:
-        return gr.CheckboxGroup(choices=[], value=[])
-    blocks = sorted({place.block for place in places})
-    return gr.CheckboxGroup(choices=blocks, value=blocks)
+        return []
+    return sorted({place.block for place in places})
 
 
 # --- drawing --------------------------------------------------------------------------------------
@@ -243,7 +257,7 @@ def _labels(variant: Variant, paths: Sequence[Path]) -> list[str]:
 
 def _restore(workspace: Workspace, path: str | None) -> list[Any]:
     """The form as a picture was drawn with it."""
-    same = [gr.skip()] * (2 * ROWS + len(SWITCHES) + len(NAMES))
+    same = [gr.skip()] * (2 * ROWS + len(SWITCHES) + 1 + len(NAMES))
     if not path:
         return [gr.skip(), *same]
     try:
@@ -262,8 +276,7 @@ def _restore(workspace: Workspace, path: str | None) -> list[Any]:
         if known:
             switches.append([name for name in known if name not in off])
         else:
-            blocks = _blocks(workspace, padded[0][0])
-            there = [name for name, _ in blocks.choices]
+            there = _blocks(workspace, padded[0][0])
             kept = [name for name in there if name not in off]
             switches.append(gr.CheckboxGroup(choices=there, value=kept))
     note = say(mistakes=missing) if missing else say(note="The form holds this picture's recipe.")
@@ -272,5 +285,6 @@ def _restore(workspace: Workspace, path: str | None) -> list[Any]:
         *(name for name, _ in padded),
         *(weight for _, weight in padded),
         *switches,
+        tuple(there),
         *(typed[name] for name in NAMES),
     ]

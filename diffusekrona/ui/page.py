@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
 from . import draw_tab, tools_tab, train_tab, watch_tab
+from .fields import renew
 from .places import Workspace
 
 CSS = Path(__file__).with_name("page.css")
@@ -23,9 +25,18 @@ def build(workspace: Workspace) -> gr.Blocks:
             with gr.Tab("Watch", id="watch"):
                 watch_tab.build(workspace, train, running, tabs, page)
             with gr.Tab("Draw", id="draw"):
-                draw_tab.build(workspace, tabs)
+                renewed = draw_tab.build(workspace)
             with gr.Tab("Reports", id="reports"):
-                tools_tab.build(workspace, tabs)
+                reports = tools_tab.build(workspace)
+        renewed += reports.renewed
+        outputs = [field for field, _ in renewed]
+        quiet: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
+        gr.on(
+            [tabs.select, reports.tabs.select], lambda: renew(workspace, renewed), None, outputs,
+            **quiet,
+        )  # fmt: skip
+        for ran in reports.runs:
+            ran.then(lambda: renew(workspace, renewed), None, outputs, **quiet)
         opened = page.load(
             lambda: list(train_tab.first_values(workspace).values()), None, train.shown
         )

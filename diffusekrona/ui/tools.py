@@ -17,11 +17,11 @@ from ..evaluation.choice_settings import ChooseSettings
 from ..evaluation.settings import EvaluateSettings
 from ..inspect import InspectSettings
 from .drawing import flags_of
+from .fields import Choices
 from .jobs import LOG, spawn
 from .places import Workspace, adapter_files, inside, run_folders, subjects
 
 REPORTS = "outputs/reports"
-Choices = Callable[[Workspace], list[str]]
 
 
 @dataclass(frozen=True)

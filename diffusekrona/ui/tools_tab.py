@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import gradio as gr
 
 from ..common.errors import UserError
 from ..common.settings import options_of
-from .fields import component_for
+from .fields import Renewed, component_for
 from .form import label_of, read_form
 from .places import Workspace, served
 from .runs import log_tail
@@ -22,26 +23,40 @@ from .views import say, view
 _PAUSE = 0.5  # seconds between two looks at a process
 
 
-def build(workspace: Workspace, tabs: gr.Tabs) -> None:
+@dataclass(frozen=True)
+class ToolsTab:
+    """What the page uses of this one: fields that are chosen from what is there, and the events
+    after which more may be."""
+
+    tabs: gr.Tabs
+    renewed: Renewed
+    runs: list[Any]
+
+
+def build(workspace: Workspace) -> ToolsTab:
     """Lay the tab out and wire it. Called inside of `gr.Blocks`."""
-    with gr.Tabs():
+    renewed: Renewed = []
+    runs: list[Any] = []
+    with gr.Tabs() as tabs:
         for tool in TOOLS:
             with gr.Tab(tool.name.capitalize(), id=tool.name):
-                _tool(workspace, tool, tabs)
+                fields, run = _tool(workspace, tool)
+                renewed += [(fields[name], found) for name, found in tool.choices.items()]
+                runs.append(run)
         with gr.Tab("All reports", id="all-reports"):
             chosen = gr.Dropdown(
                 [], label="report", info="Pages and model cards in outputs/, newest first.",
-                elem_id="report",
+                elem_id="report", allow_custom_value=True,
             )  # fmt: skip
             shown = gr.HTML(elem_id="report-shown")
-            tabs.select(
-                lambda: gr.Dropdown(choices=reports(workspace)), None, chosen,
-                show_progress="hidden",
-            )  # fmt: skip
-            chosen.input(lambda name: report_view(workspace, name), chosen, shown)
+            chosen.change(
+                lambda name: report_view(workspace, name), chosen, shown, trigger_mode="always_last"
+            )
+    return ToolsTab(tabs, [*renewed, (chosen, reports)], runs)
 
 
-def _tool(workspace: Workspace, tool: Tool, tabs: gr.Tabs) -> None:
+def _tool(workspace: Workspace, tool: Tool) -> tuple[dict[str, Any], Any]:
+    """Lay a program's form out; its fields, and the event that runs it."""
     options = {n: o for n, o in options_of(tool.settings).items() if n not in tool.left_out}
     rest = [name for name in options if name not in tool.first]
     fields: dict[str, Any] = {}
@@ -56,17 +71,14 @@ def _tool(workspace: Workspace, tool: Tool, tabs: gr.Tabs) -> None:
         with gr.Column(scale=3, min_width=320):
             said = gr.HTML(elem_id=f"said-{tool.name}")
             shown = gr.HTML(elem_id=f"shown-{tool.name}")
-    tabs.select(
-        lambda: _updates(workspace, tool),
-        None, [fields[name] for name in tool.choices], show_progress="hidden",
-    )  # fmt: skip
     if tool.name == "convert":
         fields["source"].change(_destination, fields["source"], fields["destination"])
 
     def run(*typed: Any) -> Iterator[tuple[str, Any]]:
         yield from _run(workspace, tool, dict(zip(fields, typed, strict=True)))
 
-    begin.click(run, list(fields.values()), [said, shown], show_progress="minimal")
+    inputs = list(fields.values())
+    return fields, begin.click(run, inputs, [said, shown], show_progress="minimal")
 
 
 def _field(workspace: Workspace, tool: Tool, name: str) -> Any:
@@ -74,14 +86,8 @@ def _field(workspace: Workspace, tool: Tool, name: str) -> Any:
     if name not in tool.choices:
         return component_for(option, tool.name)
     look = {"choices": tool.choices[name](workspace), "multiselect": option.many}
-    look |= {"value": [] if option.many else None, "allow_custom_value": True}
+    look |= {"value": [] if option.many else None}
     return component_for(option, tool.name, **look)
-
-
-def _updates(workspace: Workspace, tool: Tool) -> Any:
-    """What there is to choose from now; Gradio takes one update by itself."""
-    updates = [gr.Dropdown(choices=choices(workspace)) for choices in tool.choices.values()]
-    return updates if len(updates) > 1 else updates[0]
 
 
 def _destination(source: str | None) -> str:

@@ -65,7 +65,7 @@ class TrainTab:
 def _field(option: Option) -> Any:
     if option.name == "pretrained_model_name_or_path":
         choices = [*bundled_models(), SD15, SDXL]
-        return component_for(option, choices=choices, value="pocket", allow_custom_value=True)
+        return component_for(option, choices=choices, value="pocket")
     return component_for(option)
 
 
@@ -82,6 +82,7 @@ def build(workspace: Workspace, running: gr.State) -> TrainTab:
                 label="preset",
                 info="Values for a subject, a card and a hurry; all of them can be changed.",
                 elem_id="preset",
+                allow_custom_value=True,
             )
             for name in FIRST:
                 fields[name] = _field(OPTIONS[name])

@@ -59,7 +59,9 @@ def build(
         kept = [name for name in names or [] if name in there]
         if newest in there and newest not in kept:
             kept = [newest, *kept][:2]
-        return gr.Dropdown(choices=there, value=kept or there[:1])
+        wanted = kept or there[:1]
+        same = {} if wanted == names else {"value": wanted}  # else a choice made meanwhile is lost
+        return gr.Dropdown(choices=there, **same)
 
     def act(names: Sequence[str] | None, action: Any, words: str) -> str:
         try:

@@ -321,11 +321,11 @@ def test_reports_are_made_and_shown(page: Page, server: Server, adapters: list[s
     for name, (values, words) in forms.items():
         page.get_by_role("tab", name=name.capitalize()).click()
         if name != "inspect":
-            values |= {"prompts": "data/prompts.txt", "seeds": "0 1", "num_inference_steps": "2"}
+            values |= {"prompts": "data/prompts.txt", "seeds": "0", "num_inference_steps": "1"}
             page.locator("button:visible", has_text="More settings").click()
         for setting, text in values.items():
             write(page, control(page, f"{name}-{setting}"), text)
-            page.keyboard.press("Enter" if setting in ("adapter", "run", "subject_dir") else "Tab")
+            page.keyboard.press("Tab")
         page.get_by_role("button", name=name.capitalize(), exact=True).click()
         frame = page.frame_locator(f"#shown-{name} iframe").first
         expect(frame.locator("h1")).to_contain_text(words)
@@ -333,7 +333,7 @@ def test_reports_are_made_and_shown(page: Page, server: Server, adapters: list[s
     assert (server.folder / "outputs/dog/one/choice.json").is_file()
     page.get_by_role("tab", name="All reports").click()
     write(page, control(page, "report"), "outputs/dog/one/choice/index.html")
-    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")  # before the list has come, too
     shown = page.frame_locator("#report-shown iframe")
     expect(shown.locator("h1")).to_contain_text("Which checkpoint of")
     assert page.complaints == []

@@ -121,6 +121,8 @@ class Family(ABC):
         letters: k, q, v, o to the ends of the denoiser's layer names.
         feed_forward: ends of the names of its feed-forward layers.
         text_letters: k, q, v, o to the ends of the text encoders' layer names.
+        offload_text: its text encoders are large: with --low_vram, their layers are on the GPU
+            one at a time.
         block_lists: names of the denoiser's lists of transformer blocks.
         loss_settings: settings of the loss and of the noise schedule that `load_objective` and the
             objective read, of those that not every family has.
@@ -148,6 +150,7 @@ class Family(ABC):
     letters: Mapping[str, tuple[str, ...]]
     feed_forward: tuple[str, ...]
     text_letters: Mapping[str, tuple[str, ...]]
+    offload_text: bool = False
     block_lists: tuple[str, ...] = ("transformer_blocks",)
     loss_settings: tuple[str, ...] = ("snr_gamma", "prediction_type", "rescale_betas_zero_snr")
     drawing: DrawingDefaults = DrawingDefaults()

@@ -19,6 +19,7 @@ from .base import DrawingDefaults, Family, Objective, TextStates
 from .flow import TRAIN_TIMESTEPS, FlowObjective, flow_refusal
 from .fused import ColumnSplit, RowSplit, plain_linear, thirds
 from .loading import load_part, read_json_of
+from .offload import input_device
 from .vae import encode_pictures, vae_scale
 
 PATCH = 2  # of the VAE's latents, along one side, make one that the transformer sees
@@ -143,7 +144,7 @@ class Flux2KleinFamily(Family):
     ) -> TextStates:
         """Three of the hidden states, joined; those of the padding too, as the base is trained."""
         encoder = encoders["text_encoder"]
-        ids, mask = (each.to(encoder.device) for each in tokens)
+        ids, mask = (each.to(input_device(encoder)) for each in tokens)
         output = encoder(
             input_ids=ids,
             attention_mask=mask,
@@ -188,16 +189,19 @@ class Flux2KleinFamily(Family):
             timestep=timesteps / TRAIN_TIMESTEPS,
             guidance=None,
             encoder_hidden_states=states,
-            txt_ids=_positions(batch, 1, 1, states.shape[1]).to(noisy.device),
-            img_ids=_positions(batch, height, width, 1).to(noisy.device),
+            txt_ids=_positions(batch, 1, 1, states.shape[1], noisy.device),
+            img_ids=_positions(batch, height, width, 1, noisy.device),
             return_dict=False,
         )[0]
         return output.transpose(1, 2).reshape(batch, channels, height, width)
 
 
-def _positions(batch: int, height: int, width: int, tokens: int) -> torch.Tensor:
+def _positions(
+    batch: int, height: int, width: int, tokens: int, device: torch.device
+) -> torch.Tensor:
     """(n, height * width * tokens, 4): time, row, column and place in the text of every token."""
-    grid = torch.cartesian_prod(*(torch.arange(n) for n in (1, height, width, tokens)))
+    sizes = (1, height, width, tokens)
+    grid = torch.cartesian_prod(*(torch.arange(n, device=device) for n in sizes))
     return grid.expand(batch, -1, -1)
 
 
@@ -229,6 +233,7 @@ FLUX2_KLEIN = Flux2KleinFamily(
         "to_out.mlp",
     ),
     text_letters={},
+    offload_text=True,
     block_lists=("transformer_blocks", "single_transformer_blocks"),
     block_layers={
         "transformer_blocks": (

@@ -72,8 +72,9 @@ class PrecisionSettings:
         False,
         may_change_on_resume=True,  # the settings that it selects are compared
         help="Settings for small GPUs: gradient checkpointing with checkpoints in host "
-        "memory, bf16, a tiled VAE for validation pictures and, if bitsandbytes is installed, a "
-        "base quantised to nf4. Explicit flags take precedence.",
+        "memory, bf16, a tiled VAE for validation pictures, large text encoders kept in host "
+        "memory and, if bitsandbytes is installed, a base quantised to nf4. Explicit flags take "
+        "precedence.",
     )
     gradient_checkpointing: bool = setting(
         False, may_change_on_resume=True, help="Save memory at the cost of slower steps."

@@ -12,6 +12,7 @@ from .base import DrawingDefaults, Family, Objective, TextStates
 from .flow import TRAIN_TIMESTEPS, FlowObjective, flow_refusal
 from .fused import thirds
 from .loading import load_part, read_json_of
+from .offload import input_device
 from .places import Place, transformer_place
 
 PATCH = 2  # latents per token, along one side
@@ -82,8 +83,10 @@ class ZImageFamily(Family):
     ) -> TextStates:
         """The last but one hidden state, and which of its rows are the prompt's."""
         encoder = encoders["text_encoder"]
-        ids, mask = (each.to(encoder.device) for each in tokens)
-        output = encoder(input_ids=ids, attention_mask=mask.bool(), output_hidden_states=True)
+        ids, mask = (each.to(input_device(encoder)) for each in tokens)
+        output = encoder(
+            input_ids=ids, attention_mask=mask.bool(), output_hidden_states=True, use_cache=False
+        )
         states = output.hidden_states[-2]
         return {"prompt_embeds": states, "prompt_mask": mask.to(states.dtype)}
 
@@ -148,6 +151,7 @@ Z_IMAGE = ZImageFamily(
     letters={"k": ("to_k",), "q": ("to_q",), "v": ("to_v",), "o": ("to_out.0",)},
     feed_forward=("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
     text_letters={},
+    offload_text=True,
     block_lists=_LISTS,
     block_layers=dict.fromkeys(
         _LISTS,

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 
 from ..bases.base import Family
+from ..bases.offload import offload_layers
 from ..bases.precision import dtype_of
 from ..bases.settings import BaseSettings, PrecisionSettings
 from ..bases.vae import channels_last, vae_place
@@ -166,7 +167,9 @@ def prepare_data(
         ids, encoders = _token_ids(base, resolved, accelerator, texts)
     else:
         texts += [*validation_prompts, ""]
-        states, ids, encoders = _text_states(base, resolved, accelerator, cache, texts), {}, {}
+        offloaded = precision.low_vram and resolved.family.offload_text
+        states = _text_states(base, resolved, accelerator, cache, texts, offloaded)
+        ids, encoders = {}, {}
     cache.shrink()
     if cache.found and accelerator.is_main_process:
         log.info("%d latents and text states found in %s", cache.found, cache.folder)
@@ -209,14 +212,18 @@ def _vae_and_origin(
 
 
 def _encoders(
-    base: BaseSettings, resolved: ReadBase, accelerator: Any
+    base: BaseSettings, resolved: ReadBase, accelerator: Any, offloaded: bool = False
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Tokenizers, and the text encoders on the device."""
+    """Tokenizers, and the text encoders on the device, or of a GPU only the layer at work."""
     dtype = dtype_of(accelerator.mixed_precision)
     hub = {"revision": base.revision, "variant": base.variant}
     tokenizers = resolved.family.load_tokenizers(resolved.base, revision=base.revision)
     encoders = resolved.family.load_text_encoders(resolved.base, torch_dtype=dtype, **hub)
-    return tokenizers, {name: part.to(accelerator.device) for name, part in encoders.items()}
+    if not (offloaded and accelerator.device.type == "cuda"):
+        return tokenizers, {name: part.to(accelerator.device) for name, part in encoders.items()}
+    for part in encoders.values():
+        offload_layers(part, accelerator.device)
+    return tokenizers, encoders
 
 
 def _token_ids(
@@ -235,9 +242,10 @@ def _text_states(
     accelerator: Any,
     cache: DiskCache,
     prompts: Sequence[str],
+    offloaded: bool,
 ) -> dict[str, dict[str, torch.Tensor]]:
     """Text states of the prompts, from the disk or from encoders that are then freed."""
-    load = functools.cache(lambda: _encoders(base, resolved, accelerator))
+    load = functools.cache(lambda: _encoders(base, resolved, accelerator, offloaded))
 
     def weights() -> list[str | None]:
         names, tokens = resolved.family.text_encoders, resolved.family.tokenizers

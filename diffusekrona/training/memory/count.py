@@ -15,6 +15,7 @@ from torch import nn
 from ...adapters.layers import add_adapters
 from ...bases.loading import read_part_config
 from ...bases.meta import build_empty
+from ...bases.offload import largest_layer_bytes
 from ...bases.precision import dtype_of
 from ...bases.quantisation import quantisable, quantised_bytes
 from ...bases.vae import tile_vae, vae_scale
@@ -48,6 +49,8 @@ def count(
         for name, kind in family.text_encoders.items()
     }
     text = sum(map(weight_bytes, encoders.values()))
+    offloaded = precision.low_vram and family.offload_text
+    text_layer = max(map(largest_layer_bytes, encoders.values())) if offloaded else 0
     denoiser = family.empty_denoiser(resolved.denoiser_config, dtype)
     layers = quantisable(denoiser, family.block_lists).values()
     whole = weight_bytes(denoiser)
@@ -64,7 +67,9 @@ def count(
         parameter.grad = torch.empty_like(parameter)
     side = resolved.resolution // family.latent_scale(resolved.vae_config)
     step = step_peak(family, models, samples(optimisation, prior), side, checkpoints(precision))
-    return Sizes(weight_bytes(vae), text, frozen, encoding, drawing, largest, step, whole)
+    return Sizes(
+        weight_bytes(vae), text, frozen, encoding, drawing, largest, step, whole, text_layer
+    )
 
 
 def pictures_peaks(vae: Any, resolution: int, tiling: bool) -> tuple[int, int]:

@@ -74,9 +74,10 @@ def phases(
     }
     if sizes.dequantised:
         kept["one weight dequantised"] = sizes.dequantised
+    text = sizes.text_layer or sizes.text_encoders
     result = [
         Phase("pictures to latents", {"VAE": sizes.vae, "activations": sizes.encoding}),
-        Phase("captions to text states", {"text encoders": sizes.text_encoders}),
+        Phase("captions to text states", {"text encoders": text}),
         Phase("training", {**kept, "activations": sizes.step}),
     ]
     if prior.with_prior_preservation:

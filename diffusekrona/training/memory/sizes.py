@@ -21,6 +21,8 @@ class Sizes:
         dequantised: the largest single weight of a quantised base, whole; 0 if it is not quantised.
         step: activations of a forward and backward pass.
         whole_base: the denoiser's weights before they are quantised.
+        text_layer: the largest layer of text encoders that are on the GPU layer by layer; 0 if they
+            are there whole.
     """
 
     vae: int
@@ -31,6 +33,7 @@ class Sizes:
     dequantised: int
     step: int
     whole_base: int
+    text_layer: int = 0
 
 
 def samples(optimisation: OptimisationSettings, prior: PriorSettings) -> int:

@@ -1,12 +1,14 @@
 """Mean, spread and bootstrap interval of scores that come in groups.
 
 Pictures of one prompt are more alike than pictures of two, and so are those of one training run.
-The bootstrap therefore draws level by level: runs with replacement, then prompts, then pictures. A
-level with a single member adds nothing: one training run gives no interval over runs.
+The bootstrap therefore draws level by level: subjects with replacement, then training runs, then
+prompts, then pictures. A level with a single member adds nothing: one training run gives no
+interval over runs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -17,13 +19,19 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Summary:
-    """Of `count` pictures: mean, standard deviation over them, and the mean's 95 % interval."""
+    """Of `count` pictures: mean, standard deviation over them, and the mean's 95 % interval.
+
+    Attributes:
+        borderline: whether 0 is so close to a bound that another draw of the bootstrap may put it
+            on the other side.
+    """
 
     mean: float
     std: float | None
     low: float | None
     high: float | None
     count: int
+    borderline: bool = False
 
     def as_dict(self) -> dict[str, float | int | None]:
         return asdict(self)
@@ -32,7 +40,8 @@ class Summary:
         """Of a difference: every number with its sign."""
         if self.low is None:
             return f"{self.mean:+.3f}"
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+        mark = "?" if self.borderline else ""
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]{mark}"
 
     def __str__(self) -> str:
         if self.low is None:
@@ -55,7 +64,56 @@ def summarise(values: np.ndarray, seed: int = 0) -> Summary:
     means = bootstrap_means(values, seed=seed)
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.nanpercentile(means, [tail, 100 - tail])
-    return Summary(float(there.mean()), std, float(low), float(high), there.size)
+    close = _borderline(means, tail)
+    return Summary(float(there.mean()), std, float(low), float(high), there.size, close)
+
+
+def _borderline(means: np.ndarray, tail: float) -> bool:
+    """Whether 0 lies within the resampling error of one of the bounds: the order statistics
+    between which the true percentile is in 95 % of bootstraps."""
+    off = 100 * 1.96 * np.sqrt(tail / 100 * (1 - tail / 100) / len(means))
+    edges = np.nanpercentile(means, [tail - off, tail + off, 100 - tail - off, 100 - tail + off])
+    return bool(edges[0] < 0 < edges[1] or edges[2] < 0 < edges[3])
+
+
+def by_group(values: Sequence[np.ndarray], groups: Sequence[Hashable]) -> np.ndarray:
+    """Arrays of one shape, one for each run, under their groups: (groups, most runs, ...), NaN
+    where a group has fewer. Groups are in the order in which they first occur."""
+    members: dict[Hashable, list[np.ndarray]] = {}
+    for group, value in zip(groups, values, strict=True):
+        members.setdefault(group, []).append(np.asarray(value, dtype=np.float64))
+    most = max(map(len, members.values()))
+    out = np.full((len(members), most, *np.shape(values[0])), np.nan)
+    for row, own in enumerate(members.values()):
+        out[row, : len(own)] = own
+    return out
+
+
+def separated(effects: np.ndarray, resamples: int = 10 * RESAMPLES, seed: int = 0) -> np.ndarray:
+    """Which of many effects differ from 0 if all are looked at at once.
+
+    The bootstrap of the largest t: subjects are drawn with replacement, the same for all effects,
+    and an effect counts if its own t exceeds what the largest of all reaches, around their means,
+    in 95 % of the draws. Source: Romano and Wolf, Econometrica 73 (2005), section 4.
+
+    Args:
+        effects: (n, subjects), each subject's mean of each effect, without NaN.
+
+    Returns:
+        (n,) of bool; all False for fewer than three subjects.
+    """
+    count, subjects = effects.shape
+    if subjects < 3 or not count:
+        return np.zeros(count, dtype=bool)
+    means = effects.mean(axis=1)
+    error = effects.std(axis=1, ddof=1) / np.sqrt(subjects)
+    drawn = np.random.default_rng(seed).integers(subjects, size=(resamples, subjects))
+    sampled = effects[:, drawn]  # (n, resamples, subjects)
+    own = sampled.std(axis=2, ddof=1) / np.sqrt(subjects)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.abs(sampled.mean(axis=2) - means[:, None]) / np.where(own > 0, own, np.nan)
+        largest = np.nanmax(np.where(np.isnan(t), -np.inf, t), axis=0)
+        return np.abs(means) > np.percentile(largest, 100 * CONFIDENCE) * error
 
 
 def bootstrap_means(values: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:

@@ -14,17 +14,46 @@ from .grid import Arm, Axis, Study, Value, axis, factor_values, label_of
 
 @dataclass(frozen=True)
 class Scale:
-    """What depends on the size of the base."""
+    """What depends on the size of the base.
+
+    Attributes:
+        rate: KronA's usual one; rates, lora_rates: each method's, around its own best.
+        equal_rank: LoRA's rank with about as many parameters as (4, 64).
+        sizes: KronA's pairs and LoRA's ranks over which stability is measured, in about the same
+            range of parameters.
+    """
 
     rate: float
     rates: tuple[float, ...]
+    lora_rates: tuple[float, ...]
     steps: int
     checkpoints: tuple[int, ...]
+    equal_rank: int
+    sizes: tuple[tuple[tuple[int, int], ...], tuple[int, ...]]
     schedule: str = "constant"
+    batch: int = 1
 
 
-BUNDLED = Scale(2e-3, (2e-4, 6e-4, 2e-3, 6e-3, 2e-2), 300, (50, 100, 200, 300, 600), "cosine")
-PUBLISHED = Scale(5e-4, (5e-5, 1e-4, 5e-4, 1e-3, 5e-3), 1000, (100, 250, 500, 1000, 1500))
+BUNDLED = Scale(
+    2e-3,
+    (6e-4, 2e-3, 6e-3, 2e-2, 6e-2),
+    (2e-4, 6e-4, 2e-3, 6e-3, 2e-2),
+    300,
+    (50, 100, 200, 300, 600),
+    1,
+    (((2, 16), (4, 16), (4, 64)), (3, 2, 1)),
+    "cosine",
+    4,
+)
+PUBLISHED = Scale(
+    5e-4,
+    (5e-5, 1e-4, 5e-4, 1e-3, 5e-3),
+    (1e-5, 2e-5, 1e-4, 2e-4, 1e-3),
+    1000,
+    (100, 250, 500, 1000, 1500),
+    3,
+    (((2, 64), (4, 64), (8, 64)), (5, 3, 2)),
+)
 PAIRS = ((2, 64), (4, 64), (8, 64), (16, 64), (64, 64), (4, 16), (8, 8), (4, 4))
 KRONA = {"adapter_type": "krona"}
 
@@ -47,8 +76,13 @@ def studies(bundled_base: bool) -> dict[str, Study]:
 
 def _flags(scale: Scale) -> dict:
     """Of a run that ends at the scale's steps."""
+    return {**_length(scale), "learning_rate": scale.rate, "a1": 4, "a2": 64}
+
+
+def _length(scale: Scale) -> dict:
+    """How long a run is, and how much it sees at a step."""
     length = {"max_train_steps": scale.steps, "lr_scheduler": scale.schedule}
-    return {**length, "learning_rate": scale.rate, "a1": 4, "a2": 64}
+    return length | ({"train_batch_size": scale.batch} if scale.batch > 1 else {})
 
 
 def _one_arm(*axes: Axis) -> tuple[Arm, ...]:
@@ -67,6 +101,7 @@ def _iterations(scale: Scale) -> Study:
             "learning_rate": scale.rate,
             "a1": 4,
             "a2": 64,
+            **({"train_batch_size": scale.batch} if scale.batch > 1 else {}),
         },
         checkpoints=scale.checkpoints,
         arms=_one_arm(),
@@ -130,39 +165,47 @@ def _modules(scale: Scale) -> Study:
 
 
 def _stability(scale: Scale) -> Study:
-    rates = axis("learning rate", "learning_rate", scale.rates[1:-1])
-    # Each method's usual size, half of it and twice it.
-    factors = Axis("size", factor_values(((2, 64), (4, 64), (8, 64))))
-    ranks = Axis("size", tuple(Value(f"r = {r}", {"rank": r}) for r in (2, 4, 8)))
+    pairs, ranks = scale.sizes
+    sizes = (
+        Axis("size", factor_values(pairs)),
+        Axis("size", tuple(Value(f"r = {r}", {"rank": r}) for r in ranks)),
+    )
+    rates = [
+        axis("learning rate", "learning_rate", own[1:-1]) for own in (scale.rates, scale.lora_rates)
+    ]
     return Study(
         name="stability",
         title="Stability against LoRA",
-        question="How far apart are the pictures when learning rate and size are varied?",
+        question="How far apart are the pictures when learning rate and size are varied, each "
+        "method around its own best rate?",
         paper="Pictures vary less over learning rates and factors than LoRA's over learning rates "
         "and ranks.",
-        flags={"max_train_steps": scale.steps, "lr_scheduler": scale.schedule},
+        flags=_length(scale),
         spread=True,
         arms=(
-            Arm("KronA", dict(KRONA), (rates, factors)),
-            Arm("LoRA", {"adapter_type": "lora"}, (rates, ranks)),
+            Arm("KronA", dict(KRONA), (rates[0], sizes[0])),
+            Arm("LoRA", {"adapter_type": "lora"}, (rates[1], sizes[1])),
         ),
     )
 
 
 def _comparison(scale: Scale) -> Study:
-    rates = axis("learning rate", "learning_rate", scale.rates[1:-1])
+    krona, lora = (
+        axis("learning rate", "learning_rate", own) for own in (scale.rates, scale.lora_rates)
+    )
+    arms = [Arm("KronA", {**KRONA, "a1": 4, "a2": 64}, (krona,))]
+    for rank in (scale.equal_rank, 4):
+        arms.append(Arm(f"LoRA r={rank}", {"adapter_type": "lora", "rank": rank}, (lora,)))
     return Study(
         name="comparison",
         title="KronA and LoRA",
-        question="At their usual sizes, which keeps the subject and the prompt better?",
+        question="With the same parameters and at the usual sizes, each over rates around its own "
+        "best: which keeps the subject and the prompt better, and which is easier to tune?",
         paper="KronA (4, 64) is ahead of LoRA r=4 in CLIP-I, CLIP-T and DINO, with two thirds of "
         "its parameters (SDXL).",
-        flags={"max_train_steps": scale.steps, "lr_scheduler": scale.schedule},
+        flags=_length(scale),
         reference=label_of(scale.rate),
-        arms=(
-            Arm("KronA", {**KRONA, "a1": 4, "a2": 64}, (rates,)),
-            Arm("LoRA", {"adapter_type": "lora", "rank": 4}, (rates,)),
-        ),
+        arms=tuple(arms),
     )
 
 

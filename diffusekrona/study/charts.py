@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ def charts_of(results: Results) -> dict[str, tuple[Any, str]]:
     else:
         words = "Means with 95 % intervals over runs, prompts and seeds; dashed: the bare base."
         charts["scores"] = (along_chart(results), words)
+    if any(point.norms for point in results.trained()) and not results.study.checkpoints:
+        words = "The same scores over how far the adapter moved the layers: ‖ΔW‖/‖W‖, median."
+        charts["norms"] = (norms_chart(results), words)
     words = "Further right is more like the subject, further up closer to the prompt."
     charts["plane"] = (plane_chart(results), words)
     return charts
@@ -46,6 +50,28 @@ def along_chart(results: Results) -> Any:
         axis.set_ylabel(UNITS[metric], fontsize=8)
         axis.set_xlabel(_along_what(results), fontsize=8)
         axis.grid(axis="y", alpha=0.3)
+    axes[0, 0].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def norms_chart(results: Results) -> Any:
+    """One panel per metric: every point's mean over the size of what it changes."""
+    metrics = results.metrics()
+    figure, axes = new_chart(2.6 * len(metrics), 3.2, 1, len(metrics))
+    for axis, metric in zip(axes[0], metrics, strict=True):
+        for number, arm in enumerate(results.study.arms):
+            points = [point for point in results.of_arm(arm.label) if point.norms]
+            found = sorted((fmean(p.norms), p.summary(metric).mean) for p in points)
+            if found:
+                axis.plot(
+                    *zip(*found, strict=True), marker(number) + "-", ms=5, lw=1.2,
+                    color=colour(number), label=literal(arm.label),
+                )  # fmt: skip
+        axis.set_xscale("log")
+        axis.set_title(METRICS[metric][0], fontsize=10)
+        axis.set_ylabel(UNITS[metric], fontsize=8)
+        axis.set_xlabel("‖ΔW‖/‖W‖", fontsize=8)
+        axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=7, frameon=False)
     return figure
 

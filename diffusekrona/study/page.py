@@ -16,17 +16,24 @@ from .charts import charts_of, spread_chart
 from .picture_grids import grids_of
 from .results import Results, as_json, csv_rows, differences_table, table
 from .spread import spread_table, spreads
+from .tolerance import tolerance_table, tolerances
 from .yaml_files import to_yaml
 
 DIFFERENCES = (
     "Differences between runs of the same subject and training seed, picture by picture of the "
-    "same prompt and picture seed; an interval without 0 separates two on these subjects"
+    "same prompt and picture seed, with 95 % intervals over subjects. *: apart from 0 with all "
+    "comparisons of the table taken together (bootstrap of the largest t over subjects). ?: the "
+    "interval ends at 0 within its own resampling error"
 )
 SPREAD = (
     "How far apart an arm's points are: 1 − cosine of each picture to the centre of its sweep in "
     "CLIP's space, and the standard deviation of the points' scores within a run"
 )
 SPREAD_CHART = "Means with 95 % intervals over runs."
+TOLERANCE = (
+    "Learning rates around the best one at which the mean score is at least 90 % of the best of "
+    "that row; ≤ and ≥: the range ends where the grid does. all: every score at once"
+)
 
 
 def caption(results: Results) -> str:
@@ -36,9 +43,15 @@ def caption(results: Results) -> str:
     count = len(results.prompts) * len(scoring.seeds)
     return (
         f"{scoring.base}; {count} pictures per run ({len(results.prompts)} prompts × "
-        f"{len(scoring.seeds)} seeds), scored by {by}: mean [95 % interval over runs, prompts, "
-        "seeds]"
+        f"{len(scoring.seeds)} seeds), scored by {by}: mean [95 % interval over "
+        f"{_units(results)}, prompts, seeds]"
     )
+
+
+def _units(results: Results) -> str:
+    """What the intervals are over, first: subjects, or the training seeds of one."""
+    count = len(results.subjects)
+    return f"{count} subjects, training seeds" if count > 1 else "training seeds of one subject"
 
 
 def markdown(results: Results) -> str:
@@ -49,6 +62,8 @@ def markdown(results: Results) -> str:
     found = spreads(results) if results.study.spread else []
     if found:
         pieces += [f"{SPREAD}.\n", markdown_table(*spread_table(found))]
+    if rates := tolerances(results):
+        pieces += [f"{TOLERANCE}.\n", markdown_table(*tolerance_table(rates))]
     if results.missing:
         pieces.append(f"Missing runs: {_missing(results)}.\n")
     return "\n".join(pieces)
@@ -77,6 +92,8 @@ def study_page(results: Results, notes: Sequence[str]) -> str:
         spread=spread_table(found) if found else None,
         spread_caption=SPREAD,
         spread_chart=chart(spread_chart(found), SPREAD_CHART) if found else None,
+        tolerance=tolerance_table(rates) if (rates := tolerances(results)) else None,
+        tolerance_caption=TOLERANCE,
         grids=grids_of(results),
         yaml=to_yaml(study),
     )

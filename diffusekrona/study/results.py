@@ -1,8 +1,8 @@
 """What came out of a study: scores gathered by point, with intervals over runs, and spreads.
 
 A point is a place in a study's grid: arm, labels and, along one run, a checkpoint. Its scores lie
-in an array (runs, prompts, seeds); runs are subjects × training seeds. The order of cells finished,
-the engine and interruptions leave no trace in it.
+in an array (subjects, training seeds, prompts, picture seeds), and subjects are the unit: intervals
+are about other subjects. The order of cells finished, the engine and interruptions leave no trace.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from ..adapters.norms import norms_in
 from ..evaluation.scoring import METRICS
-from ..evaluation.statistics import Summary, summarise
+from ..evaluation.statistics import Summary, by_group, separated, summarise
 from .cell import Cell, Scoring, finished
 from .grid import Study
 
@@ -50,7 +50,7 @@ class Point:
         return " · ".join(parts) or self.arm
 
     def summary(self, metric: str) -> Summary:
-        return summarise(np.stack(self.scores[metric]))
+        return summarise(by_group(self.scores[metric], [subject for subject, _ in self.runs]))
 
 
 @dataclass
@@ -121,8 +121,7 @@ def table(results: Results) -> tuple[list[str], list[list[str]]]:
     for point in results.points:
         count = f"{point.parameters:,}" if point.parameters else "–"
         cells = [str(point.summary(m)) for m in metrics]
-        name = point.label() if len(results.study.arms) == 1 else f"{point.arm}: {point.label()}"
-        name = "base" if point.arm == "base" else name
+        name = "base" if point.arm == "base" else _name(results, point)
         norm = f"{mean(point.norms):.1%}" if point.norms else "–"
         rows.append([name, count, str(len(point.runs)), norm, *cells])
     axes = dict.fromkeys(axis.name for arm in results.study.arms for axis in arm.axes)
@@ -140,31 +139,61 @@ def reference_of(results: Results) -> Point | None:
     return (named or points)[0] if len(points) > 1 else None
 
 
-def difference(point: Point, other: Point, metric: str) -> Summary | None:
-    """`point` less `other`, picture by picture of the runs that both have; None without any."""
+def difference(point: Point, other: Point, metric: str) -> np.ndarray | None:
+    """`point` less `other`, picture by picture of the runs that both have: (subjects, training
+    seeds, prompts, picture seeds); None without any."""
     shared = [run for run in point.runs if run in other.runs]
     if not shared:
         return None
-    mine, others = (
-        np.stack([p.scores[metric][p.runs.index(run)] for run in shared]) for p in (point, other)
-    )
-    return summarise(mine - others)
+    apart = [
+        point.scores[metric][point.runs.index(run)] - other.scores[metric][other.runs.index(run)]
+        for run in shared
+    ]
+    return by_group(apart, [subject for subject, _ in shared])
 
 
 def differences_table(results: Results) -> tuple[list[str], list[list[str]]] | None:
-    """Head and rows: every trained point less the reference; None if there is only one."""
+    """Head and rows: every trained point less the reference; None if there is only one.
+
+    `*` marks what stays apart from 0 with all of the table's comparisons taken together, `?` an
+    interval that ends at 0 within its own error.
+    """
     reference = reference_of(results)
     if reference is None:
         return None
     metrics = results.metrics()
+    points = [point for point in results.trained() if point is not reference]
+    apart = {
+        (p, m): difference(points[p], reference, m) for p in range(len(points)) for m in metrics
+    }
+    marked = _separated(apart)
     rows = []
-    for point in results.trained():
-        if point is reference:
-            continue
-        name = point.label() if len(results.study.arms) == 1 else f"{point.arm}: {point.label()}"
-        apart = [difference(point, reference, m) for m in metrics]
-        rows.append([name, *("–" if s is None else s.signed() for s in apart)])
-    return [f"difference from {reference.label()}", *(METRICS[m][0] for m in metrics)], rows
+    for number, point in enumerate(points):
+        cells = []
+        for metric in metrics:
+            values = apart[number, metric]
+            mark = "*" if (number, metric) in marked else ""
+            cells.append("–" if values is None else summarise(values).signed() + mark)
+        rows.append([_name(results, point), *cells])
+    title = f"difference from {_name(results, reference)}"
+    return [title, *(METRICS[m][0] for m in metrics)], rows
+
+
+def _name(results: Results, point: Point) -> str:
+    return point.label() if len(results.study.arms) == 1 else f"{point.arm}: {point.label()}"
+
+
+def _separated(apart: dict[Any, np.ndarray | None]) -> set[Any]:
+    """The comparisons that differ from 0 if all are looked at at once; none where a run lacks."""
+    means = {
+        key: np.nanmean(values.reshape(len(values), -1), axis=1)
+        for key, values in apart.items()
+        if values is not None and not np.isnan(values).all()
+    }
+    if len({len(values) for values in means.values()}) != 1:
+        return set()
+    found = separated(np.stack(list(means.values())))
+    return {key for key, yes in zip(means, found, strict=True) if yes}
 
 
 def csv_rows(results: Results) -> tuple[list[str], list[list[Any]]]:

@@ -7,7 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from diffusekrona.evaluation.statistics import Summary, bootstrap_means, summarise
+from diffusekrona.evaluation.statistics import (
+    Summary,
+    bootstrap_means,
+    by_group,
+    separated,
+    summarise,
+)
 
 
 def test_one_value_has_neither_spread_nor_interval() -> None:
@@ -53,3 +59,42 @@ def test_bootstrap_draws_whole_groups() -> None:
 
 def test_a_difference_is_written_with_its_signs() -> None:
     assert Summary(-0.1, 0.2, -0.15, 0.05, 4).signed() == "-0.100 [-0.150, +0.050]"
+
+
+def test_runs_are_laid_under_their_groups() -> None:
+    values = [np.full((2,), float(n)) for n in range(3)]
+    grouped = by_group(values, ["dog", "cat", "dog"])
+    assert grouped.shape == (2, 2, 2)
+    assert grouped[0].tolist() == [[0, 0], [2, 2]] and grouped[1][0].tolist() == [1, 1]
+    assert np.isnan(grouped[1][1]).all()
+
+
+def test_many_runs_of_few_subjects_do_not_narrow_the_interval() -> None:
+    subjects = np.random.default_rng(0).normal(size=6)
+    few = [np.full((4, 2), value) for value in subjects]
+    many = [value for value in few for _ in range(10)]
+    one = summarise(by_group(few, range(6)))
+    ten = summarise(by_group(many, [n for n in range(6) for _ in range(10)]))
+    assert ten.high - ten.low == pytest.approx(one.high - one.low, rel=0.1)
+
+
+def test_a_bound_at_zero_is_borderline() -> None:
+    values = np.random.default_rng(2).normal(size=200)
+    values -= values.mean()
+    plain = summarise(values)
+    at_zero = summarise(values - plain.low)  # the lower bound at 0
+    assert at_zero.borderline and at_zero.signed().endswith("?")
+    assert not plain.borderline and not summarise(values + 5).borderline
+
+
+def test_separated_keeps_the_error_over_all_comparisons() -> None:
+    """Of 40 effects that are all 0, hardly ever any is found; a strong one among them always is."""
+    random = np.random.default_rng(3)
+    found = 0
+    for _ in range(40):
+        effects = random.normal(size=(40, 8))
+        found += separated(effects, resamples=1000).any()
+        effects[7] = 8 + 0.2 * random.normal(size=8)
+        assert separated(effects, resamples=1000)[7]
+    assert found <= 5
+    assert not separated(np.ones((3, 2))).any()  # two subjects say nothing

@@ -1,0 +1,47 @@
+"""Which learning rates come near a method's own best."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffusekrona.study.cell import Scoring
+from diffusekrona.study.grid import Arm, Study, axis
+from diffusekrona.study.results import Point, Results
+from diffusekrona.study.tolerance import tolerance_table, tolerances
+
+RATES = (1e-4, 1e-3, 1e-2, 1e-1)
+
+
+def results(scores: dict[str, tuple[float, ...]]) -> Results:
+    rates = axis("learning rate", "learning_rate", RATES)
+    points = []
+    for number, value in enumerate(rates.values):
+        point = Point("KronA", (value.label,), None, 10, [("dog", 0), ("cat", 0)])
+        for metric, means in scores.items():
+            point.scores[metric] = [np.full((2, 2), means[number])] * 2
+        points.append(point)
+    study = Study("s", "S", (Arm("KronA", {}, (rates,)),))
+    return Results(study, points, [], ["a", "b"], Scoring("base", "pocket"))
+
+
+def test_rates_next_to_the_best_within_a_tenth() -> None:
+    scores = {"clip_i": (0.2, 0.95, 1.0, 0.89), "clip_t": (1.0, 0.91, 0.5, 0.95)}
+    (found,) = tolerances(results(scores))
+    assert found.near["clip_i"] == (1e-3, 1e-2)
+    assert found.near["clip_t"] == (1e-4, 1e-3)  # 0.95 lies beyond a rate that is not near
+    assert found.near["all"] == (1e-3, 1e-3)
+    head, (row,) = tolerance_table([found])
+    assert head == ["", "rates tried", "CLIP-I", "CLIP-T", "all"]
+    assert row[2:] == ["1e-3 to 0.01 (× 10)", "≤ 1e-4 to 1e-3 (× 10)", "1e-3 to 1e-3 (× 1)"]
+
+
+def test_no_rate_may_be_near_in_everything() -> None:
+    scores = {"clip_i": (0.2, 0.3, 1.0, 0.89), "clip_t": (1.0, 0.5, 0.5, 0.4)}
+    (found,) = tolerances(results(scores))
+    assert found.near["all"] is None
+
+
+def test_nothing_without_a_sweep_of_rates() -> None:
+    point = Point("KronA", (), None, 10, [("dog", 0)])
+    study = Study("s", "S", (Arm("KronA"),))
+    assert tolerances(Results(study, [point], [], ["a"], Scoring("base", "pocket"))) == []

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Stability: KronA over learning rates and factors, LoRA over learning rates and ranks.
+# Stability: KronA over learning rates and factors, LoRA over learning rates and ranks, each around its
+# own best rate.
 # One page with scores, charts and pictures; run again, it continues where it stopped. From anywhere:
 #   SUBJECTS=dog SEEDS="0 1" bash scripts/study_stability.sh
 set -euo pipefail
@@ -7,7 +8,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common/launch.sh"
 
 MODEL_NAME="${MODEL_NAME:-pocket}"     # base: hub name, folder, pocket or pocket-sdxl
 SUBJECTS="${SUBJECTS:-dog cat teapot backpack duck car}" # folders in data/; or FOLDER:CLASS
-RATES="${RATES:-}"                     # learning rates of both, such as 1e-4,5e-4,1e-3; empty: by the base
+RATES="${RATES:-}"                     # learning rates of all methods, such as 1e-4,1e-3; empty: each its own
 STEPS="${STEPS:-}"                     # training steps; empty: by the base
 SEEDS="${SEEDS:-0 1 2}"                # training seeds, one run each
 IMAGE_SEEDS="${IMAGE_SEEDS:-0 1}"      # pictures per prompt

@@ -41,8 +41,16 @@ def along_chart(results: Results) -> Any:
     figure, axes = new_chart(max(width, 2.6 * len(metrics)), 3.4, 1, len(metrics))
     base = results.of_arm("base")
     for axis, metric in zip(axes[0], metrics, strict=True):
+        ticks: dict[float, str] = {}
         for number, arm in enumerate(results.study.arms):
-            _line(axis, results.of_arm(arm.label), metric, number, arm.label)
+            ticks |= _line(axis, results.of_arm(arm.label), metric, number, arm.label)
+        tilted = max(map(len, ticks.values()), default=0) > 5
+        axis.set_xticks(
+            list(ticks), list(ticks.values()), rotation=35 if tilted else 0,
+            ha="right" if tilted else "center", fontsize=8,
+        )  # fmt: skip
+        axis.minorticks_off()
+        axis.margins(x=0.12)
         if base:
             mean = base[0].summary(metric).mean
             axis.axhline(mean, color=GREY, ls="--", lw=1, label="base")
@@ -76,9 +84,12 @@ def norms_chart(results: Results) -> Any:
     return figure
 
 
-def _line(axis: Any, points: Sequence[Point], metric: str, number: int, label: str) -> None:
+def _line(
+    axis: Any, points: Sequence[Point], metric: str, number: int, label: str
+) -> dict[float, str]:
+    """Draws an arm; returns where its points are on the horizontal axis, and their names."""
     if not points:
-        return
+        return {}
     where, logarithmic = _places(points)
     summaries = [point.summary(metric) for point in points]
     errors = np.array([bars(axis, s) for s in summaries])[:, :, 0].T
@@ -90,13 +101,7 @@ def _line(axis: Any, points: Sequence[Point], metric: str, number: int, label: s
     )  # fmt: skip
     if logarithmic:
         axis.set_xscale("log")
-    names = [_short(point) for point in points]
-    tilted = max(map(len, names)) > 5
-    axis.set_xticks(
-        x, names, rotation=35 if tilted else 0, ha="right" if tilted else "center", fontsize=8
-    )
-    axis.minorticks_off()
-    axis.margins(x=0.12)
+    return {place: _short(point) for place, point in zip(x, points, strict=True)}
 
 
 def _along_what(results: Results) -> str:

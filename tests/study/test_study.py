@@ -227,10 +227,10 @@ def test_changes_from_the_command_line() -> None:
     assert [v.flags for v in fewer.values] == [{"a1": 4, "a2": 64}, {"a1": 2, "a2": 32}]
     rates = with_axis(studies(True)["stability"], "learning_rate", ["1e-5"])
     assert all(arm.axes[0].values[0].flags == {"learning_rate": 1e-5} for arm in rates.arms)
-    sizes = with_axis(studies(True)["stability"], "size", ["4x64", "r=4", "16"])
+    sizes = with_axis(studies(True)["stability"], "size", ["4x64", "r=3", "16"])
     assert [[v.flags for v in arm.axes[1].values] for arm in sizes.arms] == [
         [{"a1": 4, "a2": 64}],
-        [{"rank": 4}, {"rank": 16}],
+        [{"rank": 3}, {"rank": 16}],
     ]
     with pytest.raises(UserError, match="for LoRA"):
         with_axis(studies(True)["stability"], "size", ["4x64"])

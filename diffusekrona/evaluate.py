@@ -72,7 +72,14 @@ def evaluate(settings: EvaluateSettings, state: Any) -> Evaluation | None:
     from .data.folder import find_pictures
     from .data.photographs import report_photographs
     from .evaluation.encoders import choose_names, load_scorers
-    from .evaluation.pictures import draw_missing, drawing_of, jobs_of, load_rows, refuse_others
+    from .evaluation.pictures import (
+        KeptBase,
+        draw_missing,
+        drawing_of,
+        jobs_of,
+        load_rows,
+        refuse_others,
+    )
     from .evaluation.prompts import get_prompts
     from .evaluation.report import Evaluation, Row
     from .evaluation.scoring import read_reference, score, scored_texts
@@ -106,8 +113,9 @@ def evaluate(settings: EvaluateSettings, state: Any) -> Evaluation | None:
     if scoring.score_only:
         refuse_others(job for its_jobs in jobs for job in its_jobs)
     else:
+        kept = KeptBase(drawing)
         for variant, its_jobs in zip(variants, jobs, strict=True):
-            drawn = draw_missing(variant, drawing, its_jobs, state, device)
+            drawn = draw_missing(variant, kept, its_jobs, state, device)
             log.info("%s: %d pictures drawn, %d kept", variant.name, drawn, len(its_jobs) - drawn)
     if not state.is_main_process:
         return None

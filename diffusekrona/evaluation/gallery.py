@@ -18,7 +18,7 @@ from .candidates import (
     score_candidate,
     scores_key,
 )
-from .pictures import Drawing, Job, Variant, draw_missing, jobs_of, load_rows
+from .pictures import Drawing, Job, KeptBase, Variant, draw_missing, jobs_of, load_rows
 from .prompts import Prompt
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Gallery:
         state: Any,
         device: Any,
     ) -> None:
-        self.folder, self.drawing, self.prompts = folder, drawing, prompts
+        self.folder, self.kept, self.prompts = folder, KeptBase(drawing), prompts
         self.seeds, self.class_word = seeds, class_word
         self.state, self.device = state, device
         self.plain_of_base: torch.Tensor | None = None
@@ -50,15 +50,15 @@ class Gallery:
         folder = self.folder / "pictures"
         plain = replace(variant, subject=self.class_word)
         return (
-            jobs_of(variant, self.drawing, self.prompts, self.seeds, folder),
-            jobs_of(plain, self.drawing, (PLAIN,), self.seeds, folder),
+            jobs_of(variant, self.kept.drawing, self.prompts, self.seeds, folder),
+            jobs_of(plain, self.kept.drawing, (PLAIN,), self.seeds, folder),
         )
 
     def draw(self, variant: Variant) -> None:
         """Every process draws its share of what is missing."""
         own, plain = self.jobs(variant)
         everything = list({job.path: job for job in (*own, *plain)}.values())
-        drawn = draw_missing(variant, self.drawing, everything, self.state, self.device)
+        drawn = draw_missing(variant, self.kept, everything, self.state, self.device)
         log.info("%s: %d pictures drawn, %d kept", variant.name, drawn, len(everything) - drawn)
 
     def score(self, variant: Variant, judge: Judge) -> tuple[CandidateScores, list[list[Path]]]:

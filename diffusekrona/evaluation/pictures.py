@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..adapters.mixing import WeightedAdapter, apply_adapters
-from ..bases.families import drawing_defaults
+from ..bases.families import drawing_defaults, family_of_pipeline
 from ..bases.precision import DTYPE_NAMES
 from ..common.errors import UserError
 from ..common.files import slug
@@ -179,9 +180,53 @@ def refuse_others(jobs: Iterable[Job]) -> None:
             )
 
 
+class KeptBase:
+    """A base that draws one variant after the other: loaded once, when the first picture is to be
+    drawn, and kept in CPU memory.
+
+    Args:
+        keep: False to load it for each variant, in half the CPU memory, as with `low_vram`.
+    """
+
+    def __init__(self, drawing: Drawing, keep: bool = True) -> None:
+        self.drawing = drawing
+        self._keep = keep and not drawing.low_vram
+        self._pipeline: Any = None
+
+    def with_adapters(self, adapters: Sequence[WeightedAdapter]) -> Any:
+        """A pipeline on the CPU with the adapters merged; the same as a newly loaded one, bit for
+        bit. It has copies of the models that they change, and of the denoiser, which moves to the
+        device."""
+        pipeline = self._pipeline
+        if pipeline is None:
+            pipeline = _load(self.drawing)
+            if not self._keep:
+                apply_adapters(pipeline, adapters)
+                return pipeline
+            self._pipeline = pipeline
+        pipeline = copy.copy(pipeline)
+        changed = {name for mixed in adapters for name in mixed.adapter.configs}
+        for name in changed | {family_of_pipeline(pipeline).denoiser}:
+            setattr(pipeline, name, copy.deepcopy(getattr(pipeline, name)))
+        apply_adapters(pipeline, adapters)
+        return pipeline
+
+
+def _load(drawing: Drawing) -> Any:
+    import torch
+
+    from ..sampling.pipeline import load_pipeline
+
+    dtype = getattr(torch, drawing.dtype)
+    pipeline = load_pipeline(drawing.base, dtype, "cpu", drawing.vae, **drawing.options)
+    if drawing.scheduler:
+        set_scheduler(pipeline, drawing.scheduler)
+    return pipeline
+
+
 def draw_missing(
     variant: Variant,
-    drawing: Drawing,
+    kept: KeptBase,
     jobs: Sequence[Job],
     state: Any,
     device: torch.device | str,
@@ -194,6 +239,7 @@ def draw_missing(
     two, would else not be quite the run that was not. At most a batch is drawn twice for it.
 
     Args:
+        kept: the base, and how it draws.
         state: accelerate's PartialState, or anything with its `process_index`, `num_processes`,
             `is_main_process` and `wait_for_everyone`.
         device: to draw on.
@@ -203,7 +249,7 @@ def draw_missing(
     """
     missing = {job.path for job in jobs if not is_there(job)}
     state.wait_for_everyone()  # all have looked before one draws
-    size = drawing.batch_size
+    size = kept.drawing.batch_size
     batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
     wanted = [batch for batch in batches if any(job.path in missing for job in batch)]
     mine = [job for batch in wanted[state.process_index :: state.num_processes] for job in batch]
@@ -211,7 +257,7 @@ def draw_missing(
         words = list(dict.fromkeys(job.recipe["prompt"] for job in jobs))
         for job, image in zip(
             mine,
-            _draw(variant, drawing, words, mine, device, progress and state.is_main_process),
+            _draw(variant, kept, words, mine, device, progress and state.is_main_process),
             strict=True,
         ):
             if job.path in missing:
@@ -222,24 +268,18 @@ def draw_missing(
 
 def _draw(
     variant: Variant,
-    drawing: Drawing,
+    kept: KeptBase,
     words: Sequence[str],
     jobs: Sequence[Job],
     device: torch.device | str,
     progress: bool,
 ) -> Iterator[Image.Image]:
     """The pictures of `jobs`, one by one; `words` are all prompts, encoded together."""
-    import torch
-
     from ..common.cpu_memory import keep_freed_memory
-    from ..sampling.pipeline import encode, iter_pictures, load_pipeline, place
+    from ..sampling.pipeline import encode, iter_pictures, place
 
     keep_freed_memory(device)
-    dtype = getattr(torch, drawing.dtype)
-    pipeline = load_pipeline(drawing.base, dtype, "cpu", drawing.vae, **drawing.options)
-    apply_adapters(pipeline, variant.adapters)
-    if drawing.scheduler:
-        set_scheduler(pipeline, drawing.scheduler)
+    drawing, pipeline = kept.drawing, kept.with_adapters(variant.adapters)
     place(pipeline, device, drawing.low_vram)
     yield from iter_pictures(
         pipeline,

@@ -19,7 +19,7 @@ from ..bases.settings import ReadingSettings
 from ..common.files import replace_whole
 from ..data.folder import find_pictures
 from ..evaluation.encoders import ScorerNames, load_scorers
-from ..evaluation.pictures import Drawing, Variant, draw_missing, jobs_of, load_rows
+from ..evaluation.pictures import Drawing, KeptBase, Variant, draw_missing, jobs_of, load_rows
 from ..evaluation.prompts import parse_prompts
 from ..evaluation.scoring import read_reference, score, scored_texts
 from .cell import Cell
@@ -64,7 +64,7 @@ def score_point(cell: Cell, folder: Path, adapter: Path | None, step: int | None
     point = f"step {step}" if step else "end"
     variant = _variant(cell, adapter, point)
     jobs = jobs_of(variant, drawing, prompts, scoring.seeds, folder / "pictures")
-    draw_missing(variant, drawing, jobs, state, device, progress=False)
+    draw_missing(variant, KeptBase(drawing, keep=False), jobs, state, device, progress=False)
     names = ScorerNames(scoring.clip, scoring.dino, scoring.reader, scoring.clip_backend)
     scorers = _scorers(names, device)
     photos, _ = find_pictures(Path(cell.subject.folder))

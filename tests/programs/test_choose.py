@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -145,3 +149,25 @@ def test_requests_that_cannot_be_met(trained, tmp_path) -> None:
     ):
         with pytest.raises(UserError, match=words):
             choose.main([str(run), *flags, *more])
+
+
+@pytest.mark.slow
+def test_two_processes_choose_what_one_chooses(trained, tmp_path) -> None:
+    """Each draws its share, the main one scores; a budget stops both at the same candidate."""
+    run, flags = trained
+    found: list[dict] = []
+    for processes in (1, 2):
+        copy = tmp_path / str(processes)
+        shutil.copytree(run, copy, ignore=shutil.ignore_patterns("choice*", "best*"))
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command = [sys.executable, *launch, "-m", "diffusekrona.choose", str(copy), *flags]
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        for budget in ("0s", "1h"):
+            more = ["--device", "cpu", "--batch_size", "2", "--budget", budget]
+            subprocess.run([*command, *more], check=True, env=environment, timeout=280)
+        one = json.loads((copy / "choice.json").read_text())
+        pictures = [path for c in one["candidates"] for row in c["pictures"] for path in row]
+        one["drawn"] = [Image.open(copy / path).tobytes() for path in pictures]
+        found.append(one)
+    for name in ("candidates", "chosen", "drawn"):
+        assert found[0][name] == found[1][name], name

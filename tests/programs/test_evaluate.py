@@ -288,7 +288,7 @@ def test_an_adapter_that_was_moved_is_still_the_same(setting, tmp_path, caplog) 
 
 def test_processes_share_the_drawing(setting, tmp_path) -> None:
     from diffusekrona.evaluate import read_variants
-    from diffusekrona.evaluation.pictures import draw_missing, drawing_of
+    from diffusekrona.evaluation.pictures import KeptBase, draw_missing, drawing_of
 
     more = ["--output_dir", str(tmp_path), "--batch_size", "1"]
     settings = parse_settings([*setting, *more])
@@ -301,7 +301,7 @@ def test_processes_share_the_drawing(setting, tmp_path) -> None:
         process_index=1, num_processes=2, is_main_process=False,
         wait_for_everyone=lambda: None,
     )  # fmt: skip
-    draw_missing(variant, drawing, jobs, state, "cpu")
+    draw_missing(variant, KeptBase(drawing), jobs, state, "cpu")
     assert [is_there(job) for job in jobs] == [False, True, False, True]
 
 

@@ -1,0 +1,68 @@
+"""A base that is loaded once gives each variant what a newly loaded one gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from diffusers import StableDiffusionPipeline
+
+from diffusekrona import KronAConfig, save_adapter
+from diffusekrona.adapters.mixing import WeightedAdapter, apply_adapters, read_weighted
+from diffusekrona.evaluation.pictures import Drawing, KeptBase
+from diffusekrona.sampling import pipeline as sampling
+
+
+@pytest.fixture
+def variants(tmp_path: Path, tiny_sd1: Path) -> list[tuple[WeightedAdapter, ...]]:
+    """The base; an adapter of the denoiser; one of the text encoder too, at a lower weight."""
+    adapters = []
+    for name, parts in (("unet", ("unet",)), ("both", ("unet", "text_encoder"))):
+        pipeline = StableDiffusionPipeline.from_pretrained(tiny_sd1)
+        for part in parts:
+            letters = ("q_proj", "v_proj") if part == "text_encoder" else ("to_q", "to_v")
+            config = KronAConfig(a1=4, a2=16, target_modules=list(letters))
+            getattr(pipeline, part).add_adapter(config)
+            tiny_models.random_factors(getattr(pipeline, part))
+        save_adapter(pipeline, tmp_path / f"{name}.safetensors")
+        adapters.append(read_weighted(str(tmp_path / f"{name}.safetensors")))
+    lower = WeightedAdapter(adapters[1].path, 0.5, adapters[1].adapter)
+    return [(), (adapters[0],), (lower,), (adapters[0],), ()]
+
+
+def weights(pipeline: Any) -> dict[str, torch.Tensor]:
+    return {
+        f"{part}.{name}": tensor
+        for part in ("unet", "text_encoder", "vae")
+        for name, tensor in getattr(pipeline, part).state_dict().items()
+    }
+
+
+@pytest.mark.parametrize(("keep", "low_vram", "loaded"), [
+    (True, False, 1), (False, False, 5), (True, True, 5),
+])  # fmt: skip
+def test_a_kept_base_is_a_newly_loaded_one(
+    tiny_sd1: Path,
+    variants,
+    monkeypatch: pytest.MonkeyPatch,
+    keep: bool,
+    low_vram: bool,
+    loaded: int,
+) -> None:
+    load, loads = sampling.load_pipeline, []
+    monkeypatch.setattr(
+        sampling, "load_pipeline", lambda *a, **k: loads.append(a) or load(*a, **k)
+    )  # fmt: skip
+    kept = KeptBase(Drawing(str(tiny_sd1), low_vram=low_vram), keep)
+    for adapters in variants:
+        pipeline = kept.with_adapters(adapters)
+        new = load(str(tiny_sd1))
+        apply_adapters(new, adapters)
+        ours, theirs = weights(pipeline), weights(new)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        pipeline.unet.to(torch.float16)  # what happens to it on the device is its own
+    assert len(loads) == loaded

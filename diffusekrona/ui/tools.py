@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import UserError
+from ..common.errors import UserError, writing
 from ..common.settings import build, check_limits, options_of
 from ..common.weights import split_weight
 from ..convert import ConvertSettings
@@ -126,7 +126,7 @@ def start(
         UserError: values that cannot work.
     """
     check_places(workspace, values)
-    folder = _new_folder(workspace, tool.name)
+    folder = new_folder(workspace, tool.name)
     values = {**values, **tool.output(workspace.relative(folder))}
     check_limits(build(tool.settings, values))
     ordered = {name: values[name] for name in options_of(tool.settings) if name in values}
@@ -135,16 +135,19 @@ def start(
     return folder, process, ["diffusekrona", *words]
 
 
-def _new_folder(workspace: Workspace, name: str) -> Path:
+def new_folder(workspace: Workspace, name: str) -> Path:
+    """A new folder for a report: outputs/reports/NAME-1, -2 … Raises UserError if the disk
+    refuses."""
     top = workspace.root / REPORTS
-    top.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        try:
-            (top / f"{name}-{number}").mkdir()
-            return top / f"{name}-{number}"
-        except FileExistsError:
-            number += 1
+    with writing(top):
+        top.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while True:
+            try:
+                (top / f"{name}-{number}").mkdir()
+                return top / f"{name}-{number}"
+            except FileExistsError:
+                number += 1
 
 
 def reports(workspace: Workspace) -> list[str]:

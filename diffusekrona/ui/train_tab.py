@@ -17,6 +17,8 @@ from ..common.settings import Option, options_of
 from ..common.settings_files import to_yaml, typed_values
 from ..common.yaml_files import parse_yaml
 from ..training.settings import TrainSettings
+from . import pictures
+from .checking import check_pictures
 from .estimate import estimate_of
 from .fields import component_for
 from .form import (
@@ -32,8 +34,7 @@ from .jobs import check_paths, next_name, settings_from, start
 from .places import Workspace, safe_name, subjects
 from .presets import PRESETS, SD15, SDXL
 from .runs import settings_of
-from .uploads import add_pictures, captions, masks, save_captions
-from .views import say, view
+from .views import say
 
 FIRST = (  # shown above the groups, in this order
     "pretrained_model_name_or_path",
@@ -74,7 +75,8 @@ def build(workspace: Workspace, running: gr.State) -> TrainTab:
     fields: dict[str, Any] = {}
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            subject, changed = _pictures(workspace)
+            subject, changed = pictures.build(workspace)
+            look = gr.Button("Check the pictures", elem_id="check-pictures")
         with gr.Column(scale=3, min_width=320):
             preset = gr.Dropdown(
                 ["", *PRESETS],
@@ -101,6 +103,7 @@ def build(workspace: Workspace, running: gr.State) -> TrainTab:
             plan = gr.HTML(elem_id="plan")
             begin = gr.Button("Start training", variant="primary", elem_id="start")
             done = gr.HTML(elem_id="started")
+    sheet = gr.HTML(elem_id="checked")
     ordered = [fields[name] for name in NAMES]
     mistaken = gr.State(())
     shown = [text, problems, mistaken, *ordered]
@@ -137,91 +140,17 @@ def build(workspace: Workspace, running: gr.State) -> TrainTab:
     )
     then_check(followed)
 
+    def looked(*typed: Any) -> str:
+        return _looked(workspace, dict(zip(NAMES, typed, strict=True)))
+
+    look.click(looked, ordered, sheet, scroll_to_output=True, show_progress="minimal")
+
     def begin_run(*typed: Any) -> tuple[str, Any, Any]:
         return _start(workspace, dict(zip(NAMES, typed, strict=True)))
 
     started = begin.click(begin_run, ordered, [done, fields["output_dir"], running])
     started.then(check, [mistaken, *ordered], shown, **quiet)
     return TrainTab(fields, ordered, then_check)
-
-
-# --- pictures and captions ------------------------------------------------------------------------
-
-
-def _pictures(workspace: Workspace) -> tuple[Any, Any]:
-    """Subject, upload and captions; a state that changes when the pictures do."""
-    names = subjects(workspace)
-    subject = gr.Dropdown(
-        names,
-        value=names[0] if names else None,
-        allow_custom_value=True,
-        label="subject",
-        info="A folder in data/. Type a new name to make one.",
-        elem_id="subject",
-    )
-    upload = gr.File(
-        file_count="multiple",
-        file_types=["image"],
-        label="Drop pictures of the subject here",
-        height=140,
-        elem_id="upload",
-    )
-    refused = gr.HTML(elem_id="refused")
-    changed = gr.State(0)
-
-    def add(name: str | None, files: list[str] | None, count: int) -> tuple[Any, ...]:
-        if not files:
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        try:
-            lines = add_pictures(workspace, name or "", [Path(file) for file in files])
-        except UserError as error:
-            return gr.skip(), None, say(mistakes=[f"subject: {error}"]), count
-        there = subjects(workspace)
-        chosen = name if name in there else safe_name(name or "")
-        update = gr.Dropdown(choices=there, value=chosen)
-        return update, None, say(mistakes=lines), count + 1
-
-    upload.upload(add, [subject, upload, changed], [subject, upload, refused, changed])
-
-    @gr.render(inputs=[subject, changed])
-    def show(name: str | None, _count: int) -> None:
-        try:
-            rows = captions(workspace, name) if name else []
-            beside = masks(workspace, name) if name else {}
-        except UserError as error:
-            gr.HTML(say(mistakes=[str(error)]))
-            return
-        if not rows:
-            gr.HTML(say(note="No pictures yet. Three to six are enough."))
-            return
-        boxes = []
-        for file, text in rows:
-            with gr.Row(elem_classes="dk-caption"):
-                files = filter(None, [file, beside.get(Path(file).stem)])
-                paths = [f"data/{name}/input/{each}" for each in files]
-                gr.HTML(view("picture", names=paths), min_width=72, scale=1)
-                box = gr.Textbox(
-                    text,
-                    label=f"caption of {file}",
-                    placeholder="empty: the prompt",
-                    scale=4,
-                    min_width=140,
-                )
-                boxes.append(box)
-        saved = gr.HTML()
-
-        def save(*texts: str) -> str:
-            try:
-                files = [file for file, _ in rows]
-                save_captions(workspace, name or "", list(zip(files, texts, strict=True)))
-            except UserError as error:
-                return say(mistakes=[str(error)])
-            return say(note="Captions saved.")
-
-        for box in boxes:
-            gr.on([box.blur, box.submit], save, boxes, saved, show_progress="hidden")
-
-    return subject, changed
 
 
 _BY_SUBJECT = (
@@ -310,6 +239,17 @@ def _planned(workspace: Workspace, typed: Mapping[str, Any]) -> str:
         return say(note="The estimate follows when the mistakes are corrected.")
     try:
         return say(facts=estimate_of(workspace, values))
+    except UserError as error:
+        return say(mistakes=[str(error)])
+
+
+def _looked(workspace: Workspace, typed: Mapping[str, Any]) -> str:
+    """What training would make of the pictures, with the form's settings."""
+    values, mistakes = _mistakes(workspace, typed)
+    try:
+        if mistakes:
+            raise UserError("; ".join(mistakes.values()))
+        return check_pictures(workspace, values)
     except UserError as error:
         return say(mistakes=[str(error)])
 

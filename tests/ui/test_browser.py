@@ -339,6 +339,14 @@ def test_reports_are_made_and_shown(page: Page, server: Server, adapters: list[s
     assert page.complaints == []
 
 
+def test_pictures_are_checked(page: Page) -> None:
+    page.get_by_role("button", name="Check the pictures").click()
+    expect(page.locator("#checked")).to_contain_text("2 pictures")
+    sheet = page.frame_locator("#checked iframe")
+    expect(sheet.locator("h1")).to_contain_text("would be trained on")
+    assert page.complaints == []
+
+
 def test_mistakes_are_shown_at_their_field(page: Page) -> None:
     fill(page, max_train_steps="many")
     expect(page.locator("#problems")).to_contain_text("steps: must be a whole number")

@@ -1,0 +1,90 @@
+"""The pictures of a subject and their captions, on the tab Train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..common.errors import UserError
+from .places import Workspace, safe_name, subjects
+from .uploads import add_pictures, captions, masks, save_captions
+from .views import say, view
+
+
+def build(workspace: Workspace) -> tuple[Any, Any]:
+    """Lay out subject, upload and captions; the subject, and a state that changes when the pictures
+    do."""
+    names = subjects(workspace)
+    subject = gr.Dropdown(
+        names,
+        value=names[0] if names else None,
+        allow_custom_value=True,
+        label="subject",
+        info="A folder in data/. Type a new name to make one.",
+        elem_id="subject",
+    )
+    upload = gr.File(
+        file_count="multiple",
+        file_types=["image"],
+        label="Drop pictures of the subject here",
+        height=140,
+        elem_id="upload",
+    )
+    refused = gr.HTML(elem_id="refused")
+    changed = gr.State(0)
+
+    def add(name: str | None, files: list[str] | None, count: int) -> tuple[Any, ...]:
+        if not files:
+            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        try:
+            lines = add_pictures(workspace, name or "", [Path(file) for file in files])
+        except UserError as error:
+            return gr.skip(), None, say(mistakes=[f"subject: {error}"]), count
+        there = subjects(workspace)
+        chosen = name if name in there else safe_name(name or "")
+        update = gr.Dropdown(choices=there, value=chosen)
+        return update, None, say(mistakes=lines), count + 1
+
+    upload.upload(add, [subject, upload, changed], [subject, upload, refused, changed])
+
+    @gr.render(inputs=[subject, changed])
+    def show(name: str | None, _count: int) -> None:
+        try:
+            rows = captions(workspace, name) if name else []
+            beside = masks(workspace, name) if name else {}
+        except UserError as error:
+            gr.HTML(say(mistakes=[str(error)]))
+            return
+        if not rows:
+            gr.HTML(say(note="No pictures yet. Three to six are enough."))
+            return
+        boxes = []
+        for file, text in rows:
+            with gr.Row(elem_classes="dk-caption"):
+                files = filter(None, [file, beside.get(Path(file).stem)])
+                paths = [f"data/{name}/input/{each}" for each in files]
+                gr.HTML(view("picture", names=paths), min_width=72, scale=1)
+                box = gr.Textbox(
+                    text,
+                    label=f"caption of {file}",
+                    placeholder="empty: the prompt",
+                    scale=4,
+                    min_width=140,
+                )
+                boxes.append(box)
+        saved = gr.HTML()
+
+        def save(*texts: str) -> str:
+            try:
+                files = [file for file, _ in rows]
+                save_captions(workspace, name or "", list(zip(files, texts, strict=True)))
+            except UserError as error:
+                return say(mistakes=[str(error)])
+            return say(note="Captions saved.")
+
+        for box in boxes:
+            gr.on([box.blur, box.submit], save, boxes, saved, show_progress="hidden")
+
+    return subject, changed

@@ -39,6 +39,12 @@ class CheckedSettings:
         help="Take the resolution, the sizes of buckets and the length of captions from this base "
         f"model; without it the resolution is {RESOLUTION} by default.",
     )
+    caption_with: str | None = setting(
+        None,
+        metavar="NAME_OR_PATH",
+        help="Write a .txt file for each picture without a caption, by this image-to-text model of "
+        "transformers (BLIP, GIT, LLaVA ...); with --trigger it begins with [trigger].",
+    )
     output: Path = setting(
         Path("data_report.html"), metavar="FILE", help="Write the page with the contact sheet here."
     )
@@ -92,12 +98,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .bases.loading import quiet_libraries
     from .common.files import write_text
     from .data.photographs import report_photographs
+    from .data.sources import sources_of
     from .data.survey import survey
     from .data.survey_page import SHOWN, print_survey, survey_page
 
     quiet_libraries()
     checked = settings.checked
     data = DataSettings(instance_data_dir=checked.folder, **flat(settings.treatment))
+    if checked.caption_with:
+        from .data.auto_captions import write_captions
+
+        sources = sources_of(data)
+        triggers = {one.path: None if one.regularisation else one.trigger for one in sources}
+        written = write_captions(triggers, checked.caption_with)
+        print(f"Captions written: {len(written)}")
     target = target_of(checked.pretrained_model_name_or_path, data.resolution)
     found = survey(data, target, checked.seed, SHOWN)
     paths = [one.example.path for one in found.pictures]

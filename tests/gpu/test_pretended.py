@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_models
 
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / "tests" / "pretend_cuda" / "run.sh"
@@ -71,6 +72,15 @@ def test_resume(folder: Path, run: Path) -> None:
 def test_other_ways_to_train(folder: Path, flags: list[str]) -> None:
     flags = [*flags, "--max_train_steps", "2", "--mixed_precision", "bf16"]
     train(folder, f"sdxl{len(flags)}", *flags, "--adapter_type", "lora", base="pocket-sdxl")
+
+
+@pytest.mark.parametrize("family", tiny_models.TRANSFORMERS)
+def test_transformers_with_their_text_encoder_offloaded(folder: Path, family: str) -> None:
+    base = tiny_models.save_pipeline(folder / f"{family}-base", family)
+    flags = ["--low_vram", "--quantize_base", "none", "--resolution", 32, "--a1", 4, "--a2", 16]
+    flags += ["--validation_prompt", "a dog", "--validation_inference_steps", 2]
+    train(folder, family, *flags, "--max_train_steps", 2, base=str(base))
+    assert list((folder / family / "validation").glob("step-000002*.png"))
 
 
 def test_prior_preservation(folder: Path) -> None:

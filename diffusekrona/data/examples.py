@@ -35,6 +35,7 @@ class Example:
         repeats: how often it occurs in an epoch.
         weight: factor of its loss.
         regularisation: its loss is weighted with --prior_loss_weight as well.
+        trigger: the words that its captions should have; None for pictures of the class.
         options: what an entry for its folder says of all this; "" for the flags.
     """
 
@@ -49,6 +50,7 @@ class Example:
     repeats: int = 1
     weight: float = 1.0
     regularisation: bool = False
+    trigger: str | None = None
     options: str = ""
 
     def content(self) -> str:
@@ -134,6 +136,7 @@ def _look_through(source: Source, seed: int, findings: list[Finding]) -> list[Ex
                 picture, captions, mask, source.caption_dropout, source.center_crop,
                 source.random_flip, source.aspect_ratio_buckets, source.resolution, source.repeats,
                 source.weight, source.regularisation,
+                None if source.regularisation else source.trigger,
             )
         )  # fmt: skip
     return examples

@@ -145,7 +145,7 @@ def survey(data: DataSettings, target: Target, seed: int, shown: int = 0) -> Sur
             cropping = Cropping(example.center_crop or held, seed=seed)
             keep = len(pictures) < shown
             wrong = wrong_of.get(example.path, [])
-            one, own = _look_at(example, size, cropping, number, held, keep, data, target, wrong)
+            one, own = _look_at(example, size, cropping, number, held, keep, target, wrong)
             pictures.append(one)
             signatures.append(own)
     names = _names([one.example.path for one in pictures])
@@ -171,7 +171,6 @@ def _look_at(
     number: int,
     held_out: bool,
     keep: bool,
-    data: DataSettings,
     target: Target,
     wrong: Sequence[str],
 ) -> tuple[Surveyed, np.ndarray]:
@@ -200,7 +199,7 @@ def _look_at(
         *_size_notes(pixels, size, scale, example.aspect_ratio_buckets),
         *([f"blurred ({blurred:.2f})"] if blurred > BLURRED else []),
         *_mask_notes(learned),
-        *_caption_notes(example.captions, data, target),
+        *_caption_notes(example, target),
     ]
     file = _file_facts(example.path)
     one = Surveyed(
@@ -240,11 +239,12 @@ def _mask_notes(learned: float | None) -> list[str]:
     return []
 
 
-def _caption_notes(captions: Sequence[str], data: DataSettings, target: Target) -> list[str]:
+def _caption_notes(example: Example, target: Target) -> list[str]:
+    captions, trigger = example.captions, example.trigger
     lost = filter(None, map(target.words_lost, dict.fromkeys(captions)))
     notes = [shortened(line, 160) for line in lost]
-    if data.trigger and captions and not any(data.trigger in caption for caption in captions):
-        notes.append(f"caption without {TRIGGER}, here {data.trigger!r}")
+    if trigger and captions and not any(trigger in caption for caption in captions):
+        notes.append(f"caption without {TRIGGER}, here {trigger!r}")
     return notes
 
 

@@ -329,6 +329,7 @@ def test_a_run_of_two_subjects_resumes_exactly(tiny_sd1, folders: Path, capsys) 
     report = folders / "report.html"
     base = ["--pretrained_model_name_or_path", str(tiny_sd1), "--resolution", "16"]
     assert check([str(data), "--output", str(report), *base]) == 0
+    assert "without [trigger]" not in report.read_text()  # each folder has its own
     assert "dog/red.png" in report.read_text() and "pot/blue.png" in capsys.readouterr().out
 
 

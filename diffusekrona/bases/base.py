@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from .loading import load_part
+from .loading import is_bundled, load_part
 from .meta import build_empty
 from .places import Place, transformer_place
 from .vae import denormalise, encode_pictures, load_vae, normalise, vae_scale
@@ -101,6 +101,10 @@ class DrawingDefaults:
     guidance: float = 7.0
     steps: int = 50
     precision: str = "fp16"
+
+
+#: Of the bundled bases: stronger guidance saturates them, and more steps change nothing.
+BUNDLED_DRAWING = DrawingDefaults(guidance=4.0, steps=25)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -228,6 +232,8 @@ class Family(ABC):
 
     def drawing_defaults(self, base: str, revision: str | None = None) -> DrawingDefaults:
         """How this base draws unless asked otherwise."""
+        if is_bundled(base):
+            return BUNDLED_DRAWING
         if self.distilled and self.is_distilled(base, revision):
             return self.distilled
         return self.drawing

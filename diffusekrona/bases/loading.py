@@ -49,6 +49,11 @@ def bundled_models() -> list[str]:
     return sorted(p.name for p in BUNDLED.iterdir() if (p / "model_index.json").is_file())
 
 
+def is_bundled(base: str) -> bool:
+    """Whether a base, by its name or its folder, is one that ships with the package."""
+    return base in bundled_models() or Path(base).parent == BUNDLED
+
+
 class SingleFile(str):
     """The path of a base model in one file, as `single_file.open_single_file` makes it.
 

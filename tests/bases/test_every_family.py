@@ -23,7 +23,9 @@ from diffusekrona.adapters.file import (
 )
 from diffusekrona.adapters.layers import add_adapters
 from diffusekrona.adapters.methods import targets_of
-from diffusekrona.bases.families import FAMILIES, identify
+from diffusekrona.bases.base import BUNDLED_DRAWING
+from diffusekrona.bases.families import FAMILIES, drawing_defaults, identify
+from diffusekrona.bases.loading import bundled_models
 from diffusekrona.common.errors import UserError
 from diffusekrona.inference import main as draw
 from diffusekrona.inspect import main as inspect
@@ -211,3 +213,8 @@ def test_an_adapter_is_inspected_with_its_base(base: Path, tmp_path: Path) -> No
     page = tmp_path / "page.html"
     inspect([str(path), "--base", str(base), "--output", str(page)])
     assert "joint" in page.read_text() or family.denoiser == "unet"
+
+
+def test_the_bundled_bases_draw_with_their_own_guidance() -> None:
+    for base in bundled_models():
+        assert drawing_defaults(base) == BUNDLED_DRAWING

@@ -85,7 +85,7 @@ def save_captions(workspace: Workspace, subject: str, rows: Sequence[tuple[str, 
     """Write captions beside their pictures, as picture.txt; an empty one removes that file.
 
     Raises:
-        UserError: a picture that is not the subject's; a caption that is too long.
+        UserError: a picture that is not the subject's; a caption that is too long; the disk refuses.
     """
     folder = picture_folder(workspace, subject)
     there = {path.name for path in find_pictures(folder)[0]}
@@ -102,4 +102,5 @@ def save_captions(workspace: Workspace, subject: str, rows: Sequence[tuple[str, 
         if line:
             write_text(beside, line + "\n")
         elif beside.exists():
-            os.unlink(beside)
+            with writing(beside):
+                os.unlink(beside)

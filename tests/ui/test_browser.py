@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from diffusekrona import convert, train_dreambooth
 from diffusekrona.sampling.grids import read_recipe
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -220,17 +222,15 @@ def test_from_pictures_to_an_adapter(
 def adapters(server: Server) -> list[str]:
     """Two adapters of one step on pocket, and a LoRA under kohya's names."""
     run = server.folder / "outputs/dog/one"
-    command = [sys.executable, "-m", "diffusekrona"]
     settings = {
         "pretrained_model_name_or_path": "pocket", "instance_data_dir": "data/dog/input",
         "instance_prompt": "a sks dog", "output_dir": run, "max_train_steps": 1,
         "learning_rate": 0.05, "report_to": "none",
     }  # fmt: skip
     words = [f"--{name}={value}" for name, value in settings.items()]
-    convert = ["outputs/dog/one", "outputs/foreign/lora.safetensors", "--to", "lora-kohya"]
-    for more in (["train", *words], ["convert", *convert]):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        subprocess.run([*command, *more], cwd=server.folder, env=environment, check=True)
+    foreign = ["outputs/dog/one", "outputs/foreign/lora.safetensors", "--to", "lora-kohya"]
+    with contextlib.chdir(server.folder):  # in this process, which has the libraries loaded
+        assert not train_dreambooth.main(words) and not convert.main(foreign)
     shutil.copytree(run, server.folder / "outputs/dog/two")
     return [f"outputs/{name}" for name in (
         "dog/one/adapter.safetensors", "dog/two/adapter.safetensors", "foreign/lora.safetensors"

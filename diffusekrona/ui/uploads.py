@@ -85,7 +85,8 @@ def save_captions(workspace: Workspace, subject: str, rows: Sequence[tuple[str, 
     """Write captions beside their pictures, as picture.txt; an empty one removes that file.
 
     Raises:
-        UserError: a picture that is not the subject's; a caption that is too long; the disk refuses.
+        UserError: a picture that is not the subject's; a caption that is too long; a disk that
+            refuses.
     """
     folder = picture_folder(workspace, subject)
     there = {path.name for path in find_pictures(folder)[0]}

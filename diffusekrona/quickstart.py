@@ -9,13 +9,14 @@ what the base draws for an identifier that it does not know is worse than the be
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .common.command_line import parse
 from .common.errors import exit_on_user_error
 from .common.settings import SEEDS, setting
+from .sampling.settings import GUIDANCE_HELP, guidance_or
 
 PLACES = ("in the forest", "on the beach", "in the snow", "in front of mountains")
 
@@ -47,7 +48,7 @@ class QuickstartSettings:
         (0, 1, 2, 3), **SEEDS, help="Score pictures of all these seeds, and show the first two."
     )
     num_inference_steps: int = setting(25, minimum=1, help="Denoising steps.")
-    guidance_scale: float = setting(4.0, help="Classifier-free guidance; 4 suits the bundled base.")
+    guidance_scale: float | None = setting(None, help=GUIDANCE_HELP)
     output: Path = setting(
         Path("outputs/quickstart.png"), metavar="FILE", help="Write the picture here."
     )
@@ -151,6 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="A subject's photos, the base and the fine-tuned base in one labelled picture.",
     )
     from .adapters.mixing import choose_base, read_adapters
+    from .bases.families import drawing_defaults
     from .bases.loading import quiet_libraries
     from .common.pictures import fit_picture, load_picture
     from .data.folder import find_pictures
@@ -164,6 +166,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     paths, _ = find_pictures(settings.photos)
     photos = [load_picture(path) for path in paths]
     base = choose_base(settings.pretrained_model_name_or_path, adapters)
+    guidance = guidance_or(settings.guidance_scale, drawing_defaults(base))
+    settings = replace(settings, guidance_scale=guidance)
     report_photographs(base, paths)
     clip = load_clip(settings.clip)
     pipeline = load_pipeline(base)

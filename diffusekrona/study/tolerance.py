@@ -105,4 +105,4 @@ def _shown(near: tuple[float, float] | None, rates: Sequence[float]) -> str:
     low, high = near
     first = "≤ " if low == rates[0] else ""
     last = "≥ " if high == rates[-1] else ""
-    return f"{first}{label_of(low)} to {last}{label_of(high)} (× {high / low:.2g})"
+    return f"{first}{label_of(low)} to {last}{label_of(high)} (× {float(f'{high / low:.2g}'):g})"

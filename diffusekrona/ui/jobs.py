@@ -24,6 +24,7 @@ from ..common.errors import UserError, writing
 from ..common.settings import build, check_limits
 from ..common.settings_files import read_settings_file, write_settings_file
 from ..training.requests import DRAW_NOW, SAVE_NOW, ask
+from ..training.resolved_run import family_defaults
 from ..training.settings import TrainSettings, low_vram_recipe, resolve
 from .form import paths_of
 from .places import Workspace, inside, run_folders
@@ -39,7 +40,10 @@ def settings_from(values: Mapping[str, Any]) -> TrainSettings:
         UserError: values that cannot work.
     """
     recipe = low_vram_recipe() if values.get("low_vram") else {}
-    return resolve(check_limits(build(TrainSettings, {**recipe, **values})))
+    settings = build(TrainSettings, {**recipe, **values})
+    if defaults := family_defaults(settings.base):
+        settings = build(TrainSettings, {**defaults, **recipe, **values})
+    return resolve(check_limits(settings))
 
 
 def check_paths(workspace: Workspace, values: Mapping[str, Any]) -> None:

@@ -498,7 +498,7 @@ def test_spread_of_known_pictures(tmp_path) -> None:
     assert lora.ranges["clip_i"] == pytest.approx(0.1)
     assert [row[0] for row in table(results)[1]][:2] == ["KronA: 0", "KronA: 1"]
     head, rows = differences_table(results)
-    assert head[0] == "difference from 0" and rows[0] == [
+    assert head[0] == "difference from KronA: 0" and rows[0] == [
         "KronA: 1",
         *["+0.100 [+0.100, +0.100]"] * 2,
     ]

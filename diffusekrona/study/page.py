@@ -22,8 +22,8 @@ from .yaml_files import to_yaml
 DIFFERENCES = (
     "Differences between runs of the same subject and training seed, picture by picture of the "
     "same prompt and picture seed, with 95 % intervals over subjects. *: apart from 0 with all "
-    "comparisons of the table taken together (bootstrap of the largest t over subjects). ?: the "
-    "interval ends at 0 within its own resampling error"
+    "comparisons of the table taken together (permutation of signs by subject, largest effect). "
+    "?: the interval ends at 0 within its own resampling error"
 )
 SPREAD = (
     "How far apart an arm's points are: 1 − cosine of each picture to the centre of its sweep in "

@@ -93,8 +93,15 @@ def test_separated_keeps_the_error_over_all_comparisons() -> None:
     found = 0
     for _ in range(40):
         effects = random.normal(size=(40, 8))
-        found += separated(effects, resamples=1000).any()
+        found += separated(effects).any()
         effects[7] = 8 + 0.2 * random.normal(size=8)
-        assert separated(effects, resamples=1000)[7]
+        assert separated(effects)[7]
     assert found <= 5
     assert not separated(np.ones((3, 2))).any()  # two subjects say nothing
+
+
+def test_separated_can_tell_six_subjects_from_chance_but_not_five() -> None:
+    effects = np.random.default_rng(4).normal(size=(20, 6))
+    effects[3] = np.array([5.0, 5.1, 4.9, 5.2, 4.8, 5.0])
+    assert separated(effects).tolist() == [number == 3 for number in range(20)]
+    assert not separated(effects[:, :5]).any()

@@ -256,7 +256,7 @@ def draw_sheets(
     from .inspection.switched import Drawing, draw_sheet, sheet_grid, sheet_table
     from .sampling.grids import save_png
     from .sampling.pipeline import load_pipeline
-    from .sampling.settings import guidance_or
+    from .sampling.settings import guidance_or, steps_or
 
     device = choose_device(
         sheets.device, torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -277,7 +277,7 @@ def draw_sheets(
         drawing = Drawing(
             sheets.draw or "",
             sheets.seeds,
-            sheets.num_inference_steps or min(STEPS, defaults.steps),
+            steps_or(sheets.num_inference_steps, defaults, STEPS),
             guidance_or(sheets.guidance_scale, defaults),
             (sheets.resolution, sheets.resolution) if sheets.resolution else None,
         )

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import UserError
+from ..common.errors import UserError, reason_of
 from .published import published_json
 
 log = logging.getLogger("diffusekrona")
@@ -353,5 +353,5 @@ def _unreadable(base: str, subfolder: str, error: Exception) -> UserError:
             what + "it is not on this machine and the hub cannot be reached: check the network, or "
             "give a local diffusers folder."
         )
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    first_line = reason_of(error).rstrip(".")
     return UserError(f"{what}{first_line}: check the folder, or give another base.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .errors import UserError
+from .errors import UserError, reason_of
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,6 @@ def choose_device(name: str | None, default: torch.device) -> torch.device:
         device = torch.device(name) if name else default
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = reason_of(error)
         raise UserError(f"--device {name} cannot be used: {reason}") from error
     return device

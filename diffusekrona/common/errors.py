@@ -31,6 +31,11 @@ class UserError(Exception):
     """A mistake of the user's. Its text is one line: what is wrong, where, and what to do."""
 
 
+def reason_of(error: BaseException) -> str:
+    """What an error of a library says, for a message: its first line, or its type's name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def shortened(text: object, length: int = 60) -> str:
     """Text from a file or a library, for a message: on one line and of at most `length`."""
     line = " ".join(str(text).split())

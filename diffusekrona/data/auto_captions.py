@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..common.errors import UserError
+from ..common.errors import UserError, reason_of
 from ..common.files import write_text
 from ..common.pictures import load_picture
 from .caption_files import CAPTION_SUFFIXES
@@ -91,7 +91,7 @@ def _load(name: str) -> tuple[Any, Any]:
         model = AutoModelForImageTextToText.from_pretrained(name).eval()
         return AutoProcessor.from_pretrained(name), model
     except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise UserError(
             f"--caption_with {name}: cannot be loaded as an image-to-text model: {reason}"
         ) from error

@@ -10,7 +10,7 @@ from ..common.errors import UserError
 from ..common.pictures import PICTURE_SUFFIXES, why_not
 from ..sampling.grids import read_recipe, save_png
 from ..sampling.pipeline import generate, load_pipeline
-from ..sampling.settings import STEPS
+from ..sampling.settings import steps_or
 from .folder import find_pictures
 
 
@@ -95,7 +95,7 @@ def draw_class_pictures(
                 pipeline,
                 [prompt] * len(seeds),
                 seeds,
-                steps=min(STEPS, defaults.steps),
+                steps=steps_or(None, defaults),
                 guidance=defaults.guidance,
                 batch_size=batch_size,
                 progress=False,

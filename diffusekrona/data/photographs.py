@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..bases.loading import bundled_models
+from ..bases.loading import is_bundled
 from ..common.pictures import picture_size
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ _LARGEST_RENDER = 512
 def report_photographs(base: str, pictures: Sequence[Path]) -> None:
     """One line in the log if the base is a bundled one and some picture is as large as a
     photograph."""
-    if base not in bundled_models():
+    if not is_bundled(base):
         return
     large = [path for path in pictures if max(picture_size(path)) > _LARGEST_RENDER]
     if large:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ..bases.loading import BUNDLED
-from ..common.errors import UserError
+from ..common.errors import UserError, reason_of
 from .pixels import read_pixels
 from .reader import Reader, load_reader
 from .settings import EncoderSettings
@@ -129,7 +129,7 @@ def _openai_clip(name: str, device: torch.device | str) -> Encoder:
     try:
         model, prepare = clip.load(name, device=device, jit=False)
     except (RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = reason_of(error)
         raise UserError(f"OpenAI's clip package cannot load {name!r}: {reason}") from error
     model = model.float().eval()
 
@@ -160,7 +160,7 @@ def load_dino_encoder(name: str, device: torch.device | str = "cpu") -> Encoder:
     try:
         model = AutoModel.from_pretrained(source, dtype=torch.float32)
     except (OSError, ValueError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise UserError(f"Cannot load the image encoder {name!r}: {reason}") from error
     model = model.to(device).eval().requires_grad_(False)
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..common.errors import UserError
+from ..common.errors import UserError, reason_of
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -66,7 +66,7 @@ def read_pixels(name_or_path: str) -> Pixels:
         config = ImageProcessingMixin.get_image_processor_dict(name_or_path)[0]
         return from_config(config)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise UserError(
             f"Cannot read the preprocessing of {name_or_path!r} (preprocessor_config.json): "
             f"{reason}"

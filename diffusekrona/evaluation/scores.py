@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..common.errors import UserError
+from ..common.errors import UserError, reason_of
 from .pixels import Pixels, read_pixels
 
 BUNDLED_CLIP = Path(__file__).parents[1] / "pocket" / "models" / "pocket-clip"
@@ -55,7 +55,7 @@ def load_clip(name_or_path: str | None = None, device: torch.device | str = "cpu
         model = CLIPModel.from_pretrained(source, dtype=torch.float32)
         tokenizer = CLIPTokenizer.from_pretrained(source)
     except (OSError, ValueError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise UserError(f"Cannot load the CLIP model {name!r}: {reason}") from error
     model = model.to(device).eval().requires_grad_(False)
     return Clip(name, model, read_pixels(source), tokenizer)

@@ -32,7 +32,7 @@ from ..bases.loading import (
     schedule_options,
 )
 from ..bases.vae import channels_last
-from ..common.errors import UserError
+from ..common.errors import UserError, reason_of
 from ..common.pictures import to_image
 from ..common.prompts import warn_of_syntax
 
@@ -154,7 +154,7 @@ def _from_pretrained(kind: Any, name: str, dtype: Any, **options: Any) -> Any:
             functools.partial(kind.from_pretrained, name, dtype=dtype), **options
         )
     except (OSError, ValueError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise UserError(
             f"Cannot load {name!r}: {reason} (check the name, the network or your hub login, or "
             "give a local diffusers folder)."

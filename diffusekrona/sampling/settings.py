@@ -57,9 +57,15 @@ class DrawSettings:
         """The same, with the base's defaults for what is left out."""
         return replace(
             self,
-            num_inference_steps=self.num_inference_steps or min(STEPS, defaults.steps),
+            num_inference_steps=steps_or(self.num_inference_steps, defaults),
             guidance_scale=guidance_or(self.guidance_scale, defaults),
         )
+
+
+def steps_or(steps: int | None, defaults: DrawingDefaults, usual: int = STEPS) -> int:
+    """The denoising steps asked for, or else a program's usual number, and no more than the
+    base asks for."""
+    return steps or min(usual, defaults.steps)
 
 
 def guidance_or(guidance: float | None, defaults: DrawingDefaults) -> float:

@@ -87,7 +87,7 @@ def choose_scoring(
     from ..bases.families import drawing_defaults
     from ..evaluation.encoders import choose_names
     from ..evaluation.settings import EncoderSettings
-    from ..sampling.settings import guidance_or
+    from ..sampling.settings import guidance_or, steps_or
     from .cell import Scoring
 
     defaults = drawing_defaults(
@@ -100,7 +100,7 @@ def choose_scoring(
         base,
         prompts,
         tuple(scored.image_seeds),
-        scored.num_inference_steps or min(STEPS, defaults.steps),
+        steps_or(scored.num_inference_steps, defaults, STEPS),
         guidance_or(scored.guidance_scale, defaults),
         names.clip,
         names.clip_backend,

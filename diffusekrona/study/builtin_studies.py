@@ -35,24 +35,24 @@ class Scale:
 
 
 BUNDLED = Scale(
-    2e-3,
-    (6e-4, 2e-3, 6e-3, 2e-2, 6e-2),
-    (2e-4, 6e-4, 2e-3, 6e-3, 2e-2),
-    300,
-    (50, 100, 200, 300, 600),
-    1,
-    (((2, 16), (4, 16), (4, 64)), (3, 2, 1)),
-    "cosine",
-    4,
+    rate=2e-3,
+    rates=(6e-4, 2e-3, 6e-3, 2e-2, 6e-2),
+    lora_rates=(2e-4, 6e-4, 2e-3, 6e-3, 2e-2),
+    steps=300,
+    checkpoints=(50, 100, 200, 300, 600),
+    equal_rank=1,
+    sizes=(((2, 16), (4, 16), (4, 64)), (3, 2, 1)),
+    schedule="cosine",
+    batch=4,
 )
 PUBLISHED = Scale(
-    5e-4,
-    (5e-5, 1e-4, 5e-4, 1e-3, 5e-3),
-    (1e-5, 2e-5, 1e-4, 2e-4, 1e-3),
-    1000,
-    (100, 250, 500, 1000, 1500),
-    3,
-    (((2, 64), (4, 64), (8, 64)), (5, 3, 2)),
+    rate=5e-4,
+    rates=(5e-5, 1e-4, 5e-4, 1e-3, 5e-3),
+    lora_rates=(1e-5, 2e-5, 1e-4, 2e-4, 1e-3),
+    steps=1000,
+    checkpoints=(100, 250, 500, 1000, 1500),
+    equal_rank=3,
+    sizes=(((2, 64), (4, 64), (8, 64)), (5, 3, 2)),
 )
 PAIRS = ((2, 64), (4, 64), (8, 64), (16, 64), (64, 64), (4, 16), (8, 8), (4, 4))
 KRONA = {"adapter_type": "krona"}
@@ -81,8 +81,11 @@ def _flags(scale: Scale) -> dict:
 
 def _length(scale: Scale) -> dict:
     """How long a run is, and how much it sees at a step."""
-    length = {"max_train_steps": scale.steps, "lr_scheduler": scale.schedule}
-    return length | ({"train_batch_size": scale.batch} if scale.batch > 1 else {})
+    return {"max_train_steps": scale.steps, "lr_scheduler": scale.schedule, **_batch(scale)}
+
+
+def _batch(scale: Scale) -> dict:
+    return {"train_batch_size": scale.batch} if scale.batch > 1 else {}
 
 
 def _one_arm(*axes: Axis) -> tuple[Arm, ...]:
@@ -101,7 +104,7 @@ def _iterations(scale: Scale) -> Study:
             "learning_rate": scale.rate,
             "a1": 4,
             "a2": 64,
-            **({"train_batch_size": scale.batch} if scale.batch > 1 else {}),
+            **_batch(scale),
         },
         checkpoints=scale.checkpoints,
         arms=_one_arm(),

@@ -23,7 +23,10 @@ def charts_of(results: Results) -> dict[str, tuple[Any, str]]:
     if two_axes and not results.study.checkpoints:
         charts = {f"map_{arm.label.lower()}": (map_chart(results, arm), "") for arm in two_axes}
     else:
-        words = "Means with 95 % intervals over runs, prompts and seeds; dashed: the bare base."
+        words = (
+            "Means with 95 % intervals over subjects, training seeds, prompts and picture seeds; "
+            "dashed: the bare base."
+        )
         charts["scores"] = (along_chart(results), words)
     if any(point.norms for point in results.trained()) and not results.study.checkpoints:
         words = "The same scores over how far the adapter moved the layers: ‖ΔW‖/‖W‖, median."
@@ -52,7 +55,7 @@ def along_chart(results: Results) -> Any:
         axis.minorticks_off()
         axis.margins(x=0.12)
         if base:
-            mean = base[0].summary(metric).mean
+            mean = base[0].mean(metric)
             axis.axhline(mean, color=GREY, ls="--", lw=1, label="base")
         axis.set_title(METRICS[metric][0], fontsize=10)
         axis.set_ylabel(UNITS[metric], fontsize=8)
@@ -69,7 +72,7 @@ def norms_chart(results: Results) -> Any:
     for axis, metric in zip(axes[0], metrics, strict=True):
         for number, arm in enumerate(results.study.arms):
             points = [point for point in results.of_arm(arm.label) if point.norms]
-            found = sorted((fmean(p.norms), p.summary(metric).mean) for p in points)
+            found = sorted((fmean(p.norms), p.mean(metric)) for p in points)
             if found:
                 axis.plot(
                     *zip(*found, strict=True), marker(number) + "-", ms=5, lw=1.2,
@@ -141,8 +144,8 @@ def map_chart(results: Results, arm: Arm) -> Any:
         for point in results.of_arm(arm.label):
             row = [v.label for v in second.values].index(point.labels[1])
             column = [v.label for v in first.values].index(point.labels[0])
-            grid[row, column] = point.summary(metric).mean
-        everyone = [point.summary(metric).mean for point in results.trained()]
+            grid[row, column] = point.mean(metric)
+        everyone = [point.mean(metric) for point in results.trained()]
         low, high = min(everyone), max(everyone)
         axis.imshow(grid, cmap="viridis", vmin=low, vmax=high, aspect="auto")
         for (row, column), value in np.ndenumerate(grid):
@@ -187,12 +190,12 @@ def plane_chart(results: Results) -> Any:
     names: dict[tuple[float, float], str] = {}
     for number, arm in enumerate(results.study.arms):
         for point in results.of_arm(arm.label):
-            x, y = point.summary("clip_i").mean, point.summary("clip_t").mean
+            x, y = point.mean("clip_i"), point.mean("clip_t")
             axis.plot(x, y, marker(number), color=colour(number), ms=6)
             names[x, y] = _short(point)
         axis.plot([], [], marker(number), color=colour(number), label=literal(arm.label))
     for point in results.of_arm("base"):
-        x, y = point.summary("clip_i").mean, point.summary("clip_t").mean
+        x, y = point.mean("clip_i"), point.mean("clip_t")
         axis.plot(x, y, "*", color=GREY, ms=11, label="base")
     axis.set_xlabel("CLIP-I, cosine: similarity to the subject", fontsize=8)
     axis.set_ylabel("CLIP-T, cosine: agreement with the prompt", fontsize=8)

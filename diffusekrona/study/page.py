@@ -29,7 +29,7 @@ SPREAD = (
     "How far apart an arm's points are: 1 − cosine of each picture to the centre of its sweep in "
     "CLIP's space, and the standard deviation of the points' scores within a run"
 )
-SPREAD_CHART = "Means with 95 % intervals over runs."
+SPREAD_CHART = "Means with 95 % intervals over subjects and training seeds."
 TOLERANCE = (
     "Learning rates around the best one at which the mean score is at least 90 % of the best of "
     "that row; ≤ and ≥: the range ends where the grid does. all: every score at once"

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..common.errors import UserError
+from ..common.errors import UserError, reason_of
 from .cell import Cell
 from .engines import TRIES, Job, OnOutcome, Outcome, quieten, work
 
@@ -41,7 +41,7 @@ def run_ray(
         try:
             ray.init(address, log_to_driver=False, runtime_env=environment, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = reason_of(error)
             raise UserError(
                 f"Ray cannot be reached at {address or 'this machine'}: {reason}"
             ) from error
@@ -54,7 +54,7 @@ def run_ray(
             try:
                 on_outcome(Outcome(cell, ray.get(reference)))
             except ray.exceptions.RayError as error:
-                reason = str(error).strip().splitlines()[0]
+                reason = reason_of(error)
                 on_outcome(Outcome(cell, f"its Ray worker was lost: {reason}"))
 
 

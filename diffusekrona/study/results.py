@@ -49,6 +49,10 @@ class Point:
         parts = [*self.labels, *([f"{self.step} steps"] if self.step else [])]
         return " · ".join(parts) or self.arm
 
+    def mean(self, metric: str) -> float:
+        """Over all pictures of all runs: the summary's mean, without its interval."""
+        return float(np.nanmean(np.stack(self.scores[metric])))
+
     def summary(self, metric: str) -> Summary:
         return summarise(by_group(self.scores[metric], [subject for subject, _ in self.runs]))
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from ..evaluation.scoring import METRICS
-from ..evaluation.statistics import Summary, summarise
+from ..evaluation.statistics import Summary, by_group, summarise
 from .results import Point, Results
 
 FROM_CENTRE = "pictures from centre"
@@ -42,9 +42,14 @@ class Spread:
     ranges: dict[str, float]
 
     def quantities(self) -> dict[str, np.ndarray]:
-        """Title to array, for tables and charts."""
+        """Title to array, for tables and charts: its runs laid under their subjects, which are the
+        unit of intervals."""
         named = {f"std of {METRICS[m][0]}": values for m, values in self.scores.items()}
-        return {FROM_CENTRE: self.pictures, **named}
+        subjects = [subject for subject, _ in self.runs]
+        return {
+            name: by_group(list(values), subjects)
+            for name, values in {FROM_CENTRE: self.pictures, **named}.items()
+        }
 
 
 def spreads(results: Results) -> list[Spread]:

@@ -68,7 +68,7 @@ def _tolerance(label: str, points: dict[float, Point], metrics: Sequence[str]) -
     for metric in metrics:
         if metric in _LEFT_OUT:
             continue
-        means = [points[rate].summary(metric).mean for rate in rates]
+        means = [points[rate].mean(metric) for rate in rates]
         inside = _around_best(means)
         near[metric] = (rates[inside[0]], rates[inside[-1]])
         everywhere &= {rates[n] for n in inside}

@@ -89,6 +89,7 @@ def evaluate(settings: EvaluateSettings, state: Any) -> Evaluation | None:
     photos, skipped = find_pictures(compared.subject_dir)
     for line in skipped:
         log.warning("skipped in %s: %s", compared.subject_dir, line)
+    held_out = find_pictures(compared.holdout_data_dir)[0] if compared.holdout_data_dir else []
     everyone = [mixed for variant in variants for mixed in variant.adapters]
     reading = reading_options(everyone, settings.reading.options())
     base = choose_base(
@@ -119,7 +120,7 @@ def evaluate(settings: EvaluateSettings, state: Any) -> Evaluation | None:
             log.info("%s: %d pictures drawn, %d kept", variant.name, drawn, len(its_jobs) - drawn)
     if not state.is_main_process:
         return None
-    reference = read_reference(photos, scorers)
+    reference = read_reference(held_out or photos, scorers)
     name = compared.class_word
     name = name if scoring.clip_t_text == "class" else f"{compared.identifier} {name}"
     texts = scored_texts(prompts, name)
@@ -129,6 +130,8 @@ def evaluate(settings: EvaluateSettings, state: Any) -> Evaluation | None:
         scores = score(images, texts, reference, scorers)
         rows.append(Row(variant.name, images, scores, relative_norm(variant)))
     notes = [missing] if missing else []
+    if held_out:
+        notes.append(f"Similarity is to held-out photos, those in {compared.holdout_data_dir}.")
     return Evaluation(
         compared.class_word, prompts, texts, compared.seeds, photos, rows, reference.own_scores(),
         {"base": base, **scorers.names, "steps": drawing.steps, "guidance": drawing.guidance},

@@ -20,6 +20,11 @@ class ComparedSettings:
 
     subject_dir: Path = setting(metavar="FOLDER", help="The subject's photos.")
     class_word: str = setting(metavar="WORD", help="What the subject is, such as dog.")
+    holdout_data_dir: Path | None = setting(
+        None,
+        metavar="FOLDER",
+        help="Photos of the subject that were not trained on: similarity is to these instead.",
+    )
     pretrained_model_name_or_path: str | None = setting(
         None, metavar="NAME_OR_PATH", help="Base model; by default the adapters' own."
     )

@@ -62,7 +62,8 @@ def _pair(text: str, flag: str) -> tuple[str, str]:
 
 
 def choose_subjects(chosen: ChosenSettings) -> list[Subject]:
-    """Subjects from `FOLDER[:WORD]`; a folder like data/dog holds its pictures in input/."""
+    """Subjects from `FOLDER[:WORD]`; a folder like data/dog holds its pictures in input/, and those
+    that scores are against in heldout/."""
     from .grid import Subject
 
     data = Path(__file__).resolve().parents[2] / "data"
@@ -74,7 +75,9 @@ def choose_subjects(chosen: ChosenSettings) -> list[Subject]:
         path = path / "input" if (path / "input").is_dir() else path
         name = path.parent.name if path.name == "input" else path.name
         folder = str(path.absolute())  # a cluster's workers are elsewhere
-        subjects.append(Subject(name, folder, word if colon else name, chosen.identifier))
+        held_out = path.parent / "heldout" if path.name == "input" else None
+        held = str(held_out.absolute()) if held_out and held_out.is_dir() else None
+        subjects.append(Subject(name, folder, word if colon else name, chosen.identifier, held))
     if len({s.name for s in subjects}) < len(subjects):
         raise UserError("Two subjects have the same folder name: rename one.")
     return subjects
@@ -151,6 +154,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen, place = settings.chosen, settings.place
     from ..bases.loading import bundled_models, quiet_libraries, resolve_base
 
+    if place.results:
+        from .page import markdown
+        from .results_file import read_results
+
+        print(markdown(read_results(place.results)), end="")
+        return 0
     bundled = chosen.base in bundled_models()
     if chosen.list_studies or not chosen.study:
         from .builtin_studies import studies

@@ -69,7 +69,8 @@ class Cell:
     Attributes:
         arm, labels: its place in the study's grid.
         texts: the prompts' templates, so that editing their file makes other pictures.
-        photos: content hashes of the subject's pictures and caption files.
+        photos: content hashes of the subject's pictures and caption files; held_out: of the
+            pictures that similarity is measured against, none where it is those trained on.
         base_files, scorers: fingerprints of the base and of the scoring models, where they are
             local folders.
     """
@@ -87,6 +88,7 @@ class Cell:
     base_files: str | None = None
     scorers: tuple[str | None, ...] = ()
     device: str | None = None
+    held_out: tuple[str, ...] = ()
 
     def key(self) -> str:
         """A hash of what decides the training run; a flag at its default is as good as none."""
@@ -118,7 +120,7 @@ class Cell:
         """A hash of what scores the pictures."""
         scoring = self.scoring
         names = [scoring.clip, scoring.clip_backend, scoring.dino, scoring.reader]
-        return _hash([*names, self.scorers])
+        return _hash([*names, self.scorers, *([self.held_out] if self.held_out else [])])
 
     def title(self) -> str:
         """For people."""
@@ -164,6 +166,7 @@ def cells_of(
     base_files = fingerprint_of(scoring.base)
     scorers = tuple(map(fingerprint_of, (scoring.clip, scoring.dino, scoring.reader)))
     data = {subject.name: _content_of(Path(subject.folder)) for subject in subjects}
+    held = {s.name: _content_of(Path(s.held_out))[1] if s.held_out else () for s in subjects}
 
     def cell(arm: str, labels: tuple[str, ...], subject: Subject, seed: int, flags: Any) -> Cell:
         count, photos = data[subject.name]
@@ -173,7 +176,7 @@ def cells_of(
         steps = () if flags is None else study.checkpoints
         return Cell(
             study.name, arm, labels, subject, seed, flags, steps, scoring, texts, photos,
-            base_files, scorers, device,
+            base_files, scorers, device, held[subject.name],
         )  # fmt: skip
 
     cells = [cell("base", (), subject, 0, None) for subject in subjects]

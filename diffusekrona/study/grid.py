@@ -97,12 +97,14 @@ class Study:
 
 @dataclass(frozen=True)
 class Subject:
-    """A subject: its folder of pictures, the class word, its name in prompts."""
+    """A subject: its folder of pictures, the class word, its name in prompts, and a folder of
+    other pictures of it, which similarity is measured against; None: those trained on."""
 
     name: str
     folder: str
     class_word: str
     identifier: str = "sks"
+    held_out: str | None = None
 
 
 def axis(name: str, flag: str, values: Sequence[Any]) -> Axis:

@@ -12,9 +12,11 @@ from ..common.pages import render
 from ..common.tables import csv_table, markdown_table
 from ..sampling.grids import save_png
 from . import spread
+from .best import best_of_arms, best_table
 from .charts import charts_of, spread_chart
 from .picture_grids import grids_of
-from .results import Results, as_json, csv_rows, differences_table, table
+from .results import Results, csv_rows, differences_table, table
+from .results_file import as_json
 from .spread import spread_table, spreads
 from .tolerance import tolerance_table, tolerances
 from .yaml_files import to_yaml
@@ -34,6 +36,11 @@ TOLERANCE = (
     "Learning rates around the best one at which the mean score is at least 90 % of the best of "
     "that row; ≤ and ≥: the range ends where the grid does. all: every score at once"
 )
+BEST = (
+    "Each arm at its best: for every subject the point that the other subjects choose (by the "
+    "geometric mean of likeness, the mean of CLIP-I and DINO, and CLIP-T), then differences, with "
+    "95 % intervals over subjects; *: apart from 0 with all of them taken together"
+)
 
 
 def caption(results: Results) -> str:
@@ -41,9 +48,10 @@ def caption(results: Results) -> str:
     scoring = results.scoring
     by = ", ".join(filter(None, (scoring.clip, scoring.dino, scoring.reader)))
     count = len(results.prompts) * len(scoring.seeds)
+    against = " against held-out photos" if results.held_out else ""
     return (
         f"{scoring.base}; {count} pictures per run ({len(results.prompts)} prompts × "
-        f"{len(scoring.seeds)} seeds), scored by {by}: mean [95 % interval over "
+        f"{len(scoring.seeds)} seeds), scored by {by}{against}: mean [95 % interval over "
         f"{_units(results)}, prompts, seeds]"
     )
 
@@ -64,6 +72,8 @@ def markdown(results: Results) -> str:
         pieces += [f"{SPREAD}.\n", markdown_table(*spread_table(found))]
     if rates := tolerances(results):
         pieces += [f"{TOLERANCE}.\n", markdown_table(*tolerance_table(rates))]
+    if arms := best_of_arms(results):
+        pieces += [f"{BEST}.\n", markdown_table(*best_table(arms))]
     if results.missing:
         pieces.append(f"Missing runs: {_missing(results)}.\n")
     return "\n".join(pieces)
@@ -94,6 +104,8 @@ def study_page(results: Results, notes: Sequence[str]) -> str:
         spread_chart=chart(spread_chart(found), SPREAD_CHART) if found else None,
         tolerance=tolerance_table(rates) if (rates := tolerances(results)) else None,
         tolerance_caption=TOLERANCE,
+        best=best_table(arms) if (arms := best_of_arms(results)) else None,
+        best_caption=BEST,
         grids=grids_of(results),
         yaml=to_yaml(study),
     )
@@ -114,7 +126,7 @@ def _warnings(results: Results) -> list[str]:
 
 
 def _missing(results: Results) -> str:
-    return "; ".join(cell.title() for cell in results.missing)
+    return "; ".join(results.missing)
 
 
 def write_results(results: Results, folder: Path, notes: list[str]) -> Path:

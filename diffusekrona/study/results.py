@@ -59,18 +59,21 @@ class Point:
 
 @dataclass
 class Results:
-    """A study's points in the order of its grid, the bare base first, and the cells that lack.
+    """A study's points in the order of its grid, the bare base first.
 
     Attributes:
+        missing: titles of the cells that lack.
         prompts: their templates; subjects: name to folder of pictures.
+        held_out: whether similarity is to pictures that were not trained on, of every subject.
     """
 
     study: Study
     points: list[Point]
-    missing: list[Cell]
+    missing: list[str]
     prompts: list[str]
     scoring: Scoring
     subjects: dict[str, str] = field(default_factory=dict)
+    held_out: bool = False
 
     def metrics(self) -> list[str]:
         have = [set(point.scores) for point in self.points if point.scores]
@@ -93,7 +96,7 @@ def gather(study: Study, cells: Sequence[Cell], root: Path) -> Results:
             points.setdefault(key, Point(cell.arm, cell.labels, step))
         result = finished(cell, root)
         if result is None:
-            missing.append(cell)
+            missing.append(cell.title())
             continue
         for content in result["points"]:
             point = points[cell.arm, cell.labels, content["step"]]
@@ -101,7 +104,8 @@ def gather(study: Study, cells: Sequence[Cell], root: Path) -> Results:
     texts = [text.partition(":")[2] for text in cells[0].texts]
     live = [point for point in points.values() if point.runs]
     subjects = {cell.subject.name: cell.subject.folder for cell in cells}
-    return Results(study, live, missing, texts, cells[0].scoring, subjects)
+    held_out = all(cell.held_out for cell in cells)
+    return Results(study, live, missing, texts, cells[0].scoring, subjects, held_out)
 
 
 def _add(point: Point, cell: Cell, content: Any, cost: Any, folder: Path) -> None:
@@ -210,22 +214,3 @@ def csv_rows(results: Results) -> tuple[list[str], list[list[Any]]]:
             rows.append([*where, len(point.runs), metric, s.mean, s.std, s.low, s.high, s.count])
     head = "arm labels step parameters runs metric mean std low high pictures"
     return head.split(), rows
-
-
-def as_json(results: Results) -> dict[str, Any]:
-    """Everything, with every picture's scores."""
-    points = [
-        {
-            "arm": p.arm,
-            "labels": p.labels,
-            "step": p.step,
-            "parameters": p.parameters,
-            "relative_norms": p.norms,
-            "runs": p.runs,
-            "summary": {m: p.summary(m).as_dict() for m in results.metrics()},
-            "scores": {m: [v.tolist() for v in p.scores[m]] for m in results.metrics()},
-        }
-        for p in results.points
-    ]
-    missing = [cell.title() for cell in results.missing]
-    return {"study": results.study.name, "points": points, "missing": missing}

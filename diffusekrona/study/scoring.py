@@ -67,7 +67,7 @@ def score_point(cell: Cell, folder: Path, adapter: Path | None, step: int | None
     draw_missing(variant, KeptBase(drawing, keep=False), jobs, state, device, progress=False)
     names = ScorerNames(scoring.clip, scoring.dino, scoring.reader, scoring.clip_backend)
     scorers = _scorers(names, device)
-    photos, _ = find_pictures(Path(cell.subject.folder))
+    photos, _ = find_pictures(Path(cell.subject.held_out or cell.subject.folder))
     scores = score(
         load_rows(jobs),
         scored_texts(prompts, cell.subject.class_word),

@@ -112,6 +112,11 @@ class PlaceSettings:
         None, help="By default the GPU if there is one."
     )
     report_only: bool = setting(False, help="Run nothing; report existing results.")
+    results: Path | None = setting(
+        None,
+        metavar="FILE",
+        help="Run nothing; print the tables of a study's results.json or results.json.gz.",
+    )
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def spreads(results: Results) -> list[Spread]:
     for arm in results.study.arms:
         points = results.of_arm(arm.label)
         runs = [r for r in (points[0].runs if points else []) if all(r in p.runs for p in points)]
-        if len(points) < 2 or not runs:
+        if len(points) < 2 or not runs or not points[0].features:
             continue
         scores, ranges = {}, {}
         for metric in results.metrics():

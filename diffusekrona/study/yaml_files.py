@@ -110,8 +110,18 @@ def read_study(path: Path) -> Study:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise yaml.YAMLError(f"it is larger than {_MOST_BYTES // 1000} kB")
-        content = yaml.load(path.read_text(encoding="utf-8"), _NoAliases)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, AttributeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"Cannot read the study {path}: {reason}.") from error
+    return parse_study(text, path)
+
+
+def parse_study(text: str, path: Path) -> Study:
+    """A study from the YAML that `path` holds. Raises UserError as `read_study` does."""
+    try:
+        content = yaml.load(text, _NoAliases)
+    except (ValueError, RecursionError, yaml.YAMLError, AttributeError) as error:
         # A date such as 2024-99-99 is a ValueError, and odd tags are AttributeErrors.
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"Cannot read the study {path}: {reason}.") from error

@@ -155,6 +155,19 @@ def test_scores_are_those_of_an_independent_computation(setting, scorers, tmp_pa
     assert evaluation.own["clip_i"] == pytest.approx(np.mean(among), abs=1e-4)
 
 
+def test_similarity_is_to_held_out_photos(setting, scorers, tmp_path) -> None:
+    held = tmp_path / "held"
+    held.mkdir()
+    Image.new("RGB", (24, 24), "yellow").save(held / "0.png")
+    before, after = (run(setting, tmp_path / "out", *more) for more in (
+        (), ("--holdout_data_dir", str(held)),
+    ))  # fmt: skip
+    one, other = (evaluation.rows[0].scores.pictures for evaluation in (before, after))
+    assert np.array_equal(one["clip_t"], other["clip_t"])
+    assert not np.allclose(one["clip_i"], other["clip_i"])
+    assert str(held) in after.notes[0]
+
+
 def test_openai_backend_scores_the_same(scorers, monkeypatch) -> None:
     """Its package's calls, answered by the same weights: what the backend makes of them."""
     model = CLIPModel.from_pretrained(scorers[0])

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from diffusekrona.common.errors import UserError
+from diffusekrona.study import __main__ as program
 from diffusekrona.study.cell import Scoring
 from diffusekrona.study.grid import Arm, Study, axis
 from diffusekrona.study.page import markdown, study_page, write_results
 from diffusekrona.study.picture_grids import grids_of
 from diffusekrona.study.results import Point, Results
+from diffusekrona.study.results_file import read_results
 
+DOCS = Path(__file__).parents[2] / "docs"
 NAME = "<script>$a$"
 
 
@@ -64,3 +71,52 @@ def test_the_subjects_photo_is_in_the_first_column(results) -> None:
 def test_photos_that_are_gone_leave_no_column(results, tmp_path) -> None:
     results.subjects["dog"] = str(tmp_path / "nowhere")
     assert grids_of(results)[0].columns == ("0.001", "0.01")
+
+
+def test_the_tables_come_from_the_results_file_alone(results, tmp_path, capsys) -> None:
+    for point in results.points:
+        point.norms = [0.1]
+    page = write_results(results, tmp_path / "out", [])
+    shutil.rmtree(tmp_path / "photos")
+    (tmp_path / "picture.png").unlink()
+    for suffix in ("", ".gz"):
+        path = page.with_name("results.json" + suffix)
+        path.write_bytes(gzip.compress(page.with_name("results.json").read_bytes())
+                         if suffix else page.with_name("results.json").read_bytes())  # fmt: skip
+        assert program.main(["--results", str(path)]) == 0
+        assert capsys.readouterr().out == page.with_name("results.md").read_text()
+    assert read_results(path).study == results.study
+
+
+@pytest.mark.parametrize("file", sorted(DOCS.glob("studies/*/results.json.gz")), ids=str)
+def test_the_published_tables_are_those_of_the_published_scores(file: Path) -> None:
+    tables = markdown(read_results(file))
+    assert tables == file.with_name("results.md").read_text()
+    page = (DOCS / "studies.md").read_text()
+    rows = [line for line in tables.splitlines() if line.startswith("|")]
+    assert [row for row in rows if row not in page] == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"\x1f\x8b\x08", b"{}", b"[1]", b'{"declaration": "x: [", "points": []}',
+        gzip.compress(b"{}")[:-6],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["results.json", "results.json.gz"])
+def test_a_damaged_results_file_is_one_line(content, name, tmp_path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=name) as error:
+        read_results(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_scores_that_do_not_fit_their_runs_are_refused(results, tmp_path) -> None:
+    page = write_results(results, tmp_path / "out", [])
+    file = page.with_name("results.json")
+    content = json.loads(file.read_text())
+    content["points"][0]["scores"]["clip_i"] *= 2
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="do not fit its runs"):
+        read_results(file)

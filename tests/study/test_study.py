@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -267,6 +268,26 @@ def test_a_cell_is_its_settings(subject, scoring, tmp_path) -> None:
     before = fingerprint_of(str(model))
     (model / "weights").write_bytes(bytes(199_999) + b"x")  # trained again under the same name
     assert before != fingerprint_of(str(model)) and fingerprint_of("hub/name") is None
+
+
+def test_similarity_is_to_held_out_photos(subject, scoring, tmp_path) -> None:
+    home = tmp_path / "dog"
+    shutil.copytree(subject.folder, home / "input")
+    (home / "heldout").mkdir()
+    Image.new("RGB", (40, 32), "yellow").save(home / "heldout" / "other.png")
+    (one,) = program.choose_subjects(
+        program.parse_settings(["tiny", "--subject", str(home)]).chosen
+    )
+    assert one.held_out == str(home / "heldout")
+    plain = dataclasses.replace(one, held_out=None)
+    cell, without = (cells_of(tiny_study(), [s], scoring, "cpu")[0] for s in (one, plain))
+    # The same run and pictures, scored another way.
+    assert (cell.key(), cell.drawn_by()) == (without.key(), without.drawn_by())
+    assert cell.scored_by() != without.scored_by()
+    scores = [run_cell(c, tmp_path / "cells")["points"][0]["scores"] for c in (without, cell)]
+    assert scores[0]["clip_t"] == scores[1]["clip_t"]
+    assert scores[0]["clip_i"] != scores[1]["clip_i"]
+    assert gather(tiny_study(), [cell], tmp_path / "cells").held_out
 
 
 def test_one_run_several_checkpoints_and_few_pictures(subject, scoring, tmp_path) -> None:
@@ -567,4 +588,4 @@ def test_a_failed_cell_is_told_and_missing(subject, scoring, tmp_path) -> None:
     assert "a1=7" in error and finished(cells[0], tmp_path) is None
     assert "a1=7" in (cells[0].folder(tmp_path) / "log.txt").read_text()
     results = gather(study, cells, tmp_path)
-    assert results.missing == cells and not results.points
+    assert results.missing == [cell.title() for cell in cells] and not results.points

@@ -106,6 +106,22 @@ class DrawingDefaults:
 #: Of the bundled bases: stronger guidance saturates them, and more steps change nothing.
 BUNDLED_DRAWING = DrawingDefaults(guidance=4.0, steps=25)
 
+# Training settings of a usual run on a GPU, as the scripts have them; of the bundled bases on a
+# CPU, whichever the method.
+USUAL_TRAINING: Mapping[str, Any] = {
+    "max_train_steps": 1000,
+    "gradient_accumulation_steps": 4,
+    "mixed_precision": "fp16",
+}
+BUNDLED_TRAINING: Mapping[str, Any] = {
+    "learning_rate": 2e-3,
+    "lr_scheduler": "cosine",
+    "max_train_steps": 300,
+    "train_batch_size": 4,
+    "mixed_precision": "no",
+    "validation_steps": 100,
+}
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Family(ABC):
@@ -132,6 +148,7 @@ class Family(ABC):
             objective read, of those that not every family has.
         drawing: how it draws; distilled: likewise, of its few-step models.
         defaults: of training settings, in place of the program's.
+        usual: training settings of a usual run on a GPU, as the scripts have them.
         block_layers: lists of blocks to the layers in each that other programs' files may hold, by
             diffusers' names; for families whose files have these names.
         other_names: lists of blocks as the publisher's own code calls them, to the list's name here
@@ -160,6 +177,7 @@ class Family(ABC):
     drawing: DrawingDefaults = DrawingDefaults()
     distilled: DrawingDefaults | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    usual: Mapping[str, Any] = field(default_factory=lambda: USUAL_TRAINING)
     block_layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     other_names: Mapping[str, tuple[str, Mapping[str, str]]] = field(
         default_factory=dict[str, tuple[str, Mapping[str, str]]]
@@ -237,6 +255,10 @@ class Family(ABC):
         if self.distilled and self.is_distilled(base, revision):
             return self.distilled
         return self.drawing
+
+    def usual_training(self, base: str) -> Mapping[str, Any]:
+        """Training settings that a run on this base usually has, by name."""
+        return BUNDLED_TRAINING if is_bundled(base) else self.usual
 
     def is_distilled(self, base: str, revision: str | None) -> bool:
         """Whether a base is a few-step model, for families that have some (`distilled`)."""

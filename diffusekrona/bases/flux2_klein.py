@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from . import qwen
-from .base import DrawingDefaults, Family, Objective, TextStates
+from .base import USUAL_TRAINING, DrawingDefaults, Family, Objective, TextStates
 from .flow import TRAIN_TIMESTEPS, FlowObjective, flow_refusal
 from .fused import ColumnSplit, RowSplit, plain_linear, thirds
 from .loading import load_part, read_json_of
@@ -270,4 +270,5 @@ FLUX2_KLEIN = Flux2KleinFamily(
     distilled=DrawingDefaults(guidance=1.0, steps=4, precision="bf16"),
     # Of 3072 x 3072 layers: a quarter of LoRA r=4's parameters; (4, 64) would have 1.5 times.
     defaults={"a1": 64, "a2": 64},
+    usual={**USUAL_TRAINING, "mixed_precision": "bf16", "gradient_checkpointing": True},
 )

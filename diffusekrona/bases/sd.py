@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .base import Family, FileNames, Objective, TextStates
+from .base import USUAL_TRAINING, Family, FileNames, Objective, TextStates
 from .diffusion import DiffusionObjective, schedule_refusal
 from .loading import load_part
 from .places import Place, projection_of
@@ -154,6 +154,7 @@ SD1 = StableDiffusion(
     letters=UNET_LETTERS,
     feed_forward=FEED_FORWARD,
     text_letters=CLIP_LETTERS,
+    usual={**USUAL_TRAINING, "train_text_encoder": True},
     files=FileNames(
         context=768,
         sgm=False,
@@ -186,6 +187,7 @@ SD2 = StableDiffusion(
     letters=UNET_LETTERS,
     feed_forward=FEED_FORWARD,
     text_letters=CLIP_LETTERS,
+    usual={**USUAL_TRAINING, "train_text_encoder": True},
     files=FileNames(
         context=SD2_CONTEXT,
         sgm=False,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from . import qwen
-from .base import DrawingDefaults, Family, Objective, TextStates
+from .base import USUAL_TRAINING, DrawingDefaults, Family, Objective, TextStates
 from .flow import TRAIN_TIMESTEPS, FlowObjective, flow_refusal
 from .fused import thirds
 from .loading import load_part, read_json_of
@@ -173,4 +173,5 @@ Z_IMAGE = ZImageFamily(
     distilled=DrawingDefaults(guidance=0.0, steps=8, precision="bf16"),
     # Of 3840 x 3840 layers: a quarter of LoRA r=4's parameters; (4, 64) would have nearly twice.
     defaults={"a1": 64, "a2": 64},
+    usual={**USUAL_TRAINING, "mixed_precision": "bf16", "gradient_checkpointing": True},
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..adapters.layers import AdaptedLayer, adapted_layers
@@ -13,7 +14,9 @@ from ..bases.base import Family, empty_part
 from ..bases.components import is_text_encoder
 from ..bases.families import check_schedule, identify
 from ..bases.loading import (
+    SingleFile,
     check_zero_snr,
+    is_bundled,
     read_json_of,
     read_part_config,
     report_assumed,
@@ -136,8 +139,48 @@ def family_defaults(base: BaseSettings) -> dict[str, Any]:
     return {**changed, **family.defaults}
 
 
+def usual_settings(base: BaseSettings) -> dict[str, Any]:
+    """Training settings that a run on this base usually has, by name; {} for a base that cannot
+    be read."""
+    try:
+        place = resolve_base(base.pretrained_model_name_or_path, base.single_file_config)
+        family, config = identify(place, base.revision)
+        vae = read_vae_config(place, base.pretrained_vae_model_name_or_path, base.revision)
+        with trusting_no_config(f"the configs of {place}"):
+            resolution = family.native_resolution(config, vae)
+    except UserError:
+        return {}
+    return {**family.usual_training(place), "resolution": resolution}
+
+
 # Settings of the loss and the noise schedule that only some families' objectives read.
 _LOSS_SETTINGS = ("snr_gamma", "weighting_scheme", "prediction_type", "rescale_betas_zero_snr")
+# Of text encoders that are trained, which not every family's can be.
+TEXT_SETTINGS = (
+    "train_text_encoder", "text_encoder_a1", "text_encoder_a2", "attn_update_text",
+    "text_encoder_lr",
+)  # fmt: skip
+
+
+def inapplicable_settings(base: BaseSettings) -> set[str]:
+    """Training settings that runs on this base do not read, by name; none for a base that cannot
+    be read."""
+    try:
+        place = resolve_base(base.pretrained_model_name_or_path, base.single_file_config)
+        family, _ = identify(place, base.revision)
+    except UserError:
+        return set()
+    names: set[str] = {*_LOSS_SETTINGS} - {*family.loss_settings}
+    if not family.text_letters:
+        names |= {*TEXT_SETTINGS}
+    single = isinstance(place, SingleFile)
+    if not single:
+        names.add("single_file_config")
+    if single or is_bundled(place):
+        names.add("variant")
+    if Path(place).exists():
+        names.add("revision")
+    return names
 
 
 def check_loss_settings(settings: TrainSettings, family: Family) -> None:

@@ -9,7 +9,6 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from ..adapters.methods import METHODS
 from ..common.errors import UserError
 from ..common.settings import Option, broken_limit, kind_in_words, options_of
 
@@ -97,8 +96,15 @@ def _read_one(option: Option, text: str) -> Any:
     return value
 
 
-def read_form(cls: type, typed: Mapping[str, Any]) -> tuple[dict[str, Any], Mistakes]:
-    """The values that differ from the defaults, by name, and the mistakes, each at its field."""
+def read_form(
+    cls: type, typed: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], Mistakes]:
+    """The values that differ from the defaults, by name, and the mistakes, each at its field.
+
+    Args:
+        defaults: in place of the settings' own.
+    """
+    defaults = defaults or {}
     values: dict[str, Any] = {}
     mistakes: Mistakes = {}
     for name, option in options_of(cls).items():
@@ -111,7 +117,7 @@ def read_form(cls: type, typed: Mapping[str, Any]) -> tuple[dict[str, Any], Mist
             continue
         if value is MISSING and option.default is MISSING:
             mistakes[name] = "is required"
-        elif value is not MISSING and value != option.default:
+        elif value is not MISSING and value != defaults.get(name, option.default):
             values[name] = value
     return values, mistakes
 
@@ -121,13 +127,6 @@ def place_of(cls: type, message: str) -> str:
     flags = {option.flag: name for name, option in options_of(cls).items()}
     named = re.findall(r"--\w+", message)
     return next((flags[flag] for flag in named if flag in flags), "")
-
-
-def hidden_settings(adapter_type: str) -> set[str]:
-    """Settings that only other methods read."""
-    every = {name for method in METHODS.values() for name in method.settings}
-    own = METHODS[adapter_type].settings if adapter_type in METHODS else every
-    return every - set(own)
 
 
 def paths_of(cls: type, values: Mapping[str, Any]) -> dict[str, Path]:

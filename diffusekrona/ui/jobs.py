@@ -24,8 +24,8 @@ from ..common.errors import UserError, writing
 from ..common.settings import build, check_limits
 from ..common.settings_files import read_settings_file, write_settings_file
 from ..training.requests import DRAW_NOW, SAVE_NOW, ask
-from ..training.resolved_run import family_defaults
-from ..training.settings import TrainSettings, low_vram_recipe, resolve
+from ..training.settings import TrainSettings, resolve
+from .following import defaults_of
 from .form import paths_of
 from .places import Workspace, inside, run_folders
 from .turn import Ticket, tickets
@@ -39,11 +39,7 @@ def settings_from(values: Mapping[str, Any]) -> TrainSettings:
     Raises:
         UserError: values that cannot work.
     """
-    recipe = low_vram_recipe() if values.get("low_vram") else {}
-    settings = build(TrainSettings, {**recipe, **values})
-    if defaults := family_defaults(settings.base):
-        settings = build(TrainSettings, {**defaults, **recipe, **values})
-    return resolve(check_limits(settings))
+    return resolve(check_limits(build(TrainSettings, {**defaults_of(values), **values})))
 
 
 def check_paths(workspace: Workspace, values: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from . import draw_tab, tools_tab, train_tab, watch_tab
+from . import draw_tab, tools_tab, train_form, train_tab, watch_tab
 from .fields import renew
 from .places import Workspace
 
@@ -37,9 +37,7 @@ def build(workspace: Workspace) -> gr.Blocks:
         )  # fmt: skip
         for ran in reports.runs:
             ran.then(lambda: renew(workspace, renewed), None, outputs, **quiet)
-        opened = page.load(
-            lambda: list(train_tab.first_values(workspace).values()), None, train.shown
-        )
+        opened = page.load(lambda: train_form.first_values(workspace), None, train.shown)
         train.refresh(opened)
     return page
 

@@ -13,7 +13,8 @@ from .estimate import duration
 from .jobs import draw_now, resume, save_now, stop
 from .places import Workspace, inside, run_folders
 from .runs import log_tail, read_run
-from .train_tab import TrainTab, cloned
+from .train_form import cloned
+from .train_tab import TrainTab
 from .views import curve, say, view
 
 _MOST_RUNS = 50  # in the list

@@ -20,9 +20,11 @@ from diffusekrona import KronAConfig, inference, save_adapter, train_dreambooth
 from diffusekrona.bases.families import check_schedule, identify
 from diffusekrona.bases.loading import SingleFile, load_sampler, read_json_of, resolve_base
 from diffusekrona.bases.single_file import schedule_of
+from diffusekrona.bases.settings import BaseSettings
 from diffusekrona.common.errors import UserError
 from diffusekrona.formats.conversion import convert
 from diffusekrona.sampling.pipeline import generate, load_pipeline
+from diffusekrona.training.resolved_run import inapplicable_settings, usual_settings
 
 FAMILIES = ["sd1", "sd2", "sdxl"]
 
@@ -253,6 +255,15 @@ def test_published_bases_are_planned_without_a_network(name, monkeypatch) -> Non
     assert config["sample_size"] * 8 == (512 if family.name != "sdxl" else 1024)
     for part in ("vae", *family.text_encoders):
         assert read_json_of(name, part, "config.json")
+
+
+def test_a_single_file_has_its_familys_usual_settings(bases) -> None:
+    base = BaseSettings(pretrained_model_name_or_path=str(bases["sdxl"][1]))
+    usual = usual_settings(base)
+    assert usual["gradient_checkpointing"] and usual["mixed_precision"] == "fp16"
+    assert usual["resolution"] > 0
+    hidden = inapplicable_settings(base)
+    assert {"variant", "revision"} <= hidden and "single_file_config" not in hidden
 
 
 def test_a_single_file_is_its_path(bases) -> None:

@@ -359,6 +359,41 @@ def test_mistakes_are_shown_at_their_field(page: Page) -> None:
     assert page.complaints == []
 
 
+def choose(page: Page, name: str, text: str) -> None:
+    """Type into a field with choices, and leave it."""
+    write(page, field(page, name), text)
+    page.keyboard.press("Tab")
+
+
+def test_values_follow_the_base_and_the_method(page: Page) -> None:
+    """Another base or method fills its own values in; what was typed stays."""
+    rate, steps = field(page, "learning_rate"), field(page, "max_train_steps")
+    expect(rate).to_have_value("0.002")
+    expect(steps).to_have_value("150")
+    choose(page, "pretrained_model_name_or_path", "black-forest-labs/FLUX.2-klein-base-4B")
+    expect(rate).to_have_value("0.0006")
+    expect(steps).to_have_value("1000")
+    expect(field(page, "a1")).to_have_value("64")
+    expect(page.locator("#plan")).to_contain_text("1024 px")
+    expect(page.locator("#problems .dk-mistakes")).to_have_count(0)
+    choose(page, "adapter_type", "lora")
+    expect(rate).to_have_value("0.0001")
+    expect(field(page, "output_dir")).to_have_value(re.compile("outputs/dog/lora-"))
+    expect(page.locator("#setting-a1")).to_have_count(0)
+    fill(page, max_train_steps="77")
+    choose(page, "pretrained_model_name_or_path", "pocket")
+    write(page, rate, "0.005")  # while the answer is on its way
+    expect(field(page, "pretrained_model_name_or_path")).to_have_value("pocket")
+    expect(page.locator("#plan")).to_contain_text("64 px")
+    choose(page, "adapter_type", "krona")
+    expect(page.locator("#setting-a1")).to_have_count(1)
+    expect(field(page, "a1")).to_have_value("4")
+    expect(field(page, "output_dir")).to_have_value(re.compile("outputs/dog/krona-"))
+    expect(rate).to_have_value("0.005")
+    expect(steps).to_have_value("77")
+    assert page.complaints == []
+
+
 def test_keyboard_alone_starts_a_run(page: Page, server: Server) -> None:
     expect(page.locator("#problems .dk-mistakes")).to_have_count(0)
     fill(page, max_train_steps="1", validation_prompt="")

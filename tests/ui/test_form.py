@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from diffusekrona.common.settings import build, flat, options_of
 from diffusekrona.training.settings import TrainSettings
 from diffusekrona.ui.form import (
     field_values,
     groups_of,
-    hidden_settings,
     place_of,
     read_form,
 )
-from diffusekrona.ui.presets import PRESETS
 
 GIVEN = {
     "pretrained_model_name_or_path": "pocket",
@@ -41,13 +37,6 @@ def test_values_survive_the_form() -> None:
     )
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_presets_hold_settings(preset: str) -> None:
-    values, mistakes = read_form(TrainSettings, field_values(TrainSettings, PRESETS[preset]))
-    assert set(mistakes) == {"instance_data_dir", "output_dir"}
-    assert values.items() <= dict(PRESETS[preset]).items()
-
-
 def test_mistakes_are_at_their_field() -> None:
     typed = field_values(TrainSettings, GIVEN)
     typed |= {"max_train_steps": "many", "adam_beta1": "2", "output_dir": " ", "a1": "1.5"}
@@ -65,6 +54,7 @@ def test_an_error_finds_its_field() -> None:
     assert place_of(TrainSettings, "the disk is full, --nothing") == ""
 
 
-def test_settings_of_other_methods_are_hidden() -> None:
-    assert "rank" in hidden_settings("krona") and "a1" not in hidden_settings("krona")
-    assert "a1" in hidden_settings("lora") and "rank" not in hidden_settings("lora")
+def test_a_value_that_is_not_the_bases_own_default_is_kept() -> None:
+    typed = field_values(TrainSettings, GIVEN)
+    values, _ = read_form(TrainSettings, typed, {"a1": 64, "a2": 64})
+    assert values["a1"] == 4 and "a2" not in read_form(TrainSettings, {"a2": ""}, {"a2": 1})[0]

@@ -1,0 +1,210 @@
+"""The contents of the training form: filled, read, checked, and started as a run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import yaml
+
+from ..adapters.methods import METHODS
+from ..common.errors import UserError
+from ..common.settings import options_of
+from ..common.settings_files import to_yaml, typed_values
+from ..common.yaml_files import parse_yaml
+from ..training.settings import TrainSettings
+from .checking import check_pictures
+from .estimate import estimate_of
+from .following import FOLLOWING, LEADING, defaults_of, hidden_settings, usual_values
+from .form import field_values, help_of, label_of, place_of, read_form
+from .jobs import check_paths, next_name, settings_from, start
+from .places import Workspace, safe_name, subjects
+from .presets import PRESETS
+from .runs import settings_of
+from .views import say
+
+# What one run only is for, or the page does itself.
+LEFT_OUT = ("dry_run", "lr_find", "resume_from_checkpoint", "overwrite_output_dir", "hub_token")
+OPTIONS = {n: o for n, o in options_of(TrainSettings).items() if n not in LEFT_OUT}
+NAMES = tuple(OPTIONS)
+BY_SUBJECT = (
+    "instance_data_dir",
+    "instance_prompt",
+    "validation_prompt",
+    "class_data_dir",
+    "output_dir",
+)
+# Fields that the page fills in again when the base or the method changes, unless they were edited.
+FILLED = (*FOLLOWING, "output_dir")
+Usual = list[dict[str, Any]]  # what the page filled in before, and what it would now
+
+
+# --- filled ---------------------------------------------------------------------------------------
+
+
+def for_subject(workspace: Workspace, name: str | None, method: str) -> list[Any]:
+    """The fields that follow from the subject."""
+    try:
+        known = name if name in subjects(workspace) else safe_name(name or "")
+    except UserError:
+        return [gr.skip()] * len(BY_SUBJECT)
+    subject = f"a sks {known.replace('-', ' ')}"
+    output = next_name(workspace, known, method or "run")
+    return [f"data/{known}/input", subject, f"{subject} in the snow", "", output]
+
+
+def first_values(workspace: Workspace) -> list[Any]:
+    """What the form holds when the page is opened: the usual values, then the fields."""
+    values = _preset_values(next(iter(PRESETS.values())), {"adapter_type": "krona"})
+    usual = [{}, {name: values[name] for name in FOLLOWING}]
+    if names := subjects(workspace):
+        values |= zip(BY_SUBJECT, for_subject(workspace, names[0], "krona"), strict=True)
+    return [usual, *(values[name] for name in NAMES)]
+
+
+def _preset_values(preset: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
+    """The contents of all fields with a preset: those kept, its own, and else the usual ones."""
+    own = field_values(TrainSettings, preset)
+    usual = usual_values(own | kept, {})
+    return own | usual | {name: own[name] for name in preset} | kept
+
+
+def with_preset(name: str, usual: Usual, *typed: Any) -> list[Any]:
+    """The usual values and the fields with a preset; what names the subject and the run stays, and
+    so do the method and edited factors."""
+    if name not in PRESETS:
+        return [gr.skip()] * (1 + len(NAMES))
+    given = dict(zip(NAMES, typed, strict=True))
+    edited = [n for n in ("a1", "a2") if given[n] != usual[1].get(n)]
+    kept = (*BY_SUBJECT, "seed", "adapter_type", "rank", *edited)
+    values = _preset_values(PRESETS[name], {n: given[n] for n in kept})
+    filled = {n: values[n] for n in FOLLOWING if n not in edited}
+    return [[{}, filled], *(values[n] for n in NAMES)]
+
+
+def followed(workspace: Workspace, usual: Usual, output: str, *leading: Any) -> Usual:
+    """What the page had filled in, and what it fills in now, for another base or method."""
+    before, typed = dict(usual[1]), dict(zip(LEADING, leading, strict=True))
+    now = usual_values(typed, before)
+    own = re.fullmatch(r"outputs/([^/]+)/(\w+)-\d+", output)
+    method = str(typed["adapter_type"])
+    if own and own[2] in METHODS and method in METHODS and method != own[2]:
+        before["output_dir"] = output
+        now["output_dir"] = next_name(workspace, own[1], method)
+    return [before, now]
+
+
+# In the browser, where the fields are as they are now: the answer to `followed` may come late.
+FILL = f"""([before, now], ...values) => {{
+  const names = {json.dumps(FILLED)};
+  return values.map((value, i) => names[i] in now && before[names[i]] === value
+    ? now[names[i]] : value);
+}}"""
+
+
+def _filled_with(values: Mapping[str, Any]) -> list[Any]:
+    """The usual values and the fields, from a run's values."""
+    filled = field_values(TrainSettings, {**defaults_of(values), **values})
+    return [[{}, usual_values(filled, {})], *(filled[name] for name in NAMES)]
+
+
+def from_yaml(text: str) -> list[Any]:
+    """A message, the usual values and the fields, from an edited YAML; a mistake in it leaves them
+    as they are."""
+    try:
+        content = parse_yaml(text or "")
+        if not isinstance(content, dict):
+            raise UserError("run.yaml: write one setting per line, as name: value.")
+        values = typed_values(TrainSettings, content, "run.yaml")
+    except (UserError, ValueError, yaml.YAMLError) as error:
+        line = " ".join(str(error).split())
+        return [say(mistakes=[line]), *([gr.skip()] * (1 + len(NAMES)))]
+    return [say(), *_filled_with(values)]
+
+
+def cloned(workspace: Workspace, folder: Path) -> list[Any]:
+    """The usual values and the fields with the settings of an earlier run, and a new name for the
+    next."""
+    values = settings_of(folder)
+    subject = folder.parent.name if folder.parent != workspace.outputs else "run"
+    method = str(values.get("adapter_type", "krona"))
+    values["output_dir"] = Path(next_name(workspace, subject, method))
+    return _filled_with(values)
+
+
+# --- read -----------------------------------------------------------------------------------------
+
+
+def _mistakes(workspace: Workspace, typed: Mapping[str, Any]) -> tuple[dict, dict[str, str]]:
+    """The values typed, and what is wrong with them by field. Fields that are hidden are not read:
+    their settings have their defaults."""
+    hidden = hidden_settings(typed)
+    shown = {name: value for name, value in typed.items() if name not in hidden}
+    values, mistakes = read_form(TrainSettings, shown, defaults_of(typed))
+    if not mistakes:
+        try:
+            settings_from(values)
+            check_paths(workspace, values)
+        except UserError as error:
+            mistakes = {place_of(TrainSettings, str(error)): str(error)}
+    return values, mistakes
+
+
+def checked(workspace: Workspace, typed: Mapping[str, Any], before: Sequence[str]) -> list[Any]:
+    """Updates of the YAML, the list of mistakes, and the fields that have or had one."""
+    values, mistakes = _mistakes(workspace, typed)
+    text: Any = gr.skip() if mistakes else to_yaml(settings_from(values))
+    lines = [
+        f"{label_of(OPTIONS[name])}: {what}" if name in OPTIONS else what
+        for name, what in mistakes.items()
+    ]
+    hidden = hidden_settings(typed)
+    updates = []
+    for name, option in OPTIONS.items():
+        look: dict[str, Any] = {"visible": name not in hidden}
+        if name in mistakes:
+            look |= {"info": f"✗ {mistakes[name]}", "elem_classes": ["dk-mistake"]}
+        elif name in before:
+            look |= {"info": help_of(option), "elem_classes": []}
+        updates.append(gr.update(**look))
+    return [text, say(mistakes=lines), tuple(mistakes), *updates]
+
+
+def planned(workspace: Workspace, typed: Mapping[str, Any]) -> str:
+    values, mistakes = _mistakes(workspace, typed)
+    if mistakes:
+        return say(note="The estimate follows when the mistakes are corrected.")
+    try:
+        return say(facts=estimate_of(workspace, values))
+    except UserError as error:
+        return say(mistakes=[str(error)])
+
+
+def looked(workspace: Workspace, typed: Mapping[str, Any]) -> str:
+    """What training would make of the pictures, with the form's settings."""
+    values, mistakes = _mistakes(workspace, typed)
+    try:
+        if mistakes:
+            raise UserError("; ".join(mistakes.values()))
+        return check_pictures(workspace, values)
+    except UserError as error:
+        return say(mistakes=[str(error)])
+
+
+def started(workspace: Workspace, typed: Mapping[str, Any]) -> tuple[str, Any, Any]:
+    values, mistakes = _mistakes(workspace, typed)
+    try:
+        if mistakes:
+            raise UserError("; ".join(mistakes.values()))
+        folder = start(workspace, values)
+    except UserError as error:
+        return say(mistakes=[str(error)]), gr.skip(), gr.skip()
+    name = workspace.relative(folder)
+    subject = folder.parent.name
+    following = next_name(workspace, subject, str(values.get("adapter_type", "krona")))
+    note = f"{name} has been started: see the page Watch."
+    return say(note=note), following, name

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from diffusekrona import KronAConfig, inference, save_adapter, train_dreambooth
 from diffusekrona.bases.families import check_schedule, identify
 from diffusekrona.bases.loading import SingleFile, load_sampler, read_json_of, resolve_base
-from diffusekrona.bases.single_file import schedule_of
 from diffusekrona.bases.settings import BaseSettings
+from diffusekrona.bases.single_file import schedule_of
 from diffusekrona.common.errors import UserError
 from diffusekrona.formats.conversion import convert
 from diffusekrona.sampling.pipeline import generate, load_pipeline
@@ -258,7 +258,8 @@ def test_published_bases_are_planned_without_a_network(name, monkeypatch) -> Non
 
 
 def test_a_single_file_has_its_familys_usual_settings(bases) -> None:
-    base = BaseSettings(pretrained_model_name_or_path=str(bases["sdxl"][1]))
+    folder, file = map(str, bases["sdxl"])
+    base = BaseSettings(pretrained_model_name_or_path=file, single_file_config=folder)
     usual = usual_settings(base)
     assert usual["gradient_checkpointing"] and usual["mixed_precision"] == "fp16"
     assert usual["resolution"] > 0

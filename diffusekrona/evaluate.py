@@ -67,7 +67,7 @@ def relative_norm(variant: Variant) -> float | None:
 
 def evaluate(settings: EvaluateSettings, state: Any) -> Evaluation | None:
     """Draw what is missing and score it all; None on other than the main process."""
-    from .bases.loading import bundled_models
+    from .bases.loading import is_bundled
     from .data.disk_cache import report_other_base
     from .data.folder import find_pictures
     from .data.photographs import report_photographs
@@ -100,7 +100,7 @@ def evaluate(settings: EvaluateSettings, state: Any) -> Evaluation | None:
     )
     report_other_base(base, everyone)
     report_photographs(base, photos)
-    bundled = base in bundled_models()
+    bundled = is_bundled(base)
     prompts = get_prompts(
         compared.prompts if compared.prompts != "auto" else "pocket" if bundled else "object"
     )

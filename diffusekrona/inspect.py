@@ -246,7 +246,7 @@ def draw_sheets(
 
     from .adapters.mixing import choose_base, read_adapters, reading_options
     from .bases.families import drawing_defaults
-    from .bases.loading import bundled_models
+    from .bases.loading import is_bundled
     from .bases.precision import dtype_of
     from .common.devices import choose_device
     from .common.files import slugs
@@ -270,7 +270,7 @@ def draw_sheets(
         reading = reading_options([weighted])
         config = reading.get("single_file_config")
         base = choose_base(inspected.base, [weighted], single_file_config=config)
-        score = scorer(sheets, base in bundled_models(), photos, device)
+        score = scorer(sheets, is_bundled(base), photos, device)
 
         defaults = drawing_defaults(base, single_file_config=config)
         dtype = torch.float32 if device.type == "cpu" else dtype_of(defaults.precision)

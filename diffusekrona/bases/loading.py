@@ -51,7 +51,7 @@ def bundled_models() -> list[str]:
 
 def is_bundled(base: str) -> bool:
     """Whether a base, by its name or its folder, is one that ships with the package."""
-    return base in bundled_models() or Path(base).parent == BUNDLED
+    return base in bundled_models() or Path(base).expanduser().resolve().parent == BUNDLED.resolve()
 
 
 class SingleFile(str):

@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: select the study, run it, report. Returns 1 if cells failed."""
     settings = parse_settings(argv)
     chosen, place = settings.chosen, settings.place
-    from ..bases.loading import bundled_models, quiet_libraries, resolve_base
+    from ..bases.loading import is_bundled, quiet_libraries, resolve_base
 
     if place.results:
         from .page import markdown
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(markdown(read_results(place.results)), end="")
         return 0
-    bundled = chosen.base in bundled_models()
+    bundled = is_bundled(chosen.base)
     if chosen.list_studies or not chosen.study:
         from .builtin_studies import studies
 

@@ -79,7 +79,7 @@ def prepare(settings: ChooseSettings, state: Any, with_result: bool = True) -> W
         UserError: whatever is missing or damaged.
     """
     from ..adapters.file import read_adapter
-    from ..bases.loading import bundled_models
+    from ..bases.loading import is_bundled
     from ..data.photographs import report_photographs
     from ..evaluation.candidates import make_judge
     from ..evaluation.encoders import choose_names, load_scorers
@@ -107,7 +107,7 @@ def prepare(settings: ChooseSettings, state: Any, with_result: bool = True) -> W
         reading.get("single_file_config"),
     )
     report_photographs(base, subject.training)
-    bundled = base in bundled_models()
+    bundled = is_bundled(base)
     listed = about.prompts if about.prompts != "auto" else "pocket" if bundled else "object"
     prompts = get_prompts(listed)
     if len(prompts) * len(about.seeds) < 2:

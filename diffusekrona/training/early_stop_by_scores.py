@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.file import Adapter, read_adapter
-from ..bases.loading import bundled_models
+from ..bases.loading import is_bundled
 from ..common.settings import build
 from ..evaluation.choice_settings import ChooseSettings
 from ..evaluation.encoders import choose_names, load_clip_encoder
@@ -58,7 +58,7 @@ class EarlyStopByScores(EarlyStop):
         accelerator.wait_for_everyone()  # run.yaml is there
         read_subject(folder, self.settings.subject, Adapter({}, {}))
         encoders = self.settings.encoders
-        names, _ = choose_names(encoders, base in bundled_models())
+        names, _ = choose_names(encoders, is_bundled(base))
         load_clip_encoder(names.clip, names.clip_backend, "cpu")
 
     def is_due(self, step: int) -> bool:

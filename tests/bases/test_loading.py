@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diffusekrona.bases.loading import load_part
+from diffusekrona.bases.loading import BUNDLED, is_bundled, load_part
 from diffusekrona.common.errors import UserError
 from diffusekrona.sampling.pipeline import load_pipeline
 from diffusekrona.train_dreambooth import main
@@ -59,3 +59,12 @@ def test_an_odd_config_is_one_line_in_a_dry_run(seed: int, tiny_sd1: Path, tmp_p
         assert main([*flags, "--dry_run", "--cpu"]) == 0
     except UserError as error:
         assert "\n" not in str(error)
+
+
+def test_a_bundled_base_is_known_by_its_name_and_by_its_folder(monkeypatch, tmp_path) -> None:
+    assert is_bundled("pocket") and is_bundled(str(BUNDLED / "pocket"))
+    assert not is_bundled(str(tmp_path)) and not is_bundled("runwayml/stable-diffusion-v1-5")
+    monkeypatch.chdir(BUNDLED)
+    assert is_bundled("./pocket-sdxl")
+    (tmp_path / "link").symlink_to(BUNDLED / "pocket")
+    assert is_bundled(str(tmp_path / "link"))

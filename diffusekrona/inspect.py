@@ -8,18 +8,19 @@ are shown side by side. A table in the terminal and one HTML page.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .common.command_line import parse
-from .common.errors import UserError, exit_on_user_error
+from .common.errors import exit_on_user_error
 from .common.settings import SEEDS, setting
 from .sampling.settings import GUIDANCE_HELP
 
 if TYPE_CHECKING:
     from .inspection.facts import Facts
+    from .inspection.switched import Shown
 
 
 STEPS = 20  # denoising steps, if neither the user nor the base asks for another number
@@ -58,8 +59,15 @@ class SheetSettings:
     draw: str | None = setting(
         None,
         metavar="PROMPT",
-        help="Draw the prompt with each projection, attention and block alone and off, and with "
-        "fewer singular terms: one sheet, with the scores that are lost.",
+        help="Draw the prompt with each projection, attention and block alone and off, with each "
+        "row of A alone and off, and with fewer singular terms: one sheet, with the scores that "
+        "are lost. And show where in the picture its words are read, without and with the adapter.",
+    )
+    words: tuple[str, ...] = setting(
+        (),
+        metavar="WORD",
+        help="Show where these words of the prompt are read; by default those that name the "
+        "subject, or all.",
     )
     photos: Path | None = setting(
         None, metavar="FOLDER", help="The subject's photos, to score CLIP-I."
@@ -128,72 +136,6 @@ def _distinct(named: Sequence[tuple[str, Path]]) -> list[str]:
     return [name or str(path) for name, path in named]
 
 
-def add_base_norms(facts: Sequence[Facts], base: str, config: str | None = None) -> None:
-    """Fill in ||W|| of every adapted layer from the base model.
-
-    Raises:
-        UserError: no such base, another family, or a layer that it lacks.
-    """
-    import torch
-
-    from .bases.families import identify
-    from .bases.loading import load_part, resolve_base
-
-    place = resolve_base(base, config)
-    family, _ = identify(place)
-    for one in facts:
-        if one.metadata.get("base_family", family.name) != family.name:
-            trained_for = one.metadata["base_family"]
-            raise UserError(f"{one.label} was trained for {trained_for}, {base} is {family.name}.")
-    layers = [layer for one in facts for layer in one.layers]
-    for component in dict.fromkeys(layer.component for layer in layers):
-        # In half precision: a norm needs no more, and the largest denoiser would be 10 GB.
-        options = {"torch_dtype": torch.float16}
-        if component == family.denoiser:
-            model = family.load_denoiser(place, **options)
-        else:
-            model = load_part(place, family.text_encoders[component], component, **options)
-        modules = dict(model.named_modules())
-        for layer in (each for each in layers if each.component == component):
-            module = modules.get(layer.name) or modules.get(layer.name.removeprefix("text_model."))
-            if module is None or tuple(module.weight.shape) != layer.shape:
-                raise UserError(f"{base} has no {component} layer {layer.name} of {layer.shape}.")
-            layer.base_norm = module.weight.detach().to(torch.float32).norm().item()
-
-
-def as_json(
-    facts: Sequence[Facts], results: Sequence[Sequence[Any]], sheets: Sequence[Any] = ()
-) -> dict[str, Any]:
-    """Every number of every layer."""
-    from .adapters.groups import KINDS
-    from .inspection.facts import effective_rank, shares
-    from .inspection.switched import sheet_json
-
-    def layer(x: Any) -> dict[str, Any]:
-        names = "component name shape factors parameters norm base_norm"
-        values = {name: getattr(x, name) for name in names.split()} | asdict(x.place)
-        for name in ("singular", "singular_a", "singular_b"):
-            spectrum = getattr(x, name)
-            values[name] = None if spectrum is None else spectrum.tolist()
-            values[f"effective_rank_{name}"] = effective_rank(spectrum)
-        return values
-
-    numbers = {
-        one.label: {
-            "method": one.method,
-            "parameters": one.parameters,
-            "norm": one.norm,
-            "shares": {a: shares(one.layers, a) for a in KINDS},
-            "layers": [layer(x) for x in one.layers],
-            "lowered": [asdict(r) for r in outcome],
-        }
-        for one, outcome in zip(facts, results, strict=True)
-    }
-    for one, (sheet, _) in zip(facts, sheets, strict=False):
-        numbers[one.label]["drawn"] = sheet_json(sheet)
-    return numbers
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: read, print, write the page."""
     settings = parse(
@@ -204,9 +146,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     from .bases.loading import quiet_libraries
     from .common.files import write_text
+    from .inspection.facts import add_base_norms
     from .inspection.lowered import lowered
     from .inspection.page import inspection_page
-    from .inspection.tables import print_tables
+    from .inspection.tables import as_json, print_tables
 
     quiet_libraries()
     inspected = settings.inspected
@@ -217,11 +160,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         add_base_norms(facts, base, configs.pop() if len(configs) == 1 else None)
     results = [lowered(one) for one in facts]
     print_tables(facts, results, inspected.layers)
-    sheets = draw_sheets(inspected, settings.sheets, facts, path) if settings.sheets.draw else []
-    page = inspection_page(facts, results, inspected.factors, inspected.layer, sheets)
+    drawn = draw_sheets(inspected, settings.sheets, facts, path) if settings.sheets.draw else []
+    shown = [part for parts in drawn for part in parts]
+    page = inspection_page(facts, results, inspected.factors, inspected.layer, shown)
     write_text(path, page)
     if inspected.json:
-        write_text(inspected.json, json.dumps(as_json(facts, results, sheets), indent=1))
+        numbers = [[part.numbers for part in parts] for parts in drawn]
+        write_text(inspected.json, json.dumps(as_json(facts, results, numbers), indent=1))
     print(f"The page: {path}")
 
 
@@ -236,24 +181,25 @@ def _base_at_hand(facts: Sequence[Facts]) -> str | None:
 
 def draw_sheets(
     inspected: InspectedSettings, sheets: SheetSettings, facts: Sequence[Facts], page: Path
-) -> list[Any]:
-    """The sheet of each adapter, printed, and saved as a PNG file beside the page.
+) -> list[list[Shown]]:
+    """What each adapter draws, printed, and saved as PNG files beside the page.
 
     Raises:
-        UserError: no base is known, or a photo cannot be read.
+        UserError: no base is known, a photo cannot be read, or the prompt lacks one of the words.
     """
     import torch
 
     from .adapters.mixing import choose_base, read_adapters, reading_options
-    from .bases.families import drawing_defaults
-    from .bases.loading import is_bundled
+    from .bases.families import identify
+    from .bases.loading import is_bundled, resolve_base
     from .bases.precision import dtype_of
     from .common.devices import choose_device
     from .common.files import slugs
     from .common.pictures import load_square
     from .common.tables import show_table
     from .data.folder import find_pictures
-    from .inspection.switched import Drawing, draw_sheet, sheet_grid, sheet_table
+    from .inspection.attention import no_maps, show_words
+    from .inspection.switched import Drawing, show_groups
     from .sampling.grids import save_png
     from .sampling.pipeline import load_pipeline
     from .sampling.settings import guidance_or, steps_or
@@ -271,8 +217,9 @@ def draw_sheets(
         config = reading.get("single_file_config")
         base = choose_base(inspected.base, [weighted], single_file_config=config)
         score = scorer(sheets, is_bundled(base), photos, device)
-
-        defaults = drawing_defaults(base, single_file_config=config)
+        place = resolve_base(base, config)
+        family, _ = identify(place)
+        defaults = family.drawing_defaults(place)
         dtype = torch.float32 if device.type == "cpu" else dtype_of(defaults.precision)
         drawing = Drawing(
             sheets.draw or "",
@@ -285,12 +232,25 @@ def draw_sheets(
         def load(base: str = base, dtype: Any = dtype, reading: dict[str, Any] = reading) -> Any:
             return load_pipeline(base, dtype, device, **reading)
 
-        sheet = draw_sheet(load, weighted.adapter, one, drawing, score)
-        show_table(f"{one.label}: {sheets.draw}", *sheet_table(sheet))
-        grid = sheet_grid(sheet, one.label).with_photos(squares)
-        save_png(grid.image(), page.with_name(f"{page.stem}_{name}_groups.png"))
-        drawn.append((sheet, grid))
+        parts = [show_groups(load, weighted.adapter, one, drawing, score, squares)]
+        if family.cross_attention:
+            words = sheets.words or _subject_words(drawing.prompt, one.metadata)
+            parts.append(show_words(load, weighted.adapter, one.label, drawing, words, squares))
+        else:
+            print(no_maps(family.title))
+        for part in parts:
+            show_table(part.grid.title, *part.table)
+            save_png(part.grid.image(), page.with_name(f"{page.stem}_{name}_{part.kind}.png"))
+        drawn.append(parts)
     return drawn
+
+
+def _subject_words(prompt: str, metadata: Mapping[str, str]) -> list[str]:
+    """The words of a prompt that name an adapter's subject: identifier and class; else all."""
+    from .evaluation.choice_settings import subject_of
+
+    named = subject_of(metadata.get("instance_prompt", "")) or ()
+    return [word for word in named if word in prompt] or list(dict.fromkeys(prompt.split()))
 
 
 def scorer(sheets: SheetSettings, bundled: bool, photos: Sequence[Path], device: Any) -> Any:

@@ -144,6 +144,8 @@ class Family(ABC):
         offload_text: its text encoders are large: with --low_vram, their layers are on the GPU
             one at a time.
         block_lists: names of the denoiser's lists of transformer blocks.
+        cross_attention: end of the names of the denoiser's attentions from picture to text alone;
+            "" where it has none.
         loss_settings: settings of the loss and of the noise schedule that `load_objective` and the
             objective read, of those that not every family has.
         drawing: how it draws; distilled: likewise, of its few-step models.
@@ -173,6 +175,7 @@ class Family(ABC):
     text_letters: Mapping[str, tuple[str, ...]]
     offload_text: bool = False
     block_lists: tuple[str, ...] = ("transformer_blocks",)
+    cross_attention: str = ""
     loss_settings: tuple[str, ...] = ("snr_gamma", "prediction_type", "rescale_betas_zero_snr")
     drawing: DrawingDefaults = DrawingDefaults()
     distilled: DrawingDefaults | None = None

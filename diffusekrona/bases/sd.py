@@ -34,7 +34,8 @@ _UNUSUAL: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("num_class_embeds", (None,), "a UNet conditioned on classes or noise levels"),
     ("addition_embed_type", (None, "text_time"), "a UNet with other added conditions"),
 )
-_ATTENTION = {"attn1": "self", "attn2": "cross", "ff": "feed-forward"}
+CROSS_ATTENTION = "attn2"
+_ATTENTION = {"attn1": "self", CROSS_ATTENTION: "cross", "ff": "feed-forward"}
 _BY_CHANNELS = {9: "an inpainting UNet", 8: "an image-editing UNet", 7: "an upscaling UNet"}
 
 
@@ -154,6 +155,7 @@ SD1 = StableDiffusion(
     letters=UNET_LETTERS,
     feed_forward=FEED_FORWARD,
     text_letters=CLIP_LETTERS,
+    cross_attention=CROSS_ATTENTION,
     usual={**USUAL_TRAINING, "train_text_encoder": True},
     files=FileNames(
         context=768,
@@ -187,6 +189,7 @@ SD2 = StableDiffusion(
     letters=UNET_LETTERS,
     feed_forward=FEED_FORWARD,
     text_letters=CLIP_LETTERS,
+    cross_attention=CROSS_ATTENTION,
     usual={**USUAL_TRAINING, "train_text_encoder": True},
     files=FileNames(
         context=SD2_CONTEXT,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .base import USUAL_TRAINING, FileNames, TextStates
-from .sd import CLIP_LETTERS, FEED_FORWARD, TOKENS, UNET_LETTERS, StableDiffusion
+from .sd import CLIP_LETTERS, CROSS_ATTENTION, FEED_FORWARD, TOKENS, UNET_LETTERS, StableDiffusion
 
 REFINER_CONTEXT, REFINER_EMBEDDING = 1280, 2560  # one text encoder, five time ids
 
@@ -86,6 +86,7 @@ SDXL = StableDiffusionXL(
     letters=UNET_LETTERS,
     feed_forward=FEED_FORWARD,
     text_letters=CLIP_LETTERS,
+    cross_attention=CROSS_ATTENTION,
     usual={**USUAL_TRAINING, "gradient_checkpointing": True},
     files=FileNames(
         context=2048,

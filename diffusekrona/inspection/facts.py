@@ -12,7 +12,7 @@ singular values taken as shares of their sum. That of A (x) B is the product of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +22,9 @@ from ..adapters.deltas import KronDelta, to_low_rank
 from ..adapters.file import Adapter
 from ..adapters.groups import Place, place_of
 from ..adapters.methods import method_of
+from ..bases.families import identify
+from ..bases.loading import load_part, resolve_base
+from ..common.errors import UserError
 from ..krona.factors import Pair
 from ..krona.functional import kron_weight
 
@@ -134,6 +137,34 @@ def _block_rank(block: str) -> tuple[int, list[tuple[int, str]]]:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(p) if p.isdigit() else -1, p) for p in name.split(".")]
+
+
+def add_base_norms(facts: Sequence[Facts], base: str, config: str | None = None) -> None:
+    """Fill in ||W|| of every adapted layer from the base model.
+
+    Raises:
+        UserError: no such base, another family, or a layer that it lacks.
+    """
+    place = resolve_base(base, config)
+    family, _ = identify(place)
+    for one in facts:
+        if one.metadata.get("base_family", family.name) != family.name:
+            trained_for = one.metadata["base_family"]
+            raise UserError(f"{one.label} was trained for {trained_for}, {base} is {family.name}.")
+    layers = [layer for one in facts for layer in one.layers]
+    for component in dict.fromkeys(layer.component for layer in layers):
+        # In half precision: a norm needs no more, and the largest denoiser would be 10 GB.
+        options = {"torch_dtype": torch.float16}
+        if component == family.denoiser:
+            model = family.load_denoiser(place, **options)
+        else:
+            model = load_part(place, family.text_encoders[component], component, **options)
+        modules = dict(model.named_modules())
+        for layer in (each for each in layers if each.component == component):
+            module = modules.get(layer.name) or modules.get(layer.name.removeprefix("text_model."))
+            if module is None or tuple(module.weight.shape) != layer.shape:
+                raise UserError(f"{base} has no {component} layer {layer.name} of {layer.shape}.")
+            layer.base_norm = module.weight.detach().to(torch.float32).norm().item()
 
 
 # --- sums over layers -----------------------------------------------------------------------------

@@ -8,11 +8,10 @@ from typing import Any
 from ..common.charts import Chart, chart
 from ..common.errors import UserError
 from ..common.pages import render
-from ..sampling.grids import Grid
 from .charts import factor_chart, layer_maps, lowered_chart, share_chart, spectrum_chart
 from .facts import Facts, effective_rank
 from .lowered import Lowered, smaller
-from .switched import Sheet, sheet_table
+from .switched import Shown
 from .tables import LAYER_HEAD, LOWERED_HEAD, layer_rows, lowered_rows, share_tables, totals
 
 _MOST_DRAWN = 24  # layers whose factors are drawn
@@ -23,7 +22,7 @@ def inspection_page(
     results: Sequence[Sequence[Lowered]],
     count: int = 3,
     names: Sequence[str] = (),
-    sheets: Sequence[tuple[Sheet, Grid]] = (),
+    drawn: Sequence[Shown] = (),
 ) -> str:
     """The whole page.
 
@@ -31,7 +30,7 @@ def inspection_page(
         results: of `lowered`, one for each adapter.
         count: how many layers' factors are drawn: those that changed most in the first adapter.
         names: layers, or ends of their names, to draw instead.
-        sheets: of `draw_sheet`, and their pictures.
+        drawn: of `show_groups` and `show_words`.
 
     Raises:
         UserError: a name that fits no layer.
@@ -42,7 +41,7 @@ def inspection_page(
         lead="What each adapter changes: ‖·‖ is the Frobenius norm, ΔW what the adapter adds to W.",
         totals=totals(facts),
         relative=_relative(facts),
-        sheets=[(grid, sheet_table(sheet)) for sheet, grid in sheets],
+        drawn=drawn,
         share_chart=chart(share_chart(facts), "Shares of the summed ‖ΔW‖²."),
         shares=list(share_tables(facts).values()),
         maps=_maps(facts),

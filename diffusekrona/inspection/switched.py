@@ -1,4 +1,4 @@
-"""What each group of layers does to pictures: drawn with that group alone, and without it.
+"""What each group of layers, and each row of A, does to pictures: drawn with it alone, and off.
 
 A group's share of ||delta W||^2 says little of what it does: one with half of it may change nothing
 that is seen, one with a quarter may carry the subject. Pictures of the same seeds show it.
@@ -15,9 +15,11 @@ from tqdm.auto import tqdm
 
 from ..adapters.file import Adapter, put_adapter
 from ..adapters.groups import KINDS, GroupWeights, set_group_weights
+from ..common.pages import Table
 from ..sampling.grids import Grid
 from ..sampling.pipeline import generate
 from .facts import Facts, shares
+from .rows import band_count, band_shares, weighted_rows
 from .tables import in_order
 from .terms import keep_terms
 
@@ -36,7 +38,7 @@ class Drawn:
 @dataclass(frozen=True)
 class Switched:
     """A group drawn alone and left out. `kind` and `group` are "" for the whole adapter, where
-    `off` is the bare base."""
+    `off` is the bare base; rows of A are groups too, of kind "rows"."""
 
     kind: str
     group: str
@@ -61,6 +63,21 @@ class Sheet:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """What was drawn with an adapter, for the page, the terminal and JSON.
+
+    Attributes:
+        kind: "groups" or "words".
+        numbers: by name.
+    """
+
+    kind: str
+    grid: Grid
+    table: Table
+    numbers: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Drawing:
     """How the pictures are drawn; `size` is (height, width) in pixels, None the base's own."""
 
@@ -71,6 +88,20 @@ class Drawing:
     size: tuple[int, int] | None = None
 
 
+def show_groups(
+    make_pipeline: Callable[[], Any],
+    adapter: Adapter,
+    facts: Facts,
+    drawing: Drawing,
+    score: Score,
+    photos: Sequence[Image.Image] = (),
+) -> Shown:
+    """`draw_sheet`, with the subject's photos in the first column."""
+    sheet = draw_sheet(make_pipeline, adapter, facts, drawing, score)
+    grid = sheet_grid(sheet, facts.label).with_photos(photos)
+    return Shown("groups", grid, sheet_table(sheet), sheet_json(sheet))
+
+
 def draw_sheet(
     make_pipeline: Callable[[], Any],
     adapter: Adapter,
@@ -79,7 +110,8 @@ def draw_sheet(
     score: Score,
     progress: bool = True,
 ) -> Sheet:
-    """Draw everything on and off, each group alone and off, and the adapter with fewer terms.
+    """Draw everything on and off, each group and each row of A alone and off, and the adapter with
+    fewer terms.
 
     Args:
         make_pipeline: loads the base; called once per adapter that is put on it.
@@ -88,7 +120,8 @@ def draw_sheet(
     pipeline = make_pipeline()
     put_adapter(pipeline, adapter, "all")
     variants = list(_variants(facts))
-    total = 2 * len(variants) + len(SHARES)
+    bands = band_count(facts)
+    total = 2 * (len(variants) + bands) + len(SHARES)
     with tqdm(total=total, desc="groups", unit="variant", disable=not progress) as bar:
 
         def draw(pipeline: Any) -> Drawn:
@@ -107,6 +140,14 @@ def draw_sheet(
             drawn = draw(pipeline)
             set_group_weights(pipeline, "all", off)
             groups.append(Switched(kind, group, share, drawn, draw(pipeline)))
+        set_group_weights(pipeline, "all", GroupWeights())
+        for band, share in enumerate(band_shares(facts, bands)):
+            only = [float(other == band) for other in range(bands)]
+            with weighted_rows(pipeline, "all", only):
+                drawn = draw(pipeline)
+            with weighted_rows(pipeline, "all", [1 - weight for weight in only]):
+                off = draw(pipeline)
+            groups.append(Switched("rows", f"{band + 1}/{bands}", share, drawn, off))
         terms = []
         for share in SHARES:
             kept = keep_terms(adapter, facts, share)
@@ -150,6 +191,8 @@ def _row_title(one: Switched) -> str:
 def _name(one: Switched) -> str:
     if not one.group:
         return "the whole adapter"
+    if one.kind == "rows":
+        return f"rows of A, {one.group}"
     return f"{one.kind.removesuffix('s')} {one.group}"
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from statistics import median
 from typing import Any
 
@@ -120,3 +121,35 @@ def print_tables(facts: Sequence[Facts], results: Sequence[Sequence[Lowered]], e
             show_table(title, LOWERED_HEAD, rows)
         else:
             print(f"{title}: no tested pair has fewer parameters.\n")
+
+
+def as_json(
+    facts: Sequence[Facts],
+    results: Sequence[Sequence[Any]],
+    drawn: Sequence[Sequence[Mapping[str, Any]]] = (),
+) -> dict[str, Any]:
+    """Every number of every layer, and of what was drawn with each adapter."""
+
+    def layer(x: Any) -> dict[str, Any]:
+        names = "component name shape factors parameters norm base_norm"
+        values = {name: getattr(x, name) for name in names.split()} | asdict(x.place)
+        for name in ("singular", "singular_a", "singular_b"):
+            spectrum = getattr(x, name)
+            values[name] = None if spectrum is None else spectrum.tolist()
+            values[f"effective_rank_{name}"] = effective_rank(spectrum)
+        return values
+
+    numbers = {
+        one.label: {
+            "method": one.method,
+            "parameters": one.parameters,
+            "norm": one.norm,
+            "shares": {a: shares(one.layers, a) for a in KINDS},
+            "layers": [layer(x) for x in one.layers],
+            "lowered": [asdict(r) for r in outcome],
+        }
+        for one, outcome in zip(facts, results, strict=True)
+    }
+    for one, parts in zip(facts, drawn, strict=False):
+        numbers[one.label]["drawn"] = {k: v for part in parts for k, v in part.items()}
+    return numbers

@@ -91,9 +91,10 @@ def test_one_sheet_with_every_group_alone_and_off(setting, tmp_path, capsys) -> 
         *(("projections", name) for name in "qkvo"),
         ("attention", "self"), ("attention", "cross"),
         ("blocks", "down.0"), ("blocks", "mid"), ("blocks", "up.1"),
+        *(("rows", f"{row}/4") for row in (1, 2, 3, 4)),
     ]  # fmt: skip
     assert all(set(one["off"]) == {"CLIP-I", "CLIP-T"} for one in drawn["groups"])
-    for kind in ("projections", "attention", "blocks"):
+    for kind in ("projections", "attention", "blocks", "rows"):
         assert math.isclose(sum(o["share"] for o in drawn["groups"] if o["kind"] == kind), 1)
     whole, *others = drawn["groups"]
     assert whole["alone"] != whole["off"]
@@ -102,8 +103,12 @@ def test_one_sheet_with_every_group_alone_and_off(setting, tmp_path, capsys) -> 
     page = (tmp_path / "page.html").read_text()
     assert "<b>" not in page and "<i>" not in page and "projection k" in page
     assert "‖ΔW‖ / ‖W‖, median" in page  # the adapter's own base is a folder here
-    (sheet,) = tmp_path.glob("page_*_groups.png")
-    assert np.asarray(Image.open(sheet)).std() > 0
+    assert [(one["word"], one["adapter"]) for one in drawn["words"]] == [
+        ("a", False), ("a", True), ("<i>dog", False), ("<i>dog", True),
+    ]  # fmt: skip
+    for kind in ("groups", "words"):
+        (sheet,) = tmp_path.glob(f"page_*_{kind}.png")
+        assert np.asarray(Image.open(sheet)).std() > 0
     assert "projection" in capsys.readouterr().out
 
 
@@ -112,6 +117,7 @@ def test_one_sheet_with_every_group_alone_and_off(setting, tmp_path, capsys) -> 
     [
         (["--num_inference_steps", "0"], "--num_inference_steps"),
         (["--photos", "nowhere"], "nowhere"),
+        (["--words", "cat"], "no such word"),
     ],
 )
 def test_mistakes_are_one_line(setting, flags, words) -> None:

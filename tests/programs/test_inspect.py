@@ -15,11 +15,17 @@ from diffusekrona import KronAConfig, save_adapter
 from diffusekrona.adapters.file import read_adapter
 from diffusekrona.adapters.groups import place_of
 from diffusekrona.common.errors import UserError
-from diffusekrona.inspect import add_base_norms, as_json, main, read
-from diffusekrona.inspection.facts import effective_rank, facts_of, rank_holding, shares
+from diffusekrona.inspect import main, read
+from diffusekrona.inspection.facts import (
+    add_base_norms,
+    effective_rank,
+    facts_of,
+    rank_holding,
+    shares,
+)
 from diffusekrona.inspection.lowered import lowered, missed, smaller
 from diffusekrona.inspection.page import inspection_page
-from diffusekrona.inspection.tables import share_tables, totals
+from diffusekrona.inspection.tables import as_json, share_tables, totals
 
 QKVO = ["to_q", "to_k", "to_v", "to_out.0"]
 CONFIGS = {

@@ -12,7 +12,7 @@ from ..common.pictures import content_key, picture_size
 from .caption_files import caption_lines, read_metadata
 from .captions import SHUFFLES, alternatives, shuffled, with_trigger
 from .folder import bucket_sizes, find_pictures, nearest_bucket, unread_captions
-from .kohya import caption_in, read_metadata_json
+from .kohya import caption_in, read_folder_names, read_metadata_json
 from .masks import find_mask, mask_files
 from .settings import DataSettings
 from .sources import Source, names_folders, sources_of
@@ -105,6 +105,11 @@ def look_through(data: DataSettings, seed: int) -> tuple[list[Example], list[Fin
     several = names_folders(data.instance_data_dir)
     examples: list[Example] = []
     findings: list[Finding] = []
+    if several and data.instance_data_dir.expanduser().is_dir():
+        findings += [
+            Finding(f"left out: {folder}, which has no pictures or no name such as 10_sks dog")
+            for folder in read_folder_names(data.instance_data_dir)[1]
+        ]
     for source in sources_of(data):
         found = _look_through(source, seed, findings)
         options = source.options() if several else ""

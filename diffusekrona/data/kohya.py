@@ -1,4 +1,5 @@
-"""Files of kohya's sd-scripts: the dataset config, and the JSON of captions and tags.
+"""Kohya's sd-scripts: folders named after repeats and class tokens, dataset configs, captions and
+tags in JSON.
 
 Their format: docs/config_README-en.md and library/config_util.py of kohya-ss/sd-scripts.
 """
@@ -14,6 +15,7 @@ from typing import Any
 
 from ..common.errors import UserError
 from ..common.json_files import parse_json
+from .folder import first_pictures
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +132,51 @@ def _folder_of(metadata: Path, where: str) -> str:
             f"{where}: {metadata} does not say in which folder they are: set image_dir."
         )
     return folders.pop()
+
+
+def read_folder_names(parent: Path) -> tuple[list[dict[str, Any]], list[Path]]:
+    """The folders in `parent` that are named as kohya's DreamBooth method reads them, `10_sks dog`
+    for ten repeats of "sks dog", as entries under the names of a `Source`.
+
+    Where `parent` has none but its folder `img` does, these, and those in `reg` as regularisation:
+    so kohya's page lays them out.
+
+    Returns:
+        The entries, sorted by name, none if `parent` holds pictures itself or no such folder; and
+        the folders beside them that are left out: without a number, or without a picture.
+    """
+    parent = parent.expanduser()
+    if first_pictures(parent, 1):
+        return [], []
+    entries, left_out = _named_folders(parent, False)
+    if not entries:
+        entries, left_out = _named_folders(parent / "img", False)
+        reg_entries, reg_left_out = _named_folders(parent / "reg", True)
+        entries, left_out = entries + reg_entries, left_out + reg_left_out
+    if not any("prompt" in entry and not entry["regularisation"] for entry in entries):
+        return [], []
+    return entries, left_out
+
+
+def _named_folders(parent: Path, regularisation: bool) -> tuple[list[dict[str, Any]], list[Path]]:
+    try:
+        folders = sorted(each for each in parent.iterdir() if each.is_dir())
+    except OSError:
+        return [], []
+    entries: list[dict[str, Any]] = []
+    left_out: list[Path] = []
+    for folder in folders:
+        number, _, tokens = folder.name.partition("_")
+        try:
+            repeats = int(number)
+        except ValueError:
+            repeats = 0
+        if repeats < 1 or not first_pictures(folder, 1):
+            left_out += [folder] if not folder.name.startswith(".") else []
+            continue
+        entry = {"folder": str(folder), "repeats": repeats, "regularisation": regularisation}
+        entries.append({**entry, "prompt": tokens} if tokens else entry)
+    return entries, left_out
 
 
 def read_metadata_json(path: Path) -> dict[str, list[str]]:

@@ -13,8 +13,8 @@ class _Folder:
     instance_data_dir: Path = setting(
         metavar="FOLDER|FILE",
         may_change_on_resume=True,  # the pictures' content is compared
-        help="Folder of the subject's pictures, or a file that names several folders: YAML, or a "
-        "dataset config of kohya's scripts.",
+        help="Folder of the subject's pictures, or what names several folders: a YAML file, a "
+        "dataset config of kohya's scripts, or a folder that holds them as 10_sks dog.",
     )
 
 

@@ -1,4 +1,5 @@
-"""The folders of one run: one, or those that a YAML file or a dataset config of kohya's names.
+"""The folders of one run: one, or those that a YAML file, a dataset config of kohya's or, in
+kohya's manner, their own names describe.
 
     folders:
       - folder: dog
@@ -27,7 +28,7 @@ from ..common.json_files import check_value
 from ..common.settings import did_you_mean
 from ..common.yaml_files import read_mapping
 from .folder import first_pictures
-from .kohya import read_dataset_config
+from .kohya import read_dataset_config, read_folder_names
 from .settings import DataSettings
 
 _KOHYAS = (".toml", ".json")
@@ -92,8 +93,11 @@ class Source:
 
 
 def names_folders(place: Path) -> bool:
-    """Whether `--instance_data_dir` is a file that names folders, rather than a folder."""
-    return place.suffix.lower() in _SUFFIXES and not place.expanduser().is_dir()
+    """Whether `--instance_data_dir` is a file that names folders, or a folder of folders named in
+    kohya's manner, rather than a folder of pictures."""
+    if place.expanduser().is_dir():
+        return bool(read_folder_names(place)[0])
+    return place.suffix.lower() in _SUFFIXES
 
 
 def sources_of(data: DataSettings) -> list[Source]:
@@ -105,9 +109,12 @@ def sources_of(data: DataSettings) -> list[Source]:
     place = data.instance_data_dir
     if not names_folders(place):
         return [Source(str(place), **_defaults(data))]
-    if place.suffix.lower() in _KOHYAS:
-        common: Mapping[str, Any] = {}
-        entries: Sequence[Mapping[str, Any]] = read_dataset_config(place)
+    if place.expanduser().is_dir():
+        # The first line of a caption file alone, as kohya's scripts take it.
+        common: Mapping[str, Any] = {"first_line": not data.caption_lines}
+        entries: Sequence[Mapping[str, Any]] = read_folder_names(place)[0]
+    elif place.suffix.lower() in _KOHYAS:
+        common, entries = {}, read_dataset_config(place)
     else:
         common, entries = _read_yaml(place)
     base = {**_defaults(data), **common}

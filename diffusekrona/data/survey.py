@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from .latents import Cropping, crop_places
 from .likeness import BLURRED, alike, blur, signature
 from .masks import cut_masks
 from .settings import DataSettings
+from .shares import FolderShare, shares_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,6 +85,9 @@ class Surveyed:
             "trained_height": self.size[0],
             "trained_width": self.size[1],
             "captions": list(self.example.captions),
+            "repeats": self.example.repeats,
+            "weight": self.example.weight,
+            "regularisation": self.example.regularisation,
             "mask": None if self.example.mask is None else str(self.example.mask),
             "learned": self.learned,
             "blur": round(self.blur, 3),
@@ -108,6 +112,11 @@ class Survey:
         return sorted(sizes.items(), key=lambda pair: (-pair[1], pair[0]))
 
     @property
+    def folders(self) -> list[FolderShare]:
+        """Each folder's share of what is trained on."""
+        return shares_of([one.example for one in self.pictures if not one.held_out])
+
+    @property
     def stops(self) -> bool:
         """Whether training would stop with an error."""
         return bool(self.wrong) or any(one.wrong for one in self.pictures)
@@ -116,6 +125,7 @@ class Survey:
         return {
             "pictures": [one.as_json() for one in self.pictures],
             "buckets": [{"height": h, "width": w, "pictures": n} for (h, w), n in self.buckets],
+            "folders": [asdict(one) for one in self.folders],
             "notes": self.notes,
             "wrong": self.wrong,
         }

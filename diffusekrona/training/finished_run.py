@@ -82,7 +82,7 @@ def read_subject(run: Path, asked: SubjectSettings, adapter: Adapter) -> Subject
     own.pop("masked_loss", None)  # photos are compared as they are
     prompt = values.get("instance_prompt") or adapter.metadata.get("instance_prompt") or ""
     place = Path(folder)
-    if asked.subject_dir and not (names_folders(place) and place.is_file()):
+    if asked.subject_dir and not (names_folders(place) and place.exists()):
         place = asked.subject_dir
     own |= {"instance_data_dir": place, "instance_prompt": prompt or "a picture"}
     if asked.holdout_data_dir:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,14 @@ from safetensors.torch import load_file
 from diffusekrona.check_data import main as check
 from diffusekrona.common.errors import UserError
 from diffusekrona.data.cache import Data
-from diffusekrona.data.examples import Example, balanced, epoch_length, read_examples, sizes_of
+from diffusekrona.data.examples import (
+    Example,
+    balanced,
+    epoch_length,
+    look_through,
+    read_examples,
+    sizes_of,
+)
 from diffusekrona.data.holdout import split_held_out
 from diffusekrona.data.latents import Item, Variant
 from diffusekrona.data.settings import DataSettings
@@ -167,6 +176,63 @@ def test_mistakes_in_kohyas_toml(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "a.toml").write_text(text)
     with pytest.raises(UserError, match=words):
         sources_of(DataSettings(instance_data_dir=tmp_path / "a.toml"))
+
+
+def kohyas_subsets(train_data_dir: Path, reg_data_dir: Path | None) -> list[tuple]:
+    """What sd-scripts trains on with these two: folder, repeats, class tokens, regularisation.
+    Written from its documentation: the number before the first underscore, the rest after it."""
+    found = []
+    for parent, regularisation in ((train_data_dir, False), (reg_data_dir, True)):
+        for folder in sorted(parent.iterdir()) if parent else ():
+            match = re.fullmatch(r"\s*([+-]?\d+)\s*(?:_(.*))?", folder.name)
+            if match and int(match[1]) >= 1 and any(folder.glob("*.png")):
+                found.append((folder, int(match[1]), match[2] or "", regularisation))
+    return found
+
+
+def kohyas_folders(root: Path) -> None:
+    for name in ("img/10_sks dog", "img/2_zwx_y pot", "img/3", "img/0_off", "img/dog", "reg/1_dog"):
+        (root / name).mkdir(parents=True)
+        Image.new("RGB", (24, 16)).save(root / name / "a.png")
+    (root / "img" / "4_empty").mkdir()
+    (root / "log").mkdir()
+    (root / "img" / "10_sks dog" / "a.caption").write_text("sks dog, sitting\nof a second line")
+
+
+def test_folders_named_after_repeats_and_class_tokens(tmp_path: Path) -> None:
+    kohyas_folders(tmp_path)
+    for place, reg in ((tmp_path / "img", None), (tmp_path, tmp_path / "reg")):
+        data = DataSettings(instance_data_dir=place, instance_prompt="", random_flip=True)
+        sources = sources_of(data)
+        ours = [(one.path, one.repeats, one.prompt, one.regularisation) for one in sources]
+        assert ours == kohyas_subsets(tmp_path / "img", reg)
+        assert all(one.random_flip for one in sources)  # the rest is as the flags have it
+    data = replace(data, instance_prompt="a thing")
+    examples, findings = look_through(data, 0)
+    captions = {example.path.parent.name: example.captions for example in examples}
+    assert captions == {
+        "10_sks dog": ("sks dog, sitting",), "2_zwx_y pot": ("zwx_y pot",),
+        "3": ("a thing",), "1_dog": ("dog",),
+    }  # fmt: skip
+    assert sorted(f.text.split(", which")[0].rpartition("/")[2] for f in findings) == [
+        "0_off", "4_empty", "dog",
+    ]  # fmt: skip
+    trained = balanced(examples)
+    assert sum(e.repeats for e in trained if e.regularisation) == 10 + 2 + 3
+    assert len(some_photos(tmp_path, 3)) == 3
+
+
+def test_a_folder_of_pictures_beside_numbered_ones_is_a_folder_of_pictures(tmp_path: Path) -> None:
+    kohyas_folders(tmp_path)
+    Image.new("RGB", (24, 16)).save(tmp_path / "img" / "own.png")
+    data = DataSettings(instance_data_dir=tmp_path / "img", instance_prompt="a dog")
+    (only,) = sources_of(data)
+    assert only.path == tmp_path / "img" and only.prompt == "a dog"
+    (tmp_path / "2024").mkdir()  # a number alone, of photos of that year
+    Image.new("RGB", (24, 16)).save(tmp_path / "2024" / "a.png")
+    shutil.rmtree(tmp_path / "img")
+    with pytest.raises(UserError, match="2024 holds 1: give that folder"):
+        look_through(replace(data, instance_data_dir=tmp_path), 0)
 
 
 def test_a_config_in_json_and_a_subset_that_is_there_twice(folders: Path, caplog) -> None:

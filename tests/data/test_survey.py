@@ -18,6 +18,7 @@ from diffusekrona.data.examples import read_examples, sizes_of
 from diffusekrona.data.latents import cache_pictures
 from diffusekrona.data.settings import DataSettings
 from diffusekrona.data.survey import Target, survey
+from diffusekrona.data.survey_page import folder_table, print_survey, survey_page
 
 
 def noise(path: Path, width: int, height: int, **options) -> None:
@@ -106,6 +107,26 @@ def test_masks(folder: Path) -> None:
     assert right < 0.4 * left
     assert "the mask leaves out everything" in b.notes
     assert "must have the shape of its picture" in c.wrong[0] and found.stops
+
+
+def test_shares_of_a_batch(folder: Path, tmp_path: Path, capsys) -> None:
+    root = tmp_path / "img"
+    for name in ("10_sks dog", "2_zwx pot"):
+        (root / name).mkdir(parents=True)
+    noise(root / "10_sks dog" / "a.png", 64, 64)
+    for number in range(5):
+        noise(root / "2_zwx pot" / f"{number}.png", 64, 64)
+    found = survey(DataSettings(instance_data_dir=root), Target(64), 0)
+    dog, pot = found.folders
+    assert (dog.folder, dog.pictures, dog.samples, dog.share) == ("10_sks dog", 1, 10, 0.5)
+    assert (pot.pictures, pot.samples, pot.share) == (5, 10, 0.5)
+    print_survey("photos", found)
+    out = capsys.readouterr().out
+    assert "share of a batch" in out and "50.0%" in out and "10 times" in out
+    page = survey_page("photos", found, 64)
+    assert "share of a batch" in page and "10 times" in page
+    plain = survey(DataSettings(instance_data_dir=folder), Target(64), 0)
+    assert folder_table(plain) is None and "share of a batch" not in survey_page("a", plain, 64)
 
 
 def test_the_program(folder: Path, tmp_path: Path, tiny_sd1, capsys) -> None:

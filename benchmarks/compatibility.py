@@ -323,6 +323,10 @@ CHOICES = (
         "--to lokr-lycoris",
     ),
     ("any program that loads whole models", "--to merged --base BASE"),
+    (
+        "ai-toolkit: FLUX.2-klein and Z-Image, see [their page](transformers.md)",
+        "--to lora-ai-toolkit",
+    ),
 )
 UNTRIED = (
     (

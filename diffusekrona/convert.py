@@ -26,8 +26,10 @@ TARGETS = {
     "lokr": "LoKr under kohya's names, for ComfyUI, Forge, A1111, InvokeAI",
     "lokr-diffusers": "LoKr under diffusers' names, for unet.load_lora_adapter (square factors)",
     "lokr-lycoris": "LoKr under LyCORIS' names, for its wrapper and SimpleTuner (square factors)",
+    "lokr-ai-toolkit": "LoKr under ai-toolkit's names (Z-Image; square factors)",
     "lora": "LoRA for diffusers' pipe.load_lora_weights",
     "lora-kohya": "LoRA under kohya's names, for every user interface",
+    "lora-ai-toolkit": "LoRA under ai-toolkit's names (FLUX.2-klein, Z-Image)",
     "merged": "the whole model: DESTINATION.safetensors for one file in the original layout, "
     "else a diffusers folder",
     "peft": "PEFT folder of a KronA adapter",
@@ -70,7 +72,7 @@ class ConvertSettings:
     )
     base: str | None = setting(None, help="Base model: folder, bundled or hub name, or one file.")
     family: str | None = setting(
-        None, metavar="NAME", help="Family (sd1, sd2, sdxl), if the file does not show it."
+        None, metavar="NAME", help="Family (sd1, sd2, sdxl …), if the file does not show it."
     )
     rank: int | None = setting(
         None, minimum=1, help="LoRA: at most this rank, by SVD. By default exact."
@@ -98,7 +100,7 @@ class ConvertSettings:
 
 def description() -> str:
     """What `--help` says of the program."""
-    targets = "\n".join(f"  {name:<15} {what}" for name, what in TARGETS.items())
+    targets = "\n".join(f"  {name:<16} {what}" for name, what in TARGETS.items())
     return (
         "Convert an adapter, or a fine-tuned model, from one format to another.\n"
         "A whole model as SOURCE, with --base, is read as what it changed there.\n\n"

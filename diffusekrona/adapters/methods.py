@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 Tensors = Mapping[str, "torch.Tensor"]  # one layer's, by the names in `Method.tensor_names`
 ConfigReader = Callable[[Mapping[str, Any], Mapping[str, Tensors], object], "PeftConfig"]
-LOW_RANK_FORMATS = ("lora", "lora-kohya", "peft-lora")
-KRONECKER_FORMATS = ("krona", "peft", "lokr", "lokr-diffusers", "lokr-lycoris")
+LOW_RANK_FORMATS = ("lora", "lora-kohya", "lora-ai-toolkit", "peft-lora")
+KRONECKER_FORMATS = ("krona", "peft", "lokr", "lokr-diffusers", "lokr-lycoris", "lokr-ai-toolkit")
 
 
 @dataclass(frozen=True)

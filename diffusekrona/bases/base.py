@@ -6,7 +6,6 @@ else in the package knows its names (docs/architecture.md, "Add a family").
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from torch import nn
 
 from .loading import is_bundled, load_part
 from .meta import build_empty
+from .names import LayerNames
 from .places import Place, transformer_place
 from .vae import denormalise, encode_pictures, load_vae, normalise, vae_scale
 
@@ -124,14 +124,14 @@ BUNDLED_TRAINING: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Family(ABC):
-    """A family of base models.
+class Family(LayerNames, ABC):
+    """A family of base models; how other programs name its layers is `LayerNames`'.
 
     Attributes:
         name: as adapter files note it.
         title: for people.
         pipeline: diffusers' text-to-image pipeline class.
-        denoiser, denoiser_class: component name in a pipeline, and class in diffusers.
+        denoiser_class: class in diffusers of the component `denoiser`.
         text_encoders: component name to class in transformers, in the order of their states.
         tokenizers: component name to class, one per text encoder.
         tokens: that the text encoders read.
@@ -151,17 +151,12 @@ class Family(ABC):
         drawing: how it draws; distilled: likewise, of its few-step models.
         defaults: of training settings, in place of the program's.
         usual: training settings of a usual run on a GPU, as the scripts have them.
-        block_layers: lists of blocks to the layers in each that other programs' files may hold, by
-            diffusers' names; for families whose files have these names.
-        other_names: lists of blocks as the publisher's own code calls them, to the list's name here
-            and the names of its layers there and here.
-        files: how other programs name its layers; None where no converter knows them.
+        files: of UNets, what marks other programs' files; None of any other family.
     """
 
     name: str
     title: str
     pipeline: str
-    denoiser: str
     denoiser_class: str
     vae_class: str = "AutoencoderKL"
     text_encoders: Mapping[str, str]
@@ -181,10 +176,6 @@ class Family(ABC):
     distilled: DrawingDefaults | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
     usual: Mapping[str, Any] = field(default_factory=lambda: USUAL_TRAINING)
-    block_layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-    other_names: Mapping[str, tuple[str, Mapping[str, str]]] = field(
-        default_factory=dict[str, tuple[str, Mapping[str, str]]]
-    )
     files: FileNames | None = None
 
     # --- recognising a base ---------------------------------------------------------------------
@@ -209,43 +200,6 @@ class Family(ABC):
             config: the base's scheduler_config.json.
         """
         return None
-
-    def read_layer(self, stem: str) -> str | None:
-        """A layer's path in the denoiser from its name in another program's file, without its
-        tensor's own name; None for one that this family does not have (`block_layers`,
-        `other_names`)."""
-        text = stem.replace(".", "_").removeprefix("base_model_model_")
-        heads = ("", "lora_unet_", "lycoris_", "diffusion_model_", f"{self.denoiser}_")
-        own = {
-            blocks: (blocks, {n: n for n in names}) for blocks, names in self.block_layers.items()
-        }
-        for named in (own, self.other_names):
-            for theirs, (blocks, layers) in named.items():
-                match = re.fullmatch(rf"(?:{'|'.join(heads)}){theirs}_(\d{{1,3}})_(\w+)", text)
-                for there, layer in layers.items() if match else ():
-                    if match and match[2] == there.replace(".", "_"):
-                        return f"{blocks}.{match[1]}.{layer}"
-        return None
-
-    def fused_part(self, path: str) -> tuple[str, str] | None:
-        """Of a layer that `split_fused` made: the layer that it is a slice of, and which part."""
-        return None
-
-    def file_name(self, path: str) -> str:
-        """A layer's path as other programs' files may have it, which `read_layer` reads."""
-        return path
-
-    def fused_shape(self, part: str, shape: tuple[int, int]) -> tuple[int, int]:
-        """(out, in) of the whole layer, from a part's name and (out, in)."""
-        return shape
-
-    def fused_slices(self, path: str, shape: tuple[int, int]) -> dict[str, tuple[slice, slice]]:
-        """Part to its rows and columns in a layer of (out, in); {} for a layer that has none."""
-        return {}
-
-    def part_name(self, path: str, part: str) -> str:
-        """The name of a part of `fused_slices`, a layer of the denoiser as training has it."""
-        return f"{path}.{part}"
 
     def place(self, name: str) -> Place:
         """The place of one of the denoiser's layers, by its name."""

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from . import qwen
 from .base import USUAL_TRAINING, DrawingDefaults, Family, Objective, TextStates
 from .flow import TRAIN_TIMESTEPS, FlowObjective, flow_refusal
-from .fused import ColumnSplit, RowSplit, plain_linear, thirds
+from .fused import ColumnSplit, RowSplit, plain_linear
 from .loading import load_part, read_json_of
 from .offload import input_device
 from .vae import encode_pictures, vae_scale
@@ -32,12 +32,6 @@ _CHANNELS, _TEXT_WIDTH = 128, 15360
 _SLICES = (".to_q", ".to_k", ".to_v")  # of `to_qkv_mlp_proj`
 _MLP_RATIO = 3  # of all FLUX.2 models
 _FUSED = {"to_qkv_mlp_proj": ("to_q", "to_k", "to_v", "mlp"), "to_out": ("attention", "mlp")}
-
-# Layers of Black Forest Labs' own code that are three in diffusers.
-_JOINT = {
-    "to_qkv": ("to_q", "to_k", "to_v"),
-    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
-}
 
 
 class Flux2KleinFamily(Family):
@@ -117,16 +111,9 @@ class Flux2KleinFamily(Family):
                 part: (cut, every)
                 for part, cut in zip(_FUSED["to_qkv_mlp_proj"], cuts, strict=True)
             }
-        for whole, parts in _JOINT.items():
-            if path.endswith(f".{whole}"):
-                return thirds(parts, rows)
         if path.startswith("single_") and path.endswith(".to_out"):
             return {"attention": (every, slice(0, rows)), "mlp": (every, slice(rows, columns))}
-        return {}
-
-    def part_name(self, path: str, part: str) -> str:
-        head, _, whole = path.rpartition(".")
-        return f"{head}.{part}" if whole in _JOINT else f"{path}.{part}"
+        return super().fused_slices(path, shape)
 
     def load_objective(self, base: str, **options: Any) -> Objective:
         scheme = options.pop("weighting_scheme", None) or "logit_normal"
@@ -265,6 +252,11 @@ FLUX2_KLEIN = Flux2KleinFamily(
             {"linear1": "attn.to_qkv_mlp_proj", "linear2": "attn.to_out"},
         ),
     },
+    joint_layers={
+        "to_qkv": ("to_q", "to_k", "to_v"),
+        "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+    },
+    toolkit_has_publisher_names=True,
     loss_settings=("weighting_scheme",),
     drawing=DrawingDefaults(guidance=4.0, precision="bf16"),
     distilled=DrawingDefaults(guidance=1.0, steps=4, precision="bf16"),

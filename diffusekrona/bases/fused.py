@@ -15,12 +15,6 @@ from torch import nn
 from ..common.errors import UserError
 
 
-def thirds(names: tuple[str, str, str], rows: int) -> dict[str, tuple[slice, slice]]:
-    """Rows and columns of q, k and v in a layer that computes all three, by the parts' names."""
-    width, every = rows // 3, slice(None)
-    return {name: (slice(n * width, (n + 1) * width), every) for n, name in enumerate(names)}
-
-
 class RowSplit(nn.Module):
     """A linear layer as parts that make consecutive slices of its output."""
 

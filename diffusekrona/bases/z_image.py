@@ -10,7 +10,6 @@ import torch
 from . import qwen
 from .base import USUAL_TRAINING, DrawingDefaults, Family, Objective, TextStates
 from .flow import TRAIN_TIMESTEPS, FlowObjective, flow_refusal
-from .fused import thirds
 from .loading import load_part, read_json_of
 from .offload import input_device
 from .places import Place, transformer_place
@@ -21,7 +20,6 @@ TURBO_SHIFT = 3.0
 _CHANNELS, _CAPTION = 16, 2560
 THINKING = True  # as ZImagePipeline sets the chat template's option
 
-_JOINT = ".to_qkv"
 _LISTS = ("layers", "noise_refiner", "context_refiner")
 
 
@@ -59,13 +57,6 @@ class ZImageFamily(Family):
     def text_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         width = config.get("cap_feat_dim", _CAPTION)
         return {"prompt_embeds": (self.tokens, width), "prompt_mask": (self.tokens,)}
-
-    def fused_slices(self, path: str, shape: tuple[int, int]) -> dict[str, tuple[slice, slice]]:
-        """Of the publisher's own code, which computes q, k and v in one layer."""
-        return thirds(("to_q", "to_k", "to_v"), shape[0]) if path.endswith(_JOINT) else {}
-
-    def part_name(self, path: str, part: str) -> str:
-        return f"{path.removesuffix(_JOINT)}.{part}"
 
     def load_objective(self, base: str, **options: Any) -> Objective:
         scheme = options.pop("weighting_scheme", None) or "logit_normal"
@@ -168,6 +159,7 @@ Z_IMAGE = ZImageFamily(
         )
         for blocks in _LISTS
     },
+    joint_layers={"to_qkv": ("to_q", "to_k", "to_v")},
     loss_settings=("weighting_scheme",),
     drawing=DrawingDefaults(guidance=4.0, precision="bf16"),
     distilled=DrawingDefaults(guidance=0.0, steps=8, precision="bf16"),

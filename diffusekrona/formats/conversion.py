@@ -31,9 +31,15 @@ from .target_limits import held_by, with_base
 from .to_kronecker import with_factors
 
 KRONECKER = ("krona", "peft")
-LOKR = ("lokr", "lokr-diffusers", "lokr-lycoris")
-LOW_RANK = ("lora", "lora-kohya", "peft-lora")
+LOKR = ("lokr", "lokr-diffusers", "lokr-lycoris", "lokr-ai-toolkit")
+LOW_RANK = ("lora", "lora-kohya", "lora-ai-toolkit", "peft-lora")
 TARGETS = (*KRONECKER, *LOKR, *LOW_RANK, "merged")
+_LOKR_WRITERS = {
+    "lokr-diffusers": lokr.diffusers_tensors,
+    "lokr-lycoris": lokr.lycoris_tensors,
+    "lokr-ai-toolkit": lokr.toolkit_tensors,
+}
+_LORA_WRITERS = {"lora": lora.diffusers_tensors, "lora-ai-toolkit": lora.toolkit_tensors}
 
 
 def convert(
@@ -199,12 +205,11 @@ def _tensors(
         return written, adapter.tensors, adapter.metadata
     if target == "lokr":
         return lokr.kohya_tensors(whole, title, options.dtype, options.a1, options.a2)
-    if target in ("lokr-diffusers", "lokr-lycoris"):
-        write = lokr.diffusers_tensors if target == "lokr-diffusers" else lokr.lycoris_tensors
-        return write(whole, options.dtype, options.a1, options.a2)
-    if target == "lora":
-        return whole, *lora.diffusers_tensors(whole, options.rank, options.dtype)
-    return whole, *lora.kohya_tensors(whole, title, options.rank, options.dtype)
+    if target in _LOKR_WRITERS:
+        return _LOKR_WRITERS[target](whole, options.dtype, options.a1, options.a2)
+    if target == "lora-kohya":
+        return whole, *lora.kohya_tensors(whole, title, options.rank, options.dtype)
+    return whole, *_LORA_WRITERS[target](whole, options.rank, options.dtype)
 
 
 def _write_merged(

@@ -1,4 +1,4 @@
-"""Layers that a family splits in training, whole as other programs' files hold them, and back.
+"""Layers that are several in training, whole as other programs' files hold them, and back.
 
 A part's rows or columns of the whole layer are known from its name and size, so a LoRA of the whole
 is exact: zeros stand where another part's rows or columns are.
@@ -28,25 +28,51 @@ def fused_names(layers: Mapping[str, object], family: str | None) -> list[str]:
     return [n for n in layers if known and known.fused_part(n.partition(".")[2])]
 
 
-def joined(layers: Mapping[str, LowRankDelta], family: str | None) -> dict[str, LowRankDelta]:
-    """LoRA layers with the parts of each whole layer put together; exact."""
+def joined(
+    layers: Mapping[str, LowRankDelta], family: str | None, publisher: bool = False
+) -> dict[str, LowRankDelta]:
+    """LoRA layers with the parts of each whole layer put together; exact.
+
+    Args:
+        publisher: put together what the publisher's own code has in one layer, too.
+    """
     known = _family(family)
+    if known is None:
+        return dict(layers)
+    whole = _joined(layers, known, joint=False)
+    return _joined(whole, known, joint=True) if publisher else whole
+
+
+def _joined(
+    layers: Mapping[str, LowRankDelta], family: Family, joint: bool
+) -> dict[str, LowRankDelta]:
     whole: dict[str, LowRankDelta] = {}
     parts: dict[str, list[LowRankDelta]] = defaultdict(list)
     for name, delta in layers.items():
         component, _, path = name.partition(".")
-        found = known.fused_part(path) if known else None
-        if known is None or found is None:
+        found = _place(path, delta.shape, family, joint)
+        if found is None:
             whole[name] = delta
             continue
-        shape = known.fused_shape(found[1], delta.shape)
-        rows, columns = known.fused_slices(found[0], shape)[found[1]]
+        owner, shape, (rows, columns) = found
         up, down = torch.zeros(shape[0], delta.rank), torch.zeros(delta.rank, shape[1])
         up[rows], down[:, columns] = delta.up, delta.down
-        parts[f"{component}.{found[0]}"].append(LowRankDelta(up, down))
+        parts[f"{component}.{owner}"].append(LowRankDelta(up, down))
     for name, own in parts.items():
         whole[name] = _sum(own)
     return whole
+
+
+def _place(
+    path: str, shape: tuple[int, int], family: Family, joint: bool
+) -> tuple[str, tuple[int, int], tuple[slice, slice]] | None:
+    """Of a part: the whole layer, its (out, in), and the part's rows and columns in it."""
+    found = family.joint_part(path) if joint else family.fused_part(path)
+    if found is None:
+        return None
+    whole, part = found
+    size = family.joint_shape(whole, shape) if joint else family.fused_shape(part, shape)
+    return whole, size, family.fused_slices(whole, size)[part]
 
 
 def _sum(parts: list[LowRankDelta]) -> LowRankDelta:
@@ -105,11 +131,11 @@ def in_whole(path: str, delta: KronDelta, family: Family) -> tuple[str, KronDelt
     Raises:
         UserError: the part's place in the layer is not a whole number of A's blocks.
     """
-    found = family.fused_part(path)
+    found = _place(path, delta.shape, family, joint=False)
     if found is None:
         return path, delta
-    out, width = family.fused_shape(found[1], delta.shape)
-    (_, b1, b2), slices = delta.b.shape, family.fused_slices(found[0], (out, width))[found[1]]
+    whole, (out, width), slices = found
+    (_, b1, b2) = delta.b.shape
     top, left = (cut.indices(size)[0] for cut, size in zip(slices, (out, width), strict=True))
     if any((out % b1, width % b2, top % b1, left % b2)):
         raise UserError(
@@ -119,4 +145,4 @@ def in_whole(path: str, delta: KronDelta, family: Family) -> tuple[str, KronDelt
     a = torch.zeros(delta.terms, out // b1, width // b2)
     top, left = top // b1, left // b2
     a[:, top : top + delta.a.shape[1], left : left + delta.a.shape[2]] = delta.a
-    return found[0], replace(delta, a=a)
+    return whole, replace(delta, a=a)

@@ -22,7 +22,7 @@ from ..common.tensor_files import stored
 from .delta_set import DeltaSet
 from .fused_layers import fused_names, in_whole
 from .layer_names import kohya_stem
-from .lora import shaped
+from .lora import publisher_name, shaped
 from .metadata import metadata_for, names_in_files
 from .to_kronecker import with_factors
 
@@ -145,12 +145,7 @@ def diffusers_tensors(
     That loader takes square w1 only, and a UNet's paths have no prefix; a transformer's have the
     component's, for `pipe.load_lora_weights`.
     """
-    parts = fused_names(source.layers, source.family)
-    if parts:
-        raise UserError(
-            f"{parts[0]} is a slice of a layer of the base, and LoKr has no place for several in "
-            "one: write it exactly with --to lora or --to merged."
-        )
+    _refuse_slices(fused_names(source.layers, source.family), "--to lora")
     source = single_products(source, a1, a2)
     tensors: dict[str, torch.Tensor] = {}
     for name, delta in source.layers.items():
@@ -160,6 +155,40 @@ def diffusers_tensors(
     _note_refusal(source, uneven, "A is not square", "diffusers' and PEFT's LoKr loaders")
     metadata = {"base_family": source.family} if source.family else {}
     return source, stored(tensors, dtype, source.dtype), metadata
+
+
+def _refuse_slices(names: list[str], way_out: str) -> None:
+    if names:
+        raise UserError(
+            f"{names[0]} is a slice of a layer of the base, and LoKr has no place for several in "
+            f"one: write it exactly with {way_out} or --to merged."
+        )
+
+
+def toolkit_tensors(
+    source: DeltaSet,
+    dtype: torch.dtype | None = None,
+    a1: int | None = None,
+    a2: int | None = None,
+) -> tuple[DeltaSet, dict[str, torch.Tensor], dict[str, str]]:
+    """`kohya_tensors` of a transformer for ai-toolkit, whose loader takes square w1 only."""
+    family = FAMILIES[source.need_family()]
+    parts = fused_names(source.layers, family.name)
+    if family.toolkit_has_publisher_names:
+        parts += [n for n in source.layers if family.joint_part(n.partition(".")[2])]
+    _refuse_slices(parts, "--to lora-ai-toolkit")
+    source = single_products(source, a1, a2)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, delta in source.layers.items():
+        path = name.partition(".")[2]
+        if family.toolkit_has_publisher_names:
+            path = publisher_name(family, path)
+        stem = f"diffusion_model.{path}"
+        tensors[f"{stem}.lokr_w1"], tensors[f"{stem}.lokr_w2"] = _factors(delta)
+        tensors[f"{stem}.alpha"] = torch.tensor(1.0)
+    uneven = [n for n, d in source.layers.items() if d.a.shape[1] != d.a.shape[2]]
+    _note_refusal(source, uneven, "A is not square", "ai-toolkit's and diffusers' LoKr loaders")
+    return source, stored(tensors, dtype, source.dtype), {"base_family": family.name}
 
 
 def lycoris_tensors(

@@ -13,7 +13,8 @@ from .delta_set import DeltaSet
 from .full_model import FullModel
 
 KOHYA = ("lokr", "lora-kohya")  # only these formats carry textual inversions along
-NOT_OF_TRANSFORMERS = ("peft", "peft-lora", "lora-kohya", "lokr-lycoris")
+NOT_OF_TRANSFORMERS = ("peft", "peft-lora", "lokr-lycoris")
+OF_TRANSFORMERS = {"lora-ai-toolkit": "lora-kohya", "lokr-ai-toolkit": "lokr"}  # for others
 ONE_UNET = ("lokr-diffusers", "lokr-lycoris")  # their loaders take a UNet's layers only
 
 
@@ -52,6 +53,11 @@ def held_by(target: str, source: DeltaSet, skip: bool) -> DeltaSet:
         raise UserError(
             f"--to {target} is not written for {family.title}: write --to lora, lokr, merged "
             "or krona."
+        )
+    if target in OF_TRANSFORMERS and not (family and family.block_layers):
+        titles = " and ".join(known.title for known in FAMILIES.values() if known.block_layers)
+        raise UserError(
+            f"--to {target} is written for {titles}: write --to {OF_TRANSFORMERS[target]}."
         )
 
     def leave_out(parts: Mapping[str, object], what: str, way_out: str) -> None:

@@ -165,7 +165,8 @@ As a whole model, for any other program:
     if "lora" in formats:
         text += "As an exactly equal LoRA, for plain `pipe.load_lora_weights`: `--to lora`.\n"
     if _is_transformer(metadata):
-        return text + ("For ComfyUI: `--to lokr`.\n" if "lokr" in formats else "")
+        text += "For ComfyUI: `--to lokr`.\n" if "lokr" in formats else ""
+        return text + "For ai-toolkit: `--to lora-ai-toolkit`.\n"
     others = " or ".join(f"`--to {name}`" for name in ("lokr", "lora-kohya") if name in formats)
     return text + (f"For ComfyUI, Forge, A1111 and InvokeAI: {others}.\n" if others else "")
 

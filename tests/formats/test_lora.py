@@ -242,3 +242,10 @@ def test_refused_with_the_key(tmp_path: Path, change, says) -> None:
             tmp_path / "l.safetensors", tmp_path / "m.safetensors", "lora", source_format="lora"
         )
     assert not (tmp_path / "m.safetensors").exists()
+
+
+@pytest.mark.parametrize("kind", ["lora", "lokr"])
+def test_names_that_only_transformers_have_are_refused_with_a_way_out(kind, tmp_path: Path) -> None:
+    trained("sd1", tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=rf"for FLUX.2-klein and Z-Image: write --to {kind}"):
+        convert(tmp_path / "a.safetensors", tmp_path / "l.safetensors", f"{kind}-ai-toolkit")

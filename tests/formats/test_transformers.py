@@ -16,6 +16,7 @@ from diffusekrona.adapters.methods import targets_of
 from diffusekrona.bases.families import FAMILIES
 from diffusekrona.common.errors import UserError
 from diffusekrona.formats.conversion import convert
+from diffusekrona.formats.report import Options
 from diffusekrona.hub.card import card_text
 from diffusekrona.sampling.pipeline import load_pipeline
 
@@ -57,6 +58,68 @@ def test_diffusers_loads_the_lora(trained, tmp_path: Path) -> None:
     pipeline.load_lora_weights(str(tmp_path / "lora.safetensors"))
     want = adapted(family, base, path)
     torch.testing.assert_close(output(family, pipeline.transformer), want, rtol=1e-4, atol=1e-5)
+
+
+# A layer of a block with q, k and v in one at the publisher's, and how the files call it.
+SHARED = {
+    "lora-ai-toolkit": (
+        "diffusion_model.",
+        {
+            "flux2-klein": "double_blocks.0.img_attn.qkv.lora_A.weight",
+            "z-image": "layers.0.attention.to_q.lora_A.weight",
+        },
+    ),
+    "lora-kohya": (
+        "lora_unet_",
+        {
+            "flux2-klein": "double_blocks_0_img_attn_qkv.lora_down.weight",
+            "z-image": "layers_0_attention_qkv.lora_down.weight",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("target", SHARED)
+def test_names_of_ai_toolkit_and_kohya_are_loaded_by_diffusers_and_read_back(
+    trained, target: str, rank: int | None, tmp_path: Path
+) -> None:
+    family, base, path = trained
+    file, again = tmp_path / "theirs.safetensors", tmp_path / "again.safetensors"
+    report = convert(path, file, target, options=Options(rank=rank))
+    assert rank or report.relative < 1e-5
+    head, name = SHARED[target][0], SHARED[target][1][family.name]
+    keys = load_file(file).keys()
+    assert head + name in keys and all(key.startswith(head) for key in keys)
+
+    convert(path, tmp_path / "lora.safetensors", "lora", options=Options(rank=rank))
+    pipeline, plain = load_pipeline(str(base)), load_pipeline(str(base))
+    pipeline.load_lora_weights(str(file))
+    plain.load_lora_weights(str(tmp_path / "lora.safetensors"))
+    want = output(family, plain.transformer)
+    torch.testing.assert_close(output(family, pipeline.transformer), want, rtol=1e-4, atol=1e-5)
+
+    convert(file, again, "lora")
+    got, expected = (deltas(load_file(p)) for p in (again, tmp_path / "lora.safetensors"))
+    for layer, delta in expected.items():
+        torch.testing.assert_close(got[layer], delta, rtol=1e-5, atol=1e-6)
+
+
+def test_lokr_for_ai_toolkit_is_loaded_by_diffusers_or_refused(trained, tmp_path: Path) -> None:
+    family, base, path = trained
+    file = tmp_path / "lokr.safetensors"
+    if family.toolkit_has_publisher_names:
+        with pytest.raises(UserError, match=r"is a slice of a layer .* --to lora-ai-toolkit"):
+            convert(path, file, "lokr-ai-toolkit")
+        return
+    convert(path, file, "lokr-ai-toolkit")
+    assert "diffusion_model.layers.0.attention.to_q.lokr_w1" in load_file(file)
+    pipeline = load_pipeline(str(base))
+    pipeline.load_lora_weights(str(file))
+    want = adapted(family, base, path)
+    torch.testing.assert_close(output(family, pipeline.transformer), want, rtol=1e-4, atol=1e-5)
+    convert(file, tmp_path / "back.safetensors", "krona")
+    torch.testing.assert_close(adapted(family, base, tmp_path / "back.safetensors"), want)
 
 
 @pytest.mark.parametrize("head", ["diffusion_model.", ""])
@@ -202,7 +265,7 @@ def test_lokr_for_comfyui_has_slices_under_the_names_that_it_knows(trained, tmp_
     torch.testing.assert_close(adapted(family, base, tmp_path / "back.safetensors"), want)
 
 
-@pytest.mark.parametrize("target", ["peft", "peft-lora", "lora-kohya", "lokr-lycoris"])
+@pytest.mark.parametrize("target", ["peft", "peft-lora", "lokr-lycoris"])
 def test_targets_without_a_place_for_transformers_are_refused_in_one_line(
     trained, target: str, tmp_path: Path
 ) -> None:
@@ -217,4 +280,4 @@ def test_the_model_card_of_a_transformer_says_what_works(trained) -> None:
     family, _, path = trained
     text = card_text(path.parent, "a dog")
     assert ("torch.kron" in text) == (family.name == "z-image")
-    assert "--to lokr" in text and "lora-kohya" not in text
+    assert "--to lokr" in text and "lora-ai-toolkit" in text and "lora-kohya" not in text

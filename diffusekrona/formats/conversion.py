@@ -98,7 +98,7 @@ def convert(
         written, found = _write_merged(whole, model, destination, options)
     else:
         written, found = _write_adapter(whole, destination, target, hints, options)
-    worst = max(found, key=lambda name: found[name][0])
+    worst = max(found, key=lambda name: found[name][1])
     return Report(
         source=whole.title,
         family=whole.family,
@@ -109,8 +109,8 @@ def convert(
         destination=destination,
         bytes_written=_size(destination),
         parameters_written=0 if target == "merged" else written.parameters(),
-        largest=found[worst][0],
-        relative=max(relative for _, relative in found.values()),
+        largest=max(largest for largest, _ in found.values()),
+        relative=found[worst][1],
         worst_layer=worst,
         errors={n: found[n][1] for n in found} if written.errors or options.rank else {},
         notes=written.notes,

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import torch
 
+#: Above this share of a layer's change, what merging rounds away is worth a line.
+ROUNDED_AWAY = 0.02
+
 
 @dataclass(frozen=True)
 class Options:
@@ -35,7 +38,8 @@ class Report:
 
     Attributes:
         largest, relative: largest absolute difference of delta W over layers, and the largest
-            Frobenius difference relative to its layer's delta W, of the written file, read back.
+            Frobenius difference relative to its layer's delta W, of the written file, read back;
+            worst_layer: that of the second.
         parameters_written: numbers in the adapter's factors; 0 for a merged model.
         errors: layer name to relative Frobenius error, for an approximation; else empty.
     """
@@ -65,8 +69,13 @@ class Report:
             f"{self.parameters:,} numbers, {self.bytes_read / 1e6:.2f} MB",
             f"wrote   {self.target}: {self.destination}, {numbers}"
             f"{self.bytes_written / 1e6:.2f} MB",
-            f"exact   largest absolute difference of delta W {self.largest:.3g}{where}; "
+            f"checked largest absolute difference of delta W {self.largest:.3g}{where}; "
             "read back from what was written",
         ]
+        if self.target == "merged" and self.relative > ROUNDED_AWAY:
+            lines.append(
+                f"note    rounded to the base's precision, up to {self.relative:.0%} of a layer's "
+                "change is lost: --dtype fp32 keeps it"
+            )
         lines += [f"error   {error:.6f}  {name}" for name, error in self.errors.items()]
         return lines + [f"note    {note}" for note in self.notes]

@@ -25,6 +25,7 @@ from diffusekrona import KronAConfig, load_adapter, save_adapter
 from diffusekrona.common.errors import UserError
 from diffusekrona.formats.conversion import Options, convert
 from diffusekrona.formats.full_model import needed_files
+from diffusekrona.formats.report import ROUNDED_AWAY
 
 FAMILIES = ["sd1", "sd2", "sdxl"]
 
@@ -118,6 +119,17 @@ def test_half_precision(tmp_path: Path, bases) -> None:
     assert torch.equal(stored[f"{key}.weight"], rounded)
     assert {t.dtype for t in stored.values()} == {torch.float16}
     assert (tmp_path / "m.safetensors").stat().st_size < 7.5e6
+
+
+def test_a_change_that_half_precision_rounds_away_gets_a_line(tmp_path: Path, bases) -> None:
+    trained(bases["sd1"], tmp_path / "a.safetensors")
+    for weight, lost in ((1.0, False), (1e-3, True)):
+        report = convert(
+            tmp_path / "a.safetensors", tmp_path / f"m{lost}", "merged", base=bases["sd1"],
+            weight=weight, options=Options(dtype=torch.float16),
+        )  # fmt: skip
+        assert any("is lost: --dtype fp32" in line for line in report.lines()) == lost
+        assert (report.relative > ROUNDED_AWAY) == lost
 
 
 def test_a_mix_of_adapters_is_what_they_do_live(tmp_path: Path, bases) -> None:

@@ -45,6 +45,12 @@ class CheckedSettings:
         help="Write a .txt file for each picture without a caption, by this image-to-text model of "
         "transformers (BLIP, GIT, LLaVA ...); with --trigger it begins with [trigger].",
     )
+    make_masks: str | None = setting(
+        None,
+        metavar="NAME",
+        help="Write photo.mask.png for each picture without a mask, by this model of rembg, such "
+        "as isnet-general-use; pip install rembg[cpu].",
+    )
     output: Path = setting(
         Path("data_report.html"), metavar="FILE", help="Write the page with the contact sheet here."
     )
@@ -112,6 +118,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         triggers = {one.path: None if one.regularisation else one.trigger for one in sources}
         written = write_captions(triggers, checked.caption_with)
         print(f"Captions written: {len(written)}")
+    if checked.make_masks:
+        from .data.auto_masks import make_masks
+
+        folders = [one.path for one in sources_of(data) if not one.regularisation]
+        print(f"Masks written: {len(make_masks(folders, checked.make_masks))}")
     target = target_of(checked.pretrained_model_name_or_path, data.resolution)
     found = survey(data, target, checked.seed, SHOWN)
     paths = [one.example.path for one in found.pictures]

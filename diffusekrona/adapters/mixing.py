@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,3 +206,50 @@ def apply_adapters(pipeline: Any, adapters: Sequence[WeightedAdapter], merge: bo
     for part in components_of(pipeline).values():
         if merge and getattr(part, "peft_config", None):
             merge_and_unload(part)
+
+
+def merge_for_now(model: Any) -> Callable[[], None]:
+    """Merge live adapters, so that a picture costs what it costs on the base.
+
+    Args:
+        model: a denoiser, a pipeline or a mapping of components, whose weights are on its device.
+
+    Returns:
+        A function that makes the adapters live again and gives the base weights back bit for bit.
+        Until then host memory holds a copy of those that have an adapter.
+
+    Raises:
+        ValueError: a quantised weight; nothing is merged then.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    from ..bases.families import components_of
+    from ..krona.layer import KronALinear
+
+    layers = [
+        layer
+        for part in components_of(model).values()
+        for layer in reversed(list(part.modules()))  # of two on one weight, the inner one first
+        if isinstance(layer, BaseTunerLayer)
+    ]
+    copies: dict[Any, Any] = {}
+
+    def undo() -> None:
+        for weight, copy in copies.items():
+            weight.data.copy_(copy)
+        for layer in layers:
+            layer.merged_adapters.clear()
+
+    try:
+        for layer in layers:
+            for weight in layer.get_base_layer().parameters(recurse=False):
+                if weight not in copies:
+                    copies[weight] = weight.data.to("cpu", copy=True)
+            if isinstance(layer, KronALinear):
+                layer.merge(keep_base=False)
+            else:
+                layer.merge()
+    except BaseException:
+        undo()
+        raise
+    return undo

@@ -11,7 +11,7 @@ import gradio as gr
 
 from ..bases.loading import bundled_models
 from ..common.errors import UserError
-from ..common.settings import options_of
+from ..common.settings import options_of, with_values
 from ..sampling.grids import read_recipe
 from ..sampling.settings import InferenceSettings
 from .drawing import (
@@ -243,7 +243,9 @@ def _draw(workspace: Workspace, given: Sequence[Any]) -> Iterator[tuple[str, str
                 rows = _labels(variant, paths)
             scores = score_pictures(workspace, paths, photos) if photos else ()
             pictures = tuple(workspace.relative(path.resolve()) for path in paths)
-            done.append(Column(variant.label, pictures, command_of(variant.settings), scores))
+            merged = bool((read_recipe(paths[0]) or {}).get("merged"))
+            command = command_of(with_values(variant.settings, no_merge=not merged))
+            done.append(Column(variant.label, pictures, command, scores))
         yield "", view("draw", columns=done, rows=rows)
     except UserError as error:
         yield say(mistakes=[str(error)]), gr.skip()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import shlex
 import threading
 from collections.abc import Mapping, Sequence
@@ -90,13 +89,18 @@ def _step(path: Path) -> tuple[int, str]:
 
 
 def draw(settings: InferenceSettings) -> list[Path]:
-    """Draw and save; the pictures' paths, prompt by prompt. Raises UserError."""
-    from ..adapters.groups import GroupWeights, parse_groups, set_group_weights
+    """Draw and save; the pictures' paths, prompt by prompt. Raises UserError.
+
+    Weights change without loading. Adapters that are drawn a second time with the same weights are
+    merged, which is faster and the same picture but for rounding.
+    """
+    from ..adapters.groups import parse_groups
     from ..adapters.mixing import choose_base, read_adapters, reading_options
     from ..common.devices import process_state
     from ..sampling.schedulers import set_scheduler
+    from .live import loaded
 
-    model = settings.model
+    model, machine = settings.model, settings.machine
     with _one_at_a_time:
         groups = parse_groups(model.blocks, model.projections, model.attention)
         adapters = read_adapters(model.adapter, groups)
@@ -105,41 +109,20 @@ def draw(settings: InferenceSettings) -> list[Path]:
         base = choose_base(model.pretrained_model_name_or_path, adapters, model.revision)
         files = tuple((str(one.path), one.path.stat().st_mtime_ns) for one in adapters)
         settings = inference.with_defaults(settings, base, reading)
-        pipeline, own = _loaded(base, files, tuple(reading.items()), model.vae, model.variant)
-        for number, one in enumerate(adapters):
-            weights = one.groups or GroupWeights()
-            name = f"adapter_{number}"
-            set_group_weights(pipeline, name, weights, one.weight, allow_unknown=True)
-        pipeline.scheduler = own
+        options = {"vae": model.vae, "variant": model.variant, "low_vram": machine.low_vram}
+        options |= {"mixed_precision": machine.mixed_precision}
+        live = loaded(base, files, tuple(reading.items()), tuple(options.items()))
+        # --low_vram keeps weights in host memory, from where merged ones would not come.
+        merges = bool(adapters) and not (model.adapter_steps or machine.low_vram)
+        merged = live.weigh(adapters, merges)
+        pipeline = live.pipeline
+        pipeline.scheduler = live.scheduler
         if settings.drawing.scheduler:
             set_scheduler(pipeline, settings.drawing.scheduler)
+        settings = with_values(settings, no_merge=not merged)
         recipe = inference.recipe_of(settings, base, adapters, pipeline)
-        state = process_state(settings.machine.device)
+        state = process_state(machine.device)
         return inference.draw(settings, prompts, pipeline, None, recipe, state)
-
-
-@functools.lru_cache(maxsize=1)  # one base at a time is in memory
-def _loaded(
-    base: str,
-    files: tuple[tuple[str, int], ...],
-    reading: tuple[tuple[str, Any], ...],
-    vae: str | None,
-    variant: str | None,
-) -> tuple[Any, Any]:
-    """The base with its adapters live, and its own scheduler."""
-    from ..adapters.mixing import read_adapters
-    from ..bases.loading import quiet_libraries
-    from ..common.devices import process_state
-
-    quiet_libraries()
-    adapters = read_adapters([path for path, _ in files])
-    options = {"no_merge": True, "vae": vae, "variant": variant}
-    settings = build(InferenceSettings, options)
-    state = process_state(None)
-    pipeline, _ = inference.build(
-        settings.model, settings.machine, base, adapters, state, None, dict(reading)
-    )
-    return pipeline, pipeline.scheduler
 
 
 def usable(workspace: Workspace, name: str) -> str:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
 from diffusers import UNet2DConditionModel
+from PIL import Image
 
+from diffusekrona import inference
 from diffusekrona.adapters.file import read_adapter, save_adapter
 from diffusekrona.common.errors import UserError
-from diffusekrona.common.settings import flat
+from diffusekrona.common.settings import build, check_limits, flat
 from diffusekrona.krona import KronAConfig
 from diffusekrona.sampling.grids import read_recipe
 from diffusekrona.sampling.settings import InferenceSettings, parse_settings
 from diffusekrona.ui import drawing
+from diffusekrona.ui.live import loaded
 from diffusekrona.ui.places import Workspace
 
 
@@ -72,15 +76,15 @@ def test_commands_give_the_same_settings(workspace: Workspace, tiny_sd1: Path) -
 def test_weights_change_without_loading_and_recipes_come_back(
     workspace: Workspace, tiny_sd1: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawing._loaded.cache_clear()
+    loaded.cache_clear()
     pictures = {}
-    for weight in (1, 0, 1):
+    for weight in (1, 0.5, 1):
         given = values(tiny_sd1, adapter=(f"{RUN}:{weight}",), prompt=("a dog",))
         (path,) = drawing.draw(drawing.settings_from(workspace, given))
         pictures.setdefault(weight, []).append(path)
-    assert drawing._loaded.cache_info().misses == 1
+    assert loaded.cache_info().misses == 1
     first, again = (path.read_bytes() for path in pictures[1])
-    assert first == again != pictures[0][0].read_bytes()
+    assert first == again != pictures[0.5][0].read_bytes()
     recipe = read_recipe(pictures[1][0])
     assert recipe is not None
     found, adapters, missing = drawing.values_of_recipe(workspace, recipe)
@@ -89,6 +93,35 @@ def test_weights_change_without_loading_and_recipes_come_back(
     assert found["num_inference_steps"] == 2 and "scheduler" not in found
     Path(RUN).unlink()
     assert drawing.values_of_recipe(workspace, recipe)[2] != []
+
+
+def test_adapters_that_are_left_alone_are_merged(workspace: Workspace, tiny_sd1: Path) -> None:
+    """The picture is the same but for rounding; a moved weight brings the live one back."""
+    loaded.cache_clear()
+    pixels, merged = [], []
+    for weight in (1, 0, 1, 1, 0.5, 1):
+        given = values(tiny_sd1, adapter=(f"{RUN}:{weight}",), prompt=("a dog",))
+        (path,) = drawing.draw(drawing.settings_from(workspace, given))
+        merged.append((read_recipe(path) or {})["merged"])
+        with Image.open(path) as image:
+            pixels.append(np.asarray(image, dtype=int))
+    assert merged == [False, False, True, True, False, False]
+    assert np.abs(pixels[2] - pixels[0]).max() <= 1
+    assert (pixels[3] == pixels[2]).all() and (pixels[5] == pixels[0]).all()
+    given = values(tiny_sd1, prompt=("a dog",), output_dir=Path("shell"))
+    command = drawing.command_of(check_limits(build(InferenceSettings, given)))
+    inference.main(shlex.split(command)[2:])  # which merges
+    (path,) = Path("shell").glob("*seed3.png")
+    with Image.open(path) as image:
+        assert (np.asarray(image) == pixels[2]).all()
+    assert np.abs(pixels[1] - pixels[0]).max() > 1 < np.abs(pixels[4] - pixels[0]).max()
+    assert loaded.cache_info().misses == 1
+
+
+def test_precision_is_the_forms(workspace: Workspace, tiny_sd1: Path) -> None:
+    given = values(tiny_sd1, prompt=("a dog",), mixed_precision="bf16")
+    (path,) = drawing.draw(drawing.settings_from(workspace, given))
+    assert (read_recipe(path) or {})["dtype"] == "bfloat16"
 
 
 def test_adapters_elsewhere_are_refused(workspace: Workspace, tiny_sd1: Path) -> None:

@@ -1,0 +1,71 @@
+"""Adapters that are merged for now come off again bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig
+from torch import nn
+
+from diffusekrona import KronAConfig
+from diffusekrona.adapters.mixing import merge_for_now
+
+NAMES = ["to_q", "to_k", "to_v", "to_out.0"]
+
+
+@pytest.fixture
+def unet(tiny_sd1: Path) -> UNet2DConditionModel:
+    """With both methods on its attentions, KronA at a weight of its own."""
+    unet = UNet2DConditionModel.from_pretrained(tiny_sd1 / "unet").requires_grad_(False)
+    unet.add_adapter(KronAConfig(a1=4, a2=8, target_modules=NAMES), "one")
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), "two")
+    unet.set_adapter(["one", "two"])
+    torch.manual_seed(0)
+    for name, parameter in unet.named_parameters():
+        if "krona_b" in name or "lora_B" in name:
+            parameter.data.normal_(std=0.1)
+    for module in unet.modules():
+        if hasattr(module, "krona_a"):
+            module.set_scale("one", 0.7)
+    return unet
+
+
+def draw(unet: UNet2DConditionModel) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    width = unet.config.cross_attention_dim
+    latents = torch.randn(2, unet.config.in_channels, 8, 8, generator=generator)
+    text = torch.randn(2, 7, width, generator=generator)
+    with torch.no_grad():
+        return unet(latents, torch.tensor(10), text).sample
+
+
+def test_a_merge_is_undone_bit_for_bit(unet: UNet2DConditionModel) -> None:
+    before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    live = draw(unet)
+    undo = merge_for_now(unet)
+    merged = draw(unet)
+    assert all(layer.merged for layer in unet.modules() if hasattr(layer, "merged_adapters"))
+    torch.testing.assert_close(merged, live, rtol=1e-4, atol=1e-5)
+    undo()
+    assert torch.equal(draw(unet), live)
+    after = unet.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_a_merge_that_fails_leaves_nothing_behind(
+    unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = draw(unet)
+    layers = [module for module in unet.modules() if hasattr(module, "krona_a")]
+
+    def fail(**_options: object) -> None:
+        raise ValueError("a quantised weight")
+
+    monkeypatch.setattr(layers[0], "merge", fail)  # the last one to be merged
+    with pytest.raises(ValueError, match="quantised"):
+        merge_for_now(unet)
+    assert torch.equal(draw(unet), live)
+    assert isinstance(layers[0].get_base_layer(), nn.Linear)

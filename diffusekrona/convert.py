@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .bases.precision import STORED, dtype_of
@@ -70,7 +71,11 @@ class ConvertSettings:
     adapter: tuple[str, ...] = setting(
         (), append=True, metavar="PATH[:WEIGHT]", help="Mix another adapter in; repeat for several."
     )
-    base: str | None = setting(None, help="Base model: folder, bundled or hub name, or one file.")
+    base: str | None = setting(
+        None,
+        help="Base model: folder, bundled or hub name, or one file; for --to merged by default the "
+        "one that the adapter names.",
+    )
     family: str | None = setting(
         None, metavar="NAME", help="Family (sd1, sd2, sdxl …), if the file does not show it."
     )
@@ -117,6 +122,17 @@ def _source(text: str) -> tuple[str, float]:
     return path, default_weight(read_metadata(path)) if weight is None else weight
 
 
+def _base(settings: ConvertSettings, source: str) -> str | None:
+    """The base asked for, or the one to merge into: that which an adapter file of ours names."""
+    from .adapters.mixing import ADAPTER_FILE
+    from .common.tensor_files import read_metadata
+
+    if settings.base or settings.to != "merged":
+        return settings.base
+    path = Path(source).expanduser()
+    return read_metadata(path / ADAPTER_FILE if path.is_dir() else path).get("base_model")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Raises UserError for whatever is wrong with the request or its files."""
     settings = parse(ConvertSettings, argv, prog="diffusekrona.convert", description=description())
@@ -137,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings.destination,
         settings.to,
         source_format=settings.source_format,
-        base=settings.base,
+        base=_base(settings, source),
         family=settings.family,
         weight=weight,
         adapters=[_source(text) for text in settings.adapter],

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from ..common.errors import UserError
 from ..common.settings import options_of
+from ..formats.destination import FOLDER_TARGETS
 from .fields import Renewed, component_for
 from .form import label_of, read_form
 from .places import Workspace, served
@@ -72,7 +73,12 @@ def _tool(workspace: Workspace, tool: Tool) -> tuple[dict[str, Any], Any]:
             said = gr.HTML(elem_id=f"said-{tool.name}")
             shown = gr.HTML(elem_id=f"shown-{tool.name}")
     if tool.name == "convert":
-        fields["source"].change(_destination, fields["source"], fields["destination"])
+        filled = gr.Textbox("", visible="hidden")
+        source, to, destination = fields["source"], fields["to"], fields["destination"]
+        gr.on(
+            [source.change, to.change], None, [source, to, destination, filled],
+            [destination, filled], js=DESTINATION,
+        )  # fmt: skip
 
     def run(*typed: Any) -> Iterator[tuple[str, Any]]:
         yield from _run(workspace, tool, dict(zip(fields, typed, strict=True)))
@@ -90,9 +96,15 @@ def _field(workspace: Workspace, tool: Tool, name: str) -> Any:
     return component_for(option, tool.name, **look)
 
 
-def _destination(source: str | None) -> str:
-    """Where a converted adapter goes: named after its run."""
-    return f"outputs/converted/{Path(source).parent.name}.safetensors" if source else ""
+# Where a converted adapter goes, named after its source and the format, unless another place was
+# typed. In the browser: an answer of the server would replace what is typed meanwhile.
+DESTINATION = f"""(source, to, destination, filled) => {{
+  const whole = (source || "").replace(/^outputs[/]/, "").replaceAll("/", "-");
+  const name = whole.replace(/(-?adapter)?[.]safetensors$/, "") + (to ? "-" + to : "");
+  const end = {json.dumps(FOLDER_TARGETS)}.includes(to) ? "" : ".safetensors";
+  const next = source ? `outputs/converted/${{name}}${{end}}` : "";
+  return [destination === filled ? next : destination, next];
+}}"""
 
 
 def _run(workspace: Workspace, tool: Tool, typed: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -115,13 +127,21 @@ def _run(workspace: Workspace, tool: Tool, typed: dict[str, Any]) -> Iterator[tu
         time.sleep(_PAUSE)
     done = view("output", command=words, log=log_tail(folder), running=False)
     run = workspace.root / values.get("run", folder)
-    made = [str(values["destination"])] if "destination" in values else []
+    made = _files(workspace, str(values["destination"])) if "destination" in values else []
     made += [workspace.relative(path) for path in run.glob("best.safetensors")]
     found = {*folder.glob("*.html"), *run.glob("choice*.html"), *run.glob("choice/*.html")}
     pages = [workspace.relative(path) for path in sorted(found)]
     files = [name for name in made if served(workspace, name)]
     failed = process.returncode != 0
     yield done, "" if failed else view("report", pages=pages, files=files, text="")
+
+
+def _files(workspace: Workspace, name: str) -> list[str]:
+    """The file that was written, or those in the folder."""
+    path = workspace.root / name
+    if not path.is_dir():
+        return [name]
+    return sorted(workspace.relative(each) for each in path.rglob("*.*"))
 
 
 def report_view(workspace: Workspace, name: str | None) -> str:

@@ -32,7 +32,7 @@ def build(
     """
     chosen = gr.Dropdown(
         [], multiselect=True, label="runs", info="Newest first; choose several to compare.",
-        elem_id="runs",
+        elem_id="runs", allow_custom_value=True,  # else what is typed is lost by the Tab key
     )  # fmt: skip
     with gr.Row():
         drawing = gr.Button("Draw now", elem_id="draw-now")
@@ -89,6 +89,7 @@ def build(
     tabs.select(wake, None, timer, **watching)
     timer.tick(look, [chosen, last], [shown, log, last], **watching)
     chosen.change(look, [chosen, last], [shown, log, last], **watching)
+    chosen.change(lambda names: _named(workspace, names or []), chosen, [chosen, said], **watching)
     tabs.select(runs, [chosen, gr.State(None)], chosen, **watching)
     running.change(runs, [chosen, running], chosen, **watching)
     page.load(runs, [chosen, running], chosen, **watching)
@@ -108,6 +109,18 @@ def build(
         lambda names: act(names, resume, "Resumed from the newest checkpoint."), chosen, said
     )
     train.refresh(cloning.click(clone, chosen, [tabs, *train.shown]))
+
+
+def _named(workspace: Workspace, typed: Sequence[str]) -> tuple[Any, str]:
+    """The runs that are typed, each by its name or a part of it, and those that there are not."""
+    there = [workspace.relative(path) for path in run_folders(workspace)]
+    names: list[str] = []
+    missing = []
+    for text in typed:
+        found = [text] if text in there else [name for name in there if text in name]
+        names += [name for name in found[:1] if name not in names]
+        missing += [] if found else [f"There is no run {text} in outputs/."]
+    return (gr.skip() if names == list(typed) else names), say(mistakes=missing)
 
 
 def _watched(workspace: Workspace, names: Sequence[str]) -> tuple[str, str]:

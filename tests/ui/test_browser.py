@@ -264,16 +264,42 @@ def test_drawing_with_adapters_and_a_recipe(
 def test_converting_and_downloading(page: Page, server: Server, adapters: list[str]) -> None:
     page.get_by_role("tab", name="Reports").click()
     page.get_by_role("tab", name="Convert").click()
+    destination = control(page, "convert-destination")
     write(page, control(page, "convert-source"), adapters[0])
     page.keyboard.press("Tab")
-    expect(control(page, "convert-destination")).to_have_value("outputs/converted/one.safetensors")
-    write(page, control(page, "convert-to"), "LoKr under kohya")
-    page.keyboard.press("Enter")
-    page.get_by_role("button", name="Convert", exact=True).click()
-    with page.expect_download() as download:
-        page.get_by_role("link", name="Download").click()
-    made = server.folder / "outputs/converted/one.safetensors"
-    assert download.value.path().read_bytes() == made.read_bytes()
+    expect(destination).to_have_value("outputs/converted/dog-one.safetensors")
+    for words, name in (("LoKr under kohya", "lokr"), ("the whole model", "merged")):
+        write(page, control(page, "convert-to"), words)
+        page.keyboard.press("Enter")
+        expect(destination).to_have_value(f"outputs/converted/dog-one-{name}.safetensors")
+        page.get_by_role("button", name="Convert", exact=True).click()
+        with page.expect_download() as download:
+            page.get_by_role("link", name=f"-{name}.safetensors").click()
+        made = server.folder / f"outputs/converted/dog-one-{name}.safetensors"
+        assert download.value.path().read_bytes() == made.read_bytes()
+    write(page, control(page, "convert-source"), adapters[1])
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    write(page, destination, "outputs/mine.safetensors")  # at once
+    page.wait_for_timeout(700)
+    expect(destination).to_have_value("outputs/mine.safetensors")
+    assert page.complaints == []
+
+
+def test_runs_are_chosen_by_a_part_of_their_name(page: Page, adapters: list[str]) -> None:
+    """Typed and left with the Tab key; what is not there is said."""
+    page.get_by_role("tab", name="Watch").click()
+    box, titles = page.locator("#runs input"), page.locator(".dk-run h3")
+    expect(titles).to_have_count(1)
+    for text in ("dog/one", "dog/two"):
+        box.focus()
+        page.keyboard.type(text)
+        page.keyboard.press("Tab")
+        expect(titles.filter(has_text=f"outputs/{text}")).to_have_count(1)
+    box.focus()
+    page.keyboard.type("dog/none")
+    page.keyboard.press("Tab")
+    expect(page.locator("#watch-said")).to_contain_text("There is no run dog/none")
     assert page.complaints == []
 
 

@@ -64,7 +64,8 @@ def build(
     Args:
         reading: how the base is read, of `adapters.mixing.reading_options`.
     """
-    from .bases.families import drawing_defaults
+    from .bases.families import denoiser_of, drawing_defaults, family_of_pipeline
+    from .bases.quantisation import quantise
     from .common.cpu_memory import keep_freed_memory
     from .sampling.pipeline import load_pipeline, load_refiner, place
 
@@ -74,12 +75,14 @@ def build(
     half = drawing_defaults(base, model.revision, options.get("single_file_config")).precision
     dtype = dtype_of(machine.mixed_precision or ("no" if device.type == "cpu" else half))
     pipeline = load_pipeline(base, dtype, "cpu", model.vae, **options)
-    apply_adapters(pipeline, adapters, merge=model.merges)
+    in_fp8 = machine.quantize_base != "none"  # where merged adapters would be rounded
+    apply_adapters(pipeline, adapters, merge=model.merges and not in_fp8)
+    quantise(denoiser_of(pipeline), machine.quantize_base, family_of_pipeline(pipeline).block_lists)
     if scheduler:
         set_scheduler(pipeline, scheduler)
     refiner = load_refiner(pipeline, model.refiner, dtype) if model.refiner else None
     for part in filter(None, (pipeline, refiner)):
-        place(part, device, machine.low_vram)
+        place(part, device, machine.low_vram, machine.group_offload)
     return pipeline, refiner
 
 
@@ -108,7 +111,7 @@ def recipe_of(
     from . import __version__
     from .bases.families import denoiser_of
 
-    model, drawing = settings.model, settings.drawing
+    model, drawing, kind = settings.model, settings.drawing, settings.machine.quantize_base
     versions = {"diffusekrona": __version__, "torch": torch.__version__}
     versions |= {"diffusers": diffusers.__version__, "transformers": transformers.__version__}
     return {
@@ -118,7 +121,8 @@ def recipe_of(
         "scheduler": type(pipeline.scheduler).__name__,
         "base": base,
         "adapters": [mixed.recipe() for mixed in adapters],
-        "merged": bool(adapters) and model.merges,
+        "merged": bool(adapters) and model.merges and kind == "none",
+        **({"quantize_base": kind} if kind != "none" else {}),
         **({"adapter_steps": model.adapter_steps} if model.adapter_steps else {}),
         "vae": model.vae,
         "refiner": model.refiner,

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = parse_settings(argv)
     from .training.resolved_run import family_defaults  # after --help
 
-    if defaults := family_defaults(settings.base):
+    if defaults := family_defaults(settings.base, settings.precision.low_vram):
         settings = parse_settings(argv, defaults)
     if not log.handlers:  # only ours: the libraries' loggers have handlers of their own
         log.addHandler(logging.StreamHandler(sys.stderr))

@@ -141,8 +141,9 @@ class Family(LayerNames, ABC):
         letters: k, q, v, o to the ends of the denoiser's layer names.
         feed_forward: ends of the names of its feed-forward layers.
         text_letters: k, q, v, o to the ends of the text encoders' layer names.
-        offload_text: its text encoders are large: with --low_vram, their layers are on the GPU
-            one at a time.
+        large: too large for small GPUs: with --low_vram the layers of its text encoders and, where
+            pictures are drawn, the denoiser's blocks are on the GPU one at a time, and training
+            keeps the base in fp8 where no library quantises it.
         block_lists: names of the denoiser's lists of transformer blocks.
         cross_attention: end of the names of the denoiser's attentions from picture to text alone;
             "" where it has none.
@@ -168,7 +169,7 @@ class Family(LayerNames, ABC):
     letters: Mapping[str, tuple[str, ...]]
     feed_forward: tuple[str, ...]
     text_letters: Mapping[str, tuple[str, ...]]
-    offload_text: bool = False
+    large: bool = False
     block_lists: tuple[str, ...] = ("transformer_blocks",)
     cross_attention: str = ""
     loss_settings: tuple[str, ...] = ("snr_gamma", "prediction_type", "rescale_betas_zero_snr")

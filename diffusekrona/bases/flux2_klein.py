@@ -220,7 +220,7 @@ FLUX2_KLEIN = Flux2KleinFamily(
         "to_out.mlp",
     ),
     text_letters={},
-    offload_text=True,
+    large=True,
     block_lists=("transformer_blocks", "single_transformer_blocks"),
     block_layers={
         "transformer_blocks": (

@@ -63,3 +63,8 @@ def linear_layers(model: nn.Module) -> Shapes:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
     }
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of a model's weights and buffers."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))

@@ -73,8 +73,8 @@ class PrecisionSettings:
         may_change_on_resume=True,  # the settings that it selects are compared
         help="Settings for small GPUs: gradient checkpointing with checkpoints in host "
         "memory, bf16, a tiled VAE for validation pictures, large text encoders kept in host "
-        "memory and, if bitsandbytes is installed, a base quantised to nf4. Explicit flags take "
-        "precedence.",
+        "memory and, if bitsandbytes is installed, a base quantised to nf4 (else FLUX.2-klein and "
+        "Z-Image to fp8). Explicit flags take precedence.",
     )
     gradient_checkpointing: bool = setting(
         False, may_change_on_resume=True, help="Save memory at the cost of slower steps."
@@ -84,10 +84,11 @@ class PrecisionSettings:
         may_change_on_resume=True,
         help="Use gradient checkpointing and keep the checkpoints in host memory.",
     )
-    quantize_base: Literal["none", "nf4", "int8"] = setting(
+    quantize_base: Literal["none", "nf4", "int8", "fp8"] = setting(
         "none",
         ignore_case=True,
-        help="Keep the frozen base's transformer blocks in 4 or 8 bit; needs bitsandbytes.",
+        help="Keep the frozen base's transformer blocks in 4 or 8 bit; nf4 and int8 need "
+        "bitsandbytes, fp8 saves memory only with gradient checkpointing.",
     )
     vae_tiling: bool = setting(
         False,

@@ -142,7 +142,7 @@ Z_IMAGE = ZImageFamily(
     letters={"k": ("to_k",), "q": ("to_q",), "v": ("to_v",), "o": ("to_out.0",)},
     feed_forward=("feed_forward.w1", "feed_forward.w2", "feed_forward.w3"),
     text_letters={},
-    offload_text=True,
+    large=True,
     block_lists=_LISTS,
     block_layers=dict.fromkeys(
         _LISTS,

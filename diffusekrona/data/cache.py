@@ -167,7 +167,7 @@ def prepare_data(
         ids, encoders = _token_ids(base, resolved, accelerator, texts)
     else:
         texts += [*validation_prompts, ""]
-        offloaded = precision.low_vram and resolved.family.offload_text
+        offloaded = precision.low_vram and resolved.family.large
         states = _text_states(base, resolved, accelerator, cache, texts, offloaded)
         ids, encoders = {}, {}
     cache.shrink()

@@ -9,7 +9,7 @@ from ..bases.families import family_of_pipeline
 from ..common.errors import UserError
 from ..common.pictures import PICTURE_SUFFIXES, why_not
 from ..sampling.grids import read_recipe, save_png
-from ..sampling.pipeline import generate, load_pipeline
+from ..sampling.pipeline import generate, load_pipeline, place
 from ..sampling.settings import steps_or
 from .folder import find_pictures
 
@@ -80,11 +80,7 @@ def draw_class_pictures(
         defaults = family_of_pipeline(pipeline).drawing_defaults(base, options.get("revision"))
         if low_vram:
             batch_size = 1
-            pipeline.vae.enable_tiling()
-        if low_vram and accelerator.device.type == "cuda":
-            pipeline.enable_model_cpu_offload(device=accelerator.device)
-        else:
-            pipeline.to(accelerator.device, silence_dtype_warnings=True)
+        place(pipeline, accelerator.device, low_vram)
         mine = numbers[accelerator.process_index :: accelerator.num_processes]
         from tqdm.auto import tqdm
 

@@ -133,7 +133,7 @@ class KronALinear(nn.Module, BaseTunerLayer):
         """
         names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.krona_a]
         weight = self.base_weight
-        if names and not is_plain(weight):
+        if names and not (is_plain(weight) and weight.itemsize > 1):
             raise ValueError(
                 f"A quantised weight ({type(weight).__name__}) cannot take an adapter: merge "
                 "into the model as it was before quantisation, or leave the adapter beside it."

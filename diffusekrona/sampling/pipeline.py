@@ -18,11 +18,12 @@ import torch
 from diffusers.training_utils import free_memory
 from PIL import Image
 from safetensors import SafetensorError
+from torch import nn
 from tqdm.auto import tqdm
 
 from ..adapters.groups import enable_adapters
 from ..bases.base import Family
-from ..bases.families import denoiser_of, family_of_pipeline, identify
+from ..bases.families import denoiser_of, family_of_pipeline, identify, resembling
 from ..bases.loading import (
     SingleFile,
     load_sampler,
@@ -31,6 +32,7 @@ from ..bases.loading import (
     resolve_base,
     schedule_options,
 )
+from ..bases.offload import offload_blocks, offload_layers
 from ..bases.vae import channels_last
 from ..common.errors import UserError, reason_of
 from ..common.pictures import to_image
@@ -104,13 +106,28 @@ def _parts_of(
     return {**loaded, **parts}
 
 
-def place(pipeline: Any, device: torch.device | str, low_vram: bool = False) -> None:
+def place(
+    pipeline: Any, device: torch.device | str, low_vram: bool = False, by_blocks: bool = False
+) -> None:
     """Put a pipeline on the device that it is to draw on.
 
     Args:
-        low_vram: on a GPU only the model that is at work; pictures are decoded in tiles.
+        low_vram: on a GPU only the model that is at work, and of large ones the block or layer;
+            pictures are decoded in tiles.
+        by_blocks: on a GPU only the denoiser's block that is at work.
     """
-    if low_vram and torch.device(device).type == "cuda":
+    device, denoiser = torch.device(device), denoiser_of(pipeline)
+    family, on_gpu = resembling(denoiser.config), device.type == "cuda"
+    large = family is not None and family.large
+    if on_gpu and (by_blocks or (low_vram and large)):
+        offload_blocks(denoiser, device)
+        others = (part for part in pipeline.components.values() if isinstance(part, nn.Module))
+        for part in others:
+            if part is pipeline.vae or (part is not denoiser and not large):
+                part.to(device)
+            elif part is not denoiser:
+                offload_layers(part, device)
+    elif on_gpu and low_vram:
         pipeline.enable_model_cpu_offload(device=device)
     else:
         pipeline.to(device, silence_dtype_warnings=True)

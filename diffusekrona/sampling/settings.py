@@ -87,7 +87,20 @@ class MachineSettings:
         None, help="Such as cuda, cuda:1, mps, cpu; by default the best available."
     )
     low_vram: bool = setting(
-        False, help="Keep only the active part on the GPU, and decode large pictures in tiles."
+        False,
+        help="Keep only the active part on the GPU (of FLUX.2-klein and Z-Image as with "
+        "--group_offload), and decode large pictures in tiles.",
+    )
+    group_offload: bool = setting(
+        False,
+        help="Keep the denoiser, and large text encoders, in host memory; each block or layer is "
+        "on the GPU only while it computes. The pictures stay the same.",
+    )
+    quantize_base: Literal["none", "fp8"] = setting(
+        "none",
+        ignore_case=True,
+        help="Keep the denoiser's transformer blocks in fp8, half of bf16's memory; adapters stay "
+        "unmerged. The pictures change slightly.",
     )
 
 

@@ -119,10 +119,13 @@ def resolve_run(
     )
 
 
-def family_defaults(base: BaseSettings) -> dict[str, Any]:
+def family_defaults(base: BaseSettings, low_vram: bool = False) -> dict[str, Any]:
     """Defaults of training settings that the base's family has in place of the program's.
 
     {} for a base that cannot be read: `resolve_run` says why.
+
+    Args:
+        low_vram: with `--low_vram`, whose own settings (`low_vram_recipe`) come first.
     """
     try:
         place = resolve_base(base.pretrained_model_name_or_path, base.single_file_config)
@@ -136,7 +139,8 @@ def family_defaults(base: BaseSettings) -> dict[str, Any]:
         "validation_inference_steps": min(own.validation_inference_steps, drawing.steps),
     }
     changed = {name: value for name, value in found.items() if value != getattr(own, name)}
-    return {**changed, **family.defaults}
+    small = {"quantize_base": "fp8"} if low_vram and family.large else {}
+    return {**changed, **family.defaults, **small}
 
 
 def usual_settings(base: BaseSettings) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def defaults_of(typed: Mapping[str, Any]) -> dict[str, Any]:
     base, method = base_of(typed), METHODS.get(str(typed.get("adapter_type") or "krona"))
     return {
         **({"learning_rate": method.learning_rate} if method else {}),
-        **(family_defaults(base) if base else {}),
+        **(family_defaults(base, bool(typed.get("low_vram"))) if base else {}),
         **(low_vram_recipe() if typed.get("low_vram") else {}),
     }
 

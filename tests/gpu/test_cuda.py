@@ -6,12 +6,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tiny_models
 import torch
 from safetensors.torch import load_file
 
 from diffusekrona import KronAConfig
 from diffusekrona.krona import KronALinear
+from diffusekrona.sampling.pipeline import generate, load_pipeline, place
 from diffusekrona.train_dreambooth import main
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -110,3 +113,14 @@ def test_a_resumed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     resumed = train(tmp_path, *more, "--resume_from_checkpoint", "latest")
     for name, tensor in whole.items():  # a GPU's sums are not the same twice
         torch.testing.assert_close(resumed[name], tensor, atol=2e-4, rtol=0)
+
+
+def test_a_pipeline_offloaded_block_by_block_draws_the_same_picture(tmp_path: Path) -> None:
+    base = tiny_models.save_pipeline(tmp_path, "z-image")
+    pictures = []
+    for low_vram in (False, True):
+        pipeline = load_pipeline(str(base))
+        place(pipeline, "cuda", low_vram)
+        (picture,) = generate(pipeline, ["a dog"], [0], steps=3, guidance=3.0, size=(32, 32))
+        pictures.append(np.asarray(picture, dtype=float))
+    assert abs(pictures[0] - pictures[1]).max() <= 1

@@ -125,3 +125,16 @@ def test_a_distilled_base_is_drawn_in_few_steps_and_without_guidance(run, tmp_pa
         family.distilled.steps,
         family.distilled.guidance,
     )
+
+
+def test_a_base_in_fp8_draws_nearly_the_same_with_its_adapter_unmerged(run, tmp_path: Path) -> None:
+    pictures, merged = {}, {}
+    for kind in ("none", "fp8"):
+        flags = ["--adapter", str(run["run"]), "--prompt", "a sks dog", *run["small"]]
+        flags += ["--num_inference_steps", "2", "--quantize_base", kind]
+        assert inference.main([*flags, "--output_dir", str(tmp_path / kind)]) is None
+        pictures[kind] = np.asarray(Image.open(next((tmp_path / kind).glob("0*.png"))), dtype=float)
+        merged[kind] = recipe_in(tmp_path / kind)["merged"]
+    difference = abs(pictures["fp8"] - pictures["none"])
+    assert difference.max() > 0 and difference.mean() < 10
+    assert merged == {"none": True, "fp8": False}

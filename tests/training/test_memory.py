@@ -20,12 +20,13 @@ from diffusekrona.bases import quantisation
 from diffusekrona.bases.families import FAMILIES
 from diffusekrona.bases.meta import build_empty
 from diffusekrona.bases.published import BASES
+from diffusekrona.bases.settings import BaseSettings
 from diffusekrona.common.errors import UserError
 from diffusekrona.train_dreambooth import main
-from diffusekrona.training import gradient_checkpointing
+from diffusekrona.training import gradient_checkpointing, settings
 from diffusekrona.training.losses import dreambooth_loss
 from diffusekrona.training.memory import count, estimate, trace
-from diffusekrona.training.resolved_run import resolve_run
+from diffusekrona.training.resolved_run import family_defaults, resolve_run
 from diffusekrona.training.settings import parse_settings
 
 CONFIG = KronAConfig(a1=4, a2=16, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
@@ -287,6 +288,75 @@ def test_an_adapter_over_a_quantised_layer(kind) -> None:
     with pytest.raises(ValueError, match="quantised"):
         wrapped.merge()
     torch.testing.assert_close(wrapped(x), before + x @ delta.T, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("adapter", ["krona", "lora"])
+def test_training_over_a_base_in_fp8(adapter, tiny_sdxl, pictures, tmp_path: Path) -> None:
+    more = ["--quantize_base", "fp8", "--low_vram", "--adapter_type", adapter]
+    more += ["--validation_prompt", "a dog", "--validation_inference_steps", "2"]
+    assert main(flags(tiny_sdxl, pictures, tmp_path / "out", *more)) == 0
+    tensors = load_file(tmp_path / "out" / "adapter.safetensors")
+    second = "krona_b" if adapter == "krona" else "lora_B"
+    assert all(t.isfinite().all() for t in tensors.values())
+    assert any(t.abs().max() > 0 for name, t in tensors.items() if second in name)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_base_in_fp8_computes_with_its_rounded_weights(checkpointed: bool) -> None:
+    """Forward and backward, as a base does whose weights were rounded beforehand."""
+    results = []
+    for kind in ("fp8", "none"):
+        torch.manual_seed(0)
+        unet = tiny_models.unet("sd1").requires_grad_(False)
+        layers = quantisation.quantisable(unet).values()
+        if kind == "none":
+            for layer in layers:
+                layer.weight.data = layer.weight.to(quantisation.FP8).float()
+                if layer.bias is not None:
+                    layer.bias.data = layer.bias.to(quantisation.FP8).float()
+        quantisation.quantise(unet, kind)
+        assert all(layer.weight.itemsize == (1 if kind == "fp8" else 4) for layer in layers)
+        unet.add_adapter(CONFIG)
+        tiny_models.random_factors(unet)
+        if checkpointed:
+            unet.train().enable_gradient_checkpointing()
+        sample = unet(**tiny_models.unet_inputs()).sample
+        sample.square().mean().backward()
+        results.append([sample, *(p.grad for p in unet.parameters() if p.requires_grad)])
+    for quantised, rounded in zip(*results, strict=True):
+        torch.testing.assert_close(quantised, rounded, rtol=1e-4, atol=1e-6)
+    wrapped = next(m for m in unet.modules() if hasattr(m, "krona_a"))
+    quantisation.quantise(unet, "fp8")
+    with pytest.raises(ValueError, match="quantised"):
+        wrapped.merge()
+
+
+def test_low_vram_keeps_a_large_base_in_fp8_without_bitsandbytes(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(settings, "find_spec", lambda name: None)
+    for family, kind in (("z-image", "fp8"), ("sd1", "none")):
+        base = BaseSettings(str(tiny_models.save_pipeline(tmp_path / family, family)))
+        required = [
+            "--pretrained_model_name_or_path",
+            "b",
+            "--instance_data_dir",
+            ".",
+            "--low_vram",
+        ]
+        found = parse_settings([*required, "--output_dir", "o"], family_defaults(base, True))
+        assert found.precision.quantize_base == kind
+
+
+def test_an_estimate_of_fp8_counts_the_weights_that_are_cast_up(tmp_path: Path) -> None:
+    folder = str(tiny_models.save_pipeline(tmp_path, "z-image"))
+    sizes = {}
+    for kind, more in (("none", []), ("fp8", []), ("checkpointed", [CHECKPOINTS])):
+        chosen = ["--quantize_base", "none" if kind == "none" else "fp8", "--resolution", "32"]
+        args, resolved = planned(folder, "--a1", "4", "--a2", "16", *BF16, *chosen, *more)
+        groups = (args.optimisation, args.precision, args.prior)
+        sizes[kind] = count.count(args.base, *groups, resolved)
+    linear = 2 * (sizes["none"].base - sizes["fp8"].base)  # in bf16
+    assert sizes["fp8"].dequantised == linear
+    assert sizes["checkpointed"].dequantised == pytest.approx(linear / 4, rel=0.3)  # of 4 blocks
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])

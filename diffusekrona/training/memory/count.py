@@ -10,14 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from ...adapters.layers import add_adapters
 from ...bases.loading import read_part_config
-from ...bases.meta import build_empty
-from ...bases.offload import largest_layer_bytes
+from ...bases.meta import build_empty, weight_bytes
+from ...bases.offload import largest_layer_bytes, offloaded_bytes
 from ...bases.precision import dtype_of
-from ...bases.quantisation import quantisable, quantised_bytes
+from ...bases.quantisation import quantisable, quantised_bytes, whole_bytes
 from ...bases.vae import tile_vae, vae_scale
 from .sizes import Sizes, checkpoints, samples
 from .trace import step_peak, without_gradients
@@ -49,16 +48,16 @@ def count(
         for name, kind in family.text_encoders.items()
     }
     text = sum(map(weight_bytes, encoders.values()))
-    offloaded = precision.low_vram and family.offload_text
+    offloaded = precision.low_vram and family.large
     text_layer = max(map(largest_layer_bytes, encoders.values())) if offloaded else 0
     denoiser = family.empty_denoiser(resolved.denoiser_config, dtype)
     layers = quantisable(denoiser, family.block_lists).values()
     whole = weight_bytes(denoiser)
-    frozen, largest = whole, 0
-    if precision.quantize_base != "none":
-        for layer in layers:
-            frozen += quantised_bytes(layer, precision.quantize_base) - layer.weight.nbytes
-        largest = max(layer.weight.nbytes for layer in layers)
+    kind, frozen = precision.quantize_base, whole
+    if kind != "none":
+        frozen += sum(quantised_bytes(layer, kind) - layer.weight.nbytes for layer in layers)
+    dequantised = whole_bytes(denoiser, kind, family.block_lists, checkpoints(precision) != "none")
+    drawn = offloaded_bytes(denoiser) if precision.low_vram and family.large else whole
     encoding, drawing = pictures_peaks(vae, resolved.resolution, precision.vae_tiling)
     models = {family.denoiser: denoiser}
     models |= encoders if resolved.trains_text_encoders else {}
@@ -68,7 +67,7 @@ def count(
     side = resolved.resolution // family.latent_scale(resolved.vae_config)
     step = step_peak(family, models, samples(optimisation, prior), side, checkpoints(precision))
     return Sizes(
-        weight_bytes(vae), text, frozen, encoding, drawing, largest, step, whole, text_layer
+        weight_bytes(vae), text, frozen, encoding, drawing, dequantised, step, drawn, text_layer
     )
 
 
@@ -81,8 +80,3 @@ def pictures_peaks(vae: Any, resolution: int, tiling: bool) -> tuple[int, int]:
     if tiling:
         tile_vae(vae)
     return encoding, without_gradients(vae.decode, latent)
-
-
-def weight_bytes(model: nn.Module) -> int:
-    """Bytes of a model's weights and buffers."""
-    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))

@@ -73,7 +73,7 @@ def phases(
         "optimizer": sum(state_bytes(optimisation.optimizer, values) for values in tensors),
     }
     if sizes.dequantised:
-        kept["one weight dequantised"] = sizes.dequantised
+        kept["weights dequantised"] = sizes.dequantised
     text = sizes.text_layer or sizes.text_encoders
     result = [
         Phase("pictures to latents", {"VAE": sizes.vae, "activations": sizes.encoding}),
@@ -82,7 +82,7 @@ def phases(
     ]
     if prior.with_prior_preservation:
         # Drawn by the base as it is, if they are not there yet.
-        parts = {"base": sizes.whole_base, "activations": sizes.drawing}
+        parts = {"base": sizes.drawn_base, "activations": sizes.drawing}
         if not precision.low_vram:  # which has only the model on the card that is at work
             parts |= {"text encoders": sizes.text_encoders, "VAE": sizes.vae}
         result.insert(0, Phase("class pictures", parts))

@@ -18,9 +18,9 @@ class Sizes:
     Attributes:
         vae, text_encoders, base: weights, as they are kept; base is the denoiser.
         encoding, drawing: activations while the VAE encodes a picture and decodes one.
-        dequantised: the largest single weight of a quantised base, whole; 0 if it is not quantised.
+        dequantised: weights of a quantised base that are whole at once; 0 if it is not quantised.
         step: activations of a forward and backward pass.
-        whole_base: the denoiser's weights before they are quantised.
+        drawn_base: the denoiser's weights on the GPU while class pictures are drawn, unquantised.
         text_layer: the largest layer of text encoders that are on the GPU layer by layer; 0 if they
             are there whole.
     """
@@ -32,7 +32,7 @@ class Sizes:
     drawing: int
     dequantised: int
     step: int
-    whole_base: int
+    drawn_base: int
     text_layer: int = 0
 
 

@@ -136,6 +136,7 @@ class Family(LayerNames, ABC):
         tokenizers: component name to class, one per text encoder.
         tokens: that the text encoders read.
         text_states: names of the text states that condition the denoiser, to their dimensions.
+        host_states: text states that stay in host memory, because shapes depend on what they hold.
         resolution: pixels a side that the published models were trained at.
         default_base: a public base that exists today.
         letters: k, q, v, o to the ends of the denoiser's layer names.
@@ -164,6 +165,7 @@ class Family(LayerNames, ABC):
     tokenizers: Mapping[str, str]
     tokens: int
     text_states: Mapping[str, int]
+    host_states: tuple[str, ...] = ()
     resolution: int
     default_base: str
     letters: Mapping[str, tuple[str, ...]]

@@ -120,11 +120,13 @@ class ZImageFamily(Family):
 def captions(embeds: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
     """Text states (n, tokens, width) to those of each caption, without its padding.
 
-    On the meta device, where the mask has no contents, every token counts: the most there can be.
+    The mask decides shapes: one in host memory (`host_states`) spares waiting for the device. On
+    the meta device, where it has no contents, every token counts: the most there can be.
     """
     if mask.is_meta:
         return list(embeds)
-    return [states[rows] for states, rows in zip(embeds, mask.bool(), strict=True)]
+    rows = [torch.nonzero(row).flatten().tolist() for row in mask.cpu()]
+    return [states[own[0] : own[-1] + 1] for states, own in zip(embeds, rows, strict=True)]
 
 
 Z_IMAGE = ZImageFamily(
@@ -137,6 +139,7 @@ Z_IMAGE = ZImageFamily(
     tokenizers={"tokenizer": "Qwen2Tokenizer"},
     tokens=512,
     text_states={"prompt_embeds": 3, "prompt_mask": 2},
+    host_states=("prompt_mask",),
     resolution=1024,
     default_base="Tongyi-MAI/Z-Image",
     letters={"k": ("to_k",), "q": ("to_q",), "v": ("to_v",), "o": ("to_out.0",)},

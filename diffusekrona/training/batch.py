@@ -199,8 +199,12 @@ def text_of(
 ) -> dict[str, Any]:
     """The batch's text states: from the cache, or through the encoders that are trained."""
     if not data.text_encoders:
-        states = resolved.family.stack_text([data.states[caption] for caption in captions])
-        return {name: to_device(state, device) for name, state in states.items()}
+        family = resolved.family
+        states = family.stack_text([data.states[caption] for caption in captions])
+        return {
+            name: state if name in family.host_states else to_device(state, device)
+            for name, state in states.items()
+        }
     columns = zip(*(data.ids[caption] for caption in captions), strict=True)
     ids = [to_device(torch.cat(column), device) for column in columns]
     return resolved.family.encode_text(models, ids)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from diffusekrona.bases.loading import bundled_models
 from diffusekrona.common.errors import UserError
 from diffusekrona.inference import main as draw
 from diffusekrona.inspect import main as inspect
-from diffusekrona.sampling.pipeline import generate, load_pipeline
+from diffusekrona.sampling.pipeline import encode, generate, load_pipeline
 from diffusekrona.train_dreambooth import main as train
 
 FACTORS = (4, 16)
@@ -103,6 +105,21 @@ def test_every_letter_has_layers_and_every_layer_a_place(base) -> None:
             assert place.attention in ("self", "cross", "joint") and place.block
 
 
+@torch.no_grad()
+def test_captions_of_different_lengths_are_predicted_together_as_each_alone(base) -> None:
+    family, denoiser, _ = adapted(base)
+    pipeline = load_pipeline(str(base))
+    prompts = ["a dog", "a sks dog in the snow, " * 3]
+    states = [encode(pipeline, [prompt]) for prompt in prompts]
+    alone = [{name: state[name] for name in family.text_states} for state in states]
+    noisy, timesteps, _, time_ids = inputs(family, denoiser)
+    together = family.predict(denoiser, noisy, timesteps, family.stack_text(alone), time_ids)
+    for n, text in enumerate(alone):
+        one = [tensor[n : n + 1] for tensor in (noisy, timesteps)]
+        want = family.predict(denoiser, *one, text, time_ids[n : n + 1])
+        torch.testing.assert_close(together[n : n + 1], want, rtol=1e-4, atol=1e-5)
+
+
 def flags(base: Path, output: Path, *more: str) -> list[str]:
     return [
         *("--pretrained_model_name_or_path", str(base)),
@@ -147,6 +164,30 @@ def test_it_is_trained_drawn_resumed_and_loaded(base: Path, tmp_path: Path, caps
     arguments += ["--height", "32", "--width", "32", "--output_dir", str(pictures)]
     assert not draw([*arguments, "--device", "cpu"])
     assert list(pictures.glob("*.png"))
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(base: Path, tmp_path: Path) -> None:
+    """With captions of different lengths, which one process has in a batch, and two have alone."""
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    Image.new("RGB", (32, 32), "blue").save(tmp_path / "blue.png")
+    (tmp_path / "red.txt").write_text("a red sks dog in front of a wall of many bricks")
+    found = {}
+    for processes in (1, 2):
+        more = ["--instance_data_dir", str(tmp_path), "--max_train_steps", "3"]
+        more += ["--train_batch_size", str(3 - processes)]
+        arguments = flags(base, tmp_path / str(processes), *more)
+        if processes == 1:
+            assert train(arguments) == 0
+        else:
+            launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+            launch += ["-m", "diffusekrona.train_dreambooth"]
+            done = subprocess.run(
+                [sys.executable, *launch, *arguments], capture_output=True, text=True, timeout=600
+            )
+            assert done.returncode == 0, done.stderr[-2000:]
+        found[processes] = read_adapter(tmp_path / str(processes)).tensors
+    for name, tensor in found[1].items():
+        torch.testing.assert_close(found[2][name], tensor, rtol=0, atol=1e-5)
 
 
 def test_drawing_is_the_pipelines_own(base: Path) -> None:

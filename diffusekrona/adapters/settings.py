@@ -25,9 +25,10 @@ class AdapterSettings:
     )
     krona_scale: float = setting(1.0, help="Multiply delta W by this constant.")
     terms: int = setting(1, minimum=1, help="Sum this many Kronecker products in each layer.")
-    init_weights: Literal["normal", "paper", "kaiming_uniform", "both"] = setting(
-        "normal",
-        help="Initialisation of A: std 1/a2, or 1/64 with paper (B is 0, except with both).",
+    init_weights: Literal["paper", "normal", "kaiming_uniform", "both"] = setting(
+        "paper",
+        help="Initialisation of A: std 1/64 as in the paper, or 1/a2 with normal (B is 0, except "
+        "with both).",
     )
     output_order: Literal["kron", "interleaved"] = setting(
         "kron",

@@ -18,7 +18,7 @@ class KronAType(str, Enum):  # noqa: UP042, behaves as `peft.PeftType` does, whi
 
 PEFT_TYPE = KronAType.KRONA
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
-INITIALISATIONS = ("normal", "paper", "kaiming_uniform", "both")
+INITIALISATIONS = ("paper", "normal", "kaiming_uniform", "both")
 PAPER_STD = 1 / 64
 
 
@@ -36,12 +36,12 @@ class KronAConfig(PeftConfig):
             names or regular expressions, as in PEFT's `rank_pattern`.
         scale: multiplies delta W; fixed, not trained.
         terms: how many Kronecker products are summed.
-        init_weights: "normal": A ~ N(0, std 1/a2), B = 0 (the paper's best); "paper": the std is
-            1/64 whatever a2, so that Adam's first step at one learning rate is as long for every
-            pair; "kaiming_uniform": A Kaiming-uniform, B = 0; "both": A and B normal, so the start
-            is not the base model.
+        init_weights: "paper": A ~ N(0, std 1/64) whatever a2, B = 0, so that Adam's first step at
+            one learning rate is as long for every pair; "normal": the std is 1/a2;
+            "kaiming_uniform": A Kaiming-uniform, B = 0; "both": A and B normal with std 1/a2 and
+            1/b2, so the start is not the base model.
             As in PEFT's other methods, True is the default and False a start that is not the base
-            model: "normal" and "both".
+            model: "paper" and "both".
         output_order: row order of delta W; "interleaved" is what the published code computes.
         layers_to_transform, layers_pattern, modules_to_save: as in every PEFT method.
 
@@ -63,7 +63,7 @@ class KronAConfig(PeftConfig):
     scale: float = field(default=1.0, metadata={"help": "Multiplies delta W."})
     terms: int = field(default=1, metadata={"help": "Number of Kronecker products summed."})
     init_weights: bool | str = field(
-        default="normal", metadata={"help": f"One of {', '.join(INITIALISATIONS)}, or a bool."}
+        default="paper", metadata={"help": f"One of {', '.join(INITIALISATIONS)}, or a bool."}
     )
     output_order: str = field(default="kron", metadata={"help": " or ".join(OUTPUT_ORDERS)})
     layers_to_transform: list[int] | int | None = field(
@@ -86,7 +86,7 @@ class KronAConfig(PeftConfig):
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern needs layers_to_transform, the indices to adapt.")
         if isinstance(self.init_weights, bool):
-            self.init_weights = "normal" if self.init_weights else "both"
+            self.init_weights = "paper" if self.init_weights else "both"
         self.factor_pattern = {k: (int(p[0]), int(p[1])) for k, p in self.factor_pattern.items()}
         for name, (a1, a2) in {"(a1, a2)": (self.a1, self.a2), **self.factor_pattern}.items():
             if a1 < 1 or a2 < 1:

@@ -214,7 +214,7 @@ def _comparison(scale: Scale) -> Study:
 
 def _initialisation(scale: Scale) -> Study:
     starts = (
-        Value("A normal, B = 0", {"init_weights": "normal"}),
+        Value("A normal, B = 0", {"init_weights": "paper"}),
         Value("A Kaiming, B = 0", {"init_weights": "kaiming_uniform"}),
         Value("both normal", {"init_weights": "both"}),
     )

@@ -260,7 +260,7 @@ def test_a_cell_is_its_settings(subject, scoring, tmp_path) -> None:
         assert other.key() == first[1].key()  # the run that is there will do
         drawn.append(other.drawn_by())
     assert len(set(drawn)) == 5
-    same = with_flags(tiny_study(), {"terms": 1, "init_weights": "normal"})  # the defaults
+    same = with_flags(tiny_study(), {"terms": 1, "init_weights": "paper"})  # the defaults
     assert [c.key() for c in cells_of(same, [subject], scoring)] == [c.key() for c in first]
     model = tmp_path / "model"
     model.mkdir()

@@ -116,6 +116,7 @@ def choose_scoring(
         study.flags.get("pretrained_vae_model_name_or_path"),
         scored.low_vram,
         scored.image_resolution,
+        scored.scheduler,
     )
     return scoring, [note] if note else []
 

@@ -42,6 +42,7 @@ class Scoring:
             change the last bit at most.
         revision, variant, vae: of the base, as for training.
         resolution: sides of the pictures in pixels; None: the base's own.
+        scheduler: the sampler, by its name in `SCHEDULERS`; None: the base's own.
     """
 
     base: str
@@ -60,6 +61,7 @@ class Scoring:
     vae: str | None = None
     low_vram: bool = False
     resolution: int | None = None
+    scheduler: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Cell:
             j.variant,
             j.vae,
         ]
-        return _hash(parts + [j.resolution] * (j.resolution is not None))
+        return _hash(parts + [each for each in (j.resolution, j.scheduler) if each is not None])
 
     def scored_by(self) -> str:
         """A hash of what scores the pictures."""

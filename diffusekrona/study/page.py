@@ -48,10 +48,11 @@ def caption(results: Results) -> str:
     scoring = results.scoring
     by = ", ".join(filter(None, (scoring.clip, scoring.dino, scoring.reader)))
     count = len(results.prompts) * len(scoring.seeds)
+    sampler = f", drawn with {scoring.scheduler}" if scoring.scheduler else ""
     against = " against held-out photos" if results.held_out else ""
     return (
         f"{scoring.base}; {count} pictures per run ({len(results.prompts)} prompts × "
-        f"{len(scoring.seeds)} seeds), scored by {by}{against}: mean [95 % interval over "
+        f"{len(scoring.seeds)} seeds{sampler}), scored by {by}{against}: mean [95 % interval over "
         f"{_units(results)}, prompts, seeds]"
     )
 

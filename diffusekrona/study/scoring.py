@@ -46,6 +46,7 @@ def score_point(cell: Cell, folder: Path, adapter: Path | None, step: int | None
         scoring.base,
         scoring.steps,
         scoring.guidance,
+        scheduler=scoring.scheduler,
         size=scoring.resolution and (scoring.resolution, scoring.resolution),
         dtype=DTYPE_NAMES[precision],
         vae=trained_with.get("pretrained_vae_model_name_or_path", scoring.vae),

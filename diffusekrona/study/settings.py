@@ -10,6 +10,7 @@ from typing import Literal
 from ..common.command_line import parse
 from ..common.errors import UserError
 from ..common.settings import SEEDS, setting
+from ..sampling.schedulers import SCHEDULERS
 from ..sampling.settings import GUIDANCE_HELP
 
 
@@ -61,6 +62,9 @@ class ScoredSettings:
         None, minimum=1, help="Denoising steps; by default 25, or what a distilled base asks for."
     )
     guidance_scale: float | None = setting(None, help=GUIDANCE_HELP)
+    scheduler: str | None = setting(
+        None, choices=tuple(SCHEDULERS), help="Sampler; by default the base's own."
+    )
     image_precision: Literal["no", "fp16", "bf16"] | None = setting(
         None, help="Precision; by default the base's on a GPU, fp16 or bf16, otherwise no."
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
-    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -43,9 +43,6 @@ SCHEDULER = {
     "prediction_type": "v_prediction",
     "rescale_betas_zero_snr": True,
     "timestep_spacing": "trailing",
-    "clip_sample": False,
-    "set_alpha_to_one": True,
-    "steps_offset": 1,
 }
 PREPROCESS = {
     "crop_size": {"height": 128, "width": 128},
@@ -63,9 +60,13 @@ PREPROCESS = {
 }
 
 
-def new_scheduler() -> DDIMScheduler:
-    """The scheduler that both pipelines carry."""
-    return DDIMScheduler(**SCHEDULER)
+def new_scheduler() -> EulerAncestralDiscreteScheduler:
+    """The scheduler that both pipelines carry.
+
+    It adds noise at every step, which mends what a small UNet gets wrong in the steps before it:
+    with DDIM heads, spouts and handles stay blurred.
+    """
+    return EulerAncestralDiscreteScheduler(**SCHEDULER)
 
 
 def text_encoder_of(clip: CLIPModel) -> CLIPTextModel:

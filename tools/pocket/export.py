@@ -43,6 +43,7 @@ SCHEDULER = {
     "prediction_type": "v_prediction",
     "rescale_betas_zero_snr": True,
     "timestep_spacing": "trailing",
+    "steps_offset": 1,  # not used with trailing steps; diffusers warns of another
 }
 PREPROCESS = {
     "crop_size": {"height": 128, "width": 128},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,8 +73,12 @@ def start(workspace: Workspace, values: Mapping[str, Any]) -> Path:
                 f"--output_dir {settings.output.output_dir} is there already: choose another name, "
                 "or resume that run on the page Watch."
             ) from None
-    write_settings_file(settings, folder / SETTINGS)
-    _launch(workspace, folder)
+    try:
+        write_settings_file(settings, folder / SETTINGS)
+        _launch(workspace, folder)
+    except UserError:  # such as a full disk: the name stays free
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return folder
 
 

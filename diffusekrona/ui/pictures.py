@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from ..common.errors import UserError
-from .places import Workspace, safe_name, subjects
+from ..common.files import slug
+from .places import Workspace, subjects
 from .uploads import add_pictures, captions, masks, save_captions
 from .views import say, view
 
@@ -38,13 +40,18 @@ def build(workspace: Workspace) -> tuple[Any, Any]:
     def add(name: str | None, files: list[str] | None, count: int) -> tuple[Any, ...]:
         if not files:
             return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        uploaded = [Path(file) for file in files]
         try:
-            lines = add_pictures(workspace, name or "", [Path(file) for file in files])
+            lines = add_pictures(workspace, name or "", uploaded)
         except UserError as error:
-            return gr.skip(), None, say(mistakes=[f"subject: {error}"]), count
+            lines = [str(error)]
+        finally:
+            for file in uploaded:  # Gradio's own copies, which nobody needs any more
+                with contextlib.suppress(OSError):
+                    file.unlink()
         there = subjects(workspace)
-        chosen = name if name in there else safe_name(name or "")
-        update = gr.Dropdown(choices=there, value=chosen)
+        known = name if name in there else slug(name or "")
+        update = gr.Dropdown(choices=there, value=known) if known in there else gr.skip()
         return update, None, say(mistakes=lines), count + 1
 
     upload.upload(add, [subject, upload, changed], [subject, upload, refused, changed])

@@ -65,13 +65,13 @@ def served(workspace: Workspace, name: str) -> Path | None:
 
 
 def safe_name(text: str) -> str:
-    """A folder or file name from any text: lower-case words joined by hyphens.
+    """A folder's name from any text: lower-case words joined by hyphens.
 
     Raises:
         UserError: no letter or digit is left.
     """
     if not any(character.isalnum() for character in text):
-        raise UserError("Give a name with letters or digits.")
+        raise UserError("subject: type a name with letters or digits.")
     return slug(text)
 
 

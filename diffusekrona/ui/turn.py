@@ -15,6 +15,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..common.errors import exit_on_user_error, writing
+
 try:
     import fcntl
 except ImportError:  # Windows: runs start at once
@@ -73,11 +75,12 @@ def take_ticket(queue: Path, folder: Path) -> int:
 def main() -> None:
     """Entry point: wait, then become the command."""
     queue, folder, command = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
-    number = take_ticket(queue, folder)
+    with writing(queue):
+        number = take_ticket(queue, folder)
     while any(ticket.number < number for ticket in tickets(queue)):
         time.sleep(_PAUSE)
     os.execv(command[0], command)
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_user_error(main)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.errors import UserError, writing
-from ..common.files import new_file, write_text
+from ..common.files import new_file, slug, write_text
 from ..common.pictures import why_not
 from ..data.caption_files import read_captions
 from ..data.folder import find_pictures
@@ -55,7 +55,8 @@ def add_pictures(workspace: Workspace, subject: str, files: Sequence[Path]) -> l
 def _safe_file(name: str) -> str:
     """A file name of words and its ending; a mask stays the mask of its picture."""
     stem = picture_of_mask(name) or Path(name).stem
-    return safe_name(stem) + name[len(stem) :].lower()
+    words = slug(stem) if any(map(str.isalnum, stem)) else "picture"
+    return words + name[len(stem) :].lower()
 
 
 def masks(workspace: Workspace, subject: str) -> dict[str, str]:

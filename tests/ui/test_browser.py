@@ -63,6 +63,7 @@ class Server:
                 return
             except OSError:
                 time.sleep(0.2)
+        self.kill()
         raise AssertionError((self.folder / "server.txt").read_text())
 
     def kill(self) -> None:

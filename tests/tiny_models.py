@@ -13,6 +13,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -29,6 +31,9 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
 )
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?-'"
@@ -189,14 +194,49 @@ def flux2_klein_pipeline() -> Flux2KleinPipeline:
     )
 
 
+def sd35_pipeline() -> StableDiffusion3Pipeline:
+    return StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(
+            sample_size=16,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            dual_attention_layers=(0,),
+            attention_head_dim=16,
+            num_attention_heads=4,
+            joint_attention_dim=160,
+            caption_projection_dim=64,
+            pooled_projection_dim=128,
+            pos_embed_max_size=64,
+            qk_norm="rms_norm",
+        ),
+        vae=vae(shift_factor=0.1),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        text_encoder=CLIPTextModelWithProjection(text_config()),
+        tokenizer=tokenizer(),
+        text_encoder_2=CLIPTextModelWithProjection(text_config()),
+        tokenizer_2=tokenizer(),
+        text_encoder_3=T5EncoderModel(
+            T5Config(vocab_size=300, d_model=160, d_kv=16, d_ff=64, num_layers=1, num_heads=2)
+        ),
+        tokenizer_3=t5_tokenizer(),
+    )
+
+
+def t5_tokenizer() -> T5TokenizerFast:
+    """One token a character."""
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -1.0)]
+    return T5TokenizerFast(vocab=[*vocab, *((c, -1.0) for c in CHARACTERS)], extra_ids=0)
+
+
 TRANSFORMERS = {"flux2-klein": flux2_klein_pipeline, "z-image": z_image_pipeline}
 
 
 def save_pipeline(folder: Path, family: str = "sd1", prediction_type: str = "epsilon") -> Path:
     """Save a whole tiny pipeline of a family; returns the folder."""
     torch.manual_seed(0)
-    if family in TRANSFORMERS:
-        TRANSFORMERS[family]().save_pretrained(folder)
+    if family in (others := {**TRANSFORMERS, "sd35": sd35_pipeline}):
+        others[family]().save_pretrained(folder)
         return folder
     if family == "sdxl":
         pipeline = StableDiffusionXLPipeline(

@@ -12,12 +12,13 @@ from .base import DrawingDefaults, Family
 from .flux2_klein import FLUX2_KLEIN
 from .loading import read_json_of, read_part_config, resolve_base
 from .sd import SD1, SD2
+from .sd35 import SD35
 from .sdxl import SDXL
 from .z_image import Z_IMAGE
 
 # A new family is a line here and a file beside this one.
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (SD1, SD2, SDXL, FLUX2_KLEIN, Z_IMAGE)
+    family.name: family for family in (SD1, SD2, SDXL, FLUX2_KLEIN, Z_IMAGE, SD35)
 }
 
 

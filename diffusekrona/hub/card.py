@@ -133,6 +133,8 @@ def _facts(
 
 
 def _how_to_load(name: str, adapter: Any) -> str:
+    from ..bases.families import FAMILIES
+
     metadata = adapter.metadata
     base = public_base(metadata) or "BASE"
     prompt = json.dumps(metadata.get("instance_prompt") or "a photo", ensure_ascii=False)
@@ -162,6 +164,9 @@ As a whole model, for any other program:
 `python -m diffusekrona.convert {ADAPTER} {_merged_name(metadata)} --to merged --base BASE`.
 """
     formats = adapter.method.formats
+    family = FAMILIES.get(adapter.base_family or "")
+    if family and not (family.files or family.block_layers):
+        return text  # whose layers no other program's file names
     if "lora" in formats:
         text += "As an exactly equal LoRA, for plain `pipe.load_lora_weights`: `--to lora`.\n"
     if _is_transformer(metadata):

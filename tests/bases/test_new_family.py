@@ -128,6 +128,7 @@ TOY = Toy(
 
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.delitem(FAMILIES, "sd35")  # which has this denoiser too
     monkeypatch.setitem(FAMILIES, "toy", TOY)
     torch.manual_seed(0)
     folder = tmp_path / "toy"

@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 from ..common.charts import GREY, colour, literal, marker, new_chart
 from ..evaluation.charts import bars
@@ -79,6 +80,10 @@ def norms_chart(results: Results) -> Any:
                     color=colour(number), label=literal(arm.label),
                 )  # fmt: skip
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.tick_params(axis="x", labelsize=8)
         axis.set_title(METRICS[metric][0], fontsize=10)
         axis.set_ylabel(UNITS[metric], fontsize=8)
         axis.set_xlabel("‖ΔW‖/‖W‖", fontsize=8)

@@ -144,15 +144,31 @@ def load_part(base: str, kind: str, subfolder: str, **options: Any) -> Any:
         if issubclass(cls, torch.nn.Module):
             from .single_file import load_single_file_part
 
-            return load_single_file_part(base, kind, subfolder, options.get("dtype"))
+            return aligned(load_single_file_part(base, kind, subfolder, options.get("dtype")))
         if subfolder != "scheduler":
             return _load_tokenizer(base, cls, subfolder)
         return cls.from_pretrained(base.configs, subfolder=subfolder, **options)
     load = functools.partial(cls.from_pretrained, base, subfolder=subfolder or None)
     try:
-        return or_of_fp16_files(load, **options)
+        return aligned(or_of_fp16_files(load, **options))
     except (OSError, ValueError) as error:
         raise _unreadable(base, subfolder, error) from error
+
+
+def aligned(part: Any) -> Any:
+    """The part, with every weight in host memory at an address that vector instructions like.
+
+    A weight that is mapped from a file lies wherever the file has it, and on some processors a
+    product's last bit depends on that: the same model in two files would train apart. Where there
+    is a GPU, weights are copied there anyway.
+    """
+    import torch
+
+    if isinstance(part, torch.nn.Module) and not torch.cuda.is_available():
+        for weight in part.parameters():
+            if weight.device.type == "cpu" and weight.data_ptr() % 64:
+                weight.data = weight.data.clone()
+    return part
 
 
 def or_of_fp16_files(load: Callable[..., Any], **options: Any) -> Any:

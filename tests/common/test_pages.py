@@ -36,7 +36,8 @@ def study(**changes) -> str:
         "title": "A study", "lead": "What?", "paper": "", "notes": [], "caption": "",
         "scores": (["", "CLIP-I"], [["one", "0.5"]]), "differences": None,
         "differences_caption": "", "charts": [], "spread": None, "spread_caption": "",
-        "spread_chart": None, "tolerance": None, "tolerance_caption": "", "grids": [], "yaml": "",
+        "spread_chart": None, "tolerance": None, "tolerance_caption": "", "best": None,
+        "best_caption": "", "grids": [], "yaml": "",
     }  # fmt: skip
     return render("study/page.html", **(values | changes))
 

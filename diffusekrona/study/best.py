@@ -38,18 +38,14 @@ class Best:
 def best_of_arms(results: Results) -> list[Best]:
     """One for each arm; none where fewer than two arms have been run on every subject, one of them
     with several points, or with fewer than three subjects."""
-    metrics = results.metrics()
-    if not results.of_arm("base") or "clip_t" not in metrics:
-        return []
-    base = results.of_arm("base")[0]
-    subjects = _subjects(base)
+    metrics, subjects = results.metrics(), list(results.subjects)
     arms = {
         arm.label: [p for p in results.of_arm(arm.label) if _subjects(p) == subjects]
         for arm in results.study.arms
     }
     arms = {label: points for label, points in arms.items() if points}
     several = max(map(len, arms.values()), default=0) > 1
-    if len(subjects) < 3 or len(arms) < 2 or not several:
+    if "clip_t" not in metrics or len(subjects) < 3 or len(arms) < 2 or not several:
         return []
     return [_best(label, points, metrics) for label, points in arms.items()]
 

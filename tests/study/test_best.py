@@ -24,7 +24,14 @@ def results(*points: Point, arms: tuple[str, ...] = ("KronA", "LoRA")) -> Result
     rates = axis("learning rate", "learning_rate", (1e-3, 1e-2))
     study = Study("s", "S", tuple(Arm(arm, {}, (rates,)) for arm in arms))
     base = point("base", "", (0.1,) * 4, 1.0)
-    return Results(study, [base, *points], [], ["a", "b"], Scoring("base", "pocket"))
+    return Results(
+        study,
+        [base, *points],
+        [],
+        ["a", "b"],
+        Scoring("base", "pocket"),
+        dict.fromkeys(SUBJECTS, ""),
+    )
 
 
 def test_a_subject_does_not_choose_its_own_point() -> None:

@@ -23,7 +23,7 @@ def build(workspace: Workspace) -> gr.Blocks:
             with gr.Tab("Train", id="train"):
                 train = train_tab.build(workspace, running)
             with gr.Tab("Watch", id="watch"):
-                watch_tab.build(workspace, train, running, tabs, page)
+                watch_tab.build(workspace, train, running, tabs)
             with gr.Tab("Draw", id="draw"):
                 renewed = draw_tab.build(workspace)
             with gr.Tab("Reports", id="reports"):

@@ -22,9 +22,7 @@ _MOST_PICTURES = 12  # of one run
 _SECONDS = 2.0  # between two looks
 
 
-def build(
-    workspace: Workspace, train: TrainTab, running: gr.State, tabs: gr.Tabs, page: gr.Blocks
-) -> None:
+def build(workspace: Workspace, train: TrainTab, running: gr.State, tabs: gr.Tabs) -> None:
     """Lay the tab out and wire it. Called inside of `gr.Blocks`.
 
     Args:
@@ -50,14 +48,14 @@ def build(
     last = gr.State("")
 
     def look(names: Sequence[str] | None, before: str) -> tuple[Any, ...]:
-        text, tail = _watched(workspace, names or [])
+        text, tail = _watched(workspace, _chosen(workspace, names or [])[0])
         if text + tail == before:
             return gr.skip(), gr.skip(), gr.skip()
         return text, tail, text + tail
 
     def runs(names: Sequence[str] | None, newest: str | None) -> Any:
         there = [workspace.relative(path) for path in run_folders(workspace)[:_MOST_RUNS]]
-        kept = [name for name in names or [] if name in there]
+        kept = [text for text in names or [] if _named(text, there)]
         if newest in there and newest not in kept:
             kept = [newest, *kept][:2]
         wanted = kept or there[:1]
@@ -66,18 +64,20 @@ def build(
 
     def act(names: Sequence[str] | None, action: Any, words: str) -> str:
         try:
-            if not names:
+            found, _ = _chosen(workspace, names or [])
+            if not found:
                 raise UserError("Choose a run first.")
-            for name in names:
+            for name in found:
                 action(workspace, inside(workspace, name, ("outputs",)))
         except UserError as error:
             return say(mistakes=[str(error)])
         return say(note=words)
 
     def clone(names: Sequence[str] | None) -> list[Any]:
-        if not names:
+        found, _ = _chosen(workspace, names or [])
+        if not found:
             return [gr.skip()] * (len(train.shown) + 1)
-        folder = inside(workspace, Path(names[0]), ("outputs",))
+        folder = inside(workspace, Path(found[0]), ("outputs",))
         return [gr.Tabs(selected="train"), *cloned(workspace, folder)]
 
     watching = {"show_progress": "hidden", "trigger_mode": "always_last"}
@@ -89,10 +89,11 @@ def build(
     tabs.select(wake, None, timer, **watching)
     timer.tick(look, [chosen, last], [shown, log, last], **watching)
     chosen.change(look, [chosen, last], [shown, log, last], **watching)
-    chosen.change(lambda names: _named(workspace, names or []), chosen, [chosen, said], **watching)
+    chosen.change(
+        lambda names: say(mistakes=_chosen(workspace, names or [])[1]), chosen, said, **watching
+    )
     tabs.select(runs, [chosen, gr.State(None)], chosen, **watching)
     running.change(runs, [chosen, running], chosen, **watching)
-    page.load(runs, [chosen, running], chosen, **watching)
     stopping.click(
         lambda names: act(names, stop, "Asked to stop: it saves a checkpoint after this step."),
         chosen, said,
@@ -111,16 +112,21 @@ def build(
     train.refresh(cloning.click(clone, chosen, [tabs, *train.shown]))
 
 
-def _named(workspace: Workspace, typed: Sequence[str]) -> tuple[Any, str]:
-    """The runs that are typed, each by its name or a part of it, and those that there are not."""
+def _chosen(workspace: Workspace, typed: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The runs meant by what is in the field, and a line on each text that means none.
+
+    The field itself is left as typed: an answer written into it would take the place of what is
+    typed meanwhile.
+    """
     there = [workspace.relative(path) for path in run_folders(workspace)]
-    names: list[str] = []
-    missing = []
-    for text in typed:
-        found = [text] if text in there else [name for name in there if text in name]
-        names += [name for name in found[:1] if name not in names]
-        missing += [] if found else [f"There is no run {text} in outputs/."]
-    return (gr.skip() if names == list(typed) else names), say(mistakes=missing)
+    found = dict.fromkeys(name for text in typed if (name := _named(text, there)))
+    missing = [f"There is no run {text} in outputs/." for text in typed if not _named(text, there)]
+    return list(found), missing
+
+
+def _named(text: str, there: Sequence[str]) -> str | None:
+    """The run of this name, else the newest with `text` in its name."""
+    return text if text in there else next((name for name in there if text in name), None)
 
 
 def _watched(workspace: Workspace, names: Sequence[str]) -> tuple[str, str]:

@@ -3,7 +3,14 @@
 from .config import KronAConfig
 from .hotswap import hotswap_adapter, hotswap_adapter_from_state_dict
 from .layer import KronALinear
-from .model import KronAModel, check_factors, merge_and_unload, register_krona, target_layers
+from .model import (
+    KronAModel,
+    check_factors,
+    merge_and_unload,
+    register_krona,
+    target_layers,
+    unload,
+)
 
 register_krona()
 
@@ -16,4 +23,5 @@ __all__ = [
     "hotswap_adapter_from_state_dict",
     "merge_and_unload",
     "target_layers",
+    "unload",
 ]

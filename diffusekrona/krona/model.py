@@ -175,13 +175,19 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
     Works on any PEFT adapter that diffusers or transformers hold (KronA and LoRA alike), layer by
     layer; KronA merges in place, with no copy of a weight. Returns the same model, without PEFT.
     """
+    return unload(model, merge=True)
+
+
+def unload(model: nn.Module, merge: bool = False) -> nn.Module:
+    """Take the adapters off `model`: its layers are the base's again, bit for bit, or with `merge`
+    what `merge_and_unload` makes of them. Returns the same model, without PEFT."""
     # Where two methods adapt one layer, one wraps the other: the inner one first.
     for name, module in reversed(list(model.named_modules())):
         if not isinstance(module, BaseTunerLayer):
             continue
-        if isinstance(module, KronALinear):
+        if merge and isinstance(module, KronALinear):
             module.merge(keep_base=False)
-        else:
+        elif merge:
             module.merge()
         parent = model.get_submodule(name.rpartition(".")[0])
         setattr(parent, name.rpartition(".")[2], module.get_base_layer())

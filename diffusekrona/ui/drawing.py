@@ -91,8 +91,8 @@ def _step(path: Path) -> tuple[int, str]:
 def draw(settings: InferenceSettings) -> list[Path]:
     """Draw and save; the pictures' paths, prompt by prompt. Raises UserError.
 
-    Weights change without loading. Adapters that are drawn a second time with the same weights are
-    merged, which is faster and the same picture but for rounding.
+    Weights and adapters change without loading the base again. Adapters that are drawn a second
+    time with the same weights are merged, which is faster and the same picture but for rounding.
     """
     from ..adapters.groups import parse_groups
     from ..adapters.mixing import choose_base, read_adapters, reading_options
@@ -111,8 +111,10 @@ def draw(settings: InferenceSettings) -> list[Path]:
         settings = inference.with_defaults(settings, base, reading)
         options = {"vae": model.vae, "variant": model.variant, "low_vram": machine.low_vram}
         options |= {"mixed_precision": machine.mixed_precision}
-        live = loaded(base, files, tuple(reading.items()), tuple(options.items()))
-        # --low_vram keeps weights in host memory, from where merged ones would not come.
+        # --low_vram keeps weights in host memory: adapters are there from the start, unmerged.
+        first = files if machine.low_vram else ()
+        live = loaded(base, first, tuple(reading.items()), tuple(options.items()))
+        live.carry(adapters, files)
         merges = bool(adapters) and not (model.adapter_steps or machine.low_vram)
         merged = live.weigh(adapters, merges)
         pipeline = live.pipeline

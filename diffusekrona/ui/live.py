@@ -1,4 +1,5 @@
-"""The base that the page draws with, kept in memory, and the adapters on it: live or merged."""
+"""The base that the page draws with, kept in memory, and the adapters on it: swapped, live or
+merged."""
 
 from __future__ import annotations
 
@@ -10,28 +11,49 @@ from typing import Any
 
 from .. import inference
 from ..adapters.groups import GroupWeights, enable_adapters, set_group_weights
-from ..adapters.mixing import WeightedAdapter, merge_for_now, read_adapters
+from ..adapters.mixing import WeightedAdapter, apply_adapters, merge_for_now, read_adapters
 from ..bases.families import components_of
 from ..bases.loading import quiet_libraries
 from ..common.devices import process_state
 from ..common.settings import build
+from ..krona import unload
 from ..sampling.settings import InferenceSettings
+
+
+Files = tuple[tuple[str, int], ...]  # adapters by path and time of change
 
 
 @dataclass
 class Live:
-    """A base with its adapters live, or merged for now.
+    """A base with adapters live, or merged for now.
 
     Attributes:
         scheduler: the base's own.
+        files: the adapters on it; None if putting them on it failed.
         weights: of the last picture that was not the base's.
         undo: makes merged adapters live again.
     """
 
     pipeline: Any
     scheduler: Any
+    files: Files | None
     weights: Any = None
     undo: Callable[[], None] | None = None
+
+    def carry(self, adapters: Sequence[WeightedAdapter], files: Files) -> None:
+        """Put these adapters on the base in place of those that are on it.
+
+        Raises:
+            UserError: one does not fit the base.
+        """
+        if files == self.files:
+            return
+        self.live()
+        self.files = self.weights = None
+        for part in components_of(self.pipeline).values():
+            unload(part)
+        apply_adapters(self.pipeline, adapters, merge=False)
+        self.files = files
 
     def weigh(self, adapters: Sequence[WeightedAdapter], merges: bool) -> bool:
         """Set the adapters' weights, and merge those that are drawn with a second time; whether
@@ -64,11 +86,11 @@ class Live:
 @functools.lru_cache(maxsize=1)  # one base at a time is in memory
 def loaded(
     base: str,
-    files: tuple[tuple[str, int], ...],
+    files: Files,
     reading: tuple[tuple[str, Any], ...],
     options: tuple[tuple[str, Any], ...],
 ) -> Live:
-    """The base with its adapters live; `options` are settings by name."""
+    """The base with adapters live; `options` are settings by name."""
     quiet_libraries()
     adapters = read_adapters([path for path, _ in files])
     settings = build(InferenceSettings, {**dict(options), "no_merge": True})
@@ -76,4 +98,4 @@ def loaded(
     pipeline, _ = inference.build(
         settings.model, settings.machine, base, adapters, state, None, dict(reading)
     )
-    return Live(pipeline, pipeline.scheduler)
+    return Live(pipeline, pipeline.scheduler, files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from diffusekrona import inference
-from diffusekrona.adapters.file import read_adapter, save_adapter
+from diffusekrona.adapters.file import read_adapter, save_adapter, write_adapter
 from diffusekrona.common.errors import UserError
 from diffusekrona.common.settings import build, check_limits, flat
 from diffusekrona.krona import KronAConfig
@@ -93,6 +94,34 @@ def test_weights_change_without_loading_and_recipes_come_back(
     assert found["num_inference_steps"] == 2 and "scheduler" not in found
     Path(RUN).unlink()
     assert drawing.values_of_recipe(workspace, recipe)[2] != []
+
+
+def test_adapters_are_swapped_on_one_base(workspace: Workspace, tiny_sd1: Path) -> None:
+    """Each checkpoint's picture is that of a base loaded for it alone; one that fails does no
+    harm."""
+    names = ["outputs/dog/run/checkpoint-2/adapter.safetensors", RUN]
+    given = [values(tiny_sd1, adapter=(f"{name}:1",), prompt=("a dog",)) for name in names]
+
+    def drawn(number: int) -> bytes:
+        (path,) = drawing.draw(drawing.settings_from(workspace, given[number]))
+        return path.read_bytes()
+
+    alone = []
+    for number in range(2):
+        loaded.cache_clear()
+        alone.append(drawn(number))
+    loaded.cache_clear()
+    drawn(0), drawn(0)  # merged the second time
+    assert drawn(1) == alone[1] != alone[0] == drawn(0)
+    adapter = read_adapter(Path(names[0]))
+    layer = next(iter(adapter.tensors)).rpartition(".")[0]
+    other = {k.replace(layer, f"{layer}_none"): v for k, v in adapter.tensors.items()}
+    write_adapter(dataclasses.replace(adapter, tensors=other), Path("outputs/wrong.safetensors"))
+    wrong = values(tiny_sd1, adapter=("outputs/wrong.safetensors:1",))
+    with pytest.raises(UserError):
+        drawing.draw(drawing.settings_from(workspace, wrong))
+    assert drawn(1) == alone[1]
+    assert loaded.cache_info().misses == 1
 
 
 def test_adapters_that_are_left_alone_are_merged(workspace: Workspace, tiny_sd1: Path) -> None:

@@ -19,7 +19,6 @@ from ..common.settings import build
 from ..krona import unload
 from ..sampling.settings import InferenceSettings
 
-
 Files = tuple[tuple[str, int], ...]  # adapters by path and time of change
 
 

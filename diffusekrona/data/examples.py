@@ -37,6 +37,7 @@ class Example:
         regularisation: its loss is weighted with --prior_loss_weight as well.
         trigger: the words that its captions should have; None for pictures of the class.
         options: what an entry for its folder says of all this; "" for the flags.
+        dataset: pictures of regularisation are as many as the others of the same one.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class Example:
     regularisation: bool = False
     trigger: str | None = None
     options: str = ""
+    dataset: int = 0
 
     def content(self) -> str:
         """One line that differs if what is trained on differs: hashes and captions."""
@@ -141,7 +143,7 @@ def _look_through(source: Source, seed: int, findings: list[Finding]) -> list[Ex
                 picture, captions, mask, source.caption_dropout, source.center_crop,
                 source.random_flip, source.aspect_ratio_buckets, source.resolution, source.repeats,
                 source.weight, source.regularisation,
-                None if source.regularisation else source.trigger,
+                None if source.regularisation else source.trigger, dataset=source.dataset,
             )
         )  # fmt: skip
     return examples
@@ -226,30 +228,39 @@ def _captions(lines: Sequence[str], source: Source, seed: int) -> tuple[str, ...
     if source.shuffle_caption:
         keep = source.keep_tokens, seed, source.keep_tokens_separator
         each = [order for line in each for order in shuffled(line, *keep)[:orders]]
-        if source.secondary_separator:
-            each = [line.replace(source.secondary_separator, ",") for line in each]
+    if source.secondary_separator:
+        each = [line.replace(source.secondary_separator, ",") for line in each]
     return tuple(each)
 
 
 def balanced(examples: Sequence[Example]) -> list[Example]:
     """The examples, with those of regularisation repeated, or left out at the end, until they are
-    as many as the others in an epoch, as kohya's scripts have it."""
-    wanted = sum(example.repeats for example in examples if not example.regularisation)
-    numbers = [n for n, example in enumerate(examples) if example.regularisation]
-    if not numbers or not wanted:
-        return list(examples)
+    as many as the others of their dataset in an epoch, as kohya's scripts have it."""
     repeats: dict[int, int] = {}
-    for number in numbers:
-        if sum(repeats.values()) < wanted:
-            repeats[number] = examples[number].repeats
-    while (short := wanted - sum(repeats.values())) > 0:
-        for number in list(repeats)[:short]:
-            repeats[number] += 1
+    for dataset in dict.fromkeys(example.dataset for example in examples):
+        own = {n: example for n, example in enumerate(examples) if example.dataset == dataset}
+        wanted = sum(example.repeats for example in own.values() if not example.regularisation)
+        given = {n: example.repeats for n, example in own.items() if example.regularisation}
+        repeats |= _as_many(given, wanted)
     return [
         replace(example, repeats=repeats.get(number, example.repeats))
         for number, example in enumerate(examples)
         if not example.regularisation or number in repeats
     ]
+
+
+def _as_many(given: dict[int, int], wanted: int) -> dict[int, int]:
+    """Repeats by number, of the first pictures only if these are enough, with the sum `wanted`."""
+    if not given or not wanted:  # nothing to be as many as
+        return given
+    repeats: dict[int, int] = {}
+    for number, own in given.items():
+        if sum(repeats.values()) < wanted:
+            repeats[number] = own
+    while (short := wanted - sum(repeats.values())) > 0:
+        for number in list(repeats)[:short]:
+            repeats[number] += 1
+    return repeats
 
 
 def epoch_length(examples: Sequence[Example]) -> int:

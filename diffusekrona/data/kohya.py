@@ -69,12 +69,15 @@ def read_dataset_config(path: Path) -> list[dict[str, Any]]:
         there: set[Any] = set()
         for subset in _tables(dataset.get("subsets"), f"{where}: subsets"):
             values = {**general, **own, **subset}
-            entry = _entry(values, where)
+            entry = {**_entry(values, where), "dataset": number}
             unused |= {name for name, value in values.items() if not _is_used(name, value)}
             if (source := entry.get("metadata", entry["folder"])) in there:
                 log.warning("%s: %s is there twice; the second is left out", where, source)
                 continue
             there.add(source)
+            if entry.get("repeats", 1) == 0:
+                log.warning("%s: %s has num_repeats = 0; it is left out", where, source)
+                continue
             entries.append(entry)
     if unused:
         log.warning("%s: not used here: %s", path, ", ".join(sorted(unused)))
@@ -104,6 +107,8 @@ def _entry(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     entry["center_crop"] = not values.get("random_crop", False)
     wildcards = values.get("enable_wildcard", False)
     entry |= {"caption_lines": wildcards, "wildcards": wildcards, "first_line": not wildcards}
+    if (extension := entry.get("caption_extension")) and str(extension)[0] != ".":
+        entry["caption_extension"] = f".{extension}"
     if "resolution" in values:
         entry["resolution"] = _resolution(values, where)
     if "folder" not in entry:
@@ -114,14 +119,14 @@ def _entry(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _resolution(values: Mapping[str, Any], where: str) -> int:
-    """The side of the square of the same area."""
+    """The side of the square of the same area; rounded up, so that the size itself fits into it."""
     given = values["resolution"]
     sides = given if isinstance(given, list) else [given, given]
     if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise UserError(f"{where}: resolution must be a number of pixels, or two, not {given}.")
     if sides[0] != sides[1] and not values.get("enable_bucket", False):
         raise UserError(f"{where}: resolution {given} is not square: set enable_bucket = true.")
-    return math.isqrt(sides[0] * sides[1])
+    return math.ceil(math.sqrt(sides[0] * sides[1]))
 
 
 def _folder_of(metadata: Path, where: str) -> str:

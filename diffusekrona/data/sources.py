@@ -53,6 +53,7 @@ class Source:
         weight: factor of the loss of each picture.
         regularisation: pictures of the class: weighted with --prior_loss_weight, and repeated until
             they are as many as the others.
+        dataset: of kohya's config: regularisation is as many as the others of the same one.
     """
 
     folder: str
@@ -78,6 +79,7 @@ class Source:
     repeats: Annotated[int, Field(ge=1)] = 1
     weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     regularisation: bool = False
+    dataset: int = 0
 
     @property
     def path(self) -> Path:

@@ -12,14 +12,14 @@ CLASS="${CLASS:-$SUBJECT}"           # what it is, in a word that the base knows
 TOKEN="${TOKEN:-sks}"                # identifier: a word that means nothing to the base
 MODEL_NAME="${MODEL_NAME:-stable-diffusion-v1-5/stable-diffusion-v1-5}"  # hub name, folder, pocket
 VARIANT="${VARIANT:-}"               # of the base's files: fp16 halves the download where it exists
-ADAPTER_TYPE="${ADAPTER_TYPE:-krona}"  # krona, or lora for the baseline
+ADAPTER_TYPE="${ADAPTER_TYPE:-krona}"  # krona; lora, the baseline; or lokr
 defaults_for "$MODEL_NAME"  # pocket's own values, where they differ
 
 ATTN="${ATTN:-kqvo}"                 # attention projections to adapt; all four is best
 A1="${A1:-4}"                        # rows of A. 2, 4, 8 are good; more: fewer parameters
 A2="${A2:-64}"                       # columns of A; 64 is good. Both at most 8: prompts are ignored
 FACTORS="${FACTORS:-}"               # other factors for single projections: k=8x64,o=2x64
-RANK="${RANK:-4}"                    # of LoRA
+RANK="${RANK:-4}"                    # of LoRA and LoKr
 TEXT_ENCODER="${TEXT_ENCODER:-yes}"  # adapt the text encoder too, as the paper does on SD
 LR="${LR:-}"                         # empty: the method's own, as --help says. 5e-4 to 6e-4 is best
                                      # for KronA; above 1e-3 it overfits and ignores the prompt,

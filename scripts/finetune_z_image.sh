@@ -12,14 +12,14 @@ CLASS="${CLASS:-$SUBJECT}"           # what it is, in a word that the base knows
 TOKEN="${TOKEN:-sks}"                # identifier: a word that means nothing to the base
 MODEL_NAME="${MODEL_NAME:-Tongyi-MAI/Z-Image}"  # hub name or folder
 VARIANT="${VARIANT:-}"               # of the base's files
-ADAPTER_TYPE="${ADAPTER_TYPE:-krona}"  # krona, or lora for the baseline
+ADAPTER_TYPE="${ADAPTER_TYPE:-krona}"  # krona; lora, the baseline; or lokr
 defaults_for "$MODEL_NAME"
 
 ATTN="${ATTN:-kqvo}"                 # attention projections to adapt; all four is best
 A1="${A1:-64}"                       # rows of A. On layers this wide 64 x 64 has a quarter of the
 A2="${A2:-64}"                       # parameters of LoRA r=4; 4 x 64 has about twice as many
 FACTORS="${FACTORS:-}"               # other factors for single projections: k=8x64,o=2x64
-RANK="${RANK:-4}"                    # of LoRA
+RANK="${RANK:-4}"                    # of LoRA and LoKr
 LR="${LR:-}"                         # empty: the method's own, as --help says; not tuned on this base
 SCHEDULE="${SCHEDULE:-constant}"     # of the learning rate: constant, cosine, linear, ...
 STEPS="${STEPS:-1000}"               # 500 for an easy subject, 1000 for a complex one or prompt

@@ -17,6 +17,7 @@ Metadata (strings, as the format wants them):
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -310,13 +311,12 @@ def _check_tensors(adapter: Adapter, method: Method, where: Path | str) -> None:
     tensors = adapter.tensors
     if not tensors:
         raise UserError(f"{where} holds no tensors.")
+    names: dict[str, set[str]] = defaultdict(set)
     for key, tensor in tensors.items():
         found = method.layer_of(key)
         if found is None:
             raise UserError(f"{where} holds a key that is not a {method.title} tensor: {key}.")
-        for name in method.tensor_names:
-            if f"{found[0]}.{name}" not in tensors:
-                raise UserError(f"{where} holds {key} without its {name}.")
+        names[found[0]].add(found[1])
         if tensor.dim() not in (2, 3) or tensor.numel() == 0 or not tensor.is_floating_point():
             raise UserError(
                 f"{where}: {key} of shape {tuple(tensor.shape)}, {tensor.dtype}, is not a valid "
@@ -324,6 +324,9 @@ def _check_tensors(adapter: Adapter, method: Method, where: Path | str) -> None:
             )
         if adapter.split(key)[0] not in adapter.configs:
             raise UserError(f"{where}: {key} belongs to a component that the config leaves out.")
+    for layer, own in names.items():
+        if lacking := method.missing_from(own):
+            raise UserError(f"{where} holds {layer}.{min(own)} without its {lacking}.")
 
 
 def _fit_config(

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
-from .methods import Shape, method_of
+from .method import Shape
+from .methods import method_of
 
 if TYPE_CHECKING:
     from peft import PeftConfig

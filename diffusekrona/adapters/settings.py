@@ -14,7 +14,9 @@ from .methods import METHODS
 class AdapterSettings:
     """The adapter."""
 
-    adapter_type: str = setting("krona", choices=METHODS, help="Method; lora is the baseline.")
+    adapter_type: str = setting(
+        "krona", choices=METHODS, help="Method; lora is the baseline, lokr that of LyCORIS."
+    )
     attn_update_unet: str = setting(
         "kqvo", metavar="LETTERS", help="Attention projections to adapt: any of k, q, v, o."
     )
@@ -39,8 +41,13 @@ class AdapterSettings:
         metavar="FILE",
         help="Start from this adapter, in any format that diffusekrona.convert reads.",
     )
-    rank: int = setting(4, minimum=1, help="Rank of a LoRA.")
-    lora_alpha: float | None = setting(None, help="Alpha of a LoRA; by default its rank (scale 1).")
+    rank: int = setting(4, minimum=1, help="Rank of a LoRA, or of a LoKr's second factor.")
+    lora_alpha: float | None = setting(
+        None, help="Alpha of a LoRA or LoKr; by default its rank (scale 1)."
+    )
+    decompose_factor: int = setting(
+        -1, help="Rows and columns of a LoKr's first factor, nearly; -1: nearly square factors."
+    )
     train_feed_forward: bool = setting(False, help="Adapt the feed-forward layers as well.")
     train_text_encoder: bool = setting(False, help="Adapt the text encoders as well.")
     text_encoder_a1: int | None = setting(None, help="a1 in the text encoders; default: --a1.")

@@ -13,7 +13,8 @@ from peft import PeftConfig
 
 from ..adapters.deltas import Delta, KronDelta, pad_terms
 from ..adapters.file import LAYOUT_VERSION, Adapter, config_to_json, read_adapter
-from ..adapters.methods import KRONA, method_of
+from ..adapters.krona_method import KRONA
+from ..adapters.methods import method_of
 from ..bases.components import is_text_encoder
 from ..common.errors import UserError
 from ..common.tensor_files import stored

@@ -20,7 +20,7 @@ import torch
 from peft import LoraConfig, PeftConfig
 
 from ..adapters.file import checked_adapter
-from ..adapters.methods import KRONA
+from ..adapters.krona_method import KRONA
 from ..common.errors import UserError, shortened
 from ..common.json_files import read_json
 from ..common.tensor_files import entries_of, read_tensors, refuse_pickle, stored, write_entries

@@ -15,7 +15,8 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from torch import nn
 
 from ..adapters.deltas import Delta, KronDelta, to_low_rank
-from ..adapters.methods import lora_scale, method_of
+from ..adapters.lora_method import lora_scale
+from ..adapters.methods import method_of
 from ..common.errors import UserError
 from ..formats.delta_set import Hints
 from ..formats.recognise import READERS, recognise

@@ -17,8 +17,8 @@ from ..krona.layer import is_plain
 
 
 class Regulariser:
-    """Adapter dropout and norm limit of a run, for any method whose layers have a `scaling` and two
-    factors, of which delta W is a product."""
+    """Adapter dropout and norm limit of a run, for any method whose layers have a `scaling`, and
+    whose delta W is a product of their factors."""
 
     def __init__(
         self,
@@ -70,30 +70,35 @@ class Regulariser:
 
     @torch.no_grad()
     def limit_norms(self) -> None:
-        """Shrink both factors of each layer whose delta W has grown past the limit."""
+        """Shrink all factors of each layer whose delta W has grown past the limit."""
         for layer, most in zip(self.layers, self.most, strict=False):
             ratio = most / delta_norm(layer, self.name).clamp(min=1e-30)
-            shrink = ratio.clamp(max=1).sqrt()
-            for factor in _factors(layer, self.name):
+            factors = _factors(layer, self.name)
+            shrink = ratio.clamp(max=1) ** (1 / len(factors))
+            for factor in factors:
                 factor.mul_(shrink)
 
 
 def delta_norm(layer: Any, adapter_name: str) -> torch.Tensor:
-    """||delta W|| of one layer, a scalar, without forming delta W.
+    """||delta W|| of one layer, a scalar; of KronA and LoRA without forming delta W.
 
     Of a sum of Kronecker products it is the root of sum_ij <A_i, A_j> <B_i, B_j>; a LoRA is a sum
     of outer products of the rows of A and the columns of B.
     """
-    a, b = (factor.float() for factor in _factors(layer, adapter_name))
     if hasattr(layer, "krona_a"):
-        a, b = (t.flatten(-2).reshape(-1, t.shape[-2] * t.shape[-1]) for t in (a, b))
-    else:
+        factors = (factor.float() for factor in _factors(layer, adapter_name))
+        a, b = (t.flatten(-2).reshape(-1, t.shape[-2] * t.shape[-1]) for t in factors)
+    elif hasattr(layer, "lora_A"):
+        a, b = (factor.float() for factor in _factors(layer, adapter_name))
         a, b = a.flatten(1), b.flatten(1).t()
+    else:
+        return layer.get_delta_weight(adapter_name).float().norm()
     squared = ((a @ a.t()) * (b @ b.t())).sum().clamp(min=0)
     return squared.sqrt() * abs(layer.scaling[adapter_name])
 
 
 def _factors(layer: Any, adapter_name: str) -> list[torch.Tensor]:
-    if hasattr(layer, "krona_a"):
-        return [layer.krona_a[adapter_name], layer.krona_b[adapter_name]]
-    return [layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight]
+    """What delta W is a product of, in PEFT's order: A before B."""
+    held = (getattr(layer, name) for name in layer.adapter_layer_names)
+    own = (each[adapter_name] for each in held if adapter_name in each)
+    return [getattr(each, "weight", each) for each in own]

@@ -58,7 +58,7 @@ value_of() {
 finetune() {
   [ -n "$LR" ] || LR="$(default_rate "$ADAPTER_TYPE")"
   local shape="${A1}x$A2${FACTORS:+_$FACTORS}" name flags=()
-  [ "$ADAPTER_TYPE" != lora ] || shape="r$RANK"
+  [ "$ADAPTER_TYPE" = krona ] || shape="r$RANK"
   name="$(as_name "${ADAPTER_TYPE}_${ATTN}_${shape}_$(basename "$MODEL_NAME")_lr$LR")"
   [ "${TEXT_ENCODER:-no}" != yes ] || flags+=(--train_text_encoder)
   [ "$CHECKPOINTING" != yes ] || flags+=(--gradient_checkpointing)

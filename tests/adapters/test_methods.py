@@ -9,19 +9,30 @@ from pathlib import Path
 import pytest
 import tiny_models
 import torch
+from diffusers import UNet2DConditionModel
 from peft import LoHaConfig
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from diffusekrona import load_adapter
 from diffusekrona.adapters.deltas import DenseDelta
 from diffusekrona.adapters.file import read_adapter
-from diffusekrona.adapters.methods import METHODS, Method, Targets, method_of, register
+from diffusekrona.adapters.method import Method, Targets
+from diffusekrona.adapters.methods import (
+    METHODS,
+    is_second_factor,
+    method_of,
+    register,
+    targets_of,
+)
+from diffusekrona.adapters.settings import AdapterSettings
 from diffusekrona.common.errors import UserError
 from diffusekrona.convert import main as convert
 from diffusekrona.formats.full_model import open_model
 from diffusekrona.inspection.facts import facts_of
 from diffusekrona.train_dreambooth import main as train
+
+SD_LETTERS = {"q": ("to_q",)}
 
 
 def loha_config(settings, targets: Targets) -> LoHaConfig:
@@ -132,3 +143,54 @@ def test_records_are_found_by_their_config() -> None:
         assert method_of(method.config_class(target_modules=["x"])) is method
     with pytest.raises(ValueError, match="already an adapter method named 'krona'"):
         register(dataclasses.replace(LOHA, name="krona"))
+
+
+@pytest.mark.parametrize("rank", [1, 64])  # the second factor of low rank, and whole
+def test_lokr_is_trained_loaded_and_converted(
+    run_flags, rank: int, tiny_sd1: Path, tmp_path: Path
+) -> None:
+    """PEFT's layers hold the file's tensors, and every exact target has their product."""
+    flags = [*run_flags, "--decompose_factor", "2", "--max_relative_norm", "0.01"]
+    flags[flags.index("loha")] = "lokr"
+    assert train([*flags, "--rank", str(rank)]) == 0
+    file = tmp_path / "out" / "adapter.safetensors"
+    adapter = read_adapter(file)
+    assert adapter.method is METHODS["lokr"]
+    unet = UNet2DConditionModel.from_pretrained(tiny_sd1, subfolder="unet")
+    load_adapter(unet, file)
+    layers = adapter.method.by_layer(adapter.component_tensors("unet"))
+    assert {"lokr_w2_a" in own for own in layers.values()} == {rank == 1}
+    for name, own in layers.items():
+        module = unet.get_submodule(name)
+        delta = adapter.method.delta(own, adapter.configs["unet"], name).weight()
+        assert delta.norm() > 0
+        torch.testing.assert_close(delta, module.get_delta_weight("default"))
+        assert delta.norm() <= 0.01001 * module.get_base_layer().weight.norm()
+    for target in ("lokr", "lokr-diffusers", "lora", "krona"):
+        assert convert([str(file), str(tmp_path / f"{target}.safetensors"), "--to", target]) == 0
+
+
+def test_lokr_factors_that_are_not_a_layer(run_flags, tmp_path: Path) -> None:
+    flags = [*run_flags, "--rank", "1", "--max_train_steps", "1"]
+    flags[flags.index("loha")] = "lokr"
+    with pytest.raises(UserError, match="--decompose_factor must be -1 or at least 1, not 0"):
+        train([*flags, "--decompose_factor", "0"])
+    assert train(flags) == 0
+    file = tmp_path / "out" / "adapter.safetensors"
+    tensors, adapter = load_file(file), read_adapter(file)
+    name = next(key for key in tensors if key.endswith(".lokr_w2_b"))
+    lacking = {key: tensor for key, tensor in tensors.items() if key != name}
+    save_file(lacking, tmp_path / "bad.safetensors", metadata=adapter.metadata)
+    with pytest.raises(UserError, match=r"lokr_w1 without its lokr_w2"):
+        read_adapter(tmp_path / "bad.safetensors")
+
+
+def test_the_factor_that_starts_at_zero_is_known(tiny_sd1: Path) -> None:
+    """Its rate is `--lr_ratio` times the other's."""
+    for method in METHODS.values():
+        unet = tiny_models.unet("sd1")
+        settings = AdapterSettings(a1=2, a2=4, rank=2)
+        unet.add_adapter(method.make_config(settings, targets_of("q", SD_LETTERS, "unet")))
+        for name, parameter in unet.named_parameters():
+            if parameter.requires_grad:
+                assert is_second_factor(name) == bool((parameter == 0).all()), name

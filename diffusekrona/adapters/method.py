@@ -1,0 +1,141 @@
+"""The record of an adapter method: everything that the rest of the package wants to know of it.
+
+The layers, shapes and counts of a method come from PEFT itself (`layers.py`), so a record holds
+only what PEFT does not know.
+
+Importing this module imports neither torch nor PEFT, so that `--help` stays fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
+
+from ..common.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig
+
+    from .deltas import Delta
+
+Shape = tuple[int, ...]
+Tensors = Mapping[str, "torch.Tensor"]  # one layer's, by the names in `Method.tensor_names`
+ConfigReader = Callable[[Mapping[str, Any], Mapping[str, Tensors], object], "PeftConfig"]
+LOW_RANK_FORMATS = ("lora", "lora-kohya", "lora-ai-toolkit", "peft-lora")
+KRONECKER_FORMATS = ("krona", "peft", "lokr", "lokr-diffusers", "lokr-lycoris", "lokr-ai-toolkit")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The layers of one component that get an adapter.
+
+    Attributes:
+        names: ends of the layers' names, such as "to_q".
+        letters: of k, q, v, o, each to the name endings that it selects.
+        component: as the base's pipeline names it.
+    """
+
+    names: tuple[str, ...]
+    letters: Mapping[str, tuple[str, ...]]
+    component: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """One adapter method.
+
+    Attributes:
+        name: in files and on the command line; PEFT's type in lower case.
+        title: as people write it.
+        config_path: "module:class" of its PEFT configuration.
+        tensor_names: ends of the keys of one layer's tensors in a file.
+        settings: the training settings that it reads.
+        make_config: (settings, targets) to the PEFT configuration. Raises UserError.
+        delta: (tensors, configuration, layer name) to delta W with the scale in it. Raises
+            UserError for a configuration that makes no sense.
+        describe: the configuration in a few words, for the model card.
+        size: the shapes of a layer's tensors in a few words, for the dry run.
+        read_config: (settings from a file, layer to tensors, where) to a configuration of which
+            nothing is left unchecked; by default its plain numbers. Raises UserError.
+        fit: (configuration, layer name to tensors) to the configuration under which PEFT makes
+            tensors of these shapes; by default the same one.
+        formats: targets of the converter that hold the method exactly.
+        merging_code: (configurations by component, file name) to Python lines for the model card,
+            which merge the file into `pipe` with torch and safetensors alone.
+        autocast: whether its layers need autocast in mixed precision; without it they cast by
+            themselves.
+        learning_rate: the default of the training program and of the scripts.
+        variants: the sets of names that make up a layer, where layers differ in their tensors.
+        zero_tensors: names of those that start at 0; by default the second of `tensor_names`.
+    """
+
+    name: str
+    title: str
+    config_path: str
+    tensor_names: tuple[str, ...]
+    settings: tuple[str, ...]
+    make_config: Callable[[Any, Targets], PeftConfig]
+    delta: Callable[[Tensors, Any, str], Delta]
+    describe: Callable[[Any], str]
+    size: Callable[[Mapping[str, Shape]], str]
+    read_config: ConfigReader | None = None
+    fit: Callable[[Any, Mapping[str, Tensors]], Any] = lambda config, layers: config
+    formats: tuple[str, ...] = ("merged",)
+    merging_code: Callable[[Mapping[str, Any], str], str] | None = None
+    autocast: bool = True
+    learning_rate: float = 1e-4
+    variants: tuple[tuple[str, ...], ...] = ()
+    zero_tensors: tuple[str, ...] = ()
+
+    @property
+    def config_class(self) -> Callable[..., PeftConfig]:
+        return resolve_name(self.config_path)
+
+    def config_from_file(
+        self, values: Mapping[str, Any], layers: Mapping[str, Tensors], where: object
+    ) -> PeftConfig:
+        """The configuration that a file holds, checked. Raises UserError."""
+        from .file_config import plain_config
+
+        if self.read_config is not None:
+            return self.read_config(values, layers, where)
+        return plain_config(self.config_class, values, layers, where)
+
+    def starts_at_zero(self, parameter: str) -> bool:
+        """Whether a model's parameter, by its name, is a tensor of this method that starts at 0."""
+        names = self.zero_tensors or self.tensor_names[1:2]
+        return not {name.split(".")[0] for name in names}.isdisjoint(parameter.split("."))
+
+    def missing_from(self, names: set[str]) -> str | None:
+        """A tensor that a layer with tensors of these names lacks; None where it lacks none."""
+        lacking = [sorted({*own} - names) for own in self.variants or (self.tensor_names,)]
+        return None if [] in lacking else min(lacking, key=len)[0]
+
+    def layer_of(self, key: str) -> tuple[str, str] | None:
+        """(layer, tensor name) of a key; None for a key that is not one of this method's."""
+        for end in self.tensor_names:
+            if key.endswith("." + end):
+                return key[: -len(end) - 1], end
+        return None
+
+    def by_layer(self, tensors: Tensors) -> dict[str, dict[str, torch.Tensor]]:
+        """Tensors grouped by layer; keys that are not this method's are left out."""
+        layers: dict[str, dict[str, torch.Tensor]] = {}
+        for key, tensor in tensors.items():
+            if found := self.layer_of(key):
+                layers.setdefault(found[0], {})[found[1]] = tensor
+        return layers
+
+
+def valid_scale(value: object, where: object) -> float:
+    """A scale from a file's configuration.
+
+    Raises:
+        UserError: not a number, or not between -1e6 and 1e6; `where` is named.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6:
+        return float(value)
+    raise UserError(f"{where} has a damaged config: a scale of {value!r}.")  # also for NaN

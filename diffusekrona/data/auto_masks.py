@@ -56,5 +56,6 @@ def _load(name: str) -> tuple[Any, Any]:
         raise not_installed("--make_masks", "rembg[cpu]") from error
     try:
         return remove, new_session(name)
-    except (OSError, ValueError) as error:  # no network, or no model of that name
+    # No network, no model of that name, or half a file: onnxruntime has errors of its own kinds.
+    except Exception as error:
         raise UserError(f"--make_masks {name}: rembg cannot load it: {reason_of(error)}") from error

@@ -31,7 +31,8 @@ class Run:
     Attributes:
         state: waiting, starting, running, finished, stopped, failed or new.
         step, steps: done and wanted; 0 if unknown.
-        curves: name to (step, value) of every number that the run logs.
+        curves: name to (step, value) of every number that the run logs, and of the validation loss.
+        turned: where the validation loss turned, in a sentence; "" without one.
         speed: steps per second of late; seconds_left at that speed.
         pictures: (step, name from the workspace on) of the validation pictures, newest first.
         photo: the subject's, to compare them with.
@@ -44,6 +45,7 @@ class Run:
     step: int = 0
     steps: int = 0
     curves: Mapping[str, list[tuple[int, float]]] = field(default_factory=dict)
+    turned: str = ""
     speed: float | None = None
     memory: str = ""
     pictures: tuple[tuple[int, str], ...] = ()
@@ -67,7 +69,11 @@ def settings_of(folder: Path) -> dict[str, Any]:
 
 def read_run(workspace: Workspace, folder: Path) -> Run:
     """Everything that the page shows of a run. Files that cannot be read count as missing."""
+    from ..training.validation_loss import VALIDATION_LOSS, in_words, read_losses
+
     values, record = settings_of(folder), read_run_record_or_none(folder)
+    losses = read_losses(folder / VALIDATION_LOSS)
+    measured = {"validation loss": [(line.step, line.loss) for line in losses]} if losses else {}
     lines = log_lines(folder / "train_log.jsonl")
     step = int(lines[-1]["step"]) if lines else 0
     log = log_tail(folder)
@@ -78,7 +84,8 @@ def read_run(workspace: Workspace, folder: Path) -> Run:
         state=state,
         step=step,
         steps=(record.steps if record else None) or values.get("max_train_steps") or _total(log),
-        curves=curves_of(lines),
+        curves={**curves_of(lines), **measured},
+        turned=in_words(losses) if losses else "",
         speed=_speed(lines),
         memory=(record.peak_memory if record else None) or _memory(workspace, folder, log),
         pictures=_pictures(workspace, folder),

@@ -16,6 +16,10 @@ from diffusekrona.data.auto_masks import make_masks
 
 
 def new_session(model_name="bria-rmbg", *args, sess_opts=None, **kwargs):
+    if model_name == "gone":
+        raise ConnectionError("HTTPSConnectionPool(host='example.org'): Max retries exceeded")
+    if model_name == "half":  # as onnxruntime's, which are no OSErrors
+        raise type("InvalidProtobuf", (Exception,), {})("Load model from half.onnx failed")
     if model_name not in ("bright", "two"):
         raise ValueError(f"No session class found for model '{model_name}'")
     return model_name
@@ -72,11 +76,17 @@ def test_a_mask_is_never_overwritten(rembg, photos: Path) -> None:
 
 @pytest.mark.parametrize(
     ("model", "words"),
-    [("none", "rembg cannot load it: No session"), ("two", "more than one mask")],
+    [
+        ("none", "rembg cannot load it: No session"),
+        ("gone", "rembg cannot load it: HTTPSConnectionPool.*Max retries"),
+        ("half", "rembg cannot load it: Load model from half.onnx failed"),
+        ("two", "more than one mask"),
+    ],
 )
 def test_models_that_do_not_serve(rembg, photos: Path, model: str, words: str) -> None:
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as caught:
         make_masks([photos], model, progress=False)
+    assert "\n" not in str(caught.value)
     assert not list(photos.glob("*.mask.png"))
 
 

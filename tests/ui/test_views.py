@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from diffusekrona.ui.estimate import duration
@@ -36,6 +37,20 @@ def test_a_damaged_run_is_shown_as_far_as_it_can_be_read(tmp_path: Path) -> None
     (folder / "log.txt").write_bytes(b"train: 1/9 [\rtrain: 2/9 [\nerror: no space left\n")
     run = read_run(Workspace(tmp_path), folder)
     assert (run.state, run.step, run.steps, run.error) == ("failed", 1, 9, "error: no space left")
-    assert run.curves == {"loss": [(1, 0.5)], "lr": [(1, 0.1)]}
+    assert run.curves == {"loss": [(1, 0.5)], "lr": [(1, 0.1)]} and not run.turned
     assert log_tail(folder).splitlines()[0] == "train: 2/9 ["
     assert curves_of(log_lines(tmp_path / "nowhere")) == {}
+
+
+def test_the_validation_loss_is_shown_with_the_step_where_it_turned(tmp_path: Path) -> None:
+    folder = tmp_path / "outputs/dog"
+    folder.mkdir(parents=True)
+    lines = [
+        {"step": step, "loss": loss, "timesteps": [1.0], "losses": [loss], "pictures": "held out"}
+        for step, loss in ((0, 0.3), (10, 0.2), (20, 0.25))
+    ]
+    (folder / "validation_loss.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step"')
+    run = read_run(Workspace(tmp_path), folder)
+    assert run.curves["validation loss"] == [(0, 0.3), (10, 0.2), (20, 0.25)]
+    text = view("watch", runs=[run], curve=curve, duration=duration, most=3)
+    assert "validation loss: 0.25" in text and "lowest 0.2000 at step 10, where it turned" in text

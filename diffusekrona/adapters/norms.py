@@ -5,25 +5,36 @@ A fine-tune that keeps what its base knows stays at a few percent; near 1 the ba
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from pydantic import FiniteFloat
+
+from ..common.json_files import check_value, parse_json
 from ..krona.layer import is_plain
 from .groups import layers_with
 
 NORMS_KEY = "relative_norms"  # in run.json and in an adapter file's metadata
 
 
+@dataclass
+class _Norms:
+    """What is read again of a summary."""
+
+    median: FiniteFloat
+    largest: FiniteFloat
+
+
 def norms_in(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     """The summary that an adapter file's metadata or a run.json holds; None if there is none."""
     found: Any = metadata.get(NORMS_KEY)
     try:
-        found = json.loads(found) if isinstance(found, str) else found or {}
-        return {name: float(found[name]) for name in ("median", "largest")}
-    except (LookupError, TypeError, ValueError):
+        read = parse_json(found, _Norms) if isinstance(found, str) else check_value(found, _Norms)
+    except ValueError:
         return None
+    return vars(read)
 
 
 def relative_norms(model: Any, adapter_name: str) -> dict[str, float]:

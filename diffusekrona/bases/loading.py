@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError, reason_of
+from ..common.json_files import parse_json
 from .published import published_json
 
 log = logging.getLogger("diffusekrona")
@@ -232,10 +232,10 @@ def read_json_of(
                     local_files_only=not hub_reachable(base),
                 )
             )
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError(f"its {name} is not a JSON object")
-        return config
+        try:
+            return parse_json(path.read_bytes(), dict[str, Any])
+        except ValueError as error:
+            raise ValueError(f"its {name} is damaged ({error})") from error
     except (OSError, ValueError) as error:
         raise _unreadable(base, subfolder or name, error) from error
 

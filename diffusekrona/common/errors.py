@@ -38,6 +38,8 @@ def reason_of(error: BaseException) -> str:
 
 def shortened(text: object, length: int = 60) -> str:
     """Text from a file or a library, for a message: on one line and of at most `length`."""
+    if isinstance(text, int) and abs(text) >= 10**length:  # Python refuses to write the longest
+        return "a number of more digits"
     line = " ".join(str(text).split())
     return line if len(line) <= length else line[: length - 1] + "…"
 
@@ -103,7 +105,9 @@ def _has_no_room(path: str | os.PathLike[str], error: Exception) -> bool:
 
 
 def _complain(line: str) -> None:
-    print("error: " + " ".join(line.split("\n")).strip(), file=sys.stderr, flush=True)
+    # Names from a file may be long, or hold what a terminal would obey.
+    line = "".join(c if c.isprintable() else " " for c in shortened(line, 2000))
+    print("error: " + line, file=sys.stderr, flush=True)
 
 
 def _line_for(error: RuntimeError) -> str | None:

@@ -18,7 +18,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from .errors import UserError
+from .errors import UserError, shortened
 
 LARGEST = 3.4e38  # of floating-point settings: what 32 bits hold
 SEEDS: dict[str, Any] = {"minimum": 0, "maximum": 2**63 - 1}  # that torch's generators take
@@ -169,7 +169,7 @@ def check_limits(settings: Settings) -> Settings:
         option = options[name]
         for one in value if option.many else (value,):
             if one is not None and (limit := broken_limit(option, one)):
-                raise UserError(f"{option.flag} must be {limit}, not {one}.")
+                raise UserError(f"{option.flag} must be {limit}, not {shortened(one)}.")
     return settings
 
 
@@ -180,6 +180,8 @@ def broken_limit(option: Option, value: Any) -> str | None:
         return f"one of {', '.join(option.choices)}"
     if option.kind in (str, Path) and "\0" in str(value):
         return "text without null characters"
+    if option.kind is str and not _is_unicode(value):
+        return "valid Unicode text"
     if option.kind not in (int, float):
         return None
     if option.kind is float and not math.isfinite(value):
@@ -197,6 +199,15 @@ def broken_limit(option: Option, value: Any) -> str | None:
     if "multiple_of" in limits and value % limits["multiple_of"]:
         return f"a multiple of {limits['multiple_of']}"
     return None
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written: a terminal's stray bytes arrive as half characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # --- words ----------------------------------------------------------------------------------------

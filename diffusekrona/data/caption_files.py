@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from ..common.errors import UserError
 from ..common.json_files import parse_json
+from ..common.text_files import MOST_METADATA, read_text
 
 CAPTION_SUFFIXES = (".txt", ".caption", ".jsonl")
 _TEXT_KEYS = ("text", "caption", "prompt")
@@ -43,7 +44,7 @@ def caption_lines(
     for suffix in (extension,) if extension else (".txt", ".TXT", ".caption", ".CAPTION"):
         beside = picture.with_name(picture.stem + suffix)
         if beside.is_file():
-            split = (" ".join(line.split()) for line in _read_text(beside).splitlines())
+            split = (" ".join(line.split()) for line in read_text(beside).splitlines())
             if lines := [line for line in split if line]:
                 return lines
     caption = table.get(plain_name(picture.name), "") or (prompt or "").strip()
@@ -61,15 +62,6 @@ def plain_name(name: str) -> str:
     return unicodedata.normalize("NFC", str(PurePosixPath(name.replace("\\", "/"))))
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text: save it as UTF-8") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-
-
 def read_metadata(path: Path) -> dict[str, str]:
     """Captions by file name, from a metadata.jsonl; empty if there is no such file.
 
@@ -80,7 +72,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     if not path.is_file():
         return table
     # Not splitlines(): it also cuts at characters that may occur inside a JSON string.
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path, MOST_METADATA).split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import UserError
+from ..common.errors import UserError, shortened
 from ..common.json_files import parse_json
+from ..common.text_files import MOST_METADATA, read_text
 from .folder import first_pictures
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ _SAME = {
 }
 # Without effect on what is trained on, or at these values.
 _NEUTRAL: dict[str, Any] = {"caption_separator": ",", "cache_info": None}
+_MOST_BYTES = 1 << 19
+_LONGEST_LINE = 4096  # characters; no path is longer
 _OWN = ("resolution", "random_crop", "enable_wildcard")
 
 
@@ -53,25 +56,23 @@ def read_dataset_config(path: Path) -> list[dict[str, Any]]:
         UserError: it cannot be read, or has another form.
     """
     kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
+    text = read_text(path, _MOST_BYTES)
     try:
-        text = path.expanduser().read_text(encoding="utf-8")
-        content = tomllib.loads(text) if kind == "TOML" else parse_json(text, dict[str, Any])
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:  # also what is not UTF-8
-        raise UserError(f"{path} is not valid {kind}: {error}") from None
+        content = _parse_toml(text) if kind == "TOML" else parse_json(text, dict[str, Any])
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid {kind}: {shortened(error, 200)}") from None
     general = _table(content.get("general", {}), f"{path}: general")
     entries: list[dict[str, Any]] = []
     unused: set[str] = set()
     for number, dataset in enumerate(_tables(content.get("datasets"), f"{path}: datasets"), 1):
         where = f"{path}, dataset {number}"
         own = {name: value for name, value in dataset.items() if name != "subsets"}
-        there: set[Any] = set()
+        there: set[str] = set()
         for subset in _tables(dataset.get("subsets"), f"{where}: subsets"):
             values = {**general, **own, **subset}
             entry = {**_entry(values, where), "dataset": number}
             unused |= {name for name, value in values.items() if not _is_used(name, value)}
-            if (source := entry.get("metadata", entry["folder"])) in there:
+            if (source := str(entry.get("metadata", entry["folder"]))) in there:
                 log.warning("%s: %s is there twice; the second is left out", where, source)
                 continue
             there.add(source)
@@ -82,6 +83,14 @@ def read_dataset_config(path: Path) -> list[dict[str, Any]]:
     if unused:
         log.warning("%s: not used here: %s", path, ", ".join(sorted(unused)))
     return entries
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    """The content of a TOML text. Raises ValueError or RecursionError for what is not one."""
+    longest = max(map(len, text.split("\n")))
+    if longest > _LONGEST_LINE:  # the parser's time grows with the square of a key's parts
+        raise ValueError(f"a line of {longest} characters")
+    return tomllib.loads(text)
 
 
 def _is_used(name: str, value: Any) -> bool:
@@ -123,10 +132,14 @@ def _resolution(values: Mapping[str, Any], where: str) -> int:
     given = values["resolution"]
     sides = given if isinstance(given, list) else [given, given]
     if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
-        raise UserError(f"{where}: resolution must be a number of pixels, or two, not {given}.")
+        raise UserError(
+            f"{where}: resolution must be a number of pixels, or two, not {shortened(given)}."
+        )
     if sides[0] != sides[1] and not values.get("enable_bucket", False):
-        raise UserError(f"{where}: resolution {given} is not square: set enable_bucket = true.")
-    return math.ceil(math.sqrt(sides[0] * sides[1]))
+        raise UserError(
+            f"{where}: resolution {shortened(given)} is not square: set enable_bucket = true."
+        )
+    return math.isqrt(sides[0] * sides[1] - 1) + 1  # rounded up, of any number of digits
 
 
 def _folder_of(metadata: Path, where: str) -> str:
@@ -193,10 +206,9 @@ def read_metadata_json(path: Path) -> dict[str, list[str]]:
     Raises:
         UserError: it cannot be read, or has another form.
     """
+    text = read_text(path, MOST_METADATA)
     try:
-        content = parse_json(path.expanduser().read_bytes(), dict[str, dict[str, Any]])
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        content = parse_json(text, dict[str, dict[str, Any]])
     except ValueError as error:
         raise UserError(f"{path} is not a metadata file of kohya's scripts: {error}") from None
     found: dict[str, list[str]] = {}

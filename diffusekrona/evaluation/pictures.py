@@ -16,7 +16,7 @@ from PIL import Image
 from ..adapters.mixing import WeightedAdapter, apply_adapters
 from ..bases.families import drawing_defaults, family_of_pipeline
 from ..bases.precision import DTYPE_NAMES
-from ..common.errors import UserError
+from ..common.errors import UserError, shortened
 from ..common.files import slug
 from ..common.pictures import open_png
 from ..sampling.grids import read_recipe, save_png
@@ -156,17 +156,17 @@ def what_is_wrong(job: Job) -> str | None:
         return "is broken"  # pictures of ours are written whole, but disks fail
     want = json.loads(json.dumps(job.recipe))
     for key, value in want.items():
+        found = have.get(key)
         # An adapter is its content and weight; its file may have been moved.
-        if key == "adapters" and _without_files(have.get(key)) == _without_files(value):
-            continue
-        if have.get(key) != value:
-            return f"was drawn with {key} {have.get(key)}, not {value}"
+        same = _without_files(found) == _without_files(value) if key == "adapters" else False
+        if not same and found != value:
+            return f"was drawn with {key} {shortened(found)}, not {shortened(value)}"
     return None
 
 
 def _without_files(adapters: Any) -> Any:
-    if not isinstance(adapters, list):
-        return None
+    if not (isinstance(adapters, list) and all(isinstance(one, dict) for one in adapters)):
+        return adapters
     return [{k: v for k, v in adapter.items() if k != "file"} for adapter in adapters]
 
 

@@ -12,11 +12,13 @@ A list of one's own is a text file with a template a line; `attribute:` before i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..common.errors import UserError
+from ..common.errors import UserError, shortened
+from ..common.text_files import read_text
 
 
 @dataclass(frozen=True)
@@ -122,16 +124,13 @@ def get_prompts(name_or_file: str) -> tuple[Prompt, ...]:
     """
     if name_or_file in LISTS:
         return LISTS[name_or_file]
-    path = Path(name_or_file).expanduser()
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        known = ", ".join(LISTS)
+    path = Path(os.path.expanduser(name_or_file))
+    if not os.path.exists(path):
         raise UserError(
-            f"Cannot read the prompts {name_or_file} ({reason}): give a text file, or one of: "
-            f"{known}."
-        ) from error
+            f"No prompts {shortened(name_or_file)}: give a text file, or one of: "
+            f"{', '.join(LISTS)}."
+        )
+    lines = read_text(path).split("\n")
     return parse_prompts([line for line in lines if not line.lstrip().startswith("#")], str(path))
 
 
@@ -145,7 +144,8 @@ def parse_prompts(lines: Sequence[str], source: str) -> tuple[Prompt, ...]:
         template = rest.strip() if named else line
         if "{subject}" not in template and "{name}" not in template:
             raise UserError(
-                f"{source}: {line!r} has neither {{subject}} nor {{name}}, where the subject goes."
+                f"{source}: {shortened(line)!r} has neither {{subject}} nor {{name}}, where the "
+                "subject goes."
             )
         prompts.append(Prompt(template, kind if named else "context"))
     if not prompts:

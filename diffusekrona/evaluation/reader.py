@@ -16,16 +16,19 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..common.errors import UserError
+from ..common.errors import UserError, shortened
+from ..common.json_files import read_json
 
 SIZE, HIDDEN = 64, 192
 #: What makes an identity, with its weight in `likeness`.
@@ -39,6 +42,16 @@ IDENTITY_WEIGHTS = {
     "proportions": 1.5,
 }
 PROPORTION_TOLERANCE = 0.5
+_READ_ERRORS = (UserError, OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError)
+
+
+@dataclass
+class _Config:
+    """What is read of a reader's config.json; as `Reader` takes it."""
+
+    values: dict[str, list[str]]
+    widths: list[Annotated[int, Field(ge=8, le=4096, multiple_of=8)]]
+    phrases: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -202,10 +215,12 @@ def load_reader(folder: str | Path) -> Reader:
     """
     folder = Path(folder)
     try:
-        config = json.loads((folder / "config.json").read_text())
-        reader = Reader(config["values"], config["widths"], config["phrases"])
+        config = read_json(folder / "config.json", _Config)
         weights = load_file(folder / "model.safetensors")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"Cannot load the reader {folder}: {error}") from error
-    reader.load_state_dict({name: value.float() for name, value in weights.items()})
+        with torch.device("meta"):  # sizes in a file may be any: nothing is allocated for them
+            reader = Reader(config.values, config.widths, config.phrases)
+        floats = {name: value.float() for name, value in weights.items()}
+        reader.load_state_dict(floats, assign=True)
+    except _READ_ERRORS as error:
+        raise UserError(f"Cannot load the reader {folder}: {shortened(error, 200)}") from error
     return reader.eval().requires_grad_(False)

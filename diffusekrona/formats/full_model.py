@@ -33,6 +33,13 @@ Index = slice | tuple[slice, slice]  # of a layer in a tensor
 
 
 @dataclass
+class _Index:
+    """What is read of the index of a model in several files: key to file."""
+
+    weight_map: dict[str, str]
+
+
+@dataclass
 class FullModel:
     """A model's tensors by component and key; a single file has them all under "file".
 
@@ -160,8 +167,8 @@ def _component(folder: Path, component: str) -> dict[str, Ref]:
     for name in names:
         path = folder / name
         if path.is_file() and name.endswith(".json"):
-            files = set(read_json(path, dict[str, Any]).get("weight_map", {}).values())
-            odd = [f for f in files if not isinstance(f, str) or Path(f).name != f]
+            files = set(read_json(path, _Index).weight_map.values())
+            odd = [f for f in files if Path(f).name != f]
             if odd or not files:
                 raise UserError(f"{path} names weights outside its folder: {odd[:1]}.")
             return {k: r for f in sorted(files) for k, r in _refs(folder / f).items()}

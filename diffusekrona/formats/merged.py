@@ -6,18 +6,19 @@ into SDXL takes the memory of its largest tensor, not of the model.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..bases.families import FAMILIES
 from ..common.errors import UserError
+from ..common.json_files import read_json
 from ..common.tensor_files import Entry, write_entries
 from . import ldm_layout
 from .delta_set import DeltaSet
@@ -243,8 +244,8 @@ def _prediction_marks(base: FullModel) -> list[Entry]:
     """The empty tensors by which ComfyUI knows a v-predicting model that its layout hides."""
     try:
         path = base.root / "scheduler" / "scheduler_config.json"
-        scheduler = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        scheduler = read_json(path, dict[str, Any])
+    except UserError:
         return []
     if not names_in_files(base.family).sgm or scheduler.get("prediction_type") != "v_prediction":
         return []

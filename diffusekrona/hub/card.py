@@ -14,6 +14,7 @@ from typing import Any
 
 from ..common.files import write_text
 from ..common.run_record import RunRecord, read_run_record_or_none
+from ..common.text_files import read_text
 
 ADAPTER = "adapter.safetensors"
 CARD = "README.md"
@@ -74,7 +75,7 @@ def card_text(
     if (folder / GRID).is_file():
         parts.append(f"## Pictures\n\n![validation pictures by step]({GRID})\n")
     found = [Path(scores)] if scores else [folder / name for name in SCORES]
-    table = next((p.read_text(encoding="utf-8") for p in found if p.is_file()), None)
+    table = next((read_text(p) for p in found if p.is_file()), None)
     if table:
         parts.append(f"## Scores\n\n{table.strip()}\n")
     return "\n".join(parts)

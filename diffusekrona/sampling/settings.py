@@ -12,6 +12,7 @@ from ..bases.settings import ReadingSettings
 from ..common.command_line import parse
 from ..common.errors import UserError
 from ..common.settings import SEEDS, setting
+from ..common.text_files import read_text
 from .schedulers import SCHEDULERS
 
 if TYPE_CHECKING:
@@ -239,12 +240,7 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         UserError: it cannot be read, is not UTF-8, or holds none.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text: save it as UTF-8.") from None
-    except OSError as error:
-        raise UserError(f"Cannot read the prompt file {path}: {error.strerror}.") from error
+    text = read_text(path)
     lines = [line.strip() for line in text.split("\n")]
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:

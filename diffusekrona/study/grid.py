@@ -29,9 +29,8 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
-import yaml
-
 from ..common.errors import UserError
+from ..common.yaml_files import parse_yaml
 
 Flags = dict[str, Any]
 
@@ -232,7 +231,7 @@ def yaml_value(text: str) -> Any:
     except ValueError:
         pass
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError, AttributeError):
+        value = parse_yaml(text)
+    except ValueError:
         return text
     return value if isinstance(value, str | bool | int | float | None) else text

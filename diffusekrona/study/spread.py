@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
+from ..common.errors import UserError
+from ..common.tensor_files import read_tensors
 from ..evaluation.scoring import METRICS
 from ..evaluation.statistics import Summary, by_group, summarise
 from .results import Point, Results
@@ -77,9 +79,17 @@ def _mean(point: Point, metric: str, run: tuple[str, int]) -> float:
 def _from_centre(points: Sequence[Point], run: tuple[str, int]) -> np.ndarray:
     """Mean over points of the distance to their common centre, (prompts, seeds)."""
     paths = [point.features[point.runs.index(run)] for point in points]
-    features = torch.stack([load_file(path)["clip"] for path in paths])  # (points, p, s, d)
+    features = torch.stack([_features(path) for path in paths])  # (points, p, s, d)
     centre = F.normalize(features.mean(dim=0), dim=-1)
     return (1 - (features * centre).sum(dim=-1)).mean(dim=0).double().numpy()
+
+
+def _features(path: Path) -> torch.Tensor:
+    """CLIP's features of a point's pictures, (prompts, seeds, d). Raises UserError."""
+    found = read_tensors(path)[0].get("clip")
+    if found is None or found.dim() != 3:
+        raise UserError(f"{path} is damaged: delete it, and the study makes it again.")
+    return found
 
 
 def spread_table(found: Sequence[Spread]) -> tuple[list[str], list[list[str]]]:

@@ -12,24 +12,15 @@ from pydantic import ConfigDict, FiniteFloat
 
 from ..common.errors import UserError
 from ..common.json_files import check_value
+from ..common.text_files import read_text
+from ..common.yaml_files import MOST_BYTES, parse_yaml
 from .grid import Arm, Axis, Study, Value, label_of, yaml_value
 
-_MOST_BYTES = 1_000_000
 _NAME = re.compile(r"\w[\w .,()+-]{0,79}")  # it becomes a folder's
 
 Scalar = str | bool | int | FiniteFloat | None
 Setting = Scalar | list[Scalar]
 Text = str | int | FiniteFloat
-
-
-class _NoAliases(yaml.SafeLoader):
-    """YAML without aliases: a few lines of them can expand to more than any memory holds."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.get_event()
-            raise yaml.YAMLError(f"alias *{event.anchor}: write its value out")
-        return super().compose_node(parent, index)
 
 
 @dataclass
@@ -107,24 +98,15 @@ def read_study(path: Path) -> Study:
     Raises:
         UserError: it cannot be read, or something in it is not as a study has it; it is named.
     """
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise yaml.YAMLError(f"it is larger than {_MOST_BYTES // 1000} kB")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"Cannot read the study {path}: {reason}.") from error
-    return parse_study(text, path)
+    return parse_study(read_text(path, MOST_BYTES), path)
 
 
 def parse_study(text: str, path: Path) -> Study:
     """A study from the YAML that `path` holds. Raises UserError as `read_study` does."""
     try:
-        content = yaml.load(text, _NoAliases)
-    except (ValueError, RecursionError, yaml.YAMLError, AttributeError) as error:
-        # A date such as 2024-99-99 is a ValueError, and odd tags are AttributeErrors.
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"Cannot read the study {path}: {reason}.") from error
+        content = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"Cannot read the study {path}: {error}.") from error
     try:
         return _study_from(check_value(content, _StudyFile))
     except (ValueError, OverflowError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,9 @@ from typing import Any
 import psutil
 
 from ..common.errors import UserError
+from ..common.json_files import parse_json
 from ..common.run_record import read_run_record_or_none
+from ..common.settings import LARGEST
 from ..common.settings_files import read_settings_file
 from ..training.settings import TrainSettings
 from .jobs import LOG, SETTINGS, is_locked, ticket_of
@@ -107,35 +109,36 @@ def _state(workspace: Workspace, folder: Path, finished: bool, step: int, log: s
     return "stopped" if step or list(folder.glob("checkpoint-*")) else "new"
 
 
-def log_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of train_log.jsonl; damaged ones are left out."""
+def log_lines(path: Path) -> list[dict[str, float]]:
+    """The numbers in the lines of train_log.jsonl; damaged lines are left out."""
     lines = []
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
     for line in text.split("\n"):
-        try:
-            read = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(read, dict) and isinstance(read.get("step"), int):
-            lines.append(read)
+        with contextlib.suppress(ValueError):  # damaged, or still being written
+            read = parse_json(line, dict[str, Any])
+            numbers = {
+                k: v for k, v in read.items() if type(v) in (int, float) and abs(v) < LARGEST
+            }
+            if isinstance(numbers.get("step"), int):
+                lines.append(numbers)
     return lines
 
 
-def curves_of(lines: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+def curves_of(lines: list[dict[str, float]]) -> dict[str, list[tuple[int, float]]]:
     """Every number of the log against the step, but for the time."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for line in lines:
         for name, value in line.items():
-            if name not in ("step", "seconds") and isinstance(value, int | float):
-                curves.setdefault(name, []).append((line["step"], float(value)))
+            if name not in ("step", "seconds"):
+                curves.setdefault(name, []).append((int(line["step"]), float(value)))
     return curves
 
 
-def _speed(lines: list[dict[str, Any]]) -> float | None:
-    timed = [line for line in lines[-_RECENT:] if isinstance(line.get("seconds"), int | float)]
+def _speed(lines: list[dict[str, float]]) -> float | None:
+    timed = [line for line in lines[-_RECENT:] if "seconds" in line]
     if len(timed) < 2:
         return None
     seconds = timed[-1]["seconds"] - timed[0]["seconds"]

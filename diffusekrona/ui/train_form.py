@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import yaml
 
 from ..adapters.methods import METHODS
 from ..common.errors import UserError
@@ -120,7 +119,7 @@ def from_yaml(text: str) -> list[Any]:
         if not isinstance(content, dict):
             raise UserError("run.yaml: write one setting per line, as name: value.")
         values = typed_values(TrainSettings, content, "run.yaml")
-    except (UserError, ValueError, yaml.YAMLError) as error:
+    except (UserError, ValueError) as error:
         line = " ".join(str(error).split())
         return [say(mistakes=[line]), *([gr.skip()] * (1 + len(NAMES)))]
     return [say(), *_filled_with(values)]

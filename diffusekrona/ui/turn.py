@@ -38,7 +38,7 @@ def tickets(queue: Path) -> list[Ticket]:
     """The tickets of live processes, oldest first. Those of dead ones are removed."""
     found = []
     for path in sorted(queue.glob("*.json")):
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             if _is_held(path):
                 content = json.loads(path.read_text())
                 found.append(Ticket(int(path.stem), int(content["pid"]), str(content["folder"])))

@@ -131,6 +131,10 @@ def test_values_as_people_write_them(tmp_path: Path) -> None:
         ("a: !!python/object:os.system x", "Cannot read"),
         ("a: [", "Cannot read"),
         ("# " + "x" * 2**20, "larger than 1 MiB"),
+        ("\n".join(f"a{n}: 1" for n in range(30_000)), "more than 20000 values"),
+        ("salt: 1" + ":59" * 10_000, "a number of 30001 characters"),
+        ("sweetness: 1" + ":59" * 5_000 + ".5", "a number of 15003 characters"),
+        ("!!bool x: 1", "Cannot read"),
     ],
 )
 def test_mistakes_in_a_file_are_one_line(text: str, says: str, tmp_path: Path) -> None:
@@ -148,6 +152,10 @@ def test_limits_hold_for_settings_from_anywhere() -> None:
             check_limits(Cake(Path("tin"), Taste(sweetness=bad)))
     with pytest.raises(UserError, match="--spice"):
         check_limits(build(Cake, typed_values(Cake, {"pan": "a", "spice": "warm"}, "here")))
+    with pytest.raises(UserError, match=r"--salt must be a smaller number, not .{,80}$"):
+        check_limits(Cake(Path("tin"), Taste(salt=16**1000)))
+    with pytest.raises(UserError, match="--topping must be valid Unicode text"):
+        check_limits(Cake(Path("tin"), Taste(), topping=("\ud800",)))
 
 
 def test_options_are_enough_for_a_form() -> None:

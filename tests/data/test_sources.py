@@ -170,6 +170,9 @@ def test_kohyas_files_as_they_are(folders: Path, caplog) -> None:
             "is not square",
         ),
         ("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 3", "folder"),
+        ("[[datasets]]\n[[datasets.subsets]]\nimage_dir = {a = 1}", "folder"),
+        ("a." * 100_000 + "a = 1", "a line of 200005 characters"),
+        ("a = " + "[" * 4000, "is not valid TOML"),
     ],
 )
 def test_mistakes_in_kohyas_toml(tmp_path: Path, text: str, words: str) -> None:

@@ -9,11 +9,13 @@ import pytest
 import tiny_models
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 
 from diffusekrona import KronAConfig, save_adapter
 from diffusekrona.adapters.mixing import WeightedAdapter, apply_adapters, read_weighted
-from diffusekrona.evaluation.pictures import Drawing, KeptBase
+from diffusekrona.evaluation.pictures import Drawing, Job, KeptBase, is_there
 from diffusekrona.sampling import pipeline as sampling
+from diffusekrona.sampling.grids import save_png
 
 
 @pytest.fixture
@@ -39,6 +41,20 @@ def weights(pipeline: Any) -> dict[str, torch.Tensor]:
         for part in ("unet", "text_encoder", "vae")
         for name, tensor in getattr(pipeline, part).state_dict().items()
     }
+
+
+def test_a_picture_counts_as_drawn_by_its_own_recipe_alone(tmp_path: Path) -> None:
+    recipe = {"prompt": "a dog", "adapters": [{"file": "a", "sha256": "b", "weight": 1.0}]}
+    none = {"prompt": "a dog", "adapters": None}
+    moved = {**recipe, "adapters": [{**recipe["adapters"][0], "file": "c"}]}
+    for number, (have, want, same) in enumerate([
+        (recipe, recipe, True), (moved, recipe, True), (none, none, True), (none, recipe, False),
+        (recipe, none, False), ({**recipe, "adapters": ["b"]}, recipe, False),
+        ({**recipe, "adapters": "x"}, none, False), ({"prompt": "a dog"}, recipe, False),
+    ]):  # fmt: skip
+        path = tmp_path / f"{number}.png"
+        save_png(Image.new("RGB", (8, 8)), path, have)
+        assert is_there(Job(0, 0, path, want)) is same, (have, want)
 
 
 @pytest.mark.parametrize(("keep", "low_vram", "loaded"), [

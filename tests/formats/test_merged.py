@@ -242,6 +242,10 @@ def test_an_index_may_not_name_files_elsewhere(tmp_path: Path, bases) -> None:
     index.write_text(json.dumps({"weight_map": {"conv_in.weight": "../w.safetensors"}}))
     with pytest.raises(UserError, match="outside its folder"):
         convert(tmp_path / "a.safetensors", tmp_path / "m", "merged", base=tmp_path / "base")
+    for damaged in ('{"weight_map": []}', '{"weight_map": {"a": ["b"]}}', "{}", "[" * 5000):
+        index.write_text(damaged)
+        with pytest.raises(UserError, match="is damaged"):
+            convert(tmp_path / "a.safetensors", tmp_path / "m", "merged", base=tmp_path / "base")
 
 
 def test_a_sharded_base(tmp_path: Path, bases) -> None:

@@ -33,7 +33,8 @@ def test_a_damaged_run_is_shown_as_far_as_it_can_be_read(tmp_path: Path) -> None
     (folder / "run.yaml").write_text("seed: [")
     (folder / "run.json").write_text("{")
     line = '{"step": 1, "loss": 0.5, "lr": 0.1, "seconds": 0.5}\n'
-    (folder / "train_log.jsonl").write_text(line + '{"step": 2, "lo')
+    odd = ["[" * 5000, '{"step": 9e999}', '{"step": 1, "loss": ' + "9" * 400 + ', "lr": "x"}']
+    (folder / "train_log.jsonl").write_text(line + "\n".join([*odd, '{"step": 2, "lo']))
     (folder / "log.txt").write_bytes(b"train: 1/9 [\rtrain: 2/9 [\nerror: no space left\n")
     run = read_run(Workspace(tmp_path), folder)
     assert (run.state, run.step, run.steps, run.error) == ("failed", 1, 9, "error: no space left")

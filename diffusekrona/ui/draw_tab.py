@@ -2,75 +2,46 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from ..bases.loading import bundled_models
-from ..common.errors import UserError
-from ..common.settings import options_of, with_values
-from ..sampling.grids import read_recipe
-from ..sampling.settings import InferenceSettings
-from .drawing import (
-    Variant,
-    command_of,
-    draw,
-    settings_from,
-    usable,
-    values_of_recipe,
-    variants,
-    weighted,
-)
+from . import draw_form
+from .draw_form import FIRST, MORE, NAMES, OPTIONS, ROWS, SWITCHES
 from .fields import Renewed, component_for
-from .form import field_value, field_values, label_of, read_form
+from .form import field_value
 from .places import Workspace, adapter_files, subjects
-from .scoring import score_pictures
 from .views import say, view
 
-ROWS = 3  # adapters at once
-OPTIONS = options_of(InferenceSettings)
-FIRST = ("prompt", "negative_prompt", "seeds", "num_inference_steps", "guidance_scale")
-MORE = ("pretrained_model_name_or_path", "scheduler", "height", "width", "adapter_steps", "vae",
-        "mixed_precision", "batch_size", "low_vram")  # fmt: skip
-NAMES = (*FIRST, *MORE)
-SWITCHES = {
-    "projections": ["q", "k", "v", "o", "ff"],
-    "attention": ["self", "cross", "text", "feed-forward"],
-    "blocks": [],
-}
 _USUAL = {"num_inference_steps": 25}
 
 
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """A column of the result: pictures from the workspace on, one per row."""
+@dataclass(frozen=True)
+class DrawTab:
+    """What the page uses of this tab: the first adapter's field, what the page filled in there, and
+    the fields whose choices are renewed."""
 
-    label: str
-    pictures: tuple[str, ...]
-    command: str
-    scores: tuple[str, ...] = ()
+    adapter: Any
+    filled: Any
+    renewed: Renewed
 
 
-def build(workspace: Workspace) -> Renewed:
-    """Lay the tab out and wire it; the fields whose choices are renewed. Called inside of
-    `gr.Blocks`."""
+def build(workspace: Workspace, tabs: gr.Tabs) -> DrawTab:
+    """Lay the tab out and wire it. Called inside of `gr.Blocks`."""
     fields: dict[str, Any] = {}
     names: list[Any] = []
     weights: list[Any] = []
     with gr.Row():
         with gr.Column(scale=2, min_width=320):
-            for number in range(ROWS):
-                with gr.Row():
-                    names.append(_adapter_field(workspace, number))
-                    weights.append(
-                        gr.Slider(-0.5, 1.5, 1, step=0.05, label="weight", scale=1, min_width=220,
-                                  elem_id=f"weight-{number}")
-                    )  # fmt: skip
+            _adapter_row(workspace, 0, names, weights)
             for name in FIRST:
                 fields[name] = _field(name)
+            with gr.Accordion("More adapters", open=False) as mixed:
+                for number in range(1, ROWS):
+                    _adapter_row(workspace, number, names, weights)
             with gr.Accordion("Compare", open=False):
                 base_too = gr.Checkbox(True, label="the base beside it", elem_id="base-too")
                 grid = gr.Textbox(
@@ -99,30 +70,51 @@ def build(workspace: Workspace) -> Renewed:
         with gr.Column(scale=3, min_width=320):
             with gr.Row():
                 begin = gr.Button("Draw", variant="primary", elem_id="draw")
-                end = gr.Button("Stop", elem_id="stop-drawing")
+                end = gr.Button("Stop", elem_id="stop-drawing", visible=False)
             said = gr.HTML(elem_id="draw-said")
-            result = gr.HTML(elem_id="drawn")
+            result = gr.HTML(view("draw", columns=[], rows=[]), elem_id="drawn")
     ordered = [fields[name] for name in NAMES]
     compared = [base_too, grid, checkpoints, photos]
     inputs = [*names, *weights, *switches.values(), *compared, *ordered]
 
-    def drawn(*given: Any) -> Iterator[tuple[str, str]]:
-        yield from _draw(workspace, given)
+    def drawn(*given: Any) -> Iterator[tuple[Any, ...]]:
+        for said_now, result_now in draw_form.drawn(workspace, given):
+            yield said_now, result_now, gr.Button(visible=True)
+        yield gr.skip(), gr.skip(), gr.Button(visible=False)
 
     drawing = begin.click(
-        drawn, inputs, [said, result], concurrency_limit=1, concurrency_id="draw",
+        drawn, inputs, [said, result, end], concurrency_limit=1, concurrency_id="draw",
         show_progress="minimal",
     )  # fmt: skip
-    end.click(lambda: say(note="Stopped."), None, said, cancels=[drawing])
-    known = gr.State(())
-    gr.on(
-        [names[0].input, parts.expand], lambda *given: _new_blocks(workspace, *given),
-        [names[0], known], [known, switches["blocks"]], show_progress="hidden",
-        trigger_mode="always_last",
+    end.click(
+        lambda: (say(note="Stopped."), gr.Button(visible=False)), None, [said, end],
+        cancels=[drawing],
     )  # fmt: skip
-    restored = [said, *names, *weights, *switches.values(), known, *ordered]
-    png.upload(lambda path: _restore(workspace, path), png, restored, show_progress="hidden")
-    return [*((name, _adapters) for name in names), (photos, _photos)]
+    known = gr.State(())
+    quiet: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
+    gr.on(
+        [names[0].change, parts.expand],
+        lambda *given: draw_form.new_blocks(workspace, *given),
+        [names[0], known], [known, switches["blocks"]], **quiet,
+    )  # fmt: skip
+    png.upload(
+        lambda path: draw_form.restored(workspace, path), png,
+        [said, mixed, *names, *weights, *switches.values(), known, *ordered],
+        show_progress="hidden",
+    )  # fmt: skip
+    newest, filled = gr.Textbox("", visible="hidden"), gr.Textbox("", visible="hidden")
+    tabs.select(lambda: draw_form.newest_adapter(workspace), None, newest, **quiet).then(
+        None, [names[0], newest, filled], [names[0], filled], js=NEWEST
+    )
+    renewed = [*((name, _adapters) for name in names), (photos, _photos)]
+    return DrawTab(names[0], filled, renewed)
+
+
+# The newest adapter, unless another one was chosen, or is being typed.
+NEWEST = """(chosen, newest, filled) => {
+  const typing = document.querySelector("#adapter-0")?.contains(document.activeElement);
+  return typing || (chosen || "") !== filled ? [chosen, filled] : [newest, newest];
+}"""
 
 
 def _adapters(workspace: Workspace) -> list[str]:
@@ -144,11 +136,19 @@ def _field(name: str) -> Any:
     return field
 
 
+def _adapter_row(workspace: Workspace, number: int, names: list[Any], weights: list[Any]) -> None:
+    """An adapter and its weight, added to the lists."""
+    names.append(_adapter_field(workspace, number))
+    weights.append(
+        gr.Slider(-0.5, 1.5, 1, step=0.05, label=f"weight {number + 1}", elem_id=f"weight-{number}")
+    )
+
+
 def _adapter_field(workspace: Workspace, number: int) -> Any:
-    files = adapter_files(workspace)
     return gr.Dropdown(
-        ["", *files], value=files[0] if files and not number else "", scale=3, min_width=200,
-        label=f"adapter {number + 1}", elem_id=f"adapter-{number}", allow_custom_value=True,
+        _adapters(workspace), value="", label=f"adapter {number + 1}",
+        info="A file in outputs/: trained here, or a LoRA or LoKr of another program.",
+        elem_id=f"adapter-{number}", allow_custom_value=True,
     )  # fmt: skip
 
 
@@ -156,137 +156,3 @@ def _switch(kind: str) -> Any:
     groups = SWITCHES[kind]
     label = f"{kind} of the UNet" if kind == "blocks" else kind  # Gradio translates "blocks"
     return gr.CheckboxGroup(groups, value=groups, label=label, elem_id=f"switch-{kind}")
-
-
-def _new_blocks(workspace: Workspace, name: str | None, known: Sequence[str]) -> tuple[Any, Any]:
-    """The blocks of the first adapter, all of them on; the same ones stay as they are."""
-    blocks = _blocks(workspace, name)
-    if blocks == list(known):
-        return gr.skip(), gr.skip()
-    return tuple(blocks), gr.CheckboxGroup(choices=blocks, value=blocks)
-
-
-def _blocks(workspace: Workspace, name: str | None) -> list[str]:
-    """The blocks that the first adapter has; none if it cannot be read."""
-    from ..adapters.file import read_adapter
-    from ..adapters.groups import places_of
-
-    try:
-        places = places_of(read_adapter(workspace.root / usable(workspace, name or "")))
-    except UserError:
-        return []
-    return sorted({place.block for place in places})
-
-
-# --- drawing --------------------------------------------------------------------------------------
-
-
-def _read(workspace: Workspace, given: Sequence[Any]) -> tuple[list[Variant], str]:
-    """What is to be drawn, and the subject to score against. Raises UserError."""
-    given = list(given)
-    names, weights = given[:ROWS], given[ROWS : 2 * ROWS]
-    kinds, rest = given[2 * ROWS : 2 * ROWS + 3], given[2 * ROWS + 3 :]
-    base_too, grid, checkpoints, photos = rest[:4]
-    typed = dict(zip(NAMES, rest[4:], strict=True))
-    values, mistakes = read_form(InferenceSettings, typed)
-    if mistakes:
-        raise UserError("; ".join(f"{label_of(OPTIONS[n])} {what}" for n, what in mistakes.items()))
-    files = [usable(workspace, name) if name else None for name in names]
-    values["adapter"] = weighted(list(zip(files, weights, strict=True)))
-    if values["adapter"]:
-        values |= _switched(workspace, files, dict(zip(SWITCHES, kinds, strict=True)))
-    elif not values.get("pretrained_model_name_or_path"):
-        raise UserError("Choose an adapter, or a base model under More settings.")
-    try:
-        several = [float(word) for word in str(grid or "").replace(",", " ").split()]
-    except ValueError:
-        raise UserError("weights must be numbers, such as 0.5 0.8 1") from None
-    settings = settings_from(workspace, values)
-    columns = variants(
-        workspace, settings, base_too=base_too, weights=several, checkpoints=checkpoints
-    )
-    return columns, str(photos or "")
-
-
-def _switched(
-    workspace: Workspace, files: Sequence[str | None], on: Mapping[str, Sequence[str]]
-) -> dict[str, tuple[str, ...]]:
-    """The groups of layers that are switched off, of those that the adapters have."""
-    from ..adapters.file import read_adapter
-    from ..adapters.groups import places_of
-
-    there = {
-        place for file in files if file for place in places_of(read_adapter(workspace.root / file))
-    }
-    off: dict[str, tuple[str, ...]] = {}
-    for kind, known in SWITCHES.items():
-        groups = {place.group(kind) for place in there}
-        shown = groups & set(known) if known else (groups if on[kind] else set())
-        if left := sorted(shown - set(on[kind])):
-            off[kind] = tuple(f"{name}=0" for name in left)
-    return off
-
-
-def _draw(workspace: Workspace, given: Sequence[Any]) -> Iterator[tuple[str, str]]:
-    """Notes and the result so far, column by column."""
-    try:
-        columns, photos = _read(workspace, given)
-        done: list[Column] = []
-        rows: list[str] = []
-        for number, variant in enumerate(columns):
-            yield (
-                say(note=f"Drawing {variant.label} ({number + 1} of {len(columns)}) …"),
-                (view("draw", columns=done, rows=rows) if done else ""),
-            )
-            paths = draw(variant.settings)
-            if not rows:
-                rows = _labels(variant, paths)
-            scores = score_pictures(workspace, paths, photos) if photos else ()
-            pictures = tuple(workspace.relative(path.resolve()) for path in paths)
-            merged = bool((read_recipe(paths[0]) or {}).get("merged"))
-            command = command_of(with_values(variant.settings, no_merge=not merged))
-            done.append(Column(variant.label, pictures, command, scores))
-        yield "", view("draw", columns=done, rows=rows)
-    except UserError as error:
-        yield say(mistakes=[str(error)]), gr.skip()
-
-
-def _labels(variant: Variant, paths: Sequence[Path]) -> list[str]:
-    """Prompt and seed of each row, from the pictures' own recipes."""
-    recipes = [read_recipe(path) or {} for path in paths]
-    return [f"{recipe.get('prompt', '')} · seed {recipe.get('seed', '')}" for recipe in recipes]
-
-
-def _restore(workspace: Workspace, path: str | None) -> list[Any]:
-    """The form as a picture was drawn with it."""
-    same = [gr.skip()] * (2 * ROWS + len(SWITCHES) + 1 + len(NAMES))
-    if not path:
-        return [gr.skip(), *same]
-    try:
-        recipe = read_recipe(Path(path))
-    except UserError as error:
-        return [say(mistakes=[str(error)]), *same]
-    if recipe is None:
-        return [say(mistakes=["This picture has no recipe: it was not drawn here."]), *same]
-    values, adapters, missing = values_of_recipe(workspace, recipe)
-    typed = field_values(InferenceSettings, values)
-    padded = [*adapters, *[("", 1.0)] * ROWS][:ROWS]
-    first = next((a for a in recipe.get("adapters") or [] if isinstance(a, dict)), {})
-    switches = []
-    for kind, known in SWITCHES.items():
-        off = [n for n, w in (first.get(kind) or {}).items() if w == 0]
-        if known:
-            switches.append([name for name in known if name not in off])
-        else:
-            there = _blocks(workspace, padded[0][0])
-            kept = [name for name in there if name not in off]
-            switches.append(gr.CheckboxGroup(choices=there, value=kept))
-    note = say(mistakes=missing) if missing else say(note="The form holds this picture's recipe.")
-    return [
-        note,
-        *(name for name, _ in padded),
-        *(weight for _, weight in padded),
-        *switches,
-        tuple(there),
-        *(typed[name] for name in NAMES),
-    ]

@@ -8,13 +8,14 @@ from typing import Any
 
 from ..bases.precision import BYTES
 from ..common.run_record import read_run_record_or_none
+from ..common.settings import flat
 from ..plan import cost_of
 from .jobs import settings_from
 from .places import Workspace, run_folders
-from .runs import settings_of
+from .runs import LOG_LINES, log_lines, settings_of, speed_of
 
-# What the time of a step depends on most, besides the machine.
-_SAME = ("pretrained_model_name_or_path", "resolution", "train_batch_size", "adapter_type")
+_SAME = ("pretrained_model_name_or_path", "adapter_type")
+_MOST_RUNS = 50  # that are looked at for their speed
 
 
 def estimate_of(workspace: Workspace, values: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -51,25 +52,37 @@ def estimate_of(workspace: Workspace, values: Mapping[str, Any]) -> list[tuple[s
         shapes = [(layer.out_features, layer.in_features) for layer in resolved.layers]
         pair = (settings.adapter.a1, settings.adapter.a2)
         cost = cost_of(pair, shapes, settings.adapter.terms)
-        lines.append(("Cost", f"{cost.slowdown:.1%} of the adapted layers' own multiplications"))
-    if words := _time(workspace, values, settings.optimisation.max_train_steps or 1000):
-        lines.append(("Time", words))
+        words = f"{cost.slowdown:.1%} more multiplications in the adapted layers until it is merged"
+        lines.append(("Cost", words))
+    steps = settings.optimisation.max_train_steps or 1000
+    lines.append(("Time", _time(workspace, flat(settings), steps, resolved.resolution)))
     return lines
 
 
-def _time(workspace: Workspace, values: Mapping[str, Any], steps: int) -> str:
-    """As long as the newest finished run like this one took per step; "" if there is none."""
-    for folder in run_folders(workspace):
-        record, others = read_run_record_or_none(folder), settings_of(folder)
-        alike = all(_plain(others.get(name)) == _plain(values.get(name)) for name in _SAME)
-        if record and record.seconds_training and record.steps and alike:
-            each = record.seconds_training / record.steps
-            return f"{duration(each * steps)}, as {workspace.relative(folder)} took"
-    return ""
+def _time(workspace: Workspace, wanted: Mapping[str, Any], steps: int, resolution: int) -> str:
+    """At the speed of the newest run with the same base and method, by pictures and pixels."""
+    for folder in run_folders(workspace)[:_MOST_RUNS]:
+        other = {**wanted, **settings_of(folder)}
+        if any(str(other[name]) != str(wanted[name]) for name in _SAME):
+            continue
+        if each := _seconds_per_step(folder):
+            each *= _work(wanted, resolution) / _work(other, resolution)
+            return f"about {duration(each * steps)}, as fast as {workspace.relative(folder)}"
+    return "known after the first steps of a run like this"
 
 
-def _plain(value: Any) -> str:
-    return "" if value is None else str(Path(value) if isinstance(value, Path) else value)
+def _seconds_per_step(folder: Path) -> float | None:
+    record = read_run_record_or_none(folder)
+    if record and record.seconds_training and record.steps:
+        return record.seconds_training / record.steps
+    speed = speed_of(log_lines(folder / LOG_LINES))
+    return 1 / speed if speed else None
+
+
+def _work(settings: Mapping[str, Any], resolution: int) -> float:
+    """Pixels of all pictures of a step."""
+    pictures = settings["train_batch_size"] * settings["gradient_accumulation_steps"]
+    return pictures * (settings["resolution"] or resolution) ** 2
 
 
 def duration(seconds: float) -> str:

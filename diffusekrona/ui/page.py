@@ -10,6 +10,7 @@ import gradio as gr
 from . import draw_tab, tools_tab, train_form, train_tab, watch_tab
 from .fields import renew
 from .places import Workspace
+from .views import view
 
 CSS = Path(__file__).with_name("page.css")
 
@@ -17,18 +18,18 @@ CSS = Path(__file__).with_name("page.css")
 def build(workspace: Workspace) -> gr.Blocks:
     """The whole page, ready to be mounted."""
     with gr.Blocks(title="DiffuseKronA", analytics_enabled=False, fill_width=True) as page:
-        gr.HTML("<h1 class='dk-title'>DiffuseKronA</h1>")
+        gr.HTML(view("title"))
         running = gr.State(None)
         with gr.Tabs() as tabs:
             with gr.Tab("Train", id="train"):
-                train = train_tab.build(workspace, running)
+                train = train_tab.build(workspace, running, tabs)
             with gr.Tab("Watch", id="watch"):
-                watch_tab.build(workspace, train, running, tabs)
+                use, watched = watch_tab.build(workspace, train, running, tabs)
             with gr.Tab("Draw", id="draw"):
-                renewed = draw_tab.build(workspace)
+                draw = draw_tab.build(workspace, tabs)
             with gr.Tab("Reports", id="reports"):
                 reports = tools_tab.build(workspace)
-        renewed += reports.renewed
+        renewed = [*draw.renewed, *reports.renewed]
         outputs = [field for field, _ in renewed]
         quiet: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
         gr.on(
@@ -37,6 +38,12 @@ def build(workspace: Workspace) -> gr.Blocks:
         )  # fmt: skip
         for ran in reports.runs:
             ran.then(lambda: renew(workspace, renewed), None, outputs, **quiet)
+
+        def draw_with(names: list[str] | None) -> tuple[Any, ...]:
+            return gr.Tabs(selected="draw"), watch_tab.adapter_of(workspace, names), "chosen"
+
+        used = use.click(draw_with, watched, [tabs, draw.adapter, draw.filled], **quiet)
+        used.then(None, js=train_tab.FOCUS)
         opened = page.load(lambda: train_form.first_values(workspace), None, train.shown)
         train.refresh(opened)
     return page

@@ -31,7 +31,7 @@ def build(workspace: Workspace) -> tuple[Any, Any]:
         file_count="multiple",
         file_types=["image"],
         label="Drop pictures of the subject here",
-        height=140,
+        height=170,
         elem_id="upload",
     )
     refused = gr.HTML(elem_id="refused")

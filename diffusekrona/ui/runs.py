@@ -21,6 +21,7 @@ from .jobs import LOG, SETTINGS, is_locked, ticket_of
 from .places import Workspace, served
 from .turn import tickets
 
+LOG_LINES = "train_log.jsonl"
 _LOG_BYTES = 20_000  # of the log's end that are shown
 _RECENT = 50  # steps that the speed is measured over
 LIVE = ("waiting", "starting", "running")
@@ -76,7 +77,7 @@ def read_run(workspace: Workspace, folder: Path) -> Run:
     values, record = settings_of(folder), read_run_record_or_none(folder)
     losses = read_losses(folder / VALIDATION_LOSS)
     measured = {"validation loss": [(line.step, line.loss) for line in losses]} if losses else {}
-    lines = log_lines(folder / "train_log.jsonl")
+    lines = log_lines(folder / LOG_LINES)
     step = int(lines[-1]["step"]) if lines else 0
     log = log_tail(folder)
     state = _state(workspace, folder, record is not None, step, log)
@@ -86,9 +87,9 @@ def read_run(workspace: Workspace, folder: Path) -> Run:
         state=state,
         step=step,
         steps=(record.steps if record else None) or values.get("max_train_steps") or _total(log),
-        curves={**curves_of(lines), **measured},
+        curves={**measured, **curves_of(lines)},
         turned=in_words(losses) if losses else "",
-        speed=_speed(lines),
+        speed=speed_of(lines),
         memory=(record.peak_memory if record else None) or _memory(workspace, folder, log),
         pictures=_pictures(workspace, folder),
         photo=_photo(workspace, values),
@@ -137,7 +138,7 @@ def curves_of(lines: list[dict[str, float]]) -> dict[str, list[tuple[int, float]
     return curves
 
 
-def _speed(lines: list[dict[str, float]]) -> float | None:
+def speed_of(lines: list[dict[str, float]]) -> float | None:
     timed = [line for line in lines[-_RECENT:] if "seconds" in line]
     if len(timed) < 2:
         return None

@@ -194,16 +194,18 @@ def looked(workspace: Workspace, typed: Mapping[str, Any]) -> str:
         return say(mistakes=[str(error)])
 
 
-def started(workspace: Workspace, typed: Mapping[str, Any]) -> tuple[str, Any, Any]:
+def started(workspace: Workspace, typed: Mapping[str, Any]) -> tuple[str, Any, str | None]:
+    """Start the run: what to say, a folder for the next one, and the run's name; None if it could
+    not be started."""
     values, mistakes = _mistakes(workspace, typed)
     try:
         if mistakes:
             raise UserError("; ".join(mistakes.values()))
         folder = start(workspace, values)
     except UserError as error:
-        return say(mistakes=[str(error)]), gr.skip(), gr.skip()
+        return say(mistakes=[str(error)]), gr.skip(), None
     name = workspace.relative(folder)
     subject = folder.parent.name
     following = next_name(workspace, subject, str(values.get("adapter_type", "krona")))
-    note = f"{name} has been started: see the page Watch."
+    note = f"{name} has been started: it is on the tab Watch."
     return say(note=note), following, name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,24 +23,27 @@ from .train_form import BY_SUBJECT, FILL, FILLED, NAMES, OPTIONS
 FIRST = (  # shown above the groups, in this order
     "pretrained_model_name_or_path",
     "instance_prompt",
-    "adapter_type",
-    "a1",
-    "a2",
-    "rank",
-    "max_train_steps",
-    "learning_rate",
     "validation_prompt",
+    "max_train_steps",
     "output_dir",
 )
+METHOD = ("adapter_type", "a1", "a2", "rank", "learning_rate")
 
 
 @dataclass(frozen=True)
 class TrainTab:
-    """What other tabs use of this one: its fields by name, and what is shown of them."""
+    """What other tabs use of this one: what fills its form, and how it is checked then."""
 
-    fields: Mapping[str, Any]
     shown: Sequence[Any]
     refresh: Callable[..., Any]
+
+
+# The button that was pressed is on a tab that is not shown any more.
+FOCUS = """() => {
+  const pressed = document.activeElement;
+  if (!pressed || pressed === document.body || !pressed.offsetParent)
+    document.querySelector("[role=tab][aria-selected=true]")?.focus();
+}"""
 
 
 def _field(option: Option) -> Any:
@@ -50,35 +53,43 @@ def _field(option: Option) -> Any:
     return component_for(option)
 
 
-def build(workspace: Workspace, running: gr.State) -> TrainTab:
+def build(workspace: Workspace, running: gr.State, tabs: gr.Tabs) -> TrainTab:
     """Lay the tab out and wire it. Called inside of `gr.Blocks`."""
     fields: dict[str, Any] = {}
+    folded: list[tuple[Any, set[str]]] = []  # what opens when one of its fields has a mistake
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             subject, changed = pictures.build(workspace)
             look = gr.Button("Check the pictures", elem_id="check-pictures")
         with gr.Column(scale=3, min_width=320):
             preset = gr.Dropdown(
-                ["", *PRESETS],
-                value="",
+                list(PRESETS),
+                value=next(iter(PRESETS)),
                 label="preset",
-                info="Values for a subject, a card and a hurry; all of them can be changed.",
+                info="What to begin with; every value can be changed afterwards.",
                 elem_id="preset",
                 allow_custom_value=True,
             )
             for name in FIRST:
                 fields[name] = _field(OPTIONS[name])
-            with gr.Accordion("All settings", open=False):
+            with gr.Accordion("Method, factors and learning rate", open=False) as method:
+                for name in METHOD:
+                    fields[name] = _field(OPTIONS[name])
+            folded.append((method, set(METHOD)))
+            with gr.Accordion("All settings", open=False) as every:
                 for title, options in groups_of(TrainSettings).values():
-                    rest = [o for o in options if o.name in OPTIONS and o.name not in FIRST]
+                    rest = [o for o in options if o.name in OPTIONS and o.name not in fields]
                     if rest:
-                        with gr.Accordion(title, open=False):
+                        with gr.Accordion(title, open=False) as group:
                             for option in rest:
                                 fields[option.name] = _field(option)
+                        folded.append((group, {option.name for option in rest}))
+            folded.append((every, set(NAMES) - {*FIRST, *METHOD}))
             with gr.Accordion("run.yaml", open=False):
                 text = gr.Code(language="yaml", label="run.yaml", lines=12, elem_id="yaml")
                 apply = gr.Button("Take over into the form", size="sm", elem_id="apply-yaml")
-        with gr.Column(scale=2, min_width=280):
+                wrong = gr.HTML(elem_id="yaml-said")
+        with gr.Column(scale=2, min_width=280, elem_classes="dk-beside"):
             problems = gr.HTML(elem_id="problems")
             plan = gr.HTML(elem_id="plan")
             begin = gr.Button("Start training", variant="primary", elem_id="start")
@@ -87,13 +98,18 @@ def build(workspace: Workspace, running: gr.State) -> TrainTab:
     ordered = [fields[name] for name in NAMES]
     usual = gr.JSON([{}, {}], visible="hidden", elem_id="usual")
     mistaken = gr.State(())
-    shown = [text, problems, mistaken, *ordered]
+    shown = [text, problems, mistaken, *ordered, *(each for each, _ in folded)]
 
     def by_name(typed: Sequence[Any]) -> dict[str, Any]:
         return dict(zip(NAMES, typed, strict=True))
 
     def check(before: Sequence[str], *typed: Any) -> list[Any]:
-        return train_form.checked(workspace, by_name(typed), before)
+        found = train_form.checked(workspace, by_name(typed), before)
+        new = set(found[2]) - set(before)
+        return [
+            *found,
+            *(gr.Accordion(open=True) if names & new else gr.skip() for _, names in folded),
+        ]
 
     def plan_of(*typed: Any) -> str:
         return train_form.planned(workspace, by_name(typed))
@@ -110,9 +126,7 @@ def build(workspace: Workspace, running: gr.State) -> TrainTab:
     then_check(
         preset.input(train_form.with_preset, [preset, usual, *ordered], [usual, *ordered], **quiet)
     )
-    apply.click(train_form.from_yaml, text, [problems, usual, *ordered], **quiet).success(
-        plan_of, ordered, plan
-    )
+    then_check(apply.click(train_form.from_yaml, text, [wrong, usual, *ordered], **quiet))
     leading = [fields[name] for name in LEADING]
     filled = [fields[name] for name in FILLED]
     followed = gr.on(
@@ -133,9 +147,10 @@ def build(workspace: Workspace, running: gr.State) -> TrainTab:
 
     look.click(look_at, ordered, sheet, scroll_to_output=True, show_progress="minimal")
 
-    def begin_run(*typed: Any) -> tuple[str, Any, Any]:
-        return train_form.started(workspace, by_name(typed))
+    def begin_run(*typed: Any) -> tuple[Any, ...]:
+        note, following, name = train_form.started(workspace, by_name(typed))
+        return note, following, name, gr.Tabs(selected="watch") if name else gr.skip()
 
-    started = begin.click(begin_run, ordered, [done, fields["output_dir"], running])
-    started.then(check, [mistaken, *ordered], shown, **quiet)
-    return TrainTab(fields, [usual, *ordered], then_check)
+    started = begin.click(begin_run, ordered, [done, fields["output_dir"], running, tabs])
+    started.then(None, js=FOCUS).then(check, [mistaken, *ordered], shown, **quiet)
+    return TrainTab([usual, *ordered], then_check)

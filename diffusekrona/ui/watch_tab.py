@@ -1,4 +1,5 @@
-"""The tab Watch: what runs are doing, and draw, save, stop, resume, clone."""
+"""The tab Watch: what runs are doing, and draw, save, stop, resume, clone. Only buttons that can do
+something are shown."""
 
 from __future__ import annotations
 
@@ -8,22 +9,30 @@ from typing import Any
 
 import gradio as gr
 
+from ..adapters.mixing import ADAPTER_FILE
 from ..common.errors import UserError
 from .estimate import duration
-from .jobs import draw_now, resume, save_now, stop
+from .jobs import SETTINGS, draw_now, resume, save_now, stop
 from .places import Workspace, inside, run_folders
-from .runs import log_tail, read_run
+from .runs import LIVE, Run, log_tail, read_run
 from .train_form import cloned
-from .train_tab import TrainTab
+from .train_tab import FOCUS, TrainTab
 from .views import curve, say, view
 
 _MOST_RUNS = 50  # in the list
 _MOST_PICTURES = 12  # of one run
 _SECONDS = 2.0  # between two looks
+_BUTTONS = {
+    "use": "Draw with it", "draw-now": "Draw now", "save-now": "Save now",
+    "stop": "Stop and save", "resume": "Resume", "clone": "Clone into the form",
+}  # fmt: skip
 
 
-def build(workspace: Workspace, train: TrainTab, running: gr.State, tabs: gr.Tabs) -> None:
-    """Lay the tab out and wire it. Called inside of `gr.Blocks`.
+def build(
+    workspace: Workspace, train: TrainTab, running: gr.State, tabs: gr.Tabs
+) -> tuple[Any, Any]:
+    """Lay the tab out and wire it; the button that draws with a run, and the field of the chosen
+    ones. Called inside of `gr.Blocks`.
 
     Args:
         running: the name of the run that was started last, which is shown first.
@@ -33,11 +42,9 @@ def build(workspace: Workspace, train: TrainTab, running: gr.State, tabs: gr.Tab
         elem_id="runs", allow_custom_value=True,  # else what is typed is lost by the Tab key
     )  # fmt: skip
     with gr.Row():
-        drawing = gr.Button("Draw now", elem_id="draw-now")
-        saving = gr.Button("Save now", elem_id="save-now")
-        stopping = gr.Button("Stop and save", elem_id="stop")
-        resuming = gr.Button("Resume", elem_id="resume")
-        cloning = gr.Button("Clone into the form", elem_id="clone")
+        using, drawing, saving, stopping, resuming, cloning = buttons = [
+            gr.Button(words, elem_id=name, visible=False) for name, words in _BUTTONS.items()
+        ]
     said = gr.HTML(elem_id="watch-said")
     shown = gr.HTML(elem_id="watched")
     with gr.Accordion("Log of the first run", open=False):
@@ -48,10 +55,10 @@ def build(workspace: Workspace, train: TrainTab, running: gr.State, tabs: gr.Tab
     last = gr.State("")
 
     def look(names: Sequence[str] | None, before: str) -> tuple[Any, ...]:
-        text, tail = _watched(workspace, _chosen(workspace, names or [])[0])
-        if text + tail == before:
-            return gr.skip(), gr.skip(), gr.skip()
-        return text, tail, text + tail
+        text, tail, useful = _watched(workspace, _chosen(workspace, names or [])[0])
+        if (now := f"{useful}{text}{tail}") == before:
+            return (gr.skip(),) * (3 + len(buttons))
+        return text, tail, now, *(gr.Button(visible=name in useful) for name in _BUTTONS)
 
     def runs(names: Sequence[str] | None, newest: str | None) -> Any:
         there = [workspace.relative(path) for path in run_folders(workspace)[:_MOST_RUNS]]
@@ -87,8 +94,9 @@ def build(workspace: Workspace, train: TrainTab, running: gr.State, tabs: gr.Tab
         return gr.Timer(active=event.value == "Watch")  # on other tabs nobody looks
 
     tabs.select(wake, None, timer, **watching)
-    timer.tick(look, [chosen, last], [shown, log, last], **watching)
-    chosen.change(look, [chosen, last], [shown, log, last], **watching)
+    looked = [shown, log, last, *buttons]
+    timer.tick(look, [chosen, last], looked, **watching)
+    gr.on([tabs.select, chosen.change], look, [chosen, last], looked, **watching)
     chosen.change(
         lambda names: say(mistakes=_chosen(workspace, names or [])[1]), chosen, said, **watching
     )
@@ -109,7 +117,15 @@ def build(workspace: Workspace, train: TrainTab, running: gr.State, tabs: gr.Tab
     resuming.click(
         lambda names: act(names, resume, "Resumed from the newest checkpoint."), chosen, said
     )
-    train.refresh(cloning.click(clone, chosen, [tabs, *train.shown]))
+    train.refresh(cloning.click(clone, chosen, [tabs, *train.shown]).then(None, js=FOCUS))
+    return using, chosen
+
+
+def adapter_of(workspace: Workspace, names: Sequence[str] | None) -> str:
+    """The adapter of the first of the chosen runs that has one; "" if none has."""
+    found, _ = _chosen(workspace, names or [])
+    files = (inside(workspace, name, ("outputs",)) / ADAPTER_FILE for name in found)
+    return next((workspace.relative(file) for file in files if file.is_file()), "")
 
 
 def _chosen(workspace: Workspace, typed: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -129,8 +145,8 @@ def _named(text: str, there: Sequence[str]) -> str | None:
     return text if text in there else next((name for name in there if text in name), None)
 
 
-def _watched(workspace: Workspace, names: Sequence[str]) -> tuple[str, str]:
-    """The runs as HTML, and the first one's log."""
+def _watched(workspace: Workspace, names: Sequence[str]) -> tuple[str, str, set[str]]:
+    """The runs as HTML, the first one's log, and the buttons that can do something with them."""
     folders = []
     for name in names:
         try:
@@ -139,4 +155,15 @@ def _watched(workspace: Workspace, names: Sequence[str]) -> tuple[str, str]:
             continue
     runs = [read_run(workspace, folder) for folder in folders if folder.is_dir()]
     text = view("watch", runs=runs, curve=curve, duration=duration, most=_MOST_PICTURES)
-    return text, log_tail(folders[0]) if folders else ""
+    useful = {name for run in runs for name in _useful(run)}
+    return text, log_tail(folders[0]) if folders else "", useful
+
+
+def _useful(run: Run) -> set[str]:
+    """The buttons that can do something with a run."""
+    if run.state in LIVE:
+        useful = {"stop", "draw-now", "save-now"} if run.state == "running" else {"stop"}
+    else:
+        useful = {"use"} if (run.folder / ADAPTER_FILE).is_file() else set()
+        useful |= set() if run.state == "finished" else {"resume"}
+    return useful | {"clone"} if (run.folder / SETTINGS).is_file() else useful - {"resume"}

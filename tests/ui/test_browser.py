@@ -243,6 +243,7 @@ def test_drawing_with_adapters_and_a_recipe(
 ) -> None:
     """Two adapters, one of them foreign, beside the base; then the form from the picture."""
     page.get_by_role("tab", name="Draw").click()
+    page.get_by_text("More adapters").click()
     for number, name in enumerate((adapters[0], adapters[2])):
         write(page, control(page, f"adapter-{number}"), name)
         page.keyboard.press("Tab")
@@ -375,6 +376,7 @@ def test_pictures_are_checked(page: Page) -> None:
 
 
 def test_mistakes_are_shown_at_their_field(page: Page) -> None:
+    page.get_by_text("Method, factors").click()
     fill(page, max_train_steps="many")
     expect(page.locator("#problems")).to_contain_text("steps: must be a whole number")
     expect(page.locator("#setting-max_train_steps")).to_contain_text("must be a whole number")
@@ -394,6 +396,7 @@ def choose(page: Page, name: str, text: str) -> None:
 
 def test_values_follow_the_base_and_the_method(page: Page) -> None:
     """Another base or method fills its own values in; what was typed stays."""
+    page.get_by_text("Method, factors").click()
     rate, steps = field(page, "learning_rate"), field(page, "max_train_steps")
     expect(rate).to_have_value("0.002")
     expect(steps).to_have_value("150")

@@ -19,16 +19,28 @@ VALUES = {
 }
 
 
-def test_size_memory_and_the_time_that_a_run_like_it_took(tmp_path: Path) -> None:
-    run = tmp_path / "outputs/dog/run"
+def test_size_memory_and_the_time_at_the_speed_of_a_run_like_it(tmp_path: Path) -> None:
+    workspace, run = Workspace(tmp_path), tmp_path / "outputs/dog/run"
+
+    def time_of(**more: object) -> str:
+        return dict(estimate_of(workspace, {**VALUES, **more}))["Time"]
+
+    assert time_of() == "known after the first steps of a run like this"
     run.mkdir(parents=True)
-    (run / "run.yaml").write_text("pretrained_model_name_or_path: pocket\n")
+    (run / "run.yaml").write_text(
+        "pretrained_model_name_or_path: pocket\nadapter_type: krona\nresolution: 64\n"
+        "train_batch_size: 1\ngradient_accumulation_steps: 1\n"
+    )
+    lines = ({"step": step, "loss": 1, "seconds": 3.0 * step} for step in (1, 2))
+    (run / "train_log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert time_of() == "about 5 min 0 s, as fast as outputs/dog/run"  # while it runs
     (run / "run.json").write_text(json.dumps({"steps": 10, "seconds_training": 20.0}))
-    facts = dict(estimate_of(Workspace(tmp_path), VALUES))
+    facts = dict(estimate_of(workspace, VALUES))
     assert "parameters" in facts["Adapter"] and facts["Memory"].startswith("about ")
-    assert facts["Time"] == "3 min 20 s, as outputs/dog/run took"
-    other = dict(estimate_of(Workspace(tmp_path), {**VALUES, "train_batch_size": 2}))
-    assert "Time" not in other
+    assert facts["Time"] == "about 3 min 20 s, as fast as outputs/dog/run"
+    assert time_of(train_batch_size=2).startswith("about 6 min 40 s")
+    assert time_of(resolution=128).startswith("about 13 min 20 s")
+    assert time_of(adapter_type="lora").startswith("known after")
 
 
 def test_what_cannot_work_is_refused(tmp_path: Path) -> None:

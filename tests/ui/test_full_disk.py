@@ -15,7 +15,7 @@ from PIL import Image
 
 from diffusekrona.common import files
 from diffusekrona.common.errors import UserError
-from diffusekrona.ui import checking, draw_tab, drawing, jobs, tools, train_form, uploads
+from diffusekrona.ui import checking, draw_form, drawing, jobs, tools, train_form, uploads
 from diffusekrona.ui.places import Workspace
 
 SAID = "no space left on the disk"
@@ -97,8 +97,8 @@ def test_pictures(workspace: Workspace, disk: Disk) -> None:
     given = ["", "", "", 1, 1, 1, [], [], [], False, "", False, ""]
     typed = {"pretrained_model_name_or_path": "pocket", "prompt": "a dog",
              "num_inference_steps": "1"}  # fmt: skip
-    given += [typed.get(name, "") for name in draw_tab.NAMES]
-    *_, (said, _) = draw_tab._draw(workspace, given)
+    given += [typed.get(name, "") for name in draw_form.NAMES]
+    *_, (said, _) = draw_form.drawn(workspace, given)
     assert SAID in said
 
 

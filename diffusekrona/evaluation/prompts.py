@@ -113,11 +113,23 @@ POCKET = _contexts(
     "{subject} at sunset",
 )
 
-LISTS = {"object": OBJECT, "live": LIVE, "pocket": POCKET}
+# A colour for the subject, and a place.
+POCKET_COLOURS = _attributes(
+    "a red {name} in the forest",
+    "a blue {name} on the beach",
+    "a green {name} in the snow",
+    "a purple {name} in the desert",
+    "a yellow {name} in front of mountains",
+    "a black {name} by a lake",
+    "a white {name} in the city",
+    "a pink {name} at sunset",
+)
+
+LISTS = {"object": OBJECT, "live": LIVE, "pocket": POCKET, "pocket-colours": POCKET_COLOURS}
 
 
 def get_prompts(name_or_file: str) -> tuple[Prompt, ...]:
-    """A list by name (object, live, pocket), or from a text file.
+    """A list by name, or from a text file.
 
     Raises:
         UserError: neither; a file with a line that does not name the subject, or with none.

@@ -13,6 +13,7 @@ models, so it judges identity and obedience independently of them. Its own error
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +134,13 @@ class Reader(nn.Module):
         named = [place for place, phrase in self.phrases.items() if phrase in prompt]
         return max(named, key=lambda place: len(self.phrases[place]), default=None)
 
+    def colour_in(self, prompt: str) -> str | None:
+        """The colour that a prompt gives its subject, the first that it names; or None."""
+        for phrase in self.phrases.values():  # "on a blue background" is a place
+            prompt = prompt.replace(phrase, "")
+        colours = self.values.get("main_colour", ())
+        return next((word for word in re.findall(r"\w+", prompt) if word in colours), None)
+
     def _reading(self, raw: dict[str, torch.Tensor], row: int) -> Reading:
         chances = {
             label: dict(zip(names, raw[label][row].softmax(0).tolist(), strict=True))
@@ -169,6 +177,12 @@ def average(readings: Sequence[Reading]) -> Reading:
     rgb = tuple(np.mean([r.main_rgb for r in readings], 0).tolist())
     turn = np.mean([np.exp(1j * r.yaw) for r in readings])
     return Reading(chances, proportions, rgb, float(np.angle(turn)))
+
+
+def turned(readings: Sequence[Reading]) -> list[float]:
+    """How far each picture's subject is turned from the mean direction of all, 0 to 180 degrees."""
+    turns = np.exp(1j * np.array([one.yaw for one in readings]))
+    return np.degrees(np.abs(np.angle(turns * np.conj(turns.mean())))).tolist()
 
 
 def likeness(one: Reading, other: Reading) -> float:

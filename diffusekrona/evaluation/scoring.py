@@ -14,7 +14,7 @@ from PIL import Image
 from ..common.pictures import load_picture
 from .encoders import Scorers
 from .prompts import Prompt
-from .reader import Reading, average, likeness
+from .reader import Reading, average, likeness, turned
 
 METRICS = {
     "clip_i": ("CLIP-I", "similarity to the subject's photos in CLIP's space"),
@@ -22,7 +22,9 @@ METRICS = {
     "identity": ("identity", "agreement with the subject's attributes, as the reader sees them"),
     "clip_t": ("CLIP-T", "agreement with the prompt"),
     "place": ("place", "share of pictures in the place that the prompt names, by the reader"),
+    "colour": ("colour", "share of pictures in the colour that the prompt names, by the reader"),
     "diversity": ("diversity", "distance between pictures of one prompt"),
+    "pose": ("pose", "how far the subject is turned from its mean direction, by the reader"),
 }
 UNITS = {
     "clip_i": "cosine similarity",
@@ -30,7 +32,9 @@ UNITS = {
     "identity": "overlap, 0 to 1",
     "clip_t": "cosine similarity",
     "place": "share of pictures",
+    "colour": "share of pictures",
     "diversity": "1 − cosine similarity",
+    "pose": "degrees, 0 to 180",
 }
 
 
@@ -68,7 +72,8 @@ class Scores:
 
     Attributes:
         pictures: metric to (prompts, seeds): "clip_i", "clip_t", with a second encoder "dino", and
-            with a reader "identity" and, where every prompt names a place, "place" (1 or 0).
+            with a reader "identity", "pose" and, where every prompt names a place or a colour,
+            "place" or "colour" (1 or 0).
         diversity: (prompts,): mean over pairs of seeds of 1 - cosine in CLIP's space; NaN for one.
         features: CLIP's, (prompts, seeds, d), unit length.
     """
@@ -129,11 +134,14 @@ def score(
         readings = scorers.reader.read(flat)
         photos = average(reference.readings)
         values["identity"] = torch.tensor([likeness(one, photos) for one in readings])
-        places = [scorers.reader.place_in(text) for text in texts for _ in range(shape[1])]
-        if None not in places:
-            found = [one.best("place") for one in readings]
-            right = [float(a == b) for a, b in zip(found, places, strict=True)]
-            values["place"] = torch.tensor(right)
+        values["pose"] = torch.tensor(turned(readings))
+        asked = {"place": scorers.reader.place_in, "colour": scorers.reader.colour_in}
+        for name, label in (("place", "place"), ("colour", "main_colour")):
+            wanted = [asked[name](text) for text in texts for _ in range(shape[1])]
+            if None not in wanted:
+                found = [one.best(label) for one in readings]
+                right = [float(a == b) for a, b in zip(found, wanted, strict=True)]
+                values[name] = torch.tensor(right)
     grouped = features.view(*shape, -1)
     return Scores(
         {name: tensor.view(shape).double().numpy() for name, tensor in values.items()},

@@ -39,8 +39,8 @@ class ComparedSettings:
     prompts: str = setting(
         "auto",
         metavar="LIST|FILE",
-        help="object, live, pocket or a file of templates; auto: object, or pocket on a bundled "
-        "base.",
+        help="object, live, pocket, pocket-colours or a file of templates; auto: object, or pocket "
+        "on a bundled base.",
     )
     seeds: tuple[int, ...] = setting(
         (0, 1, 2, 3), **SEEDS, help="Draw each prompt with these seeds."

@@ -54,7 +54,11 @@ class ChosenSettings:
 class ScoredSettings:
     """How runs are drawn and scored."""
 
-    prompts: str = setting("auto", metavar="LIST|FILE", help="object, live, pocket, or a file.")
+    prompts: str = setting(
+        "auto",
+        metavar="LIST|FILE",
+        help="Of prompts: object, live, pocket, pocket-colours, or a file.",
+    )
     image_seeds: tuple[int, ...] = setting(
         (0, 1), **SEEDS, help="Draw each prompt with these seeds."
     )

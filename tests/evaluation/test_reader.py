@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 
 from diffusekrona.common.errors import UserError
 from diffusekrona.evaluation.encoders import Encoder, Scorers, choose_names, load_scorers
-from diffusekrona.evaluation.reader import Reader, Reading, average, likeness, load_reader
+from diffusekrona.evaluation.reader import Reader, Reading, average, likeness, load_reader, turned
 from diffusekrona.evaluation.scoring import read_reference, score
 from diffusekrona.evaluation.settings import EncoderSettings
 
@@ -66,6 +68,28 @@ def test_no_place_score_where_a_prompt_names_none(scorers: Scorers, tmp_path: Pa
     images = [[picture(0)], [picture(0)]]
     found = score(images, ["a dog in the snow", "a red dog"], reference, scorers).pictures
     assert "place" not in found and "identity" in found
+
+
+def test_colour_of_each_picture_where_every_prompt_names_one(
+    scorers: Scorers, tmp_path: Path
+) -> None:
+    """A colour in the words of a place is not the subject's."""
+    scorers.reader.values["main_colour"] = ("red", "blue")
+    scorers.reader.phrases["blue"] = "on a blue background"
+    picture(0).save(tmp_path / "photo.png")
+    reference = read_reference([tmp_path / "photo.png"], scorers)
+    images = [[picture(0), picture(1)], [picture(0), picture(1)]]
+    texts = ["a red dog on a blue background", "a blue dog in the snow"]
+    assert score(images, texts, reference, scorers).pictures["colour"].tolist() == [[1, 0], [0, 1]]
+    texts[0] = "a dog on a blue background"
+    assert "colour" not in score(images, texts, reference, scorers).pictures
+
+
+def test_poses_are_measured_from_their_mean_direction() -> None:
+    """Across the back too, where an angle jumps from 180 to -180 degrees."""
+    readings = [dataclasses.replace(reading(), yaw=math.radians(d)) for d in (170, -170, 180)]
+    assert turned(readings) == pytest.approx([10, 10, 0], abs=1e-4)
+    assert turned(readings[:1]) == pytest.approx([0], abs=1e-4)
 
 
 def test_likeness_is_a_share_and_falls_with_the_class() -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .common.command_line import parse
 from .common.errors import exit_on_user_error
-from .common.settings import SEEDS, setting
+from .common.settings import COUNTS, SEEDS, SIDES, setting
 from .sampling.settings import GUIDANCE_HELP
 
 if TYPE_CHECKING:
@@ -74,13 +74,13 @@ class SheetSettings:
     )
     seeds: tuple[int, ...] = setting((0, 1), **SEEDS, help="Draw each variant with these seeds.")
     num_inference_steps: int | None = setting(
-        None, minimum=1, help="Denoising steps; by default 20, or what a distilled base asks for."
+        None, **COUNTS, help="Denoising steps; by default 20, or what a distilled base asks for."
     )
     guidance_scale: float | None = setting(None, help=GUIDANCE_HELP)
     resolution: int | None = setting(
         None,
         metavar="PIXELS",
-        minimum=1,
+        **SIDES,
         multiple_of=8,
         help="Sides of the pictures; by default the base's own.",
     )

@@ -135,7 +135,9 @@ class PlanSettings:
     attn_update_unet: str = setting("kqvo", metavar="LETTERS", help="Projections to adapt.")
     train_feed_forward: bool = setting(False, help="Adapt the feed-forward layers as well.")
     train_text_encoder: bool = setting(False, help="Adapt the text encoders as well.")
-    terms: int = setting(1, minimum=1, help="Sum this many Kronecker products in each layer.")
+    terms: int = setting(
+        1, minimum=1, maximum=4096, help="Sum this many Kronecker products in each layer."
+    )
     save_precision: str = setting("fp32", choices=STORED, help="Precision of the adapter file.")
     revision: str | None = setting(None, help="Use this revision of the base on the hub.")
     single_file_config: str | None = setting(

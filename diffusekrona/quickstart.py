@@ -15,7 +15,7 @@ from typing import Any
 
 from .common.command_line import parse
 from .common.errors import exit_on_user_error
-from .common.settings import SEEDS, setting
+from .common.settings import COUNTS, SEEDS, setting
 from .sampling.settings import GUIDANCE_HELP, guidance_or
 
 PLACES = ("in the forest", "on the beach", "in the snow", "in front of mountains")
@@ -47,7 +47,7 @@ class QuickstartSettings:
     seeds: tuple[int, ...] = setting(
         (0, 1, 2, 3), **SEEDS, help="Score pictures of all these seeds, and show the first two."
     )
-    num_inference_steps: int = setting(25, minimum=1, help="Denoising steps.")
+    num_inference_steps: int = setting(25, **COUNTS, help="Denoising steps.")
     guidance_scale: float | None = setting(None, help=GUIDANCE_HELP)
     output: Path = setting(
         Path("outputs/quickstart.png"), metavar="FILE", help="Write the picture here."

@@ -13,12 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import UserError, reason_of
+from ..common.errors import UserError, reason_of, shortened
 from ..common.json_files import parse_json
 from .published import published_json
 
 log = logging.getLogger("diffusekrona")
 
+MOST_TIMESTEPS = 100_000  # published models have 1000
 BUNDLED = Path(__file__).parents[1] / "pocket" / "models"
 
 
@@ -136,6 +137,8 @@ def load_part(base: str, kind: str, subfolder: str, **options: Any) -> Any:
     import torch
     import transformers
 
+    from .meta import trusting_no_config
+
     cls = getattr(diffusers, kind, None) or getattr(transformers, kind)
     if "torch_dtype" in options:  # the name that both libraries have moved to
         options["dtype"] = options.pop("torch_dtype")
@@ -148,11 +151,25 @@ def load_part(base: str, kind: str, subfolder: str, **options: Any) -> Any:
         if subfolder != "scheduler":
             return _load_tokenizer(base, cls, subfolder)
         return cls.from_pretrained(base.configs, subfolder=subfolder, **options)
+    if subfolder == "scheduler":
+        check_timesteps(base, options.get("revision"))
     load = functools.partial(cls.from_pretrained, base, subfolder=subfolder or None)
-    try:
-        return aligned(or_of_fp16_files(load, **options))
-    except (OSError, ValueError) as error:
-        raise _unreadable(base, subfolder, error) from error
+    with trusting_no_config(f"{subfolder or 'the files'} of base model {base!r}"):
+        try:
+            return aligned(or_of_fp16_files(load, **options))
+        except (OSError, ValueError) as error:
+            raise _unreadable(base, subfolder, error) from error
+
+
+def check_timesteps(base: str, revision: str | None = None) -> None:
+    """Raise UserError for a noise schedule of more steps than any model has: each takes memory."""
+    config = read_json_of(base, "scheduler", "scheduler_config.json", revision)
+    steps = config.get("num_train_timesteps", 1000)
+    if type(steps) is not int or not 1 <= steps <= MOST_TIMESTEPS:
+        raise UserError(
+            f"Cannot read scheduler of base model {base!r}: its num_train_timesteps is "
+            f"{shortened(repr(steps))}."
+        )
 
 
 def aligned(part: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..common.errors import UserError
 from .base import USUAL_TRAINING, Family, FileNames, Objective, TextStates
 from .diffusion import DiffusionObjective, schedule_refusal
 from .loading import load_part
@@ -17,6 +18,7 @@ from .places import Place, projection_of
 log = logging.getLogger(__name__)
 
 TOKENS = 77  # that CLIP reads
+_MOST_TOKENS = 1024  # of any CLIP
 SD2_CONTEXT = 1024  # width of SD 2.x's text states
 # diffusers' UNet2DConditionModel takes these for keys that a config leaves out.
 _CHANNELS, _BLOCKS, _CONTEXT = 4, (320, 640, 1280, 1280), 1280
@@ -93,7 +95,7 @@ class StableDiffusion(Family):
 
     def words_lost(self, tokenizers: Sequence[Any], prompt: str) -> str | None:
         for tokenizer in tokenizers:  # those of one base mostly agree: one line per prompt
-            length = tokenizer.model_max_length
+            length = _length_of(tokenizer)
             tokens = tokenizer(prompt, truncation=False).input_ids
             if len(tokens) > length:
                 lost = tokenizer.decode(tokens[length - 1 : -1])
@@ -107,7 +109,7 @@ class StableDiffusion(Family):
             log.warning("%s", line)
         options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
         return [
-            tokenizer(list(prompts), max_length=tokenizer.model_max_length, **options).input_ids
+            tokenizer(list(prompts), max_length=_length_of(tokenizer), **options).input_ids
             for tokenizer in tokenizers
         ]
 
@@ -117,7 +119,7 @@ class StableDiffusion(Family):
         """The last hidden state after its norm."""
         (name,) = self.text_encoders
         encoder = encoders[name]
-        return {"prompt_embeds": encoder(tokens[0].to(encoder.device))[0]}
+        return {"prompt_embeds": encoder(for_encoder(tokens[0], encoder))[0]}
 
     def predict(
         self,
@@ -134,6 +136,29 @@ class StableDiffusion(Family):
 
     def pipeline_parts(self) -> dict[str, Any]:
         return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
+def _length_of(tokenizer: Any) -> int:
+    """Tokens that a prompt is filled up to: as the tokenizer's config says, or CLIP's."""
+    length = tokenizer.model_max_length  # 1e30 where the config leaves it out
+    return length if type(length) is int and 3 <= length <= _MOST_TOKENS else TOKENS
+
+
+def for_encoder(ids: torch.Tensor, encoder: Any) -> torch.Tensor:
+    """Token ids (n, tokens) on the device of their text encoder.
+
+    Raises:
+        UserError: an id, or a length, that the encoder has no weights for.
+    """
+    if ids.device.type == "cpu":  # to look elsewhere would be to wait for the device
+        words, places = encoder.config.vocab_size, encoder.config.max_position_embeddings
+        if ids.shape[-1] > places or int(ids.max()) >= words:
+            raise UserError(
+                f"The tokenizer gives {ids.shape[-1]} tokens up to {int(ids.max())}, but the text "
+                f"encoder has {places} places and {words} tokens: one of the two is another "
+                "model's, or is damaged."
+            )
+    return ids.to(encoder.device)
 
 
 UNET_LETTERS = {"k": ("to_k",), "q": ("to_q",), "v": ("to_v",), "o": ("to_out.0",)}

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 
 from .base import USUAL_TRAINING, FileNames, TextStates
-from .sd import CLIP_LETTERS, CROSS_ATTENTION, FEED_FORWARD, TOKENS, UNET_LETTERS, StableDiffusion
+from .sd import (
+    CLIP_LETTERS,
+    CROSS_ATTENTION,
+    FEED_FORWARD,
+    TOKENS,
+    UNET_LETTERS,
+    StableDiffusion,
+    for_encoder,
+)
 
 REFINER_CONTEXT, REFINER_EMBEDDING = 1280, 2560  # one text encoder, five time ids
 
@@ -39,7 +47,7 @@ class StableDiffusionXL(StableDiffusion):
         states, output = [], None
         for name, ids in zip(self.text_encoders, tokens, strict=True):
             encoder = encoders[name]
-            output = encoder(ids.to(encoder.device), output_hidden_states=True)
+            output = encoder(for_encoder(ids, encoder), output_hidden_states=True)
             states.append(output.hidden_states[-2])
         assert output is not None
         return {

@@ -114,6 +114,8 @@ def _line_for(error: RuntimeError) -> str | None:
     """The line for a RuntimeError that is not a bug; None for others."""
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which not every program imports
         return "Out of GPU memory: smaller batches or pictures, or --low_vram, need less."
+    if "not enough memory" in str(error) or "can't allocate memory" in str(error):  # torch's
+        return "Out of memory: smaller batches or pictures need less."
     if "home directory" in str(error):  # pathlib's, which does not say of whom
         return "A path begins with ~ and the name of a user that this machine does not know."
     return None
@@ -150,6 +152,9 @@ def exit_on_user_error(main: Callable[[], int | None]) -> None:
         if line is None:
             raise
         _complain(line)
+        sys.exit(2)
+    except MemoryError:
+        _complain("Out of memory: smaller batches or pictures need less.")
         sys.exit(2)
     except OSError as error:
         where = error.filename2 or error.filename

@@ -22,6 +22,8 @@ from .errors import UserError, shortened
 
 LARGEST = 3.4e38  # of floating-point settings: what 32 bits hold
 SEEDS: dict[str, Any] = {"minimum": 0, "maximum": 2**63 - 1}  # that torch's generators take
+COUNTS: dict[str, Any] = {"minimum": 1, "maximum": 65_536}  # of what is in memory at one time
+SIDES: dict[str, Any] = {"minimum": 1, "maximum": 16_384}  # of pictures, in pixels
 
 Settings = TypeVar("Settings")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..bases.meta import trusting_no_config
 from ..common.errors import UserError, reason_of
 from ..common.files import write_text
 from ..common.pictures import load_picture
@@ -87,11 +88,14 @@ def _has_caption(picture: Path) -> bool:
 def _load(name: str) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(name).eval()
-        return AutoProcessor.from_pretrained(name), model
-    except (OSError, ValueError) as error:
-        reason = reason_of(error)
-        raise UserError(
-            f"--caption_with {name}: cannot be loaded as an image-to-text model: {reason}"
-        ) from error
+    with trusting_no_config(f"the files of {name!r}"):
+        try:
+            # Never code from the files, nor a question about it.
+            options = {"trust_remote_code": False}
+            model = AutoModelForImageTextToText.from_pretrained(name, **options).eval()
+            return AutoProcessor.from_pretrained(name, **options), model
+        except (OSError, ValueError) as error:
+            reason = reason_of(error)
+            raise UserError(
+                f"--caption_with {name}: cannot be loaded as an image-to-text model: {reason}"
+            ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..common.settings import setting
+from ..common.settings import COUNTS, SIDES, setting
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class TreatmentSettings:
     )
     resolution: int | None = setting(
         None,
-        minimum=1,
+        **SIDES,
         may_change_on_resume=True,  # its outcome, with the base's own, may not
         help="Train at this many pixels per side; by default the base's own.",
     )
@@ -117,9 +117,11 @@ class PriorSettings:
         help="Keep what the base predicts for --class_prompt, without class pictures: its own "
         "prediction, on the subject's pictures, is the target.",
     )
-    num_class_images: int = setting(100, minimum=1, help="Use this many class pictures.")
+    num_class_images: int = setting(
+        100, minimum=1, maximum=100_000, help="Use this many class pictures."
+    )
     sample_batch_size: int = setting(
-        4, minimum=1, may_change_on_resume=True, help="Generate this many of them at once."
+        4, **COUNTS, may_change_on_resume=True, help="Generate this many of them at once."
     )
 
     @property

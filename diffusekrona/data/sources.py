@@ -71,13 +71,13 @@ class Source:
     keep_tokens_separator: str | None = None
     secondary_separator: str | None = None
     metadata: str | None = None
-    resolution: Annotated[int, Field(ge=1)] | None = None
+    resolution: Annotated[int, Field(ge=1, le=16_384)] | None = None
     aspect_ratio_buckets: bool = False
     center_crop: bool = False
     random_flip: bool = False
     masked_loss: bool = False
-    repeats: Annotated[int, Field(ge=1)] = 1
-    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    repeats: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    weight: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 1.0
     regularisation: bool = False
     dataset: int = 0
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ..bases.loading import BUNDLED
+from ..bases.meta import trusting_no_config
 from ..common.errors import UserError, reason_of
 from .pixels import read_pixels
 from .reader import Reader, load_reader
@@ -157,11 +158,13 @@ def load_dino_encoder(name: str, device: torch.device | str = "cpu") -> Encoder:
 
     source = str(BUNDLED / name) if name == BUNDLED_DINO else name
     pixels = read_pixels(source)
-    try:
-        model = AutoModel.from_pretrained(source, dtype=torch.float32)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = reason_of(error)
-        raise UserError(f"Cannot load the image encoder {name!r}: {reason}") from error
+    with trusting_no_config(f"the files of {name!r}"):
+        try:
+            # Never code from the files, nor a question about it.
+            model = AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
+        except (OSError, ValueError, SafetensorError) as error:
+            reason = reason_of(error)
+            raise UserError(f"Cannot load the image encoder {name!r}: {reason}") from error
     model = model.to(device).eval().requires_grad_(False)
 
     def encode(batch: Sequence[Image.Image]) -> torch.Tensor:

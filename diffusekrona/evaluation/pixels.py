@@ -65,7 +65,7 @@ def read_pixels(name_or_path: str) -> Pixels:
     try:
         config = ImageProcessingMixin.get_image_processor_dict(name_or_path)[0]
         return from_config(config)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         reason = reason_of(error)
         raise UserError(
             f"Cannot read the preprocessing of {name_or_path!r} (preprocessor_config.json): "

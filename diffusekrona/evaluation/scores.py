@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ..bases.meta import trusting_no_config
 from ..common.errors import UserError, reason_of
 from .pixels import Pixels, read_pixels
 
@@ -51,12 +52,13 @@ def load_clip(name_or_path: str | None = None, device: torch.device | str = "cpu
 
     name = name_or_path or BUNDLED_CLIP.name
     source = str(BUNDLED_CLIP) if name == BUNDLED_CLIP.name else name
-    try:
-        model = CLIPModel.from_pretrained(source, dtype=torch.float32)
-        tokenizer = CLIPTokenizer.from_pretrained(source)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = reason_of(error)
-        raise UserError(f"Cannot load the CLIP model {name!r}: {reason}") from error
+    with trusting_no_config(f"the files of {name!r}"):
+        try:
+            model = CLIPModel.from_pretrained(source, dtype=torch.float32)
+            tokenizer = CLIPTokenizer.from_pretrained(source)
+        except (OSError, ValueError, SafetensorError) as error:
+            reason = reason_of(error)
+            raise UserError(f"Cannot load the CLIP model {name!r}: {reason}") from error
     model = model.to(device).eval().requires_grad_(False)
     return Clip(name, model, read_pixels(source), tokenizer)
 

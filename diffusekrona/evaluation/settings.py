@@ -10,7 +10,7 @@ from typing import Literal
 from ..bases.settings import ReadingSettings
 from ..common.command_line import parse
 from ..common.errors import UserError
-from ..common.settings import SEEDS, setting
+from ..common.settings import COUNTS, SEEDS, setting
 from ..sampling.settings import DrawSettings, check_size
 
 
@@ -54,7 +54,7 @@ class EvaluatedModelSettings:
     vae: str | None = setting(None, metavar="NAME_OR_PATH", help="Use another VAE.")
     revision: str | None = setting(None, help="Use this revision of the base on the hub.")
     variant: str | None = setting(None, help="Use this variant of the base's files, such as fp16.")
-    batch_size: int = setting(4, minimum=1, help="Draw this many pictures at once.")
+    batch_size: int = setting(4, **COUNTS, help="Draw this many pictures at once.")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
         None, help="Precision; by default the base's on a GPU, fp16 or bf16, otherwise no."
     )
@@ -96,7 +96,7 @@ class ScoringSettings:
     )
     score_only: bool = setting(False, help="Score existing pictures; draw none.")
     shown_seeds: int = setting(
-        2, minimum=1, metavar="N", help="Show this many seeds of each prompt on the page."
+        2, **COUNTS, metavar="N", help="Show this many seeds of each prompt on the page."
     )
 
 

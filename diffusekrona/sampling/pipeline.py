@@ -26,15 +26,17 @@ from ..bases.base import Family
 from ..bases.families import denoiser_of, family_of_pipeline, identify, resembling
 from ..bases.loading import (
     SingleFile,
+    check_timesteps,
     load_sampler,
     or_of_fp16_files,
     report_assumed,
     resolve_base,
     schedule_options,
 )
+from ..bases.meta import trusting_no_config
 from ..bases.offload import offload_blocks, offload_layers
 from ..bases.vae import channels_last
-from ..common.errors import UserError, reason_of
+from ..common.errors import UserError, reason_of, shortened
 from ..common.pictures import to_image
 from ..common.prompts import warn_of_syntax
 
@@ -166,16 +168,17 @@ def _dtypes(dtype: torch.dtype) -> dict[str, torch.dtype]:
 
 
 def _from_pretrained(kind: Any, name: str, dtype: Any, **options: Any) -> Any:
-    try:
-        return or_of_fp16_files(
-            functools.partial(kind.from_pretrained, name, dtype=dtype), **options
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = reason_of(error)
-        raise UserError(
-            f"Cannot load {name!r}: {reason} (check the name, the network or your hub login, or "
-            "give a local diffusers folder)."
-        ) from error
+    check_timesteps(name, options.get("revision"))
+    with trusting_no_config(repr(name)):
+        try:
+            return or_of_fp16_files(
+                functools.partial(kind.from_pretrained, name, dtype=dtype), **options
+            )
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UserError(
+                f"Cannot load {name!r}: {shortened(reason_of(error), 300)} (check the name, the "
+                "network or your hub login, or give a local diffusers folder)."
+            ) from error
 
 
 # --- text --------------------------------------------------------------------------------------

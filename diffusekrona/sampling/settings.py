@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from ..bases.settings import ReadingSettings
 from ..common.command_line import parse
 from ..common.errors import UserError
-from ..common.settings import SEEDS, setting
+from ..common.settings import COUNTS, SEEDS, SIDES, setting
 from ..common.text_files import read_text
 from .schedulers import SCHEDULERS
 
@@ -35,7 +35,7 @@ class DrawSettings:
     """How pictures are drawn."""
 
     num_inference_steps: int | None = setting(
-        None, minimum=1, help="Denoising steps; by default 50, or what a distilled base asks for."
+        None, **COUNTS, help="Denoising steps; by default 50, or what a distilled base asks for."
     )
     guidance_scale: float | None = setting(None, help=GUIDANCE_HELP)
     scheduler: str | None = setting(
@@ -43,10 +43,10 @@ class DrawSettings:
     )
     negative_prompt: str | None = setting(None, help="Negative prompt.")
     height: int | None = setting(
-        None, metavar="PIXELS", minimum=1, multiple_of=8, help="By default the base's own."
+        None, metavar="PIXELS", multiple_of=8, **SIDES, help="By default the base's own."
     )
     width: int | None = setting(
-        None, metavar="PIXELS", minimum=1, multiple_of=8, help="By default the base's own."
+        None, metavar="PIXELS", multiple_of=8, **SIDES, help="By default the base's own."
     )
 
     @property
@@ -79,7 +79,7 @@ class MachineSettings:
     """The machine."""
 
     batch_size: int = setting(
-        1, minimum=1, help="Draw this many pictures at once, which does not change them."
+        1, **COUNTS, help="Draw this many pictures at once, which does not change them."
     )
     mixed_precision: Literal["no", "fp16", "bf16"] | None = setting(
         None, help="Precision; by default the base's on a GPU, fp16 or bf16, otherwise no."

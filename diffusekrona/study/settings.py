@@ -9,7 +9,7 @@ from typing import Literal
 
 from ..common.command_line import parse
 from ..common.errors import UserError
-from ..common.settings import SEEDS, setting
+from ..common.settings import COUNTS, SEEDS, SIDES, setting
 from ..sampling.schedulers import SCHEDULERS
 from ..sampling.settings import GUIDANCE_HELP
 
@@ -63,7 +63,7 @@ class ScoredSettings:
         (0, 1), **SEEDS, help="Draw each prompt with these seeds."
     )
     num_inference_steps: int | None = setting(
-        None, minimum=1, help="Denoising steps; by default 25, or what a distilled base asks for."
+        None, **COUNTS, help="Denoising steps; by default 25, or what a distilled base asks for."
     )
     guidance_scale: float | None = setting(None, help=GUIDANCE_HELP)
     scheduler: str | None = setting(
@@ -75,11 +75,11 @@ class ScoredSettings:
     image_resolution: int | None = setting(
         None,
         metavar="PIXELS",
-        minimum=1,
+        **SIDES,
         multiple_of=8,
         help="Sides of the pictures; by default the base's own.",
     )
-    image_batch_size: int = setting(4, minimum=1, help="Draw this many pictures at once.")
+    image_batch_size: int = setting(4, **COUNTS, help="Draw this many pictures at once.")
     low_vram: bool = setting(
         False,
         help="Keep only the active part on the GPU while drawing; for training, use --set "
@@ -107,7 +107,7 @@ class PlaceSettings:
     )
     engine: Literal["local", "ray"] = setting("local", help="Engine that runs the cells.")
     workers: int | None = setting(
-        None, minimum=1, help="local: cells at once; by default one, or one per GPU."
+        None, **COUNTS, help="local: cells at once; by default one, or one per GPU."
     )
     ray_address: str | None = setting(
         None, help="ray: the cluster's address; by default this machine."

@@ -17,7 +17,7 @@ from ..adapters.settings import AdapterSettings
 from ..bases.settings import BaseSettings, PrecisionSettings
 from ..common.command_line import parse
 from ..common.errors import UserError
-from ..common.settings import SEEDS, flat, options_of, setting, with_values
+from ..common.settings import COUNTS, SEEDS, flat, options_of, setting, with_values
 from ..data.captions import with_trigger
 from ..data.settings import DataSettings, PriorSettings
 
@@ -64,9 +64,9 @@ class LossSettings:
         0.1, above=0, help="Error from which huber and log_cosh grow linearly."
     )
     noise_offset: float = setting(
-        0.0, help="Add offset noise of this strength, for dark or light pictures."
+        0.0, minimum=0, help="Add offset noise of this strength, for dark or light pictures."
     )
-    prior_loss_weight: float = setting(1.0, help="Weight of the loss of the class.")
+    prior_loss_weight: float = setting(1.0, minimum=0, help="Weight of the loss of the class.")
     unmasked_weight: float = setting(
         0.1,
         minimum=0,
@@ -81,11 +81,11 @@ class OptimisationSettings:
 
     train_batch_size: int = setting(
         1,
-        minimum=1,
+        **COUNTS,
         may_change_on_resume=True,  # the batch over all processes may not
         help="Pictures per step on each device.",
     )
-    gradient_accumulation_steps: int = setting(1, minimum=1, help="Gradient accumulation steps.")
+    gradient_accumulation_steps: int = setting(1, **COUNTS, help="Gradient accumulation steps.")
     max_train_steps: int | None = setting(
         None,
         minimum=1,
@@ -126,9 +126,9 @@ class OptimisationSettings:
     lr_scheduler: Schedule = setting("constant", help="Learning-rate schedule.")
     lr_warmup_steps: int = setting(0, minimum=0, help="Steps of warm-up.")
     lr_num_cycles: int = setting(
-        1, minimum=1, help="Number of hard restarts of cosine_with_restarts."
+        1, **COUNTS, help="Number of hard restarts of cosine_with_restarts."
     )
-    lr_power: float = setting(1.0, help="Power of the polynomial schedule.")
+    lr_power: float = setting(1.0, minimum=0, help="Power of the polynomial schedule.")
     lr_step_rules: str | None = setting(
         None, metavar="RULES", help='Rules of piecewise_constant, such as "1:500,0.1".'
     )
@@ -211,11 +211,11 @@ class ValidationSettings:
         "which draws and scores pictures after each, with a second copy of the base in memory.",
     )
     num_validation_images: int = setting(
-        2, minimum=1, may_change_on_resume=True, help="Pictures per prompt, of seeds 0, 1 …"
+        2, **COUNTS, may_change_on_resume=True, help="Pictures per prompt, of seeds 0, 1 …"
     )
     validation_inference_steps: int = setting(
         25,
-        minimum=1,
+        **COUNTS,
         may_change_on_resume=True,
         help="Denoising steps of these pictures; fewer by default on a distilled base.",
     )

@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffusekrona.bases.loading import BUNDLED, is_bundled, load_part
 from diffusekrona.common.errors import UserError
-from diffusekrona.sampling.pipeline import load_pipeline
+from diffusekrona.sampling.pipeline import encode, load_pipeline
 from diffusekrona.train_dreambooth import main
 
 WEIGHTS = ("diffusion_pytorch_model", "model")
@@ -59,6 +59,37 @@ def test_an_odd_config_is_one_line_in_a_dry_run(seed: int, tiny_sd1: Path, tmp_p
         assert main([*flags, "--dry_run", "--cpu"]) == 0
     except UserError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("unet/config.json", "block_out_channels", 1.5),
+        ("vae/config.json", "down_block_types", [1e400, "DownEncoderBlock2D"]),
+        ("text_encoder/config.json", "hidden_size", {}),
+        ("scheduler/scheduler_config.json", "beta_schedule", "x"),
+        ("scheduler/scheduler_config.json", "num_train_timesteps", 10**12),
+        ("tokenizer/tokenizer_config.json", "eos_token", "no such token"),
+        ("model_index.json", "scheduler", ["subprocess", "run"]),
+    ],
+)
+def test_an_odd_config_is_one_line_where_pictures_are_drawn(
+    name: str, key: str, value: object, tiny_sd1: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_sd1, tmp_path / "base"))
+    content = json.loads((base / name).read_text())
+    (base / name).write_text(json.dumps({**content, key: value}))
+    with pytest.raises(UserError) as error:
+        encode(load_pipeline(str(base)), ["a dog"])
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+def test_a_tokenizer_that_does_not_say_its_length_has_clips(tiny_sd1: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_sd1, tmp_path / "base"))
+    path = base / "tokenizer/tokenizer_config.json"
+    for length in (None, 10**12, -1):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": length}))
+        assert encode(load_pipeline(str(base)), ["a"])["prompt_embeds"].shape == (1, 77, 64)
 
 
 def test_a_bundled_base_is_known_by_its_name_and_by_its_folder(monkeypatch, tmp_path) -> None:

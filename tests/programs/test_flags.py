@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 
 from diffusekrona.check_data import CheckDataSettings
-from diffusekrona.common.settings import options_of
+from diffusekrona.common.command_line import _reader
+from diffusekrona.common.errors import UserError
+from diffusekrona.common.settings import broken_limit, options_of
 from diffusekrona.convert import ConvertSettings
 from diffusekrona.evaluation.choice_settings import ChooseSettings
 from diffusekrona.evaluation.settings import EvaluateSettings
@@ -55,6 +58,34 @@ def test_flags_and_defaults_are_those_that_people_know(program: str) -> None:
         # Values that were taken once still are; others may have joined them.
         assert not option.choices or set(known.get("choices", ())) <= set(option.choices), flag
         assert option.metadata["help"], flag
+
+
+# Numbers for which 0 or less means something; everywhere else a run with it would be wrong.
+ZERO = {
+    *("--seed", "--seeds", "--image_seeds", "--bootstrap_seed", "--keep_tokens", "--holdout"),
+    *("--caption_dropout", "--noise_offset", "--prior_loss_weight", "--unmasked_weight"),
+    *("--lr_warmup_steps", "--lr_power", "--adam_beta1", "--adam_beta2", "--adam_weight_decay"),
+    *("--adam_epsilon", "--adapter_dropout", "--ema_decay", "--validation_loss_steps"),
+    *("--factors", "--gpus_per_cell", "--cpus_per_cell"),
+}
+BELOW = {"--guidance_scale", "--validation_guidance_scale", "--decompose_factor"}
+
+
+@pytest.mark.parametrize("program", CLASSES)
+def test_numbers_that_no_run_can_use_are_one_line(program: str) -> None:
+    numbers = (o for o in options_of(CLASSES[program]).values() if o.kind in (int, float))
+    for option in numbers:
+        kept = []
+        large = "1e39" if option.kind is float else str(2**64)
+        for text in ("-1", "0", "nan", "inf", large, "9" * 5000, "x", ""):
+            with suppress(UserError):  # not of the kind
+                value = _reader(option).instance_from_str([text])
+                one = value[0] if option.many else value
+                limit = broken_limit(option, one)
+                assert limit is None or "\n" not in limit
+                kept += [] if limit else [text]
+        below = {"0": option.flag in ZERO | BELOW, "-1": option.flag in BELOW}
+        assert set(kept) <= {text for text, fits in below.items() if fits}, option.flag
 
 
 @pytest.mark.parametrize("program", CLASSES)

@@ -257,7 +257,7 @@ def test_published_bases_are_planned_without_a_network(name, monkeypatch) -> Non
         assert read_json_of(name, part, "config.json")
 
 
-def test_a_single_file_has_its_familys_usual_settings(bases) -> None:
+def test_a_single_file_has_the_usual_settings_of_its_family(bases) -> None:
     folder, file = map(str, bases["sdxl"])
     base = BaseSettings(pretrained_model_name_or_path=file, single_file_config=folder)
     usual = usual_settings(base)

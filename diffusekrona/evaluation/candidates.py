@@ -15,17 +15,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..common.errors import UserError
 from ..common.files import write_text
 from ..common.json_files import read_json
-from ..common.pictures import content_key
+from ..common.pictures import content_key, load_picture
 from .encoders import Scorers
 from .fingerprint import fingerprint_of
 from .scoring import Reference, Scores, read_reference, score
 
 Levels = list[list[float]]  # (prompts, seeds)
+VIEW_PARTS = (0.9, 0.8, 0.7)  # of a training picture's sides, in the middle and each corner
+VIEW_SIZE = 512  # pixels of the shorter side that views are cut from: scorers see 224
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class CandidateScores:
     Attributes:
         pictures: (prompts, seeds) of "clip_i", "clip_t", "right_prompt" (1 where CLIP takes the
             picture's own prompt for the best of all) and, with a second encoder, "dino".
-        nearest: (prompts, seeds) cosine to the nearest training picture, in DINO's space if there
-            is one, else in CLIP's.
+        nearest: (prompts, seeds) cosine to the nearest view of a training picture, see `views`: the
+            mean of CLIP's and DINO's.
         diversity: (prompts,) mean over pairs of seeds of 1 - cosine; None with one seed.
         drift: (seeds,) 1 - cosine of the plain class word's picture to the base's own.
         floor: (prompts, seeds) mean cosine to the texts of the other prompts.
@@ -65,8 +67,7 @@ class Judge:
     Attributes:
         texts: one per prompt, that CLIP-T compares with.
         reference: the held-out photos or, without any, the training pictures.
-        trained: the training pictures' features, of `space`.
-        space: "dino" or "clip", of `trained` and `nearest`.
+        trained: features (n, d) of the training pictures' views.
         baseline: how near real photos of the subject are to their nearest training picture: the
             held-out ones or, without any, each training picture to the others; None of one photo.
     """
@@ -77,10 +78,6 @@ class Judge:
     trained: torch.Tensor
     baseline: float | None
     key: str
-
-    @property
-    def space(self) -> str:
-        return "dino" if self.scorers.dino else "clip"
 
 
 def make_judge(
@@ -94,36 +91,64 @@ def make_judge(
     Args:
         training, held_out: the photos; without held-out ones likeness is to the training pictures.
     """
-    photos = list(held_out or training)
-
-    reference = read_reference(photos, scorers)
-    trained = read_reference(training, scorers) if held_out else reference
-    features, own = ((r.clip if r.dino is None else r.dino) for r in (trained, reference))
+    reference = read_reference(list(held_out or training), scorers)
+    own = _joined(reference.clip, reference.dino)
+    each = [_encoded(scorers, views(load_picture(path, VIEW_SIZE))) for path in training]
     baseline = None
     if held_out:
-        baseline = _nearest(own, features).mean().item()
-    elif len(training) > 1:
-        others = features @ features.T - 9 * torch.eye(len(features))  # not a picture with itself
-        baseline = others.max(dim=1).values.mean().item()
+        baseline = _nearest(own, torch.cat(each)).mean().item()
+    elif len(training) > 1:  # each picture to the others
+        nearest = [
+            _nearest(own[n : n + 1], torch.cat([*each[:n], *each[n + 1 :]]))
+            for n in range(len(each))
+        ]
+        baseline = torch.cat(nearest).mean().item()
     names = [name for name in scorers.names.values() if name]
     parts = [
         *names,
         *map(fingerprint_of, names),
         *texts,
+        f"views {VIEW_PARTS}",
         "training",
         *map(content_key, training),
         "held out",
     ]
     key = _hash([*parts, *map(content_key, held_out)])
-    return Judge(scorers, texts, reference, features, baseline, key)
+    return Judge(scorers, texts, reference, torch.cat(each), baseline, key)
 
 
 def _hash(parts: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(list(parts)).encode()).hexdigest()[:32]
 
 
+def views(photo: Image.Image) -> list[Image.Image]:
+    """The picture, parts of it, and all of them mirrored: what is drawn of a picture that was
+    learned by heart."""
+    short = min(photo.size)
+    if short > VIEW_SIZE:
+        size = [round(side * VIEW_SIZE / short) for side in photo.size]
+        photo = photo.resize((size[0], size[1]), Image.Resampling.LANCZOS)
+    found = [photo]
+    for part in VIEW_PARTS:
+        width, height = (round(side * part) for side in photo.size)
+        right, low = photo.width - width, photo.height - height
+        for left, top in ((right // 2, low // 2), (0, 0), (right, 0), (0, low), (right, low)):
+            found.append(photo.crop((left, top, left + width, top + height)))
+    return [*found, *map(ImageOps.mirror, found)]
+
+
+def _encoded(scorers: Scorers, images: Sequence[Image.Image]) -> torch.Tensor:
+    dino = scorers.dino.images(images) if scorers.dino else None
+    return _joined(scorers.clip.images(images), dino)
+
+
+def _joined(clip: torch.Tensor, dino: torch.Tensor | None) -> torch.Tensor:
+    """Unit-length features whose cosine is the mean of CLIP's and DINO's."""
+    return clip if dino is None else torch.cat([clip, dino], dim=1) / 2**0.5
+
+
 def _nearest(features: torch.Tensor, trained: torch.Tensor) -> torch.Tensor:
-    """(n,): the cosine of each picture to its nearest training picture."""
+    """(n,): the cosine of each picture to its nearest view of a training picture."""
     return (features @ trained.T).max(dim=1).values
 
 
@@ -157,8 +182,7 @@ def score_candidate(
     right = (to_texts.argmax(dim=1) == own).float()
     of_own = to_texts[torch.arange(len(flat)), own]
     floor = (to_texts.sum(dim=1) - of_own) / max(1, shape[0] - 1)
-    seen = clip_features if dino_features is None else dino_features
-    nearest = _nearest(seen, judge.trained)
+    nearest = _nearest(_joined(clip_features, dino_features), judge.trained)
     drift = 1 - (clip.images(plain) * plain_of_base).sum(dim=1)
     levels = {name: values.tolist() for name, values in scores.pictures.items()}
     levels["right_prompt"] = _levels(right, shape)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from .scoring import Reference, Scores, read_reference, score
 
 Levels = list[list[float]]  # (prompts, seeds)
 VIEW_PARTS = (0.9, 0.8, 0.7)  # of a training picture's sides, in the middle and each corner
+VIEWS = 2 * (1 + 5 * len(VIEW_PARTS))  # of each, the mirrored ones included
 VIEW_SIZE = 512  # pixels of the shorter side that views are cut from: scorers see 224
 
 
@@ -42,6 +43,7 @@ class CandidateScores:
         diversity: (prompts,) mean over pairs of seeds of 1 - cosine; None with one seed.
         drift: (seeds,) 1 - cosine of the plain class word's picture to the base's own.
         floor: (prompts, seeds) mean cosine to the texts of the other prompts.
+        nearest_photo: (prompts, seeds) number of the training picture that `nearest` is of.
     """
 
     pictures: dict[str, Levels]
@@ -49,6 +51,7 @@ class CandidateScores:
     diversity: list[float] | None
     drift: list[float]
     floor: Levels
+    nearest_photo: list[list[int]] = field(default_factory=list)
 
     def likeness(self) -> np.ndarray:
         """(prompts, seeds): the mean of CLIP-I and DINO, or CLIP-I alone."""
@@ -67,7 +70,7 @@ class Judge:
     Attributes:
         texts: one per prompt, that CLIP-T compares with.
         reference: the held-out photos or, without any, the training pictures.
-        trained: features (n, d) of the training pictures' views.
+        trained: features (n × VIEWS, d) of the training pictures' views, picture by picture.
         baseline: how near real photos of the subject are to their nearest training picture: the
             held-out ones or, without any, each training picture to the others; None of one photo.
     """
@@ -96,10 +99,10 @@ def make_judge(
     each = [_encoded(scorers, views(load_picture(path, VIEW_SIZE))) for path in training]
     baseline = None
     if held_out:
-        baseline = _nearest(own, torch.cat(each)).mean().item()
+        baseline = _nearest(own, torch.cat(each))[0].mean().item()
     elif len(training) > 1:  # each picture to the others
         nearest = [
-            _nearest(own[n : n + 1], torch.cat([*each[:n], *each[n + 1 :]]))
+            _nearest(own[n : n + 1], torch.cat([*each[:n], *each[n + 1 :]]))[0]
             for n in range(len(each))
         ]
         baseline = torch.cat(nearest).mean().item()
@@ -147,9 +150,10 @@ def _joined(clip: torch.Tensor, dino: torch.Tensor | None) -> torch.Tensor:
     return clip if dino is None else torch.cat([clip, dino], dim=1) / 2**0.5
 
 
-def _nearest(features: torch.Tensor, trained: torch.Tensor) -> torch.Tensor:
-    """(n,): the cosine of each picture to its nearest view of a training picture."""
-    return (features @ trained.T).max(dim=1).values
+def _nearest(features: torch.Tensor, trained: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n,) each: a picture's cosine to the nearest view of a training picture, and which view."""
+    found = (features @ trained.T).max(dim=1)
+    return found.values, found.indices
 
 
 def score_candidate(
@@ -182,7 +186,7 @@ def score_candidate(
     right = (to_texts.argmax(dim=1) == own).float()
     of_own = to_texts[torch.arange(len(flat)), own]
     floor = (to_texts.sum(dim=1) - of_own) / max(1, shape[0] - 1)
-    nearest = _nearest(_joined(clip_features, dino_features), judge.trained)
+    nearest, view = _nearest(_joined(clip_features, dino_features), judge.trained)
     drift = 1 - (clip.images(plain) * plain_of_base).sum(dim=1)
     levels = {name: values.tolist() for name, values in scores.pictures.items()}
     levels["right_prompt"] = _levels(right, shape)
@@ -192,6 +196,7 @@ def score_candidate(
         None if np.isnan(scores.diversity).any() else scores.diversity.tolist(),
         drift.double().tolist(),
         _levels(floor if shape[0] > 1 else torch.zeros_like(floor), shape),
+        (view // VIEWS).view(shape).tolist(),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ..common.charts import GREY, Chart, chart, colour, literal, marker, new_chart
@@ -46,6 +47,7 @@ def choice_page(report: ChoiceReport) -> str:
         marked=marked_row(report),
         metrics=[NAMES[name] for name in NAMES if name in summaries],
         shown=(chosen.name, *_beside(report, chosen)) if chosen else None,
+        closest=_closest(report, chosen) if chosen and chosen.scores.nearest_photo else None,
         others=[(row.name, *_alone(report, row)) for row in report.rows if row is not chosen],
         not_drawn=report.not_drawn,
     )
@@ -64,6 +66,20 @@ def _beside(report: ChoiceReport, row: Row) -> tuple[list[str], list[tuple[str, 
             cells += [(_open(path), "") for path in one.pictures[number][: len(seeds)]]
         rows.append((text, cells))
     return columns, rows
+
+
+def _closest(report: ChoiceReport, row: Row) -> tuple[list[str], list[tuple[str, list[Cell]]]]:
+    """Columns and rows: the picture that is nearest to a training picture, and that one."""
+    nearest = np.array(row.scores.nearest)
+    prompt, seed = map(int, np.unravel_index(nearest.argmax(), nearest.shape))
+    photo = report.training[row.scores.nearest_photo[prompt][seed]]
+    words = f"seed {report.seeds[seed]}"
+    if report.closeness is not None:
+        words += f", copy risk {nearest[prompt, seed] - report.closeness:+.3f}"
+    cells: list[Cell] = [(_open(row.pictures[prompt][seed]), words)]
+    return ["drawn", "training picture"], [
+        (report.texts[prompt], [*cells, (load_square(photo), photo.name)])
+    ]
 
 
 def _alone(report: ChoiceReport, row: Row) -> tuple[list[str], list[tuple[str, list[Cell]]]]:

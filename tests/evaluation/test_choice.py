@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from diffusekrona.common.errors import UserError
 from diffusekrona.evaluation.candidates import (
-    VIEW_PARTS,
+    VIEWS,
     keep_scores,
     kept_scores,
     make_judge,
@@ -171,6 +171,7 @@ def test_a_copied_training_picture_raises_copy_risk(photos, held, copied) -> Non
     copies = [[COPIES[copied](Image.open(photos[3])), images[0][1]], images[1]]
     copy = score_candidate(judge, copies, plain, CLIP.images(plain))
     assert judge.baseline is not None and judge.baseline < 0.9
+    assert copy.nearest_photo[0][0] == 3 - held
     assert copy.nearest[0][0] > (0.97 if "part" in copied else 0.999)
     assert np.mean(copy.nearest) > np.mean(own.nearest)
     assert np.array(own.nearest).max() - judge.baseline < 0.05 < 0.97 - judge.baseline
@@ -182,7 +183,7 @@ def test_a_copied_training_picture_raises_copy_risk(photos, held, copied) -> Non
 def test_views_are_parts_and_mirror_images_of_bounded_size() -> None:
     ramp = Image.linear_gradient("L").rotate(90).resize((3000, 2000)).convert("RGB")
     found = views(ramp)
-    assert len(found) == 2 * (1 + 5 * len(VIEW_PARTS))
+    assert len(found) == VIEWS == 32
     assert [image.size for image in found[:3]] == [(768, 512), (691, 461), (691, 461)]
     small = noise_picture(0)
     assert views(small)[0] is small  # nothing is enlarged

@@ -80,6 +80,7 @@ def test_a_run_is_chosen_from_and_goes_on_where_it_stopped(trained, capsys, capl
     page = (run / "choice" / "index.html").read_text()
     assert "http" not in page and "<script" not in page and all(f">{n}<" in page for n in names)
     assert page.count("<img") >= 8 + 2 and "Validation loss" in page
+    assert not chosen or "Nearest to a training picture" in page
     once = (run / "choice.json").read_bytes()
     choose.main([str(run), *flags])
     assert (run / "choice.json").read_bytes() == once

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+# On broken metadata and large sizes, which are judged here, on lines of our own.
+warnings.filterwarnings("ignore", module="PIL")
+
 HEIF_SUFFIXES = (".heic", ".heif")  # read through pillow-heif, where it is installed
 PICTURE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif"),
@@ -128,6 +131,8 @@ def _open(path: Path, min_size: int | None = None) -> Image.Image:
 
 def _bytes_needed(image: Image.Image) -> int:
     """Of the decoded picture and the RGB copy that is made of it."""
+    if image.format == "WEBP":  # whose decoder holds two canvases and a copy
+        return image.width * image.height * 20
     each = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if image.mode.startswith("I;16") else 4)
     copied = image.mode != "RGB" or "icc_profile" in image.info
     return image.width * image.height * (each + 4 * copied)

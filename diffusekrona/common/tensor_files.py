@@ -37,6 +37,7 @@ DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LONGEST_KEY = 300  # characters; the longest of a published model has 110
+MOST_KEYS = 20_000  # a whole SDXL in one file has 2,500
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
 
 
@@ -75,7 +76,10 @@ def opened(path: Path | str) -> Generator[Any]:
     refuse_pickle(path)
     try:
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118
+            keys = file.keys()
+            if len(keys) > MOST_KEYS:
+                raise UserError(f"{path} holds {len(keys)} tensors, more than any model has.")
+            for key in keys:
                 if len(key) > LONGEST_KEY:
                     raise UserError(
                         f"{path}: a key of {len(key)} characters is not a layer's name: "

@@ -26,6 +26,7 @@ from ..bases.base import Family
 from ..bases.families import denoiser_of, family_of_pipeline, identify, resembling
 from ..bases.loading import (
     SingleFile,
+    aligned,
     check_timesteps,
     load_sampler,
     or_of_fp16_files,
@@ -171,7 +172,7 @@ def _from_pretrained(kind: Any, name: str, dtype: Any, **options: Any) -> Any:
     check_timesteps(name, options.get("revision"))
     with trusting_no_config(repr(name)):
         try:
-            return or_of_fp16_files(
+            pipeline = or_of_fp16_files(
                 functools.partial(kind.from_pretrained, name, dtype=dtype), **options
             )
         except (OSError, ValueError, SafetensorError) as error:
@@ -179,6 +180,9 @@ def _from_pretrained(kind: Any, name: str, dtype: Any, **options: Any) -> Any:
                 f"Cannot load {name!r}: {shortened(reason_of(error), 300)} (check the name, the "
                 "network or your hub login, or give a local diffusers folder)."
             ) from error
+    for part in pipeline.components.values():
+        aligned(part)
+    return pipeline
 
 
 # --- text --------------------------------------------------------------------------------------

@@ -64,6 +64,15 @@ def test_drawing_is_that_of_the_folder(bases, family) -> None:
     assert np.array_equal(want, drawn(file, single_file_config=str(folder)))
 
 
+def test_weights_of_folder_and_file_are_aligned_alike(bases) -> None:
+    """A product's last bit may depend on where in memory its weights are."""
+    folder, file = bases["sdxl"]
+    for base in (folder, file):
+        pipe = load_pipeline(str(base), single_file_config=str(folder) if base == file else None)
+        models = (part for part in pipe.components.values() if isinstance(part, torch.nn.Module))
+        assert not any(p.data_ptr() % 64 for model in models for p in model.parameters())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_files_in_half_precision_with_an_average_and_without_text_model(
     bases, dtype, tmp_path: Path

@@ -39,6 +39,9 @@ class CheckedSettings:
         help="Take the resolution, the sizes of buckets and the length of captions from this base "
         f"model; without it the resolution is {RESOLUTION} by default.",
     )
+    single_file_config: str | None = setting(
+        None, metavar="FOLDER", help="Of a single-file base: the folder with its configs."
+    )
     caption_with: str | None = setting(
         None,
         metavar="NAME_OR_PATH",
@@ -68,7 +71,9 @@ class CheckDataSettings:
     treatment: TreatmentSettings
 
 
-def target_of(base: str | None, resolution: int | None) -> Target:
+def target_of(
+    base: str | None, resolution: int | None, single_file_config: str | None = None
+) -> Target:
     """What the pictures are cut to: by the base's configs, if there is one.
 
     Raises:
@@ -82,7 +87,7 @@ def target_of(base: str | None, resolution: int | None) -> Target:
     from .bases.loading import resolve_base
     from .bases.vae import read_vae_config
 
-    place = resolve_base(base)
+    place = resolve_base(base, single_file_config)
     family, config = identify(place)
     vae_config = read_vae_config(place)
     tokenizers = family.load_tokenizers(place)
@@ -123,10 +128,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         folders = [one.path for one in sources_of(data) if not one.regularisation]
         print(f"Masks written: {len(make_masks(folders, checked.make_masks))}")
-    target = target_of(checked.pretrained_model_name_or_path, data.resolution)
+    base = checked.pretrained_model_name_or_path
+    target = target_of(base, data.resolution, checked.single_file_config)
     found = survey(data, target, checked.seed, SHOWN)
     paths = [one.example.path for one in found.pictures]
-    report_photographs(checked.pretrained_model_name_or_path or "", paths)
+    report_photographs(base or "", paths)
     title = str(checked.folder)
     print_survey(title, found)
     write_text(checked.output, survey_page(title, found, target.resolution))

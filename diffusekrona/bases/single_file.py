@@ -36,6 +36,7 @@ VAE = "first_stage_model."
 _CONV_IN = UNET + "input_blocks.0.0.weight"
 _REFINER_TEXT = "conditioner.embedders.0.model."
 _REFINER_UNET = {"cross_attention_dim": 1280, "projection_class_embeddings_input_dim": 2560}
+_SCALES = (".scale_weight", ".weight_scale", ".comfy_quant", ".absmax")
 _EDM = ("edm_mean", "edm_vpred.sigma_max")  # Playground 2.5, CosXL
 _UNET_TENSORS = {"sd1": 686, "sd2": 686, "sdxl": 1680}  # of the published models
 
@@ -72,6 +73,7 @@ def open_single_file(path: str, configs: str | None = None) -> SingleFile:
             "made it (in A1111: Checkpoint Merger, No interpolation, safetensors)."
         )
     shapes = read_shapes(file)
+    refuse_quantised(file, shapes)
     with opened(file) as content:
         metadata = dict(content.metadata() or {})
     family, refiner = _family(file, shapes)
@@ -114,6 +116,16 @@ def open_vae_file(path: str, base: str) -> SingleFile:
     else:
         config = read_json_of(base, "vae", "config.json")
     return SingleFile(path, _write({"vae/config.json": config}), base)
+
+
+def refuse_quantised(file: Path, keys: Iterable[str]) -> None:
+    """Raise UserError for weights that mean nothing without scales in tensors of their own."""
+    scale = next((key for key in keys if key.endswith(_SCALES)), None)
+    if scale is not None:
+        raise UserError(
+            f"{file} holds quantised weights ({scale}): give the same model in fp16, bf16 or fp32; "
+            "--quantize_base quantises it in training."
+        )
 
 
 def _family(file: Path, shapes: Shapes) -> tuple[Family, bool]:

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from ..bases.components import is_text_encoder
 from ..bases.families import FAMILIES, denoiser_names, resembling
 from ..bases.loading import resolve_base
-from ..bases.single_file import family_of_keys
+from ..bases.single_file import family_of_keys, refuse_quantised
 from ..common.errors import UserError
 from ..common.json_files import read_json
 from ..common.tensor_files import DTYPES, opened, read_shapes, refuse_pickle
@@ -195,6 +195,7 @@ def _open_single(path: Path, family: str | None) -> FullModel:
     shapes = read_shapes(path)
     if not any(key.startswith(ldm_layout.UNET) for key in shapes):
         raise UserError(f"{path} is not a whole model: no key begins with {ldm_layout.UNET}.")
+    refuse_quantised(path, shapes)
     known = family_of_keys(shapes)
     found = family or (known and known.name)
     per_block = ldm_layout.layers_per_block(shapes)

@@ -96,7 +96,7 @@ def merged_tensor(base: FullModel, ref: Ref, edits: Edits, dtype: torch.dtype) -
     for rows, add, _ in edits.get(ref, ()):
         add(tensor[rows])
     tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
-    if ref in edits and not torch.isfinite(tensor).all():
+    if ref in edits and not torch.isfinite(tensor.float() if dtype.itemsize == 1 else tensor).all():
         raise UserError(
             f"{edits[ref][0][2]} does not fit in {dtype} once merged: use --dtype fp32."
         )

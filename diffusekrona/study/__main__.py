@@ -91,7 +91,7 @@ def choose_scoring(
     from ..evaluation.encoders import choose_names
     from ..evaluation.settings import EncoderSettings
     from ..sampling.settings import guidance_or, steps_or
-    from .cell import Scoring
+    from .cell import READING, Scoring
 
     defaults = drawing_defaults(
         base, study.flags.get("revision"), study.flags.get("single_file_config")
@@ -117,6 +117,7 @@ def choose_scoring(
         scored.low_vram,
         scored.image_resolution,
         scored.scheduler,
+        tuple((name, study.flags[name]) for name in READING if name in study.flags),
     )
     return scoring, [note] if note else []
 

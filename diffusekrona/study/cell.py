@@ -13,13 +13,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from pydantic import FiniteFloat
 
 from ..adapters.methods import METHODS
+from ..bases.settings import ReadingSettings
 from ..common.errors import UserError
 from ..common.json_files import read_json
 from ..common.settings import options_of
@@ -27,6 +28,8 @@ from ..training.settings import TrainSettings
 from .grid import Flags, Study, Subject
 
 RESULT, LOG = "result.json", "log.txt"
+# How a base is read, as flags of the study: drawing heeds them as training does.
+READING = tuple(field.name for field in fields(ReadingSettings))
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Scoring:
         revision, variant, vae: of the base, as for training.
         resolution: sides of the pictures in pixels; None: the base's own.
         scheduler: the sampler, by its name in `SCHEDULERS`; None: the base's own.
+        reading: settings in `READING` that the whole study has.
     """
 
     base: str
@@ -62,6 +66,7 @@ class Scoring:
     low_vram: bool = False
     resolution: int | None = None
     scheduler: str | None = None
+    reading: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,8 @@ class Cell:
             j.variant,
             j.vae,
         ]
-        return _hash(parts + [each for each in (j.resolution, j.scheduler) if each is not None])
+        more = (j.resolution, j.scheduler, j.reading or None)
+        return _hash(parts + [each for each in more if each is not None])
 
     def scored_by(self) -> str:
         """A hash of what scores the pictures."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,18 +14,13 @@ from ..adapters.file import read_adapter
 from ..adapters.mixing import WeightedAdapter
 from ..bases.families import drawing_defaults
 from ..bases.precision import DTYPE_NAMES
-from ..bases.settings import ReadingSettings
 from ..common.files import replace_whole
 from ..data.folder import find_pictures
 from ..evaluation.encoders import ScorerNames, load_scorers
 from ..evaluation.pictures import Drawing, KeptBase, Variant, draw_missing, jobs_of, load_rows
 from ..evaluation.prompts import parse_prompts
 from ..evaluation.scoring import read_reference, score, scored_texts
-from .cell import Cell
-
-# How a base is read, as flags of the study: drawing heeds them as training does.
-READING = tuple(field.name for field in fields(ReadingSettings))
-
+from .cell import READING, Cell
 
 #: Kept from cell to cell of a worker.
 _scorers = functools.lru_cache(maxsize=2)(load_scorers)
@@ -37,7 +31,7 @@ def score_point(cell: Cell, folder: Path, adapter: Path | None, step: int | None
     scoring = cell.scoring
     device = cell.device or ("cuda" if torch.cuda.is_available() else "cpu")
     prompts = parse_prompts(cell.texts, "the study")
-    trained_with = cell.flags or {}
+    trained_with = dict(scoring.reading) | (cell.flags or {})
     revision = trained_with.get("revision", scoring.revision)
     config = trained_with.get("single_file_config")
     half = drawing_defaults(scoring.base, revision, config).precision

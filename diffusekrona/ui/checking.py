@@ -26,8 +26,8 @@ def check_pictures(workspace: Workspace, values: Mapping[str, Any]) -> str:
 
     quiet_libraries()
     settings = settings_from(values)
-    data = settings.data
-    target = target_of(settings.base.pretrained_model_name_or_path, data.resolution)
+    data, base = settings.data, settings.base
+    target = target_of(base.pretrained_model_name_or_path, data.resolution, base.single_file_config)
     found = survey(data, target, settings.optimisation.seed, SHOWN)
     for one in found.pictures:
         inside(workspace, one.example.path)

@@ -148,10 +148,16 @@ def test_training_is_that_of_the_folder_and_the_adapter_draws_from_what_it_names
     assert caplog.text.count("another checkpoint") == 1
 
 
-def test_merged_into_its_own_file_nothing_else_changes(bases, tmp_path: Path) -> None:
+@pytest.mark.parametrize("unet", [torch.float32, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_merged_into_its_own_file_nothing_else_changes(bases, unet, tmp_path: Path) -> None:
+    """With an average, a number and half precision beside, in whatever precision the UNet is."""
     folder, file = bases["sd1"]
     notes = {"modelspec.title": "mine", "x": "y"}
-    base = edited(file, tmp_path / "b.safetensors", notes, **{"model_ema.decay": torch.ones(1)})
+    more = {"model_ema.decay": torch.ones(()), "steps": torch.tensor(5)}
+    for key, tensor in load_file(file).items():
+        is_unet = key.startswith("model.")
+        more[key] = tensor.to(unet) if is_unet and tensor.dim() == 2 else tensor.half()
+    base = edited(file, tmp_path / "b.safetensors", notes, **more)
     pipe = load_pipeline(str(base), single_file_config=str(folder))
     pipe.unet.add_adapter(KronAConfig(a1=4, a2=8))
     tiny_models.random_factors(pipe.unet)
@@ -159,7 +165,8 @@ def test_merged_into_its_own_file_nothing_else_changes(bases, tmp_path: Path) ->
     convert(tmp_path / "a.safetensors", tmp_path / "m.safetensors", "merged", base=base)
     before, after = load_file(base), load_file(tmp_path / "m.safetensors")
     assert before.keys() == after.keys()
-    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert all(before[key].dtype == after[key].dtype for key in before)
+    changed = {key for key in before if not torch.equal(before[key].float(), after[key].float())}
     assert changed and all(".attn" in key and key.startswith("model.") for key in changed)
     with safe_open(tmp_path / "m.safetensors", "pt") as opened:
         assert notes.items() <= opened.metadata().items()
@@ -208,12 +215,15 @@ def test_what_cannot_be_used_is_refused_in_one_line(bases, tmp_path: Path) -> No
     save_file({key: torch.zeros(384, 4, 3, 3), "conditioner.embedders.0.model.x": wide}, refiner)
     other = tmp_path / "other.safetensors"
     save_file({"x": torch.zeros(1)}, other)
+    scaled = {key.replace("0.0.weight", "0.0.scale_weight"): torch.ones(())}
+    scaled = edited(file, tmp_path / "scaled.safetensors", **scaled)
     for path, says, given in [
         (tmp_path / "model.ckpt", "can run code.*save it", None),
         (inpainting, "inpainting UNet", config),
         (no_text, "without the text encoders", config),
         (refiner, "refiner", None),
         (other, "not a whole model", None),
+        (scaled, "quantised weights .*fp16", config),
         (file, "--single_file_config", None),
     ]:
         with pytest.raises(UserError, match=says) as caught:

@@ -270,6 +270,19 @@ def test_a_cell_is_its_settings(subject, scoring, tmp_path) -> None:
     assert before != fingerprint_of(str(model)) and fingerprint_of("hub/name") is None
 
 
+def test_pictures_of_the_base_alone_heed_how_the_study_reads_it(scoring, subject, tmp_path) -> None:
+    arguments = ["tiny", "--base", scoring.base, "--prompts", scoring.prompts]
+    settings = program.parse_settings([*arguments, "--clip", scoring.clip, "--image_seeds", "0"])
+    found = []
+    for flags in ({}, {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}):
+        study = with_flags(tiny_study(), flags)
+        chosen, _ = program.choose_scoring(scoring.base, settings.scored, study, False)
+        cell = cells_of(study, [subject], dataclasses.replace(chosen, steps=2, dino=None), "cpu")[0]
+        (picture,) = run_cell(cell, tmp_path)["points"][0]["pictures"][:1]
+        found.append((cell.scored(tmp_path) / picture).read_bytes())
+    assert found[0] != found[1]
+
+
 def test_similarity_is_to_held_out_photos(subject, scoring, tmp_path) -> None:
     home = tmp_path / "dog"
     shutil.copytree(subject.folder, home / "input")

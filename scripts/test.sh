@@ -22,6 +22,7 @@ ruff format --check .
 lint-imports --no-cache
 pyright
 NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict --site-dir "${TMPDIR:-/tmp}/diffusekrona-site"
-# The tests on every core, one thread each; arguments (a path, -k, -x) go to pytest.
+# The tests on every core, one thread each, a file's on one core: they share what they make. Files in
+# the order of tests/conftest.py. Arguments (a path, -k, -x) go to pytest.
 export OMP_NUM_THREADS=1
-python -m pytest -n auto --dist loadgroup "$@"
+python -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"

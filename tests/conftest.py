@@ -11,6 +11,20 @@ import torch
 
 torch.set_num_threads(1)
 
+# The files that take longest, longest first: one that is begun last would be waited for.
+LONG = (
+    "ui/test_browser.py",
+    "gpu/test_pretended.py",
+    "programs/test_train_dreambooth.py",
+    "repository/test_docs.py",
+    "study/test_study.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_latents_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

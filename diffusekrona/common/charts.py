@@ -12,6 +12,7 @@ _MARKERS = "osD^vPX*"
 GREY = "#7d8694"  # legible on white and on black
 _DARK, _LIGHT = "#1c2128", "#d5dbe3"  # background and ink of a chart on a dark page
 _DPI = 192  # twice the resolution at which a page shows it
+_MARGIN = 0.1  # inches
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def new_chart(width: float, height: float, rows: int = 1, columns: int = 1, **op
     """An empty matplotlib figure (inches) and its axes, without pyplot's global state."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
@@ -53,7 +54,10 @@ def chart(figure: Any, caption: str = "") -> Chart:
     """A figure for a page. Its ink is light afterwards: save the file beside the page before."""
     from PIL import Image
 
-    light = chart_png(figure)
+    figure.draw_without_rendering()  # lays it out, once: other colours move nothing
+    figure.set_layout_engine("none")
+    box = figure.get_tightbbox().padded(_MARGIN)
+    light = chart_png(figure, box=box)
     for text in _written(figure):
         text.set_color(_LIGHT)
     for axis in figure.axes:
@@ -61,7 +65,7 @@ def chart(figure: Any, caption: str = "") -> Chart:
         axis.tick_params(which="both", color=_LIGHT, labelcolor=_LIGHT)
         for spine in axis.spines.values():
             spine.set_edgecolor(_LIGHT)
-    dark = chart_png(figure, _DARK)
+    dark = chart_png(figure, _DARK, box)
     return Chart(light, dark, Image.open(io.BytesIO(light)).width // 2, caption)
 
 
@@ -76,8 +80,9 @@ def _written(figure: Any) -> Iterator[Any]:
     yield from (text for legend in figure.legends for text in legend.get_texts())
 
 
-def chart_png(figure: Any, background: str = "white") -> bytes:
-    """A figure as a PNG file."""
+def chart_png(figure: Any, background: str = "white", box: Any = "tight") -> bytes:
+    """A figure, or the part of it in a box (inches), as a PNG file."""
+    options = {"bbox_inches": box, "pad_inches": _MARGIN, "facecolor": background}
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, bbox_inches="tight", facecolor=background)
+    figure.savefig(buffer, format="png", dpi=_DPI, **options)
     return buffer.getvalue()

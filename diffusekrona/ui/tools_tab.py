@@ -73,7 +73,7 @@ def _tool(workspace: Workspace, tool: Tool) -> tuple[dict[str, Any], Any]:
             said = gr.HTML(elem_id=f"said-{tool.name}")
             shown = gr.HTML(elem_id=f"shown-{tool.name}")
     if tool.name == "convert":
-        filled = gr.Textbox("", visible="hidden")
+        filled = gr.Textbox("", visible="hidden", elem_id="convert-filled")
         source, to, destination = fields["source"], fields["to"], fields["destination"]
         gr.on(
             [source.change, to.change], None, [source, to, destination, filled],

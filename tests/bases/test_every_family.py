@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import torch
 import yaml
 from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
+from processes import run_two
 
 from diffusekrona import KronAConfig
 from diffusekrona.adapters.deltas import KronDelta
@@ -179,12 +178,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(base: Path, tmp_path: P
         if processes == 1:
             assert train(arguments) == 0
         else:
-            launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-            launch += ["-m", "diffusekrona.train_dreambooth"]
-            done = subprocess.run(
-                [sys.executable, *launch, *arguments], capture_output=True, text=True, timeout=600
-            )
-            assert done.returncode == 0, done.stderr[-2000:]
+            run_two("diffusekrona.train_dreambooth", *arguments, said=tmp_path / "said")
         found[processes] = read_adapter(tmp_path / str(processes)).tensors
     for name, tensor in found[1].items():
         torch.testing.assert_close(found[2][name], tensor, rtol=0, atol=1e-5)

@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from accelerate import PartialState
 from PIL import Image
+from processes import run_two
 from tiny_scorers import save_clip, save_dino
 
 from diffusekrona import choose, evaluate, train_dreambooth
@@ -164,10 +162,8 @@ def test_two_processes_choose_what_one_chooses(trained, tmp_path) -> None:
         if processes == 1:
             choose.main(arguments)
         else:
-            launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-            command = [sys.executable, *launch, "-m", "diffusekrona.choose", *arguments]
-            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-            subprocess.run(command, check=True, env=environment, timeout=280)
+            said = tmp_path / "said"
+            run_two("diffusekrona.choose", *arguments, said=said, CUDA_VISIBLE_DEVICES="")
         one = json.loads((copy / "choice.json").read_text())
         pictures = [path for c in one["candidates"] for row in c["pictures"] for path in row]
         one["drawn"] = [Image.open(copy / path).tobytes() for path in pictures]

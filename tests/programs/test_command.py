@@ -35,7 +35,7 @@ def test_a_subcommand_is_its_module(name: str) -> None:
 
 
 def test_mistakes_are_one_line() -> None:
-    for words in (["drow"], ["draw", "--adapter", "/nowhere.safetensors"]):
+    for words in (["drow"], ["format-datasets", "/nowhere"]):
         done = run(*words)
         assert done.returncode == 2 and done.stdout == ""
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

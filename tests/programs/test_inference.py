@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from chances import chances
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
@@ -266,22 +266,23 @@ def test_runs_into_one_folder_at_once_keep_every_picture(tmp_path: Path) -> None
     assert [read_recipe(path)["n"] for path in paths] == list(range(40))
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_a_damaged_recipe_is_none_or_one_line(seed: int, tmp_path: Path) -> None:
-    chance, path = random.Random(seed), tmp_path / "a.png"
+def test_a_damaged_recipe_is_none_or_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
     save_png(Image.new("RGB", (8, 8)), path, {"prompt": "a dog", "seed": 3})
-    data = bytearray(path.read_bytes())
-    for _ in range(chance.choice((1, 1, 3))):
-        place = chance.randrange(len(data))
-        if chance.random() < 0.7:
-            data[place] = chance.randrange(256)
-        else:
-            del data[place : place + chance.randrange(1, 9)]
-    path.write_bytes(data)
-    try:
-        assert isinstance(read_recipe(path), dict | None)
-    except UserError as error:
-        assert "\n" not in str(error)
+    whole = path.read_bytes()
+    for chance in chances(200):
+        data = bytearray(whole)
+        for _ in range(chance.choice((1, 1, 3))):
+            place = chance.randrange(len(data))
+            if chance.random() < 0.7:
+                data[place] = chance.randrange(256)
+            else:
+                del data[place : place + chance.randrange(1, 9)]
+        path.write_bytes(data)
+        try:
+            assert isinstance(read_recipe(path), dict | None)
+        except UserError as error:
+            assert "\n" not in str(error)
 
 
 def test_prompts_from_a_file_from_flags_and_from_the_adapter(
@@ -448,9 +449,11 @@ def test_the_wrong_family_is_one_line(adapters: tuple[Path, Path], tiny_sdxl: Pa
 
 def test_flags_need_no_torch() -> None:
     code = "import sys, diffusekrona.inference as i; i.parse_settings([]); "
-    code += "assert 'torch' not in sys.modules; i.generate, i.load_pipeline"
+    code += "assert 'torch' not in sys.modules"
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run([sys.executable, "-c", code], check=True, env=env, timeout=120)
+    assert inference.generate is sampling.generate
+    assert inference.load_pipeline is sampling.load_pipeline
 
 
 def test_a_pipeline_loads_without_its_safety_checker(tiny_sd1: Path) -> None:

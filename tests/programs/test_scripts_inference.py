@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import tiny_models
 from diffusers import UNet2DConditionModel
+from processes import run_two
 
 from diffusekrona import KronAConfig, save_adapter
 from diffusekrona.sampling.grids import read_recipe
@@ -102,18 +103,15 @@ def test_by_accelerate(clone: Path, tiny_sdxl: Path, tmp_path: Path) -> None:
     assert read_recipe(made[0])["base"] == str(tiny_sdxl)
 
 
-def test_processes_share_the_pictures(clone: Path, tiny_sd1: Path, tmp_path: Path) -> None:
+def test_processes_share_the_pictures(tiny_sd1: Path, tmp_path: Path) -> None:
     put_adapter(tiny_sd1, tmp_path / "run")
-    done = start(
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2),
-        *("-m", "diffusekrona.inference", "--adapter", tmp_path / "run", "--device", "cpu"),
+    both = run_two(
+        *("diffusekrona.inference", "--adapter", tmp_path / "run", "--device", "cpu"),
         *("--prompt", "a dog", "--seeds", 0, 1, 2, "--num_inference_steps", 2),
         *("--output_dir", tmp_path / "out"),
-        folder=tmp_path,
-        PYTHONPATH=str(ROOT),
+        said=tmp_path / "said",
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("3 pictures") == 1
+    assert both.count("3 pictures") == 1
     made = sorted((tmp_path / "out").iterdir())
     assert [read_recipe(path)["seed"] for path in made[:3]] == [0, 1, 2] and len(made) == 4
 

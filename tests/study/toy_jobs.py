@@ -11,6 +11,10 @@ from diffusekrona.study.cell import Cell
 from diffusekrona.study.engines import RUNNING
 
 
+def start_worker(*_arguments: object) -> None:
+    """In place of the engine's own: its process needs no torch."""
+
+
 def work(cell: Cell, root: Path) -> str | None:
     """Notes each try; the cells' labels say what befalls them."""
     folder = cell.folder(root)

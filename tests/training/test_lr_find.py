@@ -54,7 +54,7 @@ def test_a_sweep_of_a_tiny_base_writes_one_chart(
     tiny_sd1, tmp_path: Path, capsys, monkeypatch
 ) -> None:
     """In the middle of a run's folder, which stays as it is; the same curve every time."""
-    monkeypatch.setattr(lr_find.sweep, "__defaults__", (30,))
+    monkeypatch.setattr(lr_find.sweep, "__defaults__", (20,))
     run = tmp_path / "run"
     (run / "checkpoint-3").mkdir(parents=True)
     (run / "adapter.safetensors").write_bytes(b"mine")

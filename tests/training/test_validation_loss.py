@@ -81,7 +81,7 @@ def test_a_resumed_run_leaves_the_same_curve(tiny_sd1, pictures, tmp_path: Path)
 
 
 def test_it_falls_where_the_step_losses_are_noise(tiny_sd1, pictures, tmp_path: Path) -> None:
-    more = ("--max_train_steps", "40", "--learning_rate", "1e-2", "--validation_loss_steps", "10")
+    more = ("--max_train_steps", "20", "--learning_rate", "1e-2", "--validation_loss_steps", "5")
     run(tiny_sd1, pictures, tmp_path, *more, "--train_batch_size", "4")
     losses = [line.loss for line in curve(tmp_path)]
     assert losses == sorted(losses, reverse=True) and losses[-1] < 0.99 * losses[0]

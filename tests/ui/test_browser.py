@@ -30,7 +30,6 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium"),
     pytest.mark.slow,
-    pytest.mark.xdist_group("browser"),
 ]
 ROOT = Path(__file__).parents[2]
 PATIENCE = 1000 * float(os.environ.get("BROWSER_PATIENCE", "120"))  # milliseconds
@@ -186,7 +185,7 @@ def test_from_pictures_to_an_adapter(
     assert (pictures / "my-toy-0.txt").read_text() == "a <b>red</b> toy\n"
     expect(field(page, "output_dir")).to_have_value("outputs/my-toy/krona-1")
 
-    run = start(page, server.folder, max_train_steps=400)
+    run = start(page, server.folder, max_train_steps=40000)  # it does not end by itself
     page.get_by_role("tab", name="Watch").click()
     expect(page.locator(".dk-strip figure")).not_to_have_count(0)  # photo, first pictures
     expect(page.locator(".dk-run .dk-state")).to_have_text("running")
@@ -214,7 +213,7 @@ def test_from_pictures_to_an_adapter(
     expect(page.locator(".dk-run .dk-state")).to_have_text("stopped")
     page.get_by_role("button", name="Clone").click()
     expect(field(page, "output_dir")).to_have_value("outputs/my-toy/krona-2")
-    expect(field(page, "max_train_steps")).to_have_value("400")
+    expect(field(page, "max_train_steps")).to_have_value("40000")
     assert page.complaints == []
     page.context.close()
 
@@ -283,7 +282,8 @@ def test_converting_and_downloading(page: Page, server: Server, adapters: list[s
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
     write(page, destination, "outputs/mine.safetensors")  # at once
-    page.wait_for_timeout(700)
+    filled = control(page, "convert-filled")  # what the page would have put there
+    expect(filled).to_have_value("outputs/converted/dog-two-merged.safetensors")
     expect(destination).to_have_value("outputs/mine.safetensors")
     assert page.complaints == []
 
@@ -436,6 +436,10 @@ def test_keyboard_alone_starts_a_run(page: Page, server: Server) -> None:
     expect(page.locator("#started")).to_contain_text("has been started")
 
 
+WIDTH = """() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(
+    () => done(document.documentElement.scrollWidth))))"""  # once it has been laid out
+
+
 @pytest.mark.parametrize("width", [400, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_the_screen(server: Server, browser: Browser, width: int, scheme: Any) -> None:
@@ -443,9 +447,10 @@ def test_it_fits_the_screen(server: Server, browser: Browser, width: int, scheme
     context = browser.new_context(viewport=size, color_scheme=scheme)
     page = opened(context, server)
     for tab in page.get_by_role("tab").all_inner_texts():
-        page.get_by_role("tab", name=tab, exact=True).click()
-        page.wait_for_timeout(300)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
+        button = page.get_by_role("tab", name=tab, exact=True)
+        button.click()
+        expect(button).to_have_attribute("aria-selected", "true")
+        assert page.evaluate(WIDTH) <= width, tab
         if folder := os.environ.get("SCREENSHOTS"):
             page.screenshot(path=f"{folder}/{tab}-{width}-{scheme}.png", full_page=True)
     assert page.complaints == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import subprocess
 import sys
 import time
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffusekrona import train_dreambooth
 from diffusekrona.common.errors import UserError
 from diffusekrona.common.tensor_files import read_tensors
 from diffusekrona.ui import jobs
@@ -134,11 +135,9 @@ def test_a_run_of_the_page_equals_the_shells(workspace: Workspace) -> None:
     folder = jobs.start(workspace, values("page"))
     wait_until(lambda: read_run(workspace, folder).state in ("finished", "failed"), 300)
     shell = workspace.outputs / "shell"
-    command = [sys.executable, "-m", "diffusekrona.train_dreambooth"]
-    for name, value in values("shell").items():
-        command += [f"--{name}", str(value)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run(command, cwd=workspace.root, env=environment, check=True, capture_output=True)
+    words = [f"--{name}={value}" for name, value in values("shell").items()]
+    with contextlib.chdir(workspace.root):
+        assert train_dreambooth.main(words) == 0
     for run in (folder, shell):
         assert read_run(workspace, run).state == "finished"
     own, others = (read_tensors(run / "adapter.safetensors") for run in (folder, shell))

@@ -14,6 +14,7 @@ torch.set_num_threads(1)
 # The files that take longest, longest first: one that is begun last would be waited for.
 LONG = (
     "ui/test_browser.py",
+    "ui/test_browser_keyboard.py",
     "gpu/test_pretended.py",
     "programs/test_train_dreambooth.py",
     "repository/test_docs.py",

@@ -13,6 +13,7 @@ from .places import Workspace
 from .views import view
 
 CSS = Path(__file__).with_name("page.css")
+SCRIPT = Path(__file__).with_name("page.js")
 
 
 def build(workspace: Workspace) -> gr.Blocks:
@@ -24,7 +25,7 @@ def build(workspace: Workspace) -> gr.Blocks:
             with gr.Tab("Train", id="train"):
                 train = train_tab.build(workspace, running, tabs)
             with gr.Tab("Watch", id="watch"):
-                use, watched = watch_tab.build(workspace, train, running, tabs)
+                use, watched, timer = watch_tab.build(workspace, train, running, tabs)
             with gr.Tab("Draw", id="draw"):
                 draw = draw_tab.build(workspace, tabs)
             with gr.Tab("Reports", id="reports"):
@@ -40,12 +41,15 @@ def build(workspace: Workspace) -> gr.Blocks:
             ran.then(lambda: renew(workspace, renewed), None, outputs, **quiet)
 
         def draw_with(names: list[str] | None) -> tuple[Any, ...]:
-            return gr.Tabs(selected="draw"), watch_tab.adapter_of(workspace, names), "chosen"
+            adapter = watch_tab.adapter_of(workspace, names)
+            return gr.Tabs(selected="draw"), gr.Timer(active=False), adapter, "chosen"
 
-        used = use.click(draw_with, watched, [tabs, draw.adapter, draw.filled], **quiet)
+        used = use.click(draw_with, watched, [tabs, timer, draw.adapter, draw.filled], **quiet)
         used.then(None, js=train_tab.FOCUS)
+        used.then(lambda: renew(workspace, renewed), None, outputs, **quiet)
         opened = page.load(lambda: train_form.first_values(workspace), None, train.shown)
         train.refresh(opened)
+        page.load(None, js=SCRIPT.read_text(encoding="utf-8"))
     return page
 
 

@@ -86,7 +86,10 @@ def build(workspace: Workspace, running: gr.State, tabs: gr.Tabs) -> TrainTab:
                         folded.append((group, {option.name for option in rest}))
             folded.append((every, set(NAMES) - {*FIRST, *METHOD}))
             with gr.Accordion("run.yaml", open=False):
-                text = gr.Code(language="yaml", label="run.yaml", lines=12, elem_id="yaml")
+                text = gr.Textbox(  # in gr.Code the Tab key writes: a keyboard could not leave it
+                    label="run.yaml", info="The file that the run begins with.", lines=12,
+                    max_lines=24, elem_id="yaml", elem_classes="dk-code",
+                )  # fmt: skip
                 apply = gr.Button("Take over into the form", size="sm", elem_id="apply-yaml")
                 wrong = gr.HTML(elem_id="yaml-said")
         with gr.Column(scale=2, min_width=280, elem_classes="dk-beside"):

@@ -24,15 +24,15 @@ _MOST_PICTURES = 12  # of one run
 _SECONDS = 2.0  # between two looks
 _BUTTONS = {
     "use": "Draw with it", "draw-now": "Draw now", "save-now": "Save now",
-    "stop": "Stop and save", "resume": "Resume", "clone": "Clone into the form",
+    "stop": "Stop and save", "resume": "Resume", "clone": "Clone",
 }  # fmt: skip
 
 
 def build(
     workspace: Workspace, train: TrainTab, running: gr.State, tabs: gr.Tabs
-) -> tuple[Any, Any]:
-    """Lay the tab out and wire it; the button that draws with a run, and the field of the chosen
-    ones. Called inside of `gr.Blocks`.
+) -> tuple[Any, Any, Any]:
+    """Lay the tab out and wire it; the button that draws with a run, the field of the chosen ones,
+    and the timer that looks at them. Called inside of `gr.Blocks`.
 
     Args:
         running: the name of the run that was started last, which is shown first.
@@ -83,9 +83,9 @@ def build(
     def clone(names: Sequence[str] | None) -> list[Any]:
         found, _ = _chosen(workspace, names or [])
         if not found:
-            return [gr.skip()] * (len(train.shown) + 1)
+            return [gr.skip()] * (len(train.shown) + 2)
         folder = inside(workspace, Path(found[0]), ("outputs",))
-        return [gr.Tabs(selected="train"), *cloned(workspace, folder)]
+        return [gr.Tabs(selected="train"), gr.Timer(active=False), *cloned(workspace, folder)]
 
     watching = {"show_progress": "hidden", "trigger_mode": "always_last"}
     timer = gr.Timer(_SECONDS, active=False)
@@ -102,6 +102,8 @@ def build(
     )
     tabs.select(runs, [chosen, gr.State(None)], chosen, **watching)
     running.change(runs, [chosen, running], chosen, **watching)
+    # A tab that is opened from elsewhere on the page says nothing of it.
+    running.change(lambda name: gr.Timer(active=bool(name)), running, timer, **watching)
     stopping.click(
         lambda names: act(names, stop, "Asked to stop: it saves a checkpoint after this step."),
         chosen, said,
@@ -117,8 +119,9 @@ def build(
     resuming.click(
         lambda names: act(names, resume, "Resumed from the newest checkpoint."), chosen, said
     )
-    train.refresh(cloning.click(clone, chosen, [tabs, *train.shown]).then(None, js=FOCUS))
-    return using, chosen
+    filled = cloning.click(clone, chosen, [tabs, timer, *train.shown])
+    train.refresh(filled.then(None, js=FOCUS))
+    return using, chosen, timer
 
 
 def adapter_of(workspace: Workspace, names: Sequence[str] | None) -> str:

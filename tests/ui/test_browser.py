@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,149 +11,26 @@ import pytest
 
 pytest.importorskip("gradio", reason="gradio is not installed")
 pytest.importorskip("playwright", reason="playwright is not installed")
+from browsing import (
+    CHROMIUM,
+    Server,
+    control,
+    field,
+    fill,
+    opened,
+    start,
+    wait_until,
+    write,
+)
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
-from diffusekrona import convert, train_dreambooth
 from diffusekrona.sampling.grids import read_recipe
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium"),
     pytest.mark.slow,
 ]
-ROOT = Path(__file__).parents[2]
-PATIENCE = 1000 * float(os.environ.get("BROWSER_PATIENCE", "120"))  # milliseconds
-
-
-class Server:
-    """The page's server over a folder of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.address = f"http://127.0.0.1:{self.port}/"
-        self.start()
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "diffusekrona.ui", "--no_browser"]
-        self.process = subprocess.Popen(
-            [*command, "--port", str(self.port)],
-            cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stderr=subprocess.STDOUT,
-            stdout=open(self.folder / "server.txt", "ab"),  # noqa: SIM115
-        )
-        end = time.monotonic() + PATIENCE / 1000
-        while time.monotonic() < end and self.process.poll() is None:
-            try:
-                urllib.request.urlopen(self.address)
-                return
-            except OSError:
-                time.sleep(0.2)
-        self.kill()
-        raise AssertionError((self.folder / "server.txt").read_text())
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("page")
-    (folder / "data/dog/input").mkdir(parents=True)
-    for name in ("00.png", "00.txt", "01.png"):
-        shutil.copy(ROOT / "data/dog/input" / name, folder / "data/dog/input" / name)
-    (folder / "outputs").mkdir()
-    server = Server(folder)
-    yield server
-    server.kill()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        options: dict[str, Any] = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}
-        browser = playwright.chromium.launch(**options)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(server: Server, browser: Browser) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1280, "height": 1000})
-    page = opened(context, server)
-    yield page
-    context.close()
-
-
-def opened(context: Any, server: Server) -> Page:
-    """The page in a new tab; what its console says, or is asked of other servers, fails."""
-    page = context.new_page()
-    page.set_default_timeout(PATIENCE)
-    expect.set_options(timeout=PATIENCE)
-    page.complaints = []
-    page.on("console", lambda message: complain(page, message))
-    page.on("pageerror", lambda error: page.complaints.append(str(error)))
-    page.on(
-        "request",
-        lambda request: (
-            request.url.startswith(("http:", "https:"))
-            and not request.url.startswith(server.address)
-            and page.complaints.append(request.url)
-        ),
-    )
-    page.goto(server.address)
-    expect(page.locator("#plan")).to_contain_text("parameters")
-    return page
-
-
-def complain(page: Page, message: Any) -> None:
-    """Note a warning or an error. Gradio's own stream gives one whenever it is closed."""
-    if message.type in ("error", "warning") and message.text != "Method not implemented.":
-        page.complaints.append(message.text)
-
-
-def field(page: Page, name: str) -> Any:
-    return control(page, f"setting-{name}")
-
-
-def control(page: Page, name: str) -> Any:
-    return page.locator(f"#{name}").locator("input, textarea").first
-
-
-def fill(page: Page, **values: object) -> None:
-    for name, value in values.items():
-        write(page, field(page, name), str(value))
-
-
-def write(page: Page, box: Any, text: str) -> None:
-    """Replace a field's text by the keyboard: the page looks at every key."""
-    box.focus()
-    page.keyboard.press("ControlOrMeta+A")
-    page.keyboard.press("Delete")
-    page.keyboard.type(text)
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + PATIENCE / 1000
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.1)
-
-
-def start(page: Page, folder: Path, **values: object) -> Path:
-    """Start a run by the button Start; its folder."""
-    fill(page, **values)
-    expect(page.locator("#problems .dk-mistakes")).to_have_count(0)
-    name = field(page, "output_dir").input_value()
-    page.get_by_role("button", name="Start training").click()
-    expect(page.locator("#started")).to_contain_text("has been started")
-    assert (folder / name / "run.yaml").is_file()
-    return folder / name
 
 
 def test_from_pictures_to_an_adapter(
@@ -216,25 +84,6 @@ def test_from_pictures_to_an_adapter(
     expect(field(page, "max_train_steps")).to_have_value("40000")
     assert page.complaints == []
     page.context.close()
-
-
-@pytest.fixture(scope="module")
-def adapters(server: Server) -> list[str]:
-    """Two adapters of one step on pocket, and a LoRA under kohya's names."""
-    run = server.folder / "outputs/dog/one"
-    settings = {
-        "pretrained_model_name_or_path": "pocket", "instance_data_dir": "data/dog/input",
-        "instance_prompt": "a sks dog", "output_dir": run, "max_train_steps": 1,
-        "learning_rate": 0.05, "report_to": "none",
-    }  # fmt: skip
-    words = [f"--{name}={value}" for name, value in settings.items()]
-    foreign = ["outputs/dog/one", "outputs/foreign/lora.safetensors", "--to", "lora-kohya"]
-    with contextlib.chdir(server.folder):  # in this process, which has the libraries loaded
-        assert not train_dreambooth.main(words) and not convert.main(foreign)
-    shutil.copytree(run, server.folder / "outputs/dog/two")
-    return [f"outputs/{name}" for name in (
-        "dog/one/adapter.safetensors", "dog/two/adapter.safetensors", "foreign/lora.safetensors"
-    )]  # fmt: skip
 
 
 def test_drawing_with_adapters_and_a_recipe(
@@ -422,18 +271,6 @@ def test_values_follow_the_base_and_the_method(page: Page) -> None:
     expect(rate).to_have_value("0.005")
     expect(steps).to_have_value("77")
     assert page.complaints == []
-
-
-def test_keyboard_alone_starts_a_run(page: Page, server: Server) -> None:
-    expect(page.locator("#problems .dk-mistakes")).to_have_count(0)
-    fill(page, max_train_steps="1", validation_prompt="")
-    page.keyboard.press("Tab")
-    for _ in range(40):
-        if page.evaluate("document.activeElement.id || ''") == "start":
-            break
-        page.keyboard.press("Tab")
-    page.keyboard.press("Enter")
-    expect(page.locator("#started")).to_contain_text("has been started")
 
 
 WIDTH = """() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(

@@ -1,0 +1,25 @@
+// For keyboards and screen readers, what Gradio leaves out.
+() => {
+  const mend = () => {
+    // A long list can be scrolled, so the Tab key would enter it; left by its field, it is gone.
+    for (const list of document.querySelectorAll("ul[role=listbox]")) list.tabIndex = -1;
+    for (const head of document.querySelectorAll("button.label-wrap"))
+      head.setAttribute("aria-expanded", head.classList.contains("open"));
+    for (const cross of document.querySelectorAll(".token-remove"))
+      cross.setAttribute("aria-label", cross.title || "Remove");
+    for (const box of document.querySelectorAll("input[role=combobox]")) {
+      const block = box.closest(".block"), info = block?.querySelector(".info-text");
+      if (!info) continue;
+      info.id ||= `${block.id}-info`;
+      box.setAttribute("aria-describedby", info.id);
+    }
+  };
+  let due = false;
+  const later = () => {
+    if (!due) requestAnimationFrame(() => { due = false; mend(); });
+    due = true;
+  };
+  const seen = { subtree: true, childList: true, attributes: true, attributeFilter: ["class"] };
+  new MutationObserver(later).observe(document.body, seen);
+  mend();
+}

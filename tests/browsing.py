@@ -1,0 +1,122 @@
+"""The page's server, and what a person does with a browser, for the tests that have one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Page, expect
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ROOT = Path(__file__).parents[1]
+PATIENCE = 1000 * float(os.environ.get("BROWSER_PATIENCE", "120"))  # milliseconds
+
+
+class Server:
+    """The page's server over a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}/"
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "diffusekrona.ui", "--no_browser"]
+        self.process = subprocess.Popen(
+            [*command, "--port", str(self.port)],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.STDOUT,
+            stdout=open(self.folder / "server.txt", "ab"),  # noqa: SIM115
+        )
+        end = time.monotonic() + PATIENCE / 1000
+        while time.monotonic() < end and self.process.poll() is None:
+            try:
+                urllib.request.urlopen(self.address)
+                return
+            except OSError:
+                time.sleep(0.2)
+        self.kill()
+        raise AssertionError((self.folder / "server.txt").read_text())
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+def opened(context: Any, server: Server) -> Page:
+    """The page in a new tab; what its console says, or is asked of other servers, fails."""
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    expect.set_options(timeout=PATIENCE)
+    page.complaints = []
+    page.on("console", lambda message: complain(page, message))
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on(
+        "request",
+        lambda request: (
+            request.url.startswith(("http:", "https:"))
+            and not request.url.startswith(server.address)
+            and page.complaints.append(request.url)
+        ),
+    )
+    page.goto(server.address)
+    expect(page.locator("#plan")).to_contain_text("parameters")
+    return page
+
+
+def complain(page: Page, message: Any) -> None:
+    """Note a warning or an error. Gradio's own stream gives one whenever it is closed."""
+    if message.type in ("error", "warning") and message.text != "Method not implemented.":
+        page.complaints.append(message.text)
+
+
+def field(page: Page, name: str) -> Any:
+    return control(page, f"setting-{name}")
+
+
+def control(page: Page, name: str) -> Any:
+    return page.locator(f"#{name}").locator("input, textarea").first
+
+
+def fill(page: Page, **values: object) -> None:
+    for name, value in values.items():
+        write(page, field(page, name), str(value))
+
+
+def write(page: Page, box: Any, text: str) -> None:
+    """Replace a field's text by the keyboard: the page looks at every key."""
+    box.focus()
+    page.keyboard.press("ControlOrMeta+A")
+    page.keyboard.press("Delete")
+    page.keyboard.type(text)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE / 1000
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
+
+
+def start(page: Page, folder: Path, **values: object) -> Path:
+    """Start a run by the button Start; its folder."""
+    fill(page, **values)
+    expect(page.locator("#problems .dk-mistakes")).to_have_count(0)
+    name = field(page, "output_dir").input_value()
+    page.get_by_role("button", name="Start training").click()
+    expect(page.locator("#started")).to_contain_text("has been started")
+    assert (folder / name / "run.yaml").is_file()
+    return folder / name

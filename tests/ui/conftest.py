@@ -1,0 +1,70 @@
+"""A server of the page over a folder of its own, and a browser."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from browsing import Server
+    from playwright.sync_api import Browser, Page
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    from browsing import ROOT, Server
+
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "data/dog/input").mkdir(parents=True)
+    for name in ("00.png", "00.txt", "01.png"):
+        shutil.copy(ROOT / "data/dog/input" / name, folder / "data/dog/input" / name)
+    (folder / "outputs").mkdir()
+    server = Server(folder)
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    from browsing import CHROMIUM
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(server: Server, browser: Browser) -> Iterator[Page]:
+    from browsing import opened
+
+    context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    page = opened(context, server)
+    yield page
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def adapters(server: Server) -> list[str]:
+    """Two adapters of one step on pocket, and a LoRA under kohya's names."""
+    from diffusekrona import convert, train_dreambooth
+
+    run = server.folder / "outputs/dog/one"
+    settings = {
+        "pretrained_model_name_or_path": "pocket", "instance_data_dir": "data/dog/input",
+        "instance_prompt": "a sks dog", "output_dir": run, "max_train_steps": 1,
+        "learning_rate": 0.05, "report_to": "none",
+    }  # fmt: skip
+    words = [f"--{name}={value}" for name, value in settings.items()]
+    foreign = ["outputs/dog/one", "outputs/foreign/lora.safetensors", "--to", "lora-kohya"]
+    with contextlib.chdir(server.folder):  # in this process, which has the libraries loaded
+        assert not train_dreambooth.main(words) and not convert.main(foreign)
+    shutil.copytree(run, server.folder / "outputs/dog/two")
+    return [f"outputs/{name}" for name in (
+        "dog/one/adapter.safetensors", "dog/two/adapter.safetensors", "foreign/lora.safetensors"
+    )]  # fmt: skip

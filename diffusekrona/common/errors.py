@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .streams import discard, prepare_streams, use_utf8
@@ -107,7 +107,8 @@ def _has_no_room(path: str | os.PathLike[str], error: Exception) -> bool:
 def _complain(line: str) -> None:
     # Names from a file may be long, or hold what a terminal would obey.
     line = "".join(c if c.isprintable() else " " for c in shortened(line, 2000))
-    print("error: " + line, file=sys.stderr, flush=True)
+    with suppress(OSError):  # where nothing can be printed, the exit code remains
+        print("error: " + line, file=sys.stderr, flush=True)
 
 
 def _line_for(error: RuntimeError) -> str | None:
@@ -159,7 +160,8 @@ def exit_on_user_error(main: Callable[[], int | None]) -> None:
     except OSError as error:
         where = error.filename2 or error.filename
         if _is_disk_full(error):
-            _complain(_disk_full_line(where or "the output folder"))
+            _complain(_disk_full_line(where or "the output"))
+            discard(sys.stdout.fileno())  # what it still holds cannot be written
         elif error.errno in _REFUSED and where:
             _complain(f"cannot use {where}: {_REFUSED[error.errno]}")
         else:

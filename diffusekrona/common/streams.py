@@ -2,7 +2,8 @@
 
 `… | head` closes a pipe while the program still prints. Where nothing would be lost, that ends the
 program (`BrokenPipeError`); within `on_broken_pipe` it does not: what is printed is discarded from
-then on, and the caller decides what to do.
+then on, and the caller decides what to do. There, neither does a terminal that is gone or a full
+disk below `> log.txt`.
 """
 
 from __future__ import annotations
@@ -77,7 +78,11 @@ def _guard(stream: Any) -> None:
                     raise
                 discard(stream.fileno())
                 _callbacks[-1]()
-                return len(arguments[0]) if arguments else None
+            except OSError:  # a terminal that was closed, or a log on a full disk
+                if not _callbacks:
+                    raise
+                discard(stream.fileno())
+            return len(arguments[0]) if arguments else None
 
         return call
 

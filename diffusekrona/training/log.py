@@ -9,6 +9,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ class RunLog:
         self.trained = sum(p.numel() for p in trained)
         self.pending: Pending | None = None
         self.last_loss = math.nan
+        self.incomplete = False
         self.path = output.output_dir / "train_log.jsonl"
         self.main = accelerator.is_main_process
         if self.main:
@@ -97,7 +99,8 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
         if self.file:
-            self.file.close()
+            with suppress(OSError):  # a full disk, of which `_write` has warned
+                self.file.close()
 
     def _forget_after(self, step: int) -> None:
         """Drop the lines of steps that will be done again, and those that are damaged."""
@@ -135,8 +138,6 @@ class RunLog:
         """
         before, self.pending = self.pending, None
         self._report(before)
-        if self.file:
-            self.file.flush()
         # The device is asked once, not once per factor.
         if not torch.stack([torch.isfinite(p).all() for p in trained]).all():
             raise self._diverged("a factor", self.bar.n)
@@ -154,9 +155,19 @@ class RunLog:
         if self.file:
             seconds = round(time.time() - self.loop_started, 3)
             line = {"step": done, "loss": loss, "lr": lr, "seconds": seconds}
-            self.file.write(json.dumps(line) + "\n")
+            self._write(json.dumps(line) + "\n")
             self.bar.set_postfix(loss=f"{loss:.4f}", lr=f"{lr:.2g}", refresh=False)
             self.accelerator.log({"loss": loss, "lr": lr}, step=done)
+
+    def _write(self, line: str) -> None:
+        """Add a line to the log; one that the disk refuses costs no training."""
+        assert self.file is not None
+        try:
+            self.file.write(line)
+        except OSError as error:
+            if not self.incomplete:
+                log.warning("%s lacks lines: %s", self.path, error.strerror or error)
+            self.incomplete = True
 
     def _diverged(self, what: str, step: int) -> UserError:
         good = checkpoints_in(self.output.output_dir)

@@ -34,6 +34,20 @@ exit_on_user_error(main)
 """
 
 
+FULL = """
+import sys
+from diffusekrona.common.errors import exit_on_user_error
+from diffusekrona.common.streams import on_broken_pipe
+def main():
+    with on_broken_pipe(lambda: sys.exit(9)):
+        for _ in range(3):
+            print("x" * 100000, file=getattr(sys, sys.argv[1]), flush=True)
+    open(sys.argv[2], "w").close()
+    return 7
+exit_on_user_error(main)
+"""
+
+
 @pytest.mark.skipif(os.name != "posix", reason="locales of the C library")
 @pytest.mark.parametrize("mode", ["0", ""])
 def test_a_c_locale_takes_every_name_and_prompt(tmp_path: Path, mode: str) -> None:
@@ -44,6 +58,18 @@ def test_a_c_locale_takes_every_name_and_prompt(tmp_path: Path, mode: str) -> No
     done = subprocess.run(command, env=env, capture_output=True, check=True)
     assert (tmp_path / name).read_text(encoding="utf-8") == prompt
     assert done.stdout.decode() == prompt + "\n" and done.stderr == b""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_a_log_on_a_full_disk_costs_no_training(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        for stream in ("stdout", "stderr"):
+            done = tmp_path / stream
+            inside = [sys.executable, "-c", FULL, stream, str(done)]
+            assert subprocess.run(inside, **{stream: full}).returncode == 7 and done.exists()
+        outside = [sys.executable, "-c", PRINTS, str(tmp_path / "a"), "x"]
+        ended = subprocess.run(outside, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and "no space" in ended.stderr
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes")

@@ -16,9 +16,16 @@ LONG = (
     "ui/test_browser.py",
     "ui/test_browser_keyboard.py",
     "gpu/test_pretended.py",
+    "bases/test_every_family.py",
     "programs/test_train_dreambooth.py",
     "repository/test_docs.py",
+    "programs/test_inference.py",
+    "repository/test_notebook.py",
+    "training/test_memory.py",
     "study/test_study.py",
+    "programs/test_scripts_inference.py",
+    "programs/test_choose.py",
+    "ui/test_browser_uploads.py",
 )
 
 

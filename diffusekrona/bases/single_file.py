@@ -90,7 +90,8 @@ def open_single_file(path: str, configs: str | None = None) -> SingleFile:
     marks = schedule_of(shapes, metadata)
     _add_schedule(files, marks)
     assumed = None
-    if source is None and family.name == "sd2" and "prediction_type" not in marks:
+    files_say = family.files and family.files.architecture != family.files.v_architecture
+    if source is None and files_say and "prediction_type" not in marks:
         assumed = (
             f"{file} does not say what it predicts: v_prediction is assumed, as SD 2.x at 768 px "
             "has it; give --prediction_type epsilon for a model trained at 512 px."
@@ -185,10 +186,13 @@ def schedule_of(shapes: Iterable[str], metadata: Mapping[str, str]) -> dict[str,
     """
     keys, found = set(shapes), {}
     kind = metadata.get("modelspec.prediction_type", "").lower()
-    if kind in ("epsilon", "eps"):
+    architecture = metadata.get("modelspec.architecture", "")
+    parameterization = metadata.get("ss_v_parameterization", "").lower()
+    names = [family.files for family in FAMILIES.values() if family.files]
+    is_epsilon = any(architecture == known.architecture != known.v_architecture for known in names)
+    if kind in ("epsilon", "eps") or parameterization == "false" or is_epsilon:
         found["prediction_type"] = "epsilon"
-    is_v = metadata.get("ss_v_parameterization", "").lower() == "true"
-    is_v |= metadata.get("modelspec.architecture", "").endswith("-v")
+    is_v = parameterization == "true" or architecture.endswith("-v")
     zero_snr = "ztsnr" in keys or metadata.get("ss_zero_terminal_snr", "").lower() == "true"
     if "v_pred" in keys or kind in ("v", "v_prediction", "v-prediction") or is_v:
         found["prediction_type"] = "v_prediction"

@@ -157,7 +157,8 @@ def write_single(
     if base.is_single_file:
         metadata = base.metadata()
     elif family:
-        metadata = metadata_for(family, title, "lora", source.metadata)
+        kind = _schedule(base).get("prediction_type")
+        metadata = metadata_for(family, title, "lora", {"prediction_type": kind} | source.metadata)
         metadata = {k: v for k, v in metadata.items() if k.startswith("modelspec.")}
         architecture = metadata["modelspec.architecture"].removesuffix("/lora")
         metadata["modelspec.architecture"] = architecture
@@ -240,13 +241,17 @@ def _text_entries(
     return entries
 
 
+def _schedule(base: FullModel) -> dict[str, Any]:
+    """A folder's noise schedule; {} where it has none."""
+    try:
+        return read_json(base.root / "scheduler" / "scheduler_config.json", dict[str, Any])
+    except UserError:
+        return {}
+
+
 def _prediction_marks(base: FullModel) -> list[Entry]:
     """The empty tensors by which ComfyUI knows a v-predicting model that its layout hides."""
-    try:
-        path = base.root / "scheduler" / "scheduler_config.json"
-        scheduler = read_json(path, dict[str, Any])
-    except UserError:
-        return []
+    scheduler = _schedule(base)
     if not names_in_files(base.family).sgm or scheduler.get("prediction_type") != "v_prediction":
         return []
     names = ["v_pred"] + ["ztsnr"] * bool(scheduler.get("rescale_betas_zero_snr"))

@@ -179,6 +179,13 @@ def test_merged_into_its_own_file_nothing_else_changes(bases, unet, tmp_path: Pa
         (["v_pred", "ztsnr"], {}, {"prediction_type": "v_prediction", "rescale": True}),
         ([], {"modelspec.prediction_type": "v"}, {"prediction_type": "v_prediction"}),
         ([], {"modelspec.prediction_type": "epsilon"}, {"prediction_type": "epsilon"}),
+        ([], {"modelspec.architecture": "stable-diffusion-v2-512"}, {"prediction_type": "epsilon"}),
+        (
+            [],
+            {"modelspec.architecture": "stable-diffusion-v2-768-v"},
+            {"prediction_type": "v_prediction"},
+        ),
+        ([], {"modelspec.architecture": "stable-diffusion-xl-v1-base"}, {}),
         ([], {}, {}),
     ],
 )

@@ -95,6 +95,8 @@ def test_into_one_file_and_into_that_file_again(tmp_path: Path, bases, family) -
         metadata, keys = file.metadata(), set(file.keys())
     assert metadata["modelspec.architecture"].startswith("stable-diffusion")
     assert {"v_pred", "ztsnr"} <= keys or family != "sdxl"
+    predicts = "v" if family == "sdxl" else "epsilon"  # as the folder says
+    assert metadata["modelspec.prediction_type"] == predicts
     # The other way round: a base that is one file itself, from which the adapter is taken off.
     back = tmp_path / "back.safetensors"
     report = convert(tmp_path / "a.safetensors", back, "merged", base=one, weight=-1.0)

@@ -317,13 +317,16 @@ def parse_settings(
         UserError: values that cannot work, one line each.
         SystemExit: after `--help`.
     """
-    others = dict(defaults or {})
-    settings = _parse(argv, others)
-    # Once more, with other defaults: explicit flags take precedence.
-    others = {"learning_rate": METHODS[settings.adapter.adapter_type].learning_rate} | others
+    given = dict(defaults or {})
+    settings = _parse(argv, given)
+    others = {"learning_rate": METHODS[settings.adapter.adapter_type].learning_rate} | given
     if settings.precision.low_vram:
         others |= low_vram_recipe()
-    return resolve(_parse(argv, others))
+    known = {name: option.default for name, option in options_of(TrainSettings).items()} | given
+    if any(known[name] != value for name, value in others.items()):
+        # Once more, with other defaults: explicit flags take precedence.
+        settings = _parse(argv, others)
+    return resolve(settings)
 
 
 def _parse(argv: Sequence[str] | None, defaults: dict[str, Any] | None = None) -> TrainSettings:

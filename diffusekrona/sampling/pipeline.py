@@ -308,6 +308,7 @@ def iter_pictures(
     family = family_of_pipeline(pipeline)
     device, dtype = pipeline._execution_device, denoiser_of(pipeline).dtype
     _check_sides(pipeline, family, size)
+    _check_steps(pipeline, steps)
     pipeline.set_progress_bar_config(disable=True)
     own_steps = steps if finish is None else int(steps * handover)
     extra = {} if finish is None else {"denoising_end": handover}
@@ -343,6 +344,16 @@ def iter_pictures(
                 with explain_out_of_memory():
                     image = decode(pipeline, latent)
                 yield image
+
+
+def _check_steps(pipeline: Any, steps: int) -> None:
+    """Raises UserError for more steps than the sampler's noise schedule has."""
+    config = pipeline.scheduler.config
+    limits = (config.get("num_train_timesteps"), config.get("original_inference_steps"))  # LCM's
+    most = min((limit for limit in limits if isinstance(limit, int)), default=steps)
+    if steps > most:
+        kind = type(pipeline.scheduler).__name__
+        raise UserError(f"{steps} denoising steps are too many: {kind} has {most} on this base.")
 
 
 def _check_sides(pipeline: Any, family: Family, size: tuple[int, int] | None) -> None:

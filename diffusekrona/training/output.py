@@ -38,6 +38,10 @@ def claim_output(folder: Path, is_main_process: bool = True) -> Generator[None]:
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder} is a file: give a folder.")
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError:  # bytes of another encoding: safetensors opens no such file
+        raise UserError(f"--output_dir {folder}: its name is not UTF-8; choose another.") from None
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")

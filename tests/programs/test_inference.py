@@ -324,6 +324,16 @@ def test_a_long_prompt_is_told_once(
     assert len(reported) == 1 and "unseen" in reported[0] and "77" in reported[0]
 
 
+@pytest.mark.parametrize(("name", "steps"), [("ddim", 1001), ("euler", 5000), ("lcm", 51)])
+def test_more_steps_than_the_schedule_has_are_one_line(
+    name: str, steps: int, tiny_sd1: Path
+) -> None:
+    pipeline = sampling.load_pipeline(str(tiny_sd1))
+    set_scheduler(pipeline, name)
+    with pytest.raises(UserError, match=rf"^{steps} denoising steps are too many"):
+        sampling.generate(pipeline, ["a"], [0], steps=steps, guidance=1.0)
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler_draws(name: str, tiny_sd1: Path, tiny_sdxl: Path) -> None:
     base = tiny_sdxl if name in ("ddim", "pndm", "dpm++_karras") else tiny_sd1

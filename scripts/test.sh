@@ -9,9 +9,11 @@ PYTHON="${PYTHON:-python3}"
 if ! cmp -s <(cat requirements.txt requirements-ui.txt requirements-dev.txt) .venv/installed-dev.txt; then
   [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
   # torch first and alone: what comes after it must take this one.
-  .venv/bin/python -m pip install --quiet "$(grep '^torch==' requirements.txt | cut -d' ' -f1)"
-  .venv/bin/python -m pip install --quiet -r requirements.txt -r requirements-dev.txt
-  .venv/bin/python -m pip install --quiet --no-deps -e .
+  .venv/bin/python -m pip install --quiet --no-compile "$(grep '^torch==' requirements.txt | cut -d' ' -f1)"
+  .venv/bin/python -m pip install --quiet --no-compile -r requirements.txt -r requirements-dev.txt
+  .venv/bin/python -m pip install --quiet --no-compile --no-deps -e .
+  # On every core, where pip takes one; some packages have files that are no Python.
+  .venv/bin/python -m compileall -qq -j 0 .venv/lib || true
   cat requirements.txt requirements-ui.txt requirements-dev.txt > .venv/installed-dev.txt
 fi
 source .venv/bin/activate

@@ -39,7 +39,7 @@ class Run:
         speed: steps per second of late; seconds_left at that speed.
         pictures: (step, name from the workspace on) of the validation pictures, newest first.
         photo: the subject's, to compare them with.
-        error: the last line of a run that failed.
+        error: the last line of a run that failed, or that one was killed.
     """
 
     name: str
@@ -93,7 +93,7 @@ def read_run(workspace: Workspace, folder: Path) -> Run:
         memory=(record.peak_memory if record else None) or _memory(workspace, folder, log),
         pictures=_pictures(workspace, folder),
         photo=_photo(workspace, values),
-        error=_error(log) if state == "failed" else "",
+        error=_error(log) if state == "failed" else _killed(folder, state, log),
     )
 
 
@@ -162,6 +162,16 @@ def log_tail(folder: Path) -> str:
 def _error(log: str) -> str:
     last = log.rpartition("\n")[2]
     return last if re.match(r"(error: |\w*Error\b|Killed)", last) else ""
+
+
+def _killed(folder: Path, state: str, log: str) -> str:
+    """That a run ended without a message, and what Resume does then; "" if it did not."""
+    if state != "stopped" or not log or "stopped at step" in log.rpartition("train: ")[2]:
+        return ""
+    steps = [path.name.rpartition("-")[2] for path in folder.glob("checkpoint-*")]
+    last = max((int(step) for step in steps if step.isdigit()), default=0)
+    then = f"continues from the checkpoint of step {last}" if last else "begins again at step 0"
+    return f"It ended without a message: it was killed, or the machine went off. Resume {then}."
 
 
 def _total(log: str) -> int:

@@ -55,3 +55,16 @@ def test_the_validation_loss_is_shown_with_the_step_where_it_turned(tmp_path: Pa
     assert run.curves["validation loss"] == [(0, 0.3), (10, 0.2), (20, 0.25)]
     text = view("watch", runs=[run], curve=curve, duration=duration, most=3)
     assert "validation loss: 0.25" in text and "lowest 0.2000 at step 10, where it turned" in text
+
+
+def test_a_killed_run_says_so_and_where_it_continues(tmp_path: Path) -> None:
+    folder = tmp_path / "outputs/dog"
+    folder.mkdir(parents=True)
+    (folder / "train_log.jsonl").write_text('{"step": 3, "loss": 0.5}\n')
+    (folder / "log.txt").write_text("train: 3/9 [")
+    run = read_run(Workspace(tmp_path), folder)
+    assert run.state == "stopped" and "killed" in run.error and "begins again" in run.error
+    (folder / "checkpoint-2").mkdir()
+    assert "checkpoint of step 2" in read_run(Workspace(tmp_path), folder).error
+    (folder / "log.txt").write_text("train: 3/9 [\nstopped at step 3, saved in checkpoint-3\n")
+    assert not read_run(Workspace(tmp_path), folder).error

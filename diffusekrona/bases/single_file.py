@@ -15,6 +15,7 @@ that comfyanonymous/ComfyUI `supported_models.py` reads.
 
 from __future__ import annotations
 
+import inspect
 import json
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -80,6 +81,8 @@ def open_single_file(path: str, configs: str | None = None) -> SingleFile:
     source = resolve_base(configs) if configs else None
     files = {name: dict(_config(family, source, name)) for name in FAMILY_FILES[family.name]}
     files["model_index.json"].pop("_name_or_path", None)
+    for part, kind in ((family.denoiser, family.denoiser_class), ("vae", family.vae_class)):
+        files[f"{part}/config.json"] = _with_defaults(kind, files[f"{part}/config.json"])
     unet = files["unet/config.json"]
     if source is None and refiner:
         unet |= _REFINER_UNET
@@ -155,6 +158,16 @@ def _config(family: Family, source: str | None, name: str) -> Mapping[str, Any]:
         return FAMILY_FILES[family.name][name]
     folder, _, end = name.rpartition("/")
     return read_json_of(source, folder, end)
+
+
+def _with_defaults(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with what its class in diffusers takes for keys that are left out: the converters of
+    single files look for them."""
+    import diffusers
+
+    parameters = inspect.signature(getattr(diffusers, kind).__init__).parameters
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+    return {**defaults, **config}
 
 
 def _check_fit(

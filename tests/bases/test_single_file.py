@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 import socket
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import peers
 import pytest
@@ -17,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffusekrona import KronAConfig, inference, save_adapter, train_dreambooth
+from diffusekrona.bases import published, single_file
 from diffusekrona.bases.families import check_schedule, identify
 from diffusekrona.bases.loading import SingleFile, load_sampler, read_json_of, resolve_base
 from diffusekrona.bases.settings import BaseSettings
@@ -71,6 +74,42 @@ def test_weights_of_folder_and_file_are_aligned_alike(bases) -> None:
         pipe = load_pipeline(str(base), single_file_config=str(folder) if base == file else None)
         models = (part for part in pipe.components.values() if isinstance(part, torch.nn.Module))
         assert not any(p.data_ptr() % 64 for model in models for p in model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_published_configs_may_leave_out_what_the_library_assumes(
+    bases, family: str, monkeypatch, tmp_path: Path
+) -> None:
+    """Without --single_file_config, on configs as short as those of the published models."""
+    folder, file = bases[family]
+    files = dict(published.FAMILY_FILES[family])
+    for name in files:
+        short = json.loads((folder / name).read_text())
+        if (kind := short.get("_class_name")) in ("UNet2DConditionModel", "AutoencoderKL"):
+            taken = inspect.signature(getattr(diffusers, kind).__init__).parameters
+            defaults = {key: p.default for key, p in taken.items()}
+            short = {k: v for k, v in short.items() if k not in taken or v != defaults[k]}
+        files[name] = short
+    count = sum(key.startswith("model.diffusion_model.") for key in load_file(file))
+    monkeypatch.setitem(single_file.FAMILY_FILES, family, files)
+    monkeypatch.setitem(single_file._UNET_TENSORS, family, count)
+    (tmp_path / "model.safetensors").symlink_to(file)  # a name that is not cached
+    base = resolve_base(str(tmp_path / "model.safetensors"))
+    known, _ = identify(base)
+    one = [
+        known.load_denoiser(base),
+        known.load_vae(base),
+        *known.load_text_encoders(base).values(),
+    ]
+    base = str(folder)
+    two = [
+        known.load_denoiser(base),
+        known.load_vae(base),
+        *known.load_text_encoders(base).values(),
+    ]
+    for model, want in zip(one, two, strict=True):
+        have, want = model.state_dict(), want.state_dict()
+        assert have.keys() == want.keys() and all(torch.equal(have[k], want[k]) for k in want)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

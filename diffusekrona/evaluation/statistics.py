@@ -40,15 +40,17 @@ class Summary:
 
     def signed(self) -> str:
         """Of a difference: every number with its sign."""
-        if self.low is None:
-            return f"{self.mean:+.3f}"
-        mark = "?" if self.borderline else ""
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]{mark}"
+        return self._written("+") + ("?" if self.borderline else "")
 
     def __str__(self) -> str:
-        if self.low is None:
-            return f"{self.mean:.3f}"
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return self._written("")
+
+    def _written(self, sign: str) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.mean:{sign}.3f}"
+        digits = 3 if max(abs(self.low), abs(self.high)) < 10 else 1  # degrees
+        form = f"{sign}.{digits}f"
+        return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
 
 def summarise(values: np.ndarray, seed: int = 0) -> Summary:

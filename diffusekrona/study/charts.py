@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -15,6 +16,8 @@ from ..evaluation.scoring import METRICS, UNITS
 from .grid import Arm, Axis
 from .results import Point, Results
 from .spread import FROM_CENTRE, Spread, summaries
+
+_IN_A_ROW = 4  # panels of a chart
 
 
 def charts_of(results: Results) -> dict[str, tuple[Any, str]]:
@@ -41,10 +44,9 @@ def along_chart(results: Results) -> Any:
     """One panel per metric: every point of every arm in the order of its axis, with intervals."""
     metrics = results.metrics()
     longest = max(len(results.of_arm(arm.label)) for arm in results.study.arms)
-    width = min(14, (1.2 + 0.42 * longest) * len(metrics) + 1)
-    figure, axes = new_chart(max(width, 2.6 * len(metrics)), 3.4, 1, len(metrics))
+    figure, axes = _panels(len(metrics), max(2.6, min(3.5, 1.2 + 0.42 * longest)), 3.2)
     base = results.of_arm("base")
-    for axis, metric in zip(axes[0], metrics, strict=True):
+    for axis, metric in zip(axes, metrics, strict=True):
         ticks: dict[float, str] = {}
         for number, arm in enumerate(results.study.arms):
             ticks |= _line(axis, results.of_arm(arm.label), metric, number, arm.label)
@@ -62,15 +64,15 @@ def along_chart(results: Results) -> Any:
         axis.set_ylabel(UNITS[metric], fontsize=8)
         axis.set_xlabel(_along_what(results), fontsize=8)
         axis.grid(axis="y", alpha=0.3)
-    axes[0, 0].legend(fontsize=7, frameon=False)
+    axes[0].legend(fontsize=7, frameon=False)
     return figure
 
 
 def norms_chart(results: Results) -> Any:
     """One panel per metric: every point's mean over the size of what it changes."""
     metrics = results.metrics()
-    figure, axes = new_chart(2.6 * len(metrics), 3.2, 1, len(metrics))
-    for axis, metric in zip(axes[0], metrics, strict=True):
+    figure, axes = _panels(len(metrics), 2.6, 3)
+    for axis, metric in zip(axes, metrics, strict=True):
         for number, arm in enumerate(results.study.arms):
             points = [point for point in results.of_arm(arm.label) if point.norms]
             found = sorted((fmean(p.norms), p.mean(metric)) for p in points)
@@ -88,8 +90,18 @@ def norms_chart(results: Results) -> Any:
         axis.set_ylabel(UNITS[metric], fontsize=8)
         axis.set_xlabel("‖ΔW‖/‖W‖", fontsize=8)
         axis.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=7, frameon=False)
+    axes[0].legend(fontsize=7, frameon=False)
     return figure
+
+
+def _panels(count: int, width: float, height: float) -> tuple[Any, list[Any]]:
+    """A figure of equal panels (inches), four in a row."""
+    columns = min(count, _IN_A_ROW)
+    rows = math.ceil(count / columns)
+    figure, axes = new_chart(width * columns, height * rows, rows, columns)
+    for axis in axes.flat[count:]:
+        axis.remove()
+    return figure, list(axes.flat[:count])
 
 
 def _line(
@@ -144,7 +156,7 @@ def map_chart(results: Results, arm: Arm) -> Any:
         1 + (0.9 + 0.62 * len(first.values)) * len(metrics), 1.3 + 0.45 * len(second.values), 1,
         len(metrics),
     )  # fmt: skip
-    for axis, metric in zip(axes[0], metrics, strict=True):
+    for axis, metric in zip(axes, metrics, strict=True):
         grid = np.full((len(second.values), len(first.values)), np.nan)
         for point in results.of_arm(arm.label):
             row = [v.label for v in second.values].index(point.labels[1])

@@ -12,9 +12,10 @@ import pytest
 import tiny_models
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.training_utils import compute_loss_weighting_for_sd3
 
 from diffusekrona.bases.families import identify
-from diffusekrona.bases.flow import FlowObjective
+from diffusekrona.bases.flow import WEIGHTING_SCHEMES, FlowObjective
 from diffusekrona.sampling.pipeline import load_pipeline
 from diffusekrona.training.losses import batch_loss
 from diffusekrona.training.settings import LossSettings
@@ -26,8 +27,8 @@ def example_sigmas(scheduler: FlowMatchEulerDiscreteScheduler, timesteps: torch.
 
 
 @torch.no_grad()
-def z_image_example(pipeline, pixels, noise, timesteps, prompts) -> torch.Tensor:
-    """The loss of one step, as the example for Z-Image computes it."""
+def z_image_example(pipeline, pixels, noise, timesteps, prompts) -> tuple:
+    """Squared errors and sigmas of one step, as the example for Z-Image computes them."""
     config = pipeline.vae.config
     model_input = pipeline.vae.encode(pixels).latent_dist.mode()
     model_input = (model_input - config.shift_factor) * config.scaling_factor
@@ -38,12 +39,12 @@ def z_image_example(pipeline, pixels, noise, timesteps, prompts) -> torch.Tensor
     output = pipeline.transformer(frames, (1000 - timesteps) / 1000, embeds, return_dict=False)[0]
     prediction = -torch.stack(output, dim=0).squeeze(2)
     target = noise - model_input
-    return ((prediction.float() - target.float()) ** 2).reshape(len(target), -1).mean(1).mean()
+    return (prediction.float() - target.float()) ** 2, sigmas
 
 
 @torch.no_grad()
-def flux2_klein_example(pipeline, pixels, noise, timesteps, prompts) -> torch.Tensor:
-    """The loss of one step, as the example for FLUX.2-klein computes it."""
+def flux2_klein_example(pipeline, pixels, noise, timesteps, prompts) -> tuple:
+    """Squared errors and sigmas of one step, as the example for FLUX.2-klein computes them."""
     vae = pipeline.vae
     mean = vae.bn.running_mean.view(1, -1, 1, 1)
     std = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + vae.config.batch_norm_eps)
@@ -64,7 +65,7 @@ def flux2_klein_example(pipeline, pixels, noise, timesteps, prompts) -> torch.Te
     )[0]
     prediction = pipeline._unpack_latents_with_ids(output, ids)
     target = noise - model_input
-    return ((prediction.float() - target.float()) ** 2).reshape(len(target), -1).mean(1).mean()
+    return (prediction.float() - target.float()) ** 2, sigmas
 
 
 EXAMPLES = {"flux2-klein": flux2_klein_example, "z-image": z_image_example}
@@ -83,7 +84,7 @@ def test_a_steps_loss_is_that_of_diffusers_example(name: str, tmp_path: Path) ->
     moments = family.encode_pictures(pipeline.vae, pixels)
     shape = (moments.shape[1] // 2, *moments.shape[2:])
     noise = torch.randn(2, *shape, generator=g)
-    want = EXAMPLES[name](pipeline, pixels, noise, timesteps, prompts)
+    errors, sigmas = EXAMPLES[name](pipeline, pixels, noise, timesteps, prompts)
 
     objective = family.load_objective(folder)
     latents = family.sample_latents(moments, torch.randn_like(noise), pipeline.vae.config)
@@ -92,8 +93,12 @@ def test_a_steps_loss_is_that_of_diffusers_example(name: str, tmp_path: Path) ->
     text = family.encode_text(encoders, family.tokenize(tokenizers, prompts))
     family.split_fused(pipeline.transformer)
     prediction = family.predict(pipeline.transformer, noisy, timesteps, text, torch.zeros(2, 6))
-    got = batch_loss(LossSettings(), objective, prediction, latents, noise, timesteps)
-    assert abs(got.item() - want.item()) < 1e-5
+    for scheme in WEIGHTING_SCHEMES:
+        weights = compute_loss_weighting_for_sd3(weighting_scheme=scheme, sigmas=sigmas)
+        want = (weights.float() * errors).reshape(2, -1).mean(1).mean()
+        weighted = family.load_objective(folder, weighting_scheme=scheme)
+        got = batch_loss(LossSettings(), weighted, prediction, latents, noise, timesteps)
+        assert abs(got.item() - want.item()) < 1e-5 * max(1.0, want.item())
     drawn = objective.draw_timestep(g, shape)
     assert drawn.shape == () and 0 < drawn < 1000
 

@@ -13,6 +13,9 @@ _SYNTAX = (
     (re.compile(r"[(\[][^()\[\]]{1,200}:\s*[+-]?\d+(?:\.\d+)?\s*[)\]]"), "weights"),
     (re.compile(r"\(\([^()]{1,200}\)\)"), "weights"),
     (re.compile(r"\b[a-z][^\s()]{1,80}[+-]{2,}(?=[\s,.]|$)"), "weights"),
+    (re.compile(r"\([^()]{1,200}\)\s?[+-]?\d*\.\d+"), "weights"),
+    (re.compile(r"\[[^\[\]|]{1,200}\|[^\[\]]{1,200}\]"), "alternatives"),
+    (re.compile(r"\bembedding:[\w.-]{1,80}"), "embeddings"),
     (re.compile(r"(?:^|\s)(?:BREAK|AND)(?=\s|$)"), "the separators BREAK and AND"),
 )
 

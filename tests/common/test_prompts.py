@@ -16,6 +16,9 @@ from diffusekrona.common.prompts import literal_syntax
         ("a ((shiny)) dog", "((shiny))"),
         ("a dog <lora:mine:0.8>", "<lora:mine:0.8>"),
         ("a red++ dog", "red++"),
+        ("a (red shiny)1.3 dog", "(red shiny)1.3"),
+        ("a [cat|dog] in snow", "[cat|dog]"),
+        ("a dog, embedding:easynegative", "embedding:easynegative"),
     ],
 )
 def test_weights_and_separators_are_named(prompt: str, named: str) -> None:
@@ -27,6 +30,7 @@ def test_weights_and_separators_are_named(prompt: str, named: str) -> None:
     [
         "a sks dog",
         "a dog (my own), at 10:30",
+        "a dog (1998) 12 years old",
         "ratio 1:1.5",
         "BREAKFAST of a dog",
         "C++",

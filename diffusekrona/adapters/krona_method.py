@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..bases.components import denoiser_name, is_text_encoder
-from ..common.errors import UserError
+from ..common.errors import UserError, shortened
 from .method import (
     KRONECKER_FORMATS,
     LOW_RANK_FORMATS,
@@ -58,11 +58,11 @@ def parse_factors(text: str | None) -> dict[str, tuple[int, int]]:
     """
     pairs: dict[str, tuple[int, int]] = {}
     for piece in filter(None, re.split(r"[,;\s]+", text or "")):
-        match = re.fullmatch(r"([kqvo])[=:](\d+)[x×](\d+)", piece)
+        match = re.fullmatch(r"([kqvo])[=:]([0-9]{1,9})[x×]([0-9]{1,9})", piece)
         if not match or int(match[2]) < 1 or int(match[3]) < 1:
             raise UserError(
-                f"--factors: cannot read {piece!r}; write letters of kqvo with their a1 x a2, "
-                "as in --factors k=8x64,o=2x64"
+                f"--factors: cannot read {shortened(piece)!r}; write letters of kqvo with their "
+                "a1 x a2, as in --factors k=8x64,o=2x64"
             )
         pairs[match[1]] = (int(match[2]), int(match[3]))
     return pairs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -101,7 +102,7 @@ def named_layers(
 def layers_from_metadata(metadata: Mapping[str, str]) -> int:
     """`layers_per_block` as our files note it, else that of every published model."""
     noted = metadata.get("layers_per_block", "")
-    return int(noted) if noted.isdigit() and 0 < int(noted) < 10 else LAYERS_PER_BLOCK
+    return int(noted) if re.fullmatch("[1-9]", noted) else LAYERS_PER_BLOCK
 
 
 def find_family(

@@ -64,11 +64,11 @@ def unet_key(key: str, config: Mapping[str, Any]) -> str:
     layers = config.get("layers_per_block", 2)
     after_attention = False
     found = re.match(r"up_blocks\.(\d+)\.upsamplers", module)
-    if found:
-        after_attention = "CrossAttn" in config["up_block_types"][int(found[1])]
     try:
+        if found:
+            after_attention = "CrossAttn" in config["up_block_types"][int(found[1])]
         return f"{UNET}{to_sgm(module, layers, after_attention)}.{parameter}"
-    except ValueError as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"The UNet's {key} has no place in the original layout.") from error
 
 
@@ -90,7 +90,8 @@ def vae_key(key: str, blocks: int) -> tuple[str, bool]:
 
 def up_blocks(keys: Iterable[str]) -> int:
     """How many blocks a diffusers VAE's decoder has."""
-    return 1 + max((int(k.split(".")[2]) for k in keys if "decoder.up_blocks." in k), default=0)
+    found = (re.match(r"decoder\.up_blocks\.(\d{1,3})\.", key) for key in keys)
+    return 1 + max((int(match[1]) for match in found if match), default=0)
 
 
 def text_key(key: str, layout: str, prefix: str) -> tuple[str, int | None, bool] | None:

@@ -136,7 +136,7 @@ def _block_rank(block: str) -> tuple[int, list[tuple[int, str]]]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(p) if p.isdigit() else -1, p) for p in name.split(".")]
+    return [(int(p) if p.isdecimal() else -1, p) for p in name.split(".")]
 
 
 def add_base_norms(facts: Sequence[Facts], base: str, config: str | None = None) -> None:

@@ -24,6 +24,7 @@ A study is a dataclass here and a small YAML file elsewhere (`--print NAME` writ
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -210,7 +211,7 @@ def _value(axis: Axis, text: str) -> Value | None:
     flags = set(axis.values[0].flags)
     if flags == {"a1", "a2"}:
         parts = text.split("x")
-        whole = len(parts) == 2 and all(part.strip().isdigit() for part in parts)
+        whole = len(parts) == 2 and all(re.fullmatch(r"\s*[0-9]{1,9}\s*", part) for part in parts)
         return factor_values([(int(parts[0]), int(parts[1]))])[0] if whole else None
     if len(flags) != 1 or any(set(v.flags) != flags for v in axis.values):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -56,7 +57,8 @@ def find_checkpoints(run: Path, every: int | None, with_result: bool = True) -> 
     if with_result and (run / ADAPTER).is_file():
         # Rather than the checkpoint of its step: it may be an average.
         steps = read_adapter(run / ADAPTER).metadata.get("steps", "")
-        found[int(steps) if steps.isdecimal() else max(found, default=0) + 1] = run / ADAPTER
+        known = re.fullmatch(r"[0-9]{1,18}", steps)
+        found[int(steps) if known else max(found, default=0) + 1] = run / ADAPTER
     if not found:
         raise UserError(
             f"{run} holds no checkpoint and no adapter.safetensors: give the --output_dir of a "

@@ -82,7 +82,7 @@ def variants(
 
 def _step(path: Path) -> tuple[int, str]:
     step = path.parent.name.rpartition("-")[2]
-    return (int(step) if step.isdigit() else 0, path.parent.name)
+    return (int(step) if step.isdecimal() else 0, path.parent.name)
 
 
 # --- drawing --------------------------------------------------------------------------------------

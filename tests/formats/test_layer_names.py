@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusekrona.common.errors import UserError
+from diffusekrona.formats.delta_set import layers_from_metadata
 from diffusekrona.formats.layer_names import kohya_stem, layer_name, names_of
 from diffusekrona.formats.sgm_names import from_sgm, to_sgm
 
@@ -125,3 +126,9 @@ def test_mixtures_are_refused() -> None:
         names_of(
             ["lora_unet_mid_block_attentions_0_proj_in", "mid_block.attentions.0.proj_in"], "f", 2
         )
+
+
+@pytest.mark.parametrize("noted", ["", "0", "10", "x", "²", "9" * 5000])
+def test_a_damaged_count_of_layers_is_the_published_models(noted: str) -> None:
+    assert layers_from_metadata({"layers_per_block": noted}) == 2
+    assert layers_from_metadata({"layers_per_block": "3"}) == 3

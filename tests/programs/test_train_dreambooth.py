@@ -626,6 +626,7 @@ def test_mistakes_get_one_line_and_exit_code_2(tiny_sd1, pictures, tmp_path: Pat
         (["--instance_data_dir", "./nowhere"], "nowhere"),
         (["--attn_update_unet", "kx"], "letters k, q, v, o"),
         (["--factors", "k=8by8"], "cannot read 'k=8by8'"),
+        (["--factors", "k=8x" + "9" * 5000], "cannot read 'k=8x9"),
         (["--attn_update_unet", "kq", "--factors", "o=2x8"], "--factors gives 'o'"),
         (["--resolution", "33"], "multiples of 2"),
         (["--with_prior_preservation"], "needs --class_data_dir"),

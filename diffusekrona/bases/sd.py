@@ -141,7 +141,9 @@ class StableDiffusion(Family):
 def _length_of(tokenizer: Any) -> int:
     """Tokens that a prompt is filled up to: as the tokenizer's config says, or CLIP's."""
     length = tokenizer.model_max_length  # 1e30 where the config leaves it out
-    return length if type(length) is int and 3 <= length <= _MOST_TOKENS else TOKENS
+    if type(length) is not int or not 3 <= length <= _MOST_TOKENS:
+        length = tokenizer.model_max_length = TOKENS
+    return length
 
 
 def for_encoder(ids: torch.Tensor, encoder: Any) -> torch.Tensor:

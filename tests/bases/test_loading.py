@@ -92,7 +92,7 @@ def test_an_odd_config_is_one_line_where_pictures_are_drawn(
 def test_a_tokenizer_that_does_not_say_its_length_has_clips(tiny_sd1: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(tiny_sd1, tmp_path / "base"))
     path = base / "tokenizer/tokenizer_config.json"
-    for length in (None, 10**12, -1):
+    for length in (None, 10**12, -1, []):
         path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": length}))
         assert encode(load_pipeline(str(base)), ["a"])["prompt_embeds"].shape == (1, 77, 64)
 

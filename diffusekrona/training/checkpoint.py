@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..common.errors import UserError, writing
+from ..common.errors import UserError, shortened, writing
 from ..common.json_files import read_json
 from ..common.run_record import RUN_RECORD
 from .training_state import STATE_FILE, TrainingState, load_training_state, save_training_state
@@ -193,12 +193,22 @@ def what_is_wrong(checkpoint: Path) -> str | None:
         if name not in record.files:
             return f"its {name} is missing"
     for name, fingerprint in record.files.items():
-        path = checkpoint / name
-        if not path.resolve().is_relative_to(checkpoint.resolve()) or not path.is_file():
-            return f"its {name} is missing"
+        path = _file_in(checkpoint, name)
+        if path is None:
+            return f"its {shortened(name)} is missing"
         if _fingerprint(path) != fingerprint:
-            return f"its {name} is not as it was written"
+            return f"its {shortened(name)} is not as it was written"
     return None
+
+
+def _file_in(checkpoint: Path, name: str) -> Path | None:
+    """The file that a record names; None if there is none of that name inside the checkpoint."""
+    path = checkpoint / name
+    try:
+        inside = path.resolve().is_relative_to(checkpoint.resolve())
+        return path if inside and path.is_file() else None
+    except (OSError, ValueError):  # no file can have such a name
+        return None
 
 
 def _is_pickled(checkpoint: Path) -> bool:
@@ -232,11 +242,9 @@ def remove_checkpoint(folder: Path) -> None:
         names = list(read_json(folder / STATE, Record).files)
     except UserError:  # damaged, or cut short by a kill while it was deleted
         names = [ADAPTER, STATE_FILE]
-    root = folder.resolve()
     for name in names:
-        path = folder / name
-        if path.resolve().is_relative_to(root):
-            path.unlink(missing_ok=True)
+        if path := _file_in(folder, name):
+            path.unlink()
     for inner in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
         if not any(inner.iterdir()):
             inner.rmdir()

@@ -297,6 +297,22 @@ def test_a_pickled_checkpoint_is_refused_in_one_line(saved: Path) -> None:
         checkpoints.find_checkpoint(saved.parent, "latest")
 
 
+@pytest.mark.parametrize(
+    "name", ["a\0b", "", ".", "../mine.txt", "/etc/hostname", "x" * 5000, "sub"]
+)
+def test_a_record_names_files_of_its_own_alone(name: str, saved: Path) -> None:
+    (saved.parent / "mine.txt").write_text("mine")
+    (saved / "sub").mkdir()
+    (saved / "sub" / "mine.txt").write_text("mine")
+    record = checkpoints.read_json(saved / "state.json", checkpoints.Record)
+    record.files[name] = (4, "0" * 64)
+    record.digest = record.own_digest()
+    (saved / "state.json").write_text(json.dumps(vars(record)))
+    assert checkpoints.what_is_wrong(saved).endswith("is missing")
+    checkpoints.remove_checkpoint(saved)
+    assert (saved.parent / "mine.txt").exists() and (saved / "sub" / "mine.txt").exists()
+
+
 def test_what_is_not_ours_is_neither_deleted_nor_replaced(saved: Path, state) -> None:
     out = saved.parent
     best = out / "checkpoint-best"

@@ -1,8 +1,14 @@
 // For keyboards and screen readers, what Gradio leaves out.
 () => {
+  const lists = () => document.querySelectorAll("ul[role=listbox]");
+  // A long list can be scrolled, so the Tab key would enter it; left by its field, it is gone. At
+  // once, for the next key may follow before the next frame.
+  const bar = () => { for (const list of lists()) list.tabIndex = -1; };
   const mend = () => {
-    // A long list can be scrolled, so the Tab key would enter it; left by its field, it is gone.
-    for (const list of document.querySelectorAll("ul[role=listbox]")) list.tabIndex = -1;
+    for (const list of lists()) {  // Gradio can leave one open over what is below
+      const box = list.closest(".block")?.querySelector("input[role=combobox]");
+      if (box && box !== document.activeElement) box.dispatchEvent(new FocusEvent("blur"));
+    }
     for (const head of document.querySelectorAll("button.label-wrap"))
       head.setAttribute("aria-expanded", head.classList.contains("open"));
     for (const cross of document.querySelectorAll(".token-remove"))
@@ -16,10 +22,11 @@
   };
   let due = false;
   const later = () => {
+    bar();
     if (!due) requestAnimationFrame(() => { due = false; mend(); });
     due = true;
   };
   const seen = { subtree: true, childList: true, attributes: true, attributeFilter: ["class"] };
   new MutationObserver(later).observe(document.body, seen);
-  mend();
+  later();
 }

@@ -118,6 +118,7 @@ def test_converting_and_downloading(page: Page, server: Server, adapters: list[s
     write(page, control(page, "convert-source"), adapters[0])
     page.keyboard.press("Tab")
     expect(destination).to_have_value("outputs/converted/dog-one.safetensors")
+    expect(page.locator("#convert-source ul[role=listbox]")).to_have_count(0)  # closed again
     for words, name in (("LoKr under kohya", "lokr"), ("the whole model", "merged")):
         write(page, control(page, "convert-to"), words)
         page.keyboard.press("Enter")

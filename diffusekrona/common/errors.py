@@ -161,7 +161,8 @@ def exit_on_user_error(main: Callable[[], int | None]) -> None:
         where = error.filename2 or error.filename
         if _is_disk_full(error):
             _complain(_disk_full_line(where or "the output"))
-            discard(sys.stdout.fileno())  # what it still holds cannot be written
+            with suppress(OSError):  # of a stream that is no file
+                discard(sys.stdout.fileno())  # what it still holds cannot be written
         elif error.errno in _REFUSED and where:
             _complain(f"cannot use {where}: {_REFUSED[error.errno]}")
         else:

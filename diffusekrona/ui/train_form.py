@@ -72,17 +72,22 @@ def _preset_values(preset: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[s
     return own | usual | {name: own[name] for name in preset} | kept
 
 
-def with_preset(name: str, usual: Usual, *typed: Any) -> list[Any]:
-    """The usual values and the fields with a preset; what names the subject and the run stays, and
-    so do the method and edited factors."""
-    if name not in PRESETS:
-        return [gr.skip()] * (1 + len(NAMES))
+def with_preset(name: str, applied: str, usual: Usual, *typed: Any) -> list[Any]:
+    """The preset's name, the usual values and the fields with a preset; what names the subject and
+    the run stays, and so do the method and edited factors.
+
+    Args:
+        applied: the preset that the form was filled with: a list that is left as it was fills
+            nothing again.
+    """
+    if name not in PRESETS or name == applied:
+        return [gr.skip()] * (2 + len(NAMES))
     given = dict(zip(NAMES, typed, strict=True))
     edited = [n for n in ("a1", "a2") if given[n] != usual[1].get(n)]
     kept = (*BY_SUBJECT, "seed", "adapter_type", "rank", *edited)
     values = _preset_values(PRESETS[name], {n: given[n] for n in kept})
     filled = {n: values[n] for n in FOLLOWING if n not in edited}
-    return [[{}, filled], *(values[n] for n in NAMES)]
+    return [name, [{}, filled], *(values[n] for n in NAMES)]
 
 
 def followed(workspace: Workspace, usual: Usual, output: str, *leading: Any) -> Usual:

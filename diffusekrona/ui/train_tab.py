@@ -100,7 +100,7 @@ def build(workspace: Workspace, running: gr.State, tabs: gr.Tabs) -> TrainTab:
     sheet = gr.HTML(elem_id="checked")
     ordered = [fields[name] for name in NAMES]
     usual = gr.JSON([{}, {}], visible="hidden", elem_id="usual")
-    mistaken = gr.State(())
+    mistaken, applied = gr.State(()), gr.State(next(iter(PRESETS)))
     shown = [text, problems, mistaken, *ordered, *(each for each, _ in folded)]
 
     def by_name(typed: Sequence[Any]) -> dict[str, Any]:
@@ -127,7 +127,12 @@ def build(workspace: Workspace, running: gr.State, tabs: gr.Tabs) -> TrainTab:
     checked = gr.on(edited, check, [mistaken, *ordered], shown, **quiet)
     checked.then(plan_of, ordered, plan, **quiet)
     then_check(
-        preset.input(train_form.with_preset, [preset, usual, *ordered], [usual, *ordered], **quiet)
+        preset.input(
+            train_form.with_preset,
+            [preset, applied, usual, *ordered],
+            [applied, usual, *ordered],
+            **quiet,
+        )
     )
     then_check(apply.click(train_form.from_yaml, text, [wrong, usual, *ordered], **quiet))
     leading = [fields[name] for name in LEADING]

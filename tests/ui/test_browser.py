@@ -244,6 +244,23 @@ def choose(page: Page, name: str, text: str) -> None:
     page.keyboard.press("Tab")
 
 
+def test_a_preset_fills_the_form_only_when_it_is_chosen(page: Page) -> None:
+    """Passed by the Tab key it leaves what was typed."""
+    steps, plan = field(page, "max_train_steps"), control(page, "preset")
+    write(page, steps, "77")
+    plan.focus()
+    page.keyboard.press("Tab")
+    page.get_by_role("button", name="run.yaml").click()
+    yaml = page.locator("#yaml textarea")
+    expect(yaml).to_have_value(re.compile("max_train_steps: 77"))
+    write(
+        page, field(page, "instance_prompt"), "a sks hound"
+    )  # its answer comes after the preset's
+    expect(yaml).to_have_value(re.compile("a sks hound"))
+    expect(steps).to_have_value("77")
+    assert page.complaints == []
+
+
 def test_values_follow_the_base_and_the_method(page: Page) -> None:
     """Another base or method fills its own values in; what was typed stays."""
     page.get_by_text("Method, factors").click()

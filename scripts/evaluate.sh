@@ -11,7 +11,7 @@ CLASS="${CLASS:-$SUBJECT}"         # what it is, in a word that the base knows
 MODEL_NAME="${MODEL_NAME:-}"       # base: hub name, folder or pocket; empty: the adapters' own
 VARIANT="${VARIANT:-}"             # of the base's files: fp16 halves the download where it exists
 ADAPTERS="${ADAPTERS:-}"           # [NAME=]PATH ...; none: the base alone; empty: none and the newest
-PROMPTS="${PROMPTS:-auto}"         # object, live, pocket, or a file with one template per line
+PROMPTS="${PROMPTS:-auto}"         # object, live, pocket, pocket-colours, or a file with one template per line
 SEEDS="${SEEDS:-0 1 2 3}"          # one picture per prompt and seed
 STEPS="${STEPS:-}"                 # denoising steps; empty: the base's own, 50 or, distilled, fewer
 GUIDANCE="${GUIDANCE:-}"           # empty: the base's own, 7, or 4 of FLUX.2-klein and Z-Image

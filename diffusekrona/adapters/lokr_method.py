@@ -47,6 +47,9 @@ def _lokr_delta(tensors: Tensors, config: Any, layer: str) -> Delta:
 
 def _factor(tensors: Tensors, name: str) -> Any:
     """A factor, or the product of the two that it is kept as."""
+    for key, tensor in tensors.items():
+        if key.startswith(name) and tensor.dim() != 2:
+            raise UserError(f"{key} of shape {tuple(tensor.shape)} is not a matrix.")
     if name in tensors:
         return tensors[name].float()
     one, two = tensors[name + "_a"].float(), tensors[name + "_b"].float()

@@ -183,6 +183,10 @@ def test_lokr_factors_that_are_not_a_layer(run_flags, tmp_path: Path) -> None:
     save_file(lacking, tmp_path / "bad.safetensors", metadata=adapter.metadata)
     with pytest.raises(UserError, match=r"lokr_w1 without its lokr_w2"):
         read_adapter(tmp_path / "bad.safetensors")
+    deep = tensors | {name: tensors[name][None].contiguous()}
+    save_file(deep, tmp_path / "deep.safetensors", metadata=adapter.metadata)
+    with pytest.raises(UserError, match=r"lokr_w2_b of shape \(1, 1, \d+\) is not a matrix"):
+        load_adapter(tiny_models.unet("sd1"), tmp_path / "deep.safetensors")
 
 
 def test_the_factor_that_starts_at_zero_is_known(tiny_sd1: Path) -> None:

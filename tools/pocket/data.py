@@ -1,23 +1,29 @@
-"""Draws pictures ahead: arrays of pictures, and the seeds that their labels are drawn from again.
+"""Draws pictures ahead, in files of 500, with what a UNet is told of them.
 
-`<name>_images.npy` is (N, 128, 128, 3) uint8. Row i of `train` is `training_picture(i)`: the rows
-come in pairs that show the same thing in two poses and places. Rows of `test` show identities that
-are held out.
+`data/<name>_<first row>.npz` holds, uint8 unless said otherwise: `images` (500, 128, 128, 3);
+`small` (500, 64, 64, 3), the same at half the size; `masks` (500, 16, 16), how many quarters of
+each latent the thing covers; `captions` (500, 8, 32) int16, eight captions of each picture as
+tokens. Other labels need no file: row i of `train` is `training_picture(i)`, in pairs that show the
+same thing in two poses and places. Rows of `test` show identities that are held out.
 """
 
 from __future__ import annotations
 
+import functools
 import random
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from .captions import caption
 from .records import HELD_OUT_FROM, NOUNS, Picture, draw_identity, draw_pose, draw_setting
-from .render import SIZE, render
+from .render import coverage, render
+from .tokens import build_tokenizer, tokenize
 
-CHUNK, TEST_COUNT = 500, 1000
+CHUNK, TEST_COUNT, CAPTIONS = 500, 1000, 8
 
 
 def training_picture(row: int) -> Picture:
@@ -37,33 +43,54 @@ def test_picture(row: int) -> Picture:
 MAKERS = {"train": training_picture, "test": test_picture}
 
 
-def _draw_chunk(name: str, start: int, count: int) -> np.ndarray:
-    return np.stack([render(MAKERS[name](row)) for row in range(start, start + count)])
+def halved(images: np.ndarray) -> np.ndarray:
+    """Pictures (N, 2H, 2W, 3) at half their size: means of 2 x 2 pixels, uint8."""
+    part = images.astype(np.uint16)
+    total = part[:, ::2, ::2] + part[:, 1::2, ::2] + part[:, ::2, 1::2] + part[:, 1::2, 1::2]
+    return ((total + 2) // 4).astype(np.uint8)
+
+
+def _draw_chunk(name: str, start: int, count: int) -> dict[str, np.ndarray]:
+    pictures = [MAKERS[name](row) for row in range(start, start + count)]
+    fine = np.stack([coverage(picture) for picture in pictures])
+    rng, tokenizer = random.Random(f"captions {name} {start}"), functools.cache(build_tokenizer)()
+    texts = [caption(picture, rng) for picture in pictures for _ in range(CAPTIONS)]
+    images = np.stack([render(picture) for picture in pictures])
+    return {
+        "images": images,
+        "small": halved(images),
+        "masks": fine.reshape(count, 16, 2, 16, 2).sum((2, 4), dtype=np.uint8),
+        "captions": tokenize(tokenizer, texts).view(count, CAPTIONS, -1).numpy().astype(np.int16),
+    }
 
 
 def draw_pictures(work_dir: Path, name: str, count: int, processes: int = 1) -> None:
-    """Draws rows that are missing, in chunks of 500: `<work_dir>/data/<name>_<start>.npy`."""
+    """Draws the files of `<work_dir>/data/` that are missing; other programs may read meanwhile."""
     folder = work_dir / "data"
     folder.mkdir(parents=True, exist_ok=True)
-    starts = [s for s in range(0, count, CHUNK) if not (folder / f"{name}_{s:07d}.npy").exists()]
+    starts = [s for s in range(0, count, CHUNK) if not (folder / f"{name}_{s:07d}.npz").exists()]
     with ProcessPoolExecutor(processes) as pool:
         sizes = [min(CHUNK, count - s) for s in starts]
         drawn = pool.map(_draw_chunk, [name] * len(starts), starts, sizes)
-        for start, images in zip(starts, tqdm(drawn, name, len(starts)), strict=True):
-            temporary = folder / f"{name}.tmp.npy"
-            np.save(temporary, images)
-            temporary.rename(folder / f"{name}_{start:07d}.npy")
+        for start, arrays in zip(starts, tqdm(drawn, name, len(starts)), strict=True):
+            temporary = folder / f"{name}.tmp.npz"
+            np.savez(temporary, **arrays)
+            temporary.rename(folder / f"{name}_{start:07d}.npz")
 
 
-def load_pictures(work_dir: Path, name: str, limit: int | None = None) -> np.ndarray:
-    """All pictures drawn so far without a gap, (N, 128, 128, 3) uint8."""
-    parts, rows = [], 0
-    for path in sorted((work_dir / "data").glob(f"{name}_*.npy")):
-        if int(path.stem.split("_")[1]) != rows or (limit is not None and rows >= limit):
-            break
-        parts.append(np.load(path))
-        rows += len(parts[-1])
-    if not parts:
+def files_of(work_dir: Path, name: str) -> Iterator[Path]:
+    """The files drawn so far, in order, up to the first gap."""
+    for number, path in enumerate(sorted((work_dir / "data").glob(f"{name}_*.npz"))):
+        if int(path.stem.split("_")[1]) != number * CHUNK:
+            return
+        yield path
+
+
+def load_pictures(
+    work_dir: Path, name: str, limit: int | None = None, part: str = "images"
+) -> np.ndarray:
+    """All pictures drawn so far, or the first `limit`: uint8 (N, 128, 128, 3); or the small ones."""
+    files = list(files_of(work_dir, name))[: None if limit is None else -(-limit // CHUNK)]
+    if not files:
         raise FileNotFoundError(f"no pictures named {name} in {work_dir}: run the data stage")
-    assert parts[0].shape[1:] == (SIZE, SIZE, 3)
-    return np.concatenate(parts)[:limit]
+    return np.concatenate([np.load(path)[part] for path in files])[:limit]

@@ -11,8 +11,8 @@ from torch import nn
 
 from .data import load_pictures
 from .training import Recipe, train
-from .unet import load_final_vae
-from .vae import DecodingPart, halved, psnr, reconstruction_loss, to_tensor
+from .unet import finish_vae
+from .vae import DecodingPart, encode_means, psnr, reconstruction_loss, to_tensor
 
 BATCH, LATENT_NOISE = 6, 0.05  # a UNet's latents are not exact either
 RECIPE = Recipe(peak_lr=6e-4, warmup_steps=100, save_every=120)
@@ -20,15 +20,14 @@ RECIPE = Recipe(peak_lr=6e-4, warmup_steps=100, save_every=120)
 
 def train_decoder(work_dir: Path, minutes: float, device: torch.device) -> None:
     """Trains for `minutes` over all runs; state in `<work_dir>/decoder.pt`."""
-    latents = torch.load(work_dir / "latents.pt", weights_only=True)
-    images = halved(load_pictures(work_dir, "train", len(latents)))
-    test = halved(load_pictures(work_dir, "test", 128))
-    vae = load_final_vae(work_dir)
+    images = load_pictures(work_dir, "train", part="small")
+    test = load_pictures(work_dir, "test", 128, "small")
+    vae = finish_vae(work_dir, device)
     part = DecodingPart(copy.deepcopy(vae).requires_grad_(True))
 
     def batch_loss(model: nn.Module, step: int, done: float) -> torch.Tensor:
         rows = np.random.default_rng(step).integers(0, len(images), BATCH)
-        codes = latents[rows].float().to(device)
+        codes = encode_means(vae, images[rows]).float().to(device)
         codes = codes + LATENT_NOISE * torch.randn_like(codes)
         with torch.autocast(device.type, torch.bfloat16):
             output = model(codes).float()

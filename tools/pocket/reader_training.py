@@ -15,7 +15,7 @@ from .data import load_pictures, test_picture, training_picture
 from .records import ACCESSORIES, COLOURS, NOUNS, PATTERNS, PLACES, VARIANTS, Picture
 from .training import Recipe, load_ema, train
 from .unet import load_final_vae
-from .vae import encode_means, halved, to_tensor
+from .vae import encode_means, to_tensor
 
 VALUES = {
     "class": NOUNS,
@@ -122,8 +122,8 @@ def train_reader(work_dir: Path, minutes: float, device: torch.device) -> None:
 
     A fifth of the pictures come through the autoencoder, since those to be judged will.
     """
-    images = halved(load_pictures(work_dir, "train"))
-    test = halved(load_pictures(work_dir, "test", 500))
+    images = load_pictures(work_dir, "train", part="small")
+    test = load_pictures(work_dir, "test", 500, "small")
     blurred = reconstructed(work_dir, images)
     known = labels_of([training_picture(row) for row in range(len(images))])
     tests = [test_picture(row) for row in range(len(test))]

@@ -10,7 +10,6 @@ from transformers import CLIPModel
 from . import clip, dino, reader_training, unet, unet_sdxl
 from .data import load_pictures, test_picture
 from .training import save_atomic
-from .vae import halved
 
 
 def trained_parts(work_dir: Path) -> dict:
@@ -26,7 +25,7 @@ def trained_parts(work_dir: Path) -> dict:
         parts["dino"] = dino.load_dino(work_dir)
     if (work_dir / "reader.pt").exists():
         reader = reader_training.load_trained_reader(work_dir)
-        images = halved(load_pictures(work_dir, "test"))
+        images = load_pictures(work_dir, "test", part="small")
         pictures = [test_picture(row) for row in range(len(images))]
         parts["reader"] = reader
         parts["reader_errors"] = reader_training.errors_of(reader, images, pictures)

@@ -77,7 +77,7 @@ class Recipe:
     ema_decay: float = 0.999
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
-    save_every: float = 240.0  # seconds
+    save_every: float = 240.0  # seconds, at most; a third of the budget where that is less
     muon: bool = False  # for matrices and convolutions; AdamW for the rest
 
 
@@ -173,9 +173,10 @@ def train(
         model.zero_grad()
         clock.tick()
         ema_update(ema, model, recipe.ema_decay, clock.step)
-        value = float(loss.detach())
-        mean_loss = value if mean_loss is None else 0.99 * mean_loss + 0.01 * value
-        if clock.spent - last_save > recipe.save_every or clock.done >= 1 or stopped.is_set():
+        # Kept on the device: reading it would make a GPU wait in every step.
+        mean_loss = loss.detach() if mean_loss is None else mean_loss.lerp(loss.detach(), 0.01)
+        pause = min(recipe.save_every, clock.budget / 3)
+        if clock.spent - last_save > pause or clock.done >= 1 or stopped.is_set():
             last_save = clock.spent
             state = {"model": model.state_dict(), "ema": ema.state_dict()}
             state |= {"optimizers": optimizers.state_dict()}
@@ -184,7 +185,7 @@ def train(
             rate = clock.step / max(clock.spent, 1e-9)
             print(
                 f"{path.stem} step {clock.step}, {clock.spent / 60:.1f} min, {rate:.2f} steps/s: "
-                f"loss {mean_loss:.4f} {note}",
+                f"loss {float(mean_loss):.4f} {note}",
                 flush=True,
             )
             clock._last = time.monotonic()  # neither saving nor drawing is training

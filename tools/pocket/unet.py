@@ -1,31 +1,26 @@
-"""Trains the SD UNet on cached latents: v-prediction, 10 % dropped captions, averaged weights.
+"""Trains the SD UNet on latents: v-prediction, 10 % dropped captions, averaged weights.
 
-bf16 autocast with plain (not fused) attention was fastest where the CPU has matrix instructions.
+bf16 autocast; on a CPU with plain (not fused) attention, which was fastest where it has matrix
+instructions. Larger batches on a GPU, which would wait for the CPU otherwise.
 The thing is a quarter of the picture and the hard part of it, so its latents weigh more; middle
 timesteps, at which shapes are decided, are drawn more often.
 """
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
-from tqdm import trange
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
-from .captions import caption
 from .clip import TEXT_WIDTH, load_clip
-from .data import load_pictures, training_picture
+from .data import load_pictures
 from .export import SCHEDULER, sd_pipeline, text_encoder_of
-from .render import coverage
+from .samples import Batch, Samples
 from .sheets import FIXED_PROMPTS, draw_prompts, labelled_grid
-from .tokens import tokenize
 from .training import Recipe, load_ema, save_atomic, train
-from .vae import CHANNELS, DecodingPart, encode_means, halved, load_vae, new_vae, standardise
+from .vae import CHANNELS, DecodingPart, encode_means, load_vae, new_vae, standardise
 
 CONFIG = {
     "sample_size": 16,
@@ -39,7 +34,8 @@ CONFIG = {
     "attention_head_dim": 3,  # diffusers' name for the number of heads; 64 wide each
     "norm_num_groups": 16,
 }
-BATCH, CAPTION_DROPOUT = 32, 0.1
+BATCH = {"cpu": 32, "cuda": 1024}
+GROW_EVERY, GROW_BY = 50, 4  # steps, files: takes in pictures that are drawn meanwhile
 THING_WEIGHT = 4.0  # added to the weight 1 that every latent has, where the thing covers it
 TIMESTEP_SPREAD = 1.2  # of the logit-normal draw
 RECIPE = Recipe(peak_lr=1e-3, warmup_steps=100, ema_decay=0.999, save_every=400, muon=True)
@@ -52,39 +48,23 @@ def new_unet(config: dict | None = None) -> UNet2DConditionModel:
     return unet
 
 
-def prepare_latents(work_dir: Path, device: torch.device) -> None:
-    """Writes `latents.pt` (N, 8, 16, 16 fp16, standardised) and `vae_final.pt`.
+def on_device(unet: UNet2DConditionModel, device: torch.device) -> UNet2DConditionModel:
+    """The UNet on `device`, with the attention that is fastest there."""
+    if device.type == "cuda":
+        unet.set_attn_processor(AttnProcessor2_0())
+    return unet.to(device)
 
-    Pictures drawn since the last time are added; the standardisation is that of the first time.
-    """
-    path, final = work_dir / "latents.pt", work_dir / "vae_final.pt"
-    images = load_pictures(work_dir, "train")
-    known = torch.load(path, weights_only=True) if path.exists() else None
-    if known is not None and len(known) >= len(images):
-        return
+
+def finish_vae(work_dir: Path, device: torch.device) -> AutoencoderKL:
+    """The autoencoder on `device`, as exported: writes `vae_final.pt` where it is missing."""
+    final = work_dir / "vae_final.pt"
     if not final.exists():
         vae = load_vae(work_dir).to(device)
-        sample = encode_means(vae, halved(images[:4000])).float()
+        sample = encode_means(vae, load_pictures(work_dir, "train", 4000, "small")).float()
         mean, std = sample.mean((0, 2, 3)).to(device), sample.std((0, 2, 3)).to(device)
         standardise(vae, mean, std)
         save_atomic(vae.cpu().state_dict(), final)
-    vae = load_final_vae(work_dir).to(device)
-    start = 0 if known is None else len(known)
-    fresh = encode_means(vae, halved(images[start:]))
-    save_atomic(fresh if known is None else torch.cat([known, fresh]), path)
-
-
-def prepare_masks(work_dir: Path, count: int) -> torch.Tensor:
-    """How much of each latent the thing covers, (count, 1, 16, 16) in 0..1; kept in `masks.pt`."""
-    path = work_dir / "masks.pt"
-    known = torch.load(path, weights_only=True) if path.exists() else torch.empty(0, 1, 16, 16)
-    if len(known) < count:
-        rows = trange(len(known), count, desc="masks")
-        fine = np.stack([coverage(training_picture(row)) for row in rows])[:, None]
-        fresh = F.avg_pool2d(torch.from_numpy(fine).float(), 2)
-        known = torch.cat([known, fresh])
-        save_atomic(known, path)
-    return known[:count]
+    return load_final_vae(work_dir).to(device)
 
 
 def load_final_vae(work_dir: Path) -> AutoencoderKL:
@@ -102,73 +82,55 @@ def new_schedule() -> DDPMScheduler:
     return DDPMScheduler(**{k: v for k, v in SCHEDULER.items() if k != "set_alpha_to_one"})
 
 
-def v_loss(
-    unet, latents, timesteps, states, schedule: DDPMScheduler, masks, **kwargs
-) -> torch.Tensor:
-    """Weighted mean squared error of the velocity.
-
-    Args:
-        latents: (N, 8, 16, 16).
-        timesteps: (N,).
-        masks: (N, 1, 16, 16), how much of each latent the thing covers.
-    """
-    noise = torch.randn_like(latents)
+def v_loss(unet, batch: Batch, states, schedule: DDPMScheduler, **kwargs) -> torch.Tensor:
+    """Weighted mean squared error of the velocity, at timesteps drawn for the batch."""
+    latents = batch.latents
+    noise, timesteps = torch.randn_like(latents), spread_timesteps(len(latents), latents.device)
     noisy = schedule.add_noise(latents, noise, timesteps)
     target = schedule.get_velocity(latents, noise, timesteps)
     with torch.autocast(latents.device.type, torch.bfloat16):
         output = unet(noisy, timesteps, states, return_dict=False, **kwargs)[0]
-    weights = (1 + THING_WEIGHT * masks).expand_as(target)
+    weights = (1 + THING_WEIGHT * batch.masks).expand_as(target)
     return ((output.float() - target).square() * weights).sum() / weights.sum()
 
 
 def spread_timesteps(count: int, device: torch.device) -> torch.Tensor:
     """Timesteps at equal shares of a logit-normal distribution, in random order."""
-    shares = (torch.randperm(count) + torch.rand(count).clamp(1e-3, 1 - 1e-3)) / count
+    within = torch.rand(count, device=device).clamp(1e-3, 1 - 1e-3)
+    shares = (torch.randperm(count, device=device) + within) / count
     middle = torch.sigmoid(TIMESTEP_SPREAD * torch.special.ndtri(shares))
-    return (middle * 1000).long().clamp(0, 999).to(device)
+    return (middle * 1000).long().clamp(0, 999)
 
 
-def random_captions(rows: list[int], rng: random.Random) -> list[str]:
-    """A caption for each training row; some are empty, for classifier-free guidance."""
-    return [
-        "" if rng.random() < CAPTION_DROPOUT else caption(training_picture(row), rng)
-        for row in rows
-    ]
-
-
-def save_preview(pipeline, path: Path) -> str:
+def save_preview(pipeline, path: Path) -> None:
     """Draws the fixed prompts: look at it."""
     path.parent.mkdir(exist_ok=True)
     labelled_grid(draw_prompts(pipeline), FIXED_PROMPTS).save(path)
-    return ""
 
 
 def train_unet(work_dir: Path, minutes: float, device: torch.device) -> None:
     """Trains for `minutes` over all runs; state in `<work_dir>/unet.pt`."""
-    prepare_latents(work_dir, device)
-    latents = torch.load(work_dir / "latents.pt", weights_only=True)
-    masks = prepare_masks(work_dir, len(latents))
+    vae = finish_vae(work_dir, device)
+    samples = Samples(work_dir, vae)
     clip, tokenizer = load_clip(work_dir)
     encoder, schedule = text_encoder_of(clip).to(device), new_schedule()
-    vae = load_final_vae(work_dir)
     torch.manual_seed(0)
     unet = new_unet()
 
     def batch_loss(model: UNet2DConditionModel, step: int, done: float) -> torch.Tensor:
-        rng = random.Random(step)
-        rows = rng.sample(range(len(latents)), BATCH)
-        with torch.no_grad():
-            ids = tokenize(tokenizer, random_captions(rows, rng)).to(device)
-            states = encoder(ids).last_hidden_state
-        batch = latents[rows].float().to(device)
-        timesteps = spread_timesteps(BATCH, device)
-        return v_loss(model, batch, timesteps, states, schedule, masks[rows].to(device))
+        if step % GROW_EVERY == 0:
+            samples.grow(GROW_BY)
+        batch = samples.draw(BATCH[device.type])
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, device.type == "cuda"):
+            states = encoder(batch.ids).last_hidden_state
+        return v_loss(model, batch, states.float(), schedule)
 
     def note(ema: UNet2DConditionModel, step: int) -> str:
-        pipeline = sd_pipeline(ema, vae, clip, tokenizer)
-        return save_preview(pipeline, work_dir / "previews" / f"unet_{step:06d}.png")
+        pipeline = sd_pipeline(ema, vae, clip, tokenizer).to(device)
+        save_preview(pipeline, work_dir / "previews" / f"unet_{step:06d}.png")
+        return f"({samples.files} files of pictures)"
 
-    train(work_dir / "unet.pt", unet.to(device), batch_loss, minutes, RECIPE, note)
+    train(work_dir / "unet.pt", on_device(unet, device), batch_loss, minutes, RECIPE, note)
 
 
 def load_unet(work_dir: Path) -> UNet2DConditionModel:

@@ -10,31 +10,29 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
-from PIL import Image
 
+from .captions import caption
 from .clip import EMBED, TEXT_WIDTH, load_clip
-from .data import load_pictures
+from .data import training_picture
 from .export import projected_encoder_of, sdxl_pipeline
+from .samples import Samples
 from .tokens import tokenize
-from .training import Recipe, load_ema, save_atomic, train
+from .training import Recipe, load_ema, train
 from .unet import (
     BATCH,
     CONFIG,
-    load_final_vae,
+    GROW_BY,
+    GROW_EVERY,
+    finish_vae,
     load_unet,
     new_schedule,
     new_unet,
-    prepare_latents,
-    prepare_masks,
-    random_captions,
+    on_device,
     save_preview,
-    spread_timesteps,
     v_loss,
 )
-from .vae import PIXELS, encode_means, halved
 
 CONFIG_SDXL = CONFIG | {
     "cross_attention_dim": 2 * TEXT_WIDTH,
@@ -42,7 +40,7 @@ CONFIG_SDXL = CONFIG | {
     "addition_time_embed_dim": 32,
     "projection_class_embeddings_input_dim": 6 * 32 + EMBED,
 }
-CROPPED_COUNT = 3000
+CROPPED = 8  # every eighth picture is blurred, enlarged and cropped
 RECIPE = Recipe(peak_lr=7e-4, warmup_steps=200, ema_decay=0.999, save_every=400, muon=True)
 
 
@@ -52,23 +50,21 @@ def new_unet_sdxl() -> UNet2DConditionModel:
 
 
 @torch.no_grad()
-def encode_captions(encoder, tokenizer, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+def encode_ids(encoder, ids: torch.Tensor, said: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Both encoders' states (n, 32, 384), here twice the same, and the pooled embedding (n, 128).
 
-    An empty caption gives zeros, as `force_zeros_for_empty_prompt` does in the pipeline.
+    Zeros where `said` (n,) is 0, as `force_zeros_for_empty_prompt` gives them in the pipeline.
     """
-    device = next(encoder.parameters()).device
-    ids = tokenize(tokenizer, captions).to(device)
     out = encoder(ids, output_hidden_states=True)
-    said = torch.tensor([bool(text) for text in captions], device=device).float()
-    states = torch.cat([out.hidden_states[-2]] * 2, -1)
-    return states * said[:, None, None], out.text_embeds * said[:, None]
+    states = torch.cat([out.hidden_states[-2]] * 2, -1).float()
+    return states * said[:, None, None], out.text_embeds.float() * said[:, None]
 
 
 @torch.no_grad()
 def warm_start(unet: UNet2DConditionModel, sd: UNet2DConditionModel, encoder, tokenizer) -> None:
     """Copies the SD weights; keys and values get `W_old @ M` with `old states ~ M @ new states`."""
-    captions = [c for c in random_captions(list(range(600)), random.Random(0)) if c]
+    rng = random.Random(0)
+    captions = [caption(training_picture(row), rng) for row in range(600)]
     out = encoder.text_model(input_ids=tokenize(tokenizer, captions), output_hidden_states=True)
     new = torch.cat([out.hidden_states[-2].flatten(0, 1)] * 2, -1)
     # The two halves are equal, so the minimum-norm solution (driver "gelsd") is the one wanted.
@@ -84,46 +80,15 @@ def warm_start(unet: UNet2DConditionModel, sd: UNet2DConditionModel, encoder, to
     unet.add_embedding.linear_2.bias.zero_()
 
 
-def prepare_cropped(work_dir: Path, device: torch.device) -> None:
-    """Writes `latents_cropped.pt`: blurred, enlarged and cropped pictures, their rows and time ids.
-
-    The time ids are (original height, width, top, left, height, width), as SDXL has them.
-    """
-    path = work_dir / "latents_cropped.pt"
-    if path.exists():
-        return
-    images, rng = halved(load_pictures(work_dir, "train")), np.random.default_rng(5)
-    count = min(CROPPED_COUNT, len(images))
-    rows = rng.choice(len(images), count, replace=False)
-    out, ids = np.empty((count, PIXELS, PIXELS, 3), np.uint8), []
-    for i, row in enumerate(rows):
-        original, enlarged = (
-            int(rng.integers(PIXELS // 2, PIXELS + 1)),
-            int(rng.integers(PIXELS, PIXELS * 11 // 8 + 1)),
-        )
-        top, left = (int(v) for v in rng.integers(0, enlarged - PIXELS + 1, 2))
-        picture = Image.fromarray(images[row]).resize((original, original), Image.BICUBIC)
-        picture = picture.resize((enlarged, enlarged), Image.BICUBIC)
-        out[i] = np.asarray(picture.crop((left, top, left + PIXELS, top + PIXELS)))
-        ids.append((original, original, top, left, PIXELS, PIXELS))
-    latents = encode_means(load_final_vae(work_dir).to(device), out)
-    state = {"latents": latents, "rows": torch.from_numpy(rows)}
-    save_atomic(state | {"time_ids": torch.tensor(ids)}, path)
-
-
 def train_unet_sdxl(work_dir: Path, minutes: float, device: torch.device) -> None:
     """Trains for `minutes` over all runs; state in `<work_dir>/unet_sdxl.pt`.
 
     Where there is no state yet, the start is the SD UNet of `work_dir`.
     """
-    prepare_latents(work_dir, device)
-    prepare_cropped(work_dir, device)
-    whole = torch.load(work_dir / "latents.pt", weights_only=True)
-    cropped = torch.load(work_dir / "latents_cropped.pt", weights_only=True)
-    plain_ids = torch.tensor([PIXELS, PIXELS, 0, 0, PIXELS, PIXELS])
-    masks = prepare_masks(work_dir, len(whole))
+    vae = finish_vae(work_dir, device)
+    samples = Samples(work_dir, vae, CROPPED)
     clip, tokenizer = load_clip(work_dir)
-    encoder, schedule, vae = projected_encoder_of(clip), new_schedule(), load_final_vae(work_dir)
+    encoder, schedule = projected_encoder_of(clip), new_schedule()
     torch.manual_seed(0)
     unet = new_unet_sdxl()
     if not (work_dir / "unet_sdxl.pt").exists():
@@ -131,24 +96,20 @@ def train_unet_sdxl(work_dir: Path, minutes: float, device: torch.device) -> Non
     encoder.to(device)
 
     def batch_loss(model: UNet2DConditionModel, step: int, done: float) -> torch.Tensor:
-        rng, few = random.Random(step), BATCH // 8
-        a = rng.sample(range(len(whole)), BATCH - few)
-        b = rng.sample(range(len(cropped["latents"])), few)
-        latents = torch.cat([whole[a], cropped["latents"][b]]).float().to(device)
-        time_ids = torch.cat([plain_ids.expand(len(a), 6), cropped["time_ids"][b]]).float()
-        captions = random_captions([*a, *cropped["rows"][b].tolist()], rng)
-        states, pooled = encode_captions(encoder, tokenizer, captions)
-        added = {"text_embeds": pooled, "time_ids": time_ids.to(device)}
-        # A cropped picture's thing is somewhere else: all of it weighs the same.
-        weights = torch.cat([masks[a], torch.full((few, 1, 16, 16), 0.25)]).to(device)
-        timesteps = spread_timesteps(BATCH, device)
-        return v_loss(model, latents, timesteps, states, schedule, weights, added_cond_kwargs=added)
+        if step % GROW_EVERY == 0:
+            samples.grow(GROW_BY)
+        batch = samples.draw(BATCH[device.type])
+        with torch.autocast(device.type, torch.bfloat16, device.type == "cuda"):
+            states, pooled = encode_ids(encoder, batch.ids, batch.said)
+        added = {"text_embeds": pooled, "time_ids": batch.time_ids}
+        return v_loss(model, batch, states, schedule, added_cond_kwargs=added)
 
     def note(ema: UNet2DConditionModel, step: int) -> str:
-        pipeline = sdxl_pipeline(ema, vae, clip, tokenizer)
-        return save_preview(pipeline, work_dir / "previews" / f"unet_sdxl_{step:06d}.png")
+        pipeline = sdxl_pipeline(ema, vae, clip, tokenizer).to(device)
+        save_preview(pipeline, work_dir / "previews" / f"unet_sdxl_{step:06d}.png")
+        return f"({samples.files} files of pictures)"
 
-    train(work_dir / "unet_sdxl.pt", unet.to(device), batch_loss, minutes, RECIPE, note)
+    train(work_dir / "unet_sdxl.pt", on_device(unet, device), batch_loss, minutes, RECIPE, note)
 
 
 def load_unet_sdxl(work_dir: Path) -> UNet2DConditionModel:

@@ -42,17 +42,6 @@ def new_vae() -> AutoencoderKL:
     return vae
 
 
-def halved(images: np.ndarray) -> np.ndarray:
-    """Pictures (N, 2H, 2W, 3) at half their size: means of 2 x 2 pixels, uint8."""
-    n, height, width, _ = images.shape
-    out = np.empty((n, height // 2, width // 2, 3), np.uint8)
-    for start in range(0, n, 500):
-        part = images[start : start + 500].astype(np.uint16)
-        total = part[:, ::2, ::2] + part[:, 1::2, ::2] + part[:, ::2, 1::2] + part[:, 1::2, 1::2]
-        out[start : start + 500] = (total + 2) // 4
-    return out
-
-
 def to_tensor(images: np.ndarray) -> torch.Tensor:
     """uint8 (N, H, W, 3) -> float (N, 3, H, W) in -1..1."""
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -99,8 +88,8 @@ def psnr(vae: AutoencoderKL, images: np.ndarray) -> float:
 
 def train_vae(work_dir: Path, minutes: float, device: torch.device) -> None:
     """Trains for `minutes` over all runs; state in `<work_dir>/vae.pt`."""
-    images = halved(load_pictures(work_dir, "train"))
-    test = halved(load_pictures(work_dir, "test", 128))
+    images = load_pictures(work_dir, "train", part="small")
+    test = load_pictures(work_dir, "test", 128, "small")
 
     def batch_loss(vae: AutoencoderKL, step: int, done: float) -> torch.Tensor:
         rng = np.random.default_rng(step)

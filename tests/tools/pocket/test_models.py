@@ -14,7 +14,7 @@ from tools.pocket import build, export, reader_training, restore, training, unet
 from tools.pocket.clip import new_clip
 from tools.pocket.data import training_picture
 from tools.pocket.dino import new_dino
-from tools.pocket.tokens import build_tokenizer
+from tools.pocket.tokens import build_tokenizer, tokenize
 
 CPU = torch.device("cpu")
 
@@ -113,7 +113,8 @@ def test_the_reader_learns_labels_saves_and_loads(tmp_path):
 def test_an_empty_caption_gives_zeros_to_sdxl():
     tokenizer = build_tokenizer()
     encoder = export.projected_encoder_of(new_clip(tokenizer))
-    states, pooled = unet_sdxl.encode_captions(encoder, tokenizer, ["", "a dog"])
+    ids = tokenize(tokenizer, ["", "a dog"])
+    states, pooled = unet_sdxl.encode_ids(encoder, ids, torch.tensor([0.0, 1.0]))
     assert states[0].abs().max() == 0 and pooled[0].abs().max() == 0
     assert states[1].abs().max() > 0 and states.shape == (2, 32, 384)
 

@@ -89,7 +89,7 @@ def files_of(work_dir: Path, name: str) -> Iterator[Path]:
 def load_pictures(
     work_dir: Path, name: str, limit: int | None = None, part: str = "images"
 ) -> np.ndarray:
-    """All pictures drawn so far, or the first `limit`: uint8 (N, 128, 128, 3); or the small ones."""
+    """All pictures drawn so far, or the first `limit`: uint8 (N, 128, 128, 3), or as `small`."""
     files = list(files_of(work_dir, name))[: None if limit is None else -(-limit // CHUNK)]
     if not files:
         raise FileNotFoundError(f"no pictures named {name} in {work_dir}: run the data stage")

@@ -1,14 +1,18 @@
-"""Colour profiles: pictures turned into sRGB, which the models were trained on."""
+"""Pictures of any mode and colour profile to 8-bit sRGB, which the models were trained on."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
 from itertools import product
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from PIL import Image, ImageCms
 
+if TYPE_CHECKING:
+    import numpy as np
+
+_BAND_PIXELS = 4_000_000  # converted at once
 _SAME = 2  # of 255: a profile that moves no colour further is sRGB under another name
 _STEPS = range(0, 256, 51)
 # Which of Pillow's modes the numbers of a profile's colour space are in; and which they come from.
@@ -20,7 +24,84 @@ _SOURCES = {
 }
 
 
-def to_srgb(image: Image.Image) -> Callable[[Image.Image], Image.Image] | None:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit sRGB: by the picture's colour profile, grey stretched, transparency laid on white.
+
+    Band by band, so that a large picture needs no more than itself and its RGB copy.
+    """
+    to_srgb = profile_to_srgb(image)
+    if image.mode == "RGB" and to_srgb is None and "transparency" not in image.info:
+        return image
+    top = _brightest(image) if _is_deep(image) else None
+    result = Image.new("RGB", image.size)
+    rows = max(1, _BAND_PIXELS // image.width)
+    for start in range(0, image.height, rows):
+        band = image.crop((0, start, image.width, min(start + rows, image.height)))
+        result.paste(_band_to_rgb(band, to_srgb, top), (0, start))
+    return result
+
+
+def _band_to_rgb(
+    image: Image.Image, to_srgb: Callable[[Image.Image], Image.Image] | None, top: float | None
+) -> Image.Image:
+    if top is not None:
+        image = _deep_grey_to_8_bit(image, top)
+    alpha = None
+    if has_alpha(image):
+        if image.mode == "La":  # PIL has no direct way from premultiplied grey
+            image = image.convert("LA")
+        grey = image.mode == "LA"
+        rgba = image.convert("RGBA")
+        alpha = rgba.getchannel("A")
+        image = rgba.convert("RGB").convert("L") if grey else rgba.convert("RGB")
+    rgb = (to_srgb(image) if to_srgb else image).convert("RGB")
+    if alpha is None:
+        return rgb
+    rgb.putalpha(alpha)
+    white = Image.new("RGBA", rgb.size, "white")
+    return Image.alpha_composite(white, rgb).convert("RGB")
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def _brightest(image: Image.Image) -> float:
+    """The value that becomes white in grey of 16 or 32 bits or floats: the mode's largest (16-bit),
+    or else the smallest of the usual ones that holds the values."""
+    usual = (65535.0,) if image.mode.startswith("I;16") else (255.0, 65535.0)
+    if image.mode == "F":
+        usual = (1.0, *usual)
+    rows = max(1, _BAND_PIXELS // image.width)
+    brightest = 0.0
+    for start in range(0, image.height, rows):
+        band = image.crop((0, start, image.width, min(start + rows, image.height)))
+        brightest = max(brightest, float(_values(band).max()))
+    return next((value for value in usual if brightest <= value), brightest)
+
+
+def _values(image: Image.Image) -> np.ndarray:
+    import numpy as np
+
+    return np.nan_to_num(np.asarray(image).astype(np.float64))
+
+
+def _deep_grey_to_8_bit(image: Image.Image, top: float) -> Image.Image:
+    """Grey of 16 or 32 bits or floats to 8 bits; PIL's own conversion clips where it should
+    scale."""
+    import numpy as np
+
+    scaled = np.rint(_values(image) * (255 / top))
+    return Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8))
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """Whether a picture says which of its pixels are transparent."""
+    transparent = "transparency" in image.info
+    return image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or transparent
+
+
+def profile_to_srgb(image: Image.Image) -> Callable[[Image.Image], Image.Image] | None:
     """What turns 8-bit pictures with the colour profile of `image` into sRGB.
 
     None where there is nothing to do: no profile, sRGB, or a profile that is damaged or belongs to

@@ -9,16 +9,18 @@ from those of a live one, and removes only the former (`clean_leftovers`).
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import os
 import re
 import shutil
 import tempfile
+import time
 import unicodedata
 from collections.abc import Generator, Iterable
 from pathlib import Path
 
-from .errors import writing
+from .errors import UserError, writing
 
 try:
     import fcntl
@@ -201,6 +203,24 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class TimedFile(io.BufferedReader):
+    """A file that can be read for `seconds` of CPU time, which bounds a decoder that reads piece by
+    piece whatever makes it slow: ASCII pixels, a comment, scans, thousands of segments.
+
+    Raises:
+        UserError: on reading, when the time is over; gives the reason alone, without the path.
+    """
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        super().__init__(io.FileIO(path))
+        self._seconds, self._end = seconds, time.thread_time() + seconds
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if time.thread_time() > self._end:
+            raise UserError(f"takes over {self._seconds:g} seconds to decode; save it again")
+        return super().read(size)
 
 
 def slug(text: str, length: int = 40) -> str:

@@ -8,22 +8,20 @@ from __future__ import annotations
 import functools
 import hashlib
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 from . import colours
 from .errors import UserError
+from .files import TimedFile
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-
-# On broken metadata and large sizes, which are judged here, on lines of our own.
-warnings.filterwarnings("ignore", module="PIL")
 
 HEIF_SUFFIXES = (".heic", ".heif")  # read through pillow-heif, where it is installed
 PICTURE_SUFFIXES = (
@@ -35,8 +33,10 @@ PICTURE_SUFFIXES = (
 _FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "DIB", "GIF", "TIFF", "PPM")
 SMALLEST_SIDE = 8  # pixels: one cell of the autoencoder's latents
 MOST_PIXELS = 180_000_000  # a file that claims more is likely hostile
+LONGEST_SIDE = 1_000_000  # pixels; some decoders fill a line pixel by pixel
+MOST_SECONDS = 10.0  # of CPU time to read one file: a large photo needs one or two
 MOST_BYTES = 1_000_000_000  # of a decoded picture and its RGB copy together
-_BAND_PIXELS = 4_000_000  # converted at once
+_JPEG_BLOCK = 1024  # bytes given to the decoder at once: a hundred scans at most
 
 
 def why_not(path: Path) -> str | None:
@@ -76,14 +76,33 @@ def _register_heif() -> bool:
     return True
 
 
-def opened(path: Path) -> Image.Image:
-    """Pillow's own `open`, of the formats that are accepted; raises what Pillow raises."""
+@contextmanager
+def opened(path: Path) -> Generator[Image.Image]:
+    """Pillow's own `open`, of the formats that are accepted; raises what Pillow raises, and a
+    UserError if decoding takes too long."""
     Image.init()  # `formats` finds only what is registered
-    if path.suffix.lower() in HEIF_SUFFIXES and _register_heif():
-        return Image.open(path, formats=("HEIF", *_FORMATS))
-    return Image.open(path, formats=_FORMATS)
+    heif = path.suffix.lower() in HEIF_SUFFIXES and _register_heif()
+    formats = ("HEIF", *_FORMATS) if heif else _FORMATS
+    with (
+        _without_warnings(),
+        TimedFile(path, MOST_SECONDS) as file,
+        Image.open(file, formats=formats) as image,
+    ):
+        if isinstance(image, JpegImageFile):
+            image.decodermaxblock = _JPEG_BLOCK
+        yield image
 
 
+@contextmanager
+def _without_warnings() -> Generator[None]:
+    """Pillow's are on broken metadata and large sizes, which are judged here, on lines of our
+    own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        yield
+
+
+@_without_warnings()
 def open_png(path: Path) -> Image.Image:
     """Open a picture of our own making, which is a PNG; raises what Pillow raises."""
     Image.preinit()
@@ -92,41 +111,39 @@ def open_png(path: Path) -> Image.Image:
 
 def _open(path: Path, min_size: int | None = None) -> Image.Image:
     """Open and decode `path`; a UserError gives the reason alone, without the path."""
-    with warnings.catch_warnings():
-        # Size and metadata warnings; the size is judged here, on one line of our own.
-        warnings.simplefilter("ignore")
-        try:
-            image = opened(path)
-            with image:
-                if image.width * image.height > MOST_PIXELS:
-                    raise Image.DecompressionBombError
-                full = _oriented_size(image)
-                if min_size is not None:
-                    # JPEG can decode at 1/2, 1/4, 1/8. Twice the size leaves the resize its work.
-                    image.draft(None, (2 * min_size, 2 * min_size))
-                if (needed := _bytes_needed(image)) > MOST_BYTES:
-                    raise UserError(
-                        f"{image.width}×{image.height} pixels of mode {image.mode} need "
-                        f"{needed / 1e9:.1f} GB of memory; make it smaller"
-                    )
-                drafted = _oriented_size(image) != full
-                image.load()
-            if drafted:
-                image.info["original_size"] = full
-            return image
-        except Image.DecompressionBombError:
-            limit = MOST_PIXELS // 1_000_000
-            raise UserError(f"over {limit} million pixels; make it smaller") from None
-        except UserError:
-            raise
-        # Decoders meet a broken file with errors of any kind: OSError, SyntaxError, ValueError,
-        # struct.error, IndexError, EOFError …
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                reason = f"cannot be read ({error.strerror})"
-            else:
-                reason = "broken or not a picture (cannot be decoded)"
-            raise UserError(reason) from error
+    try:
+        with opened(path) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise Image.DecompressionBombError
+            if max(image.size) > LONGEST_SIDE:
+                raise UserError(f"a side of over {LONGEST_SIDE:,} pixels; make it smaller")
+            full = _oriented_size(image)
+            if min_size is not None:
+                # JPEG can decode at 1/2, 1/4, 1/8. Twice the size leaves the resize its work.
+                image.draft(None, (2 * min_size, 2 * min_size))
+            if (needed := _bytes_needed(image)) > MOST_BYTES:
+                raise UserError(
+                    f"{image.width}×{image.height} pixels of mode {image.mode} need "
+                    f"{needed / 1e9:.1f} GB of memory; make it smaller"
+                )
+            drafted = _oriented_size(image) != full
+            image.load()
+        if drafted:
+            image.info["original_size"] = full
+        return image
+    except Image.DecompressionBombError:
+        limit = MOST_PIXELS // 1_000_000
+        raise UserError(f"over {limit} million pixels; make it smaller") from None
+    except UserError:
+        raise
+    # Decoders meet a broken file with errors of any kind: OSError, SyntaxError, ValueError,
+    # struct.error, IndexError, EOFError …
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            reason = f"cannot be read ({error.strerror})"
+        else:
+            reason = "broken or not a picture (cannot be decoded)"
+        raise UserError(reason) from error
 
 
 def _bytes_needed(image: Image.Image) -> int:
@@ -150,6 +167,7 @@ def _oriented_size(image: Image.Image) -> tuple[int, int]:
     return (image.width, image.height) if swap else (image.height, image.width)
 
 
+@_without_warnings()
 def load_picture(path: Path, min_size: int | None = None) -> Image.Image:
     """Read a picture as 8-bit sRGB: turned as its EXIF says, its colour profile applied,
     transparency laid on white.
@@ -172,12 +190,13 @@ def load_picture(path: Path, min_size: int | None = None) -> Image.Image:
     original = image.info.get("original_size")
     with suppress(Exception):  # a broken EXIF block: show the picture as stored
         image = ImageOps.exif_transpose(image)
-    image = _to_rgb(image)
+    image = colours.to_rgb(image)
     # Colour profiles, EXIF and GPS positions must not travel on into grids and results.
     image.info = {} if original is None else {"original_size": original}
     return image
 
 
+@_without_warnings()
 def load_alpha(path: Path) -> Image.Image | None:
     """A picture's alpha channel, 8-bit and turned as its EXIF says; None if it has none.
 
@@ -188,18 +207,13 @@ def load_alpha(path: Path) -> Image.Image | None:
         image = _open(path)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    if not _has_alpha(image):
+    if not colours.has_alpha(image):
         return None
     with suppress(Exception):  # as in `load_picture`
         image = ImageOps.exif_transpose(image)
     if image.mode == "La":
         image = image.convert("LA")
     return image.convert("RGBA").getchannel("A")
-
-
-def _has_alpha(image: Image.Image) -> bool:
-    transparent = "transparency" in image.info
-    return image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or transparent
 
 
 def picture_size(path: Path, min_size: int | None = None) -> tuple[int, int]:
@@ -213,79 +227,10 @@ def picture_size(path: Path, min_size: int | None = None) -> tuple[int, int]:
             if min_size is not None:
                 image.draft(None, (2 * min_size, 2 * min_size))
             return _oriented_size(image)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except Exception as error:  # as in `_open`
         raise UserError(f"{path}: broken or not a picture (cannot be decoded)") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit sRGB: by the picture's colour profile, grey stretched, transparency laid on white.
-
-    Band by band, so that a large picture needs no more than itself and its RGB copy.
-    """
-    to_srgb = colours.to_srgb(image)
-    if image.mode == "RGB" and to_srgb is None and "transparency" not in image.info:
-        return image
-    top = _brightest(image) if _is_deep(image) else None
-    result = Image.new("RGB", image.size)
-    rows = max(1, _BAND_PIXELS // image.width)
-    for start in range(0, image.height, rows):
-        band = image.crop((0, start, image.width, min(start + rows, image.height)))
-        result.paste(_band_to_rgb(band, to_srgb, top), (0, start))
-    return result
-
-
-def _band_to_rgb(
-    image: Image.Image, to_srgb: Callable[[Image.Image], Image.Image] | None, top: float | None
-) -> Image.Image:
-    if top is not None:
-        image = _deep_grey_to_8_bit(image, top)
-    alpha = None
-    if _has_alpha(image):
-        if image.mode == "La":  # PIL has no direct way from premultiplied grey
-            image = image.convert("LA")
-        grey = image.mode == "LA"
-        rgba = image.convert("RGBA")
-        alpha = rgba.getchannel("A")
-        image = rgba.convert("RGB").convert("L") if grey else rgba.convert("RGB")
-    rgb = (to_srgb(image) if to_srgb else image).convert("RGB")
-    if alpha is None:
-        return rgb
-    rgb.putalpha(alpha)
-    white = Image.new("RGBA", rgb.size, "white")
-    return Image.alpha_composite(white, rgb).convert("RGB")
-
-
-def _is_deep(image: Image.Image) -> bool:
-    return image.mode.startswith("I") or image.mode == "F"
-
-
-def _brightest(image: Image.Image) -> float:
-    """The value that becomes white in grey of 16 or 32 bits or floats: the mode's largest (16-bit),
-    or else the smallest of the usual ones that holds the values."""
-    usual = (65535.0,) if image.mode.startswith("I;16") else (255.0, 65535.0)
-    if image.mode == "F":
-        usual = (1.0, *usual)
-    rows = max(1, _BAND_PIXELS // image.width)
-    brightest = 0.0
-    for start in range(0, image.height, rows):
-        band = image.crop((0, start, image.width, min(start + rows, image.height)))
-        brightest = max(brightest, float(_values(band).max()))
-    return next((value for value in usual if brightest <= value), brightest)
-
-
-def _values(image: Image.Image) -> np.ndarray:
-    import numpy as np
-
-    return np.nan_to_num(np.asarray(image).astype(np.float64))
-
-
-def _deep_grey_to_8_bit(image: Image.Image, top: float) -> Image.Image:
-    """Grey of 16 or 32 bits or floats to 8 bits; PIL's own conversion clips where it should
-    scale."""
-    import numpy as np
-
-    scaled = np.rint(_values(image) * (255 / top))
-    return Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8))
 
 
 def fit_picture(

@@ -78,6 +78,7 @@ def parse_args() -> argparse.Namespace:
     add("--threads", type=int, default=1)
     add("--only", nargs="+", metavar="NAME", help="of these variants (and the bare UNet) alone")
     add("--no_peak", action="store_true", help="leave the processes for peak memory out")
+    add("--few", action="store_true", help="few variants: LoRA, LoKr and two of KronA")
     add("--quick", action="store_true", help="three rounds of few variants, no peaks")
     add("--output", type=Path, help="JSON file of the results; a plot is drawn beside it")
     add("--peak_of", help=argparse.SUPPRESS)
@@ -157,14 +158,14 @@ def variants() -> dict[str, Callable[[Any], int]]:
     return made
 
 
-QUICK = (LORA, "KronA (4, 64)", "KronA (64, 8)", "PEFT LoKr")
+FEW = (LORA, "KronA (4, 64)", "KronA (64, 8)", "PEFT LoKr")
 
 
 def chosen(args: argparse.Namespace) -> dict[str, Callable[[Any], int]]:
     every = variants()
     if args.dtype == "fp32":
         del every[HALF_LORA]  # the same as LoRA
-    wanted = args.only or (QUICK if args.quick else every)
+    wanted = args.only or (FEW if args.quick or args.few else every)
     if unknown := set(wanted) - set(every):
         sys.exit(f"no variant {sorted(unknown)}; there are: {', '.join(every)}")
     return {name: add for name, add in every.items() if name in wanted or name == "bare UNet"}

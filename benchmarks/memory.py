@@ -115,6 +115,7 @@ def measure(settings: Any, resolved: Any) -> dict[str, Any]:
         optimizer = make_optimizer(settings.optimisation, models, 1)
         batch = settings.optimisation.train_batch_size
         side = resolved.resolution // family.latent_scale(resolved.vae_config)
+        size = (batch, config["in_channels"], side, side)
 
         def draw(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
             return torch.rand(*shape, device=device).to(dtype)
@@ -123,7 +124,7 @@ def measure(settings: Any, resolved: Any) -> dict[str, Any]:
             with record_function(STEPS):
                 pass
             text = {n: draw(batch, *shape) for n, shape in family.text_shapes(config).items()}
-            noisy, target = (draw(batch, 4, side, side, dtype=torch.float32) for _ in range(2))
+            noisy, target = (draw(*size, dtype=torch.float32) for _ in range(2))
             timesteps = torch.full((batch,), 500, device=device)
             prediction = family.predict(
                 unet.train(), noisy.to(dtype), timesteps, text, draw(batch, 6)
@@ -198,7 +199,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|",
     ]
     for row in rows:
-        cells = [row["name"], f"{row['estimated'] / 2**30:.3f}"]
+        estimated = f"{row['estimated'] / 2**30:.3f}" if "estimated" in row else ""
+        cells = [row["name"], estimated]
         if "measured" in row:
             cells += [
                 f"{row['measured'] / 2**30:.3f}",
@@ -230,9 +232,9 @@ def main() -> None:
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             last = (result.stderr.strip() or "killed").splitlines()[-1]
-            print(f"{name}: {last}", file=sys.stderr)
-            continue
-        rows.append(json.loads(result.stdout.splitlines()[-1]))
+            rows.append({"name": name, "error": last})
+        else:
+            rows.append(json.loads(result.stdout.splitlines()[-1]))
         print(table(rows[-1:]).splitlines()[-1], flush=True)
         if options.output:  # after every row: a run that is cut short has measured something
             write_record(options.output, "memory", rows)

@@ -1,6 +1,7 @@
 """Published architectures with random weights, from their configs: nothing is downloaded.
 
-    python benchmarks/random_models.py FOLDER      an SD 1.5-size base for training, 4.3 GB in fp32
+    python benchmarks/random_models.py FOLDER       an SD 1.5-size base for training, 4.3 GB in fp32
+    python benchmarks/random_models.py FOLDER sdxl  an SDXL-size base in bf16, 7 GB
 
 The weights mean nothing; sizes, times and memory are those of the real models.
 """
@@ -109,4 +110,5 @@ def save_sdxl(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    print(save_sd15(Path(sys.argv[1])))
+    make = save_sdxl if sys.argv[2:] == ["sdxl"] else save_sd15
+    print(make(Path(sys.argv[1])))

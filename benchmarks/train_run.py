@@ -204,7 +204,8 @@ def watch(command: list[str], adapter: Path, args: argparse.Namespace) -> dict[s
 def environment(args: argparse.Namespace) -> dict[str, str]:
     """That of every program."""
     env = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    env |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    own = (str(ROOT), os.environ.get("PYTHONPATH", ""))
+    env |= {"PYTHONPATH": os.pathsep.join(filter(None, own)), "HF_HUB_OFFLINE": "1"}
     return env | ({"CUDA_VISIBLE_DEVICES": ""} if args.device == "cpu" else {})
 
 

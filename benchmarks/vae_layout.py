@@ -3,13 +3,15 @@
     python benchmarks/vae_layout.py                    # pocket's, and one of the published size
 
 Encoding and decoding, plain and channels-last in turns; the median of the paired ratios, with the
-95 % bootstrap interval over rounds.
+95 % bootstrap interval over rounds. Beside it the seconds of plain ones, and on a GPU the peak
+memory of a plain decoding, weights included.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +59,21 @@ def measure(args: argparse.Namespace, name: str, vae: Any, pixels: int) -> list[
         for kind in ("encode", "decode"):
             ratio = ratio_with_interval(times[f"last {kind}"], times[f"plain {kind}"])
             row[kind] = interval_in_words(ratio)
+            row[f"plain {kind}, s"] = f"{statistics.median(times[f'plain {kind}']):.4f}"
+        if args.device == "cuda":
+            row["plain decode, MiB"] = round(peak_mib(vae, pictures.dtype, latents))
         rows.append(row)
     return rows
+
+
+def peak_mib(vae: Any, dtype: torch.dtype, latents: torch.Tensor) -> float:
+    """The most memory of a decoding, over what was there before, weights included."""
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    alone = copy.deepcopy(vae).to(latents.device, dtype)
+    torch.cuda.reset_peak_memory_stats()
+    alone.decode(latents)
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def main() -> None:

@@ -78,7 +78,11 @@ def parse_args() -> argparse.Namespace:
     add("--threads", type=int, default=1)
     add("--only", nargs="+", metavar="NAME", help="of these variants (and the bare UNet) alone")
     add("--no_peak", action="store_true", help="leave the processes for peak memory out")
-    add("--few", action="store_true", help="few variants: LoRA, LoKr and two of KronA")
+    add(
+        "--few",
+        action="store_true",
+        help="few variants, and their times alone: LoRA, LoKr, two of KronA",
+    )
     add("--quick", action="store_true", help="three rounds of few variants, no peaks")
     add("--output", type=Path, help="JSON file of the results; a plot is drawn beside it")
     add("--peak_of", help=argparse.SUPPRESS)
@@ -307,7 +311,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         saved = saved_bytes(step, unet) / 2**20  # the warm-up as well
         steps[name] = step
         rows.append({"variant": name, "parameters": count, "saved": saved})
-        if not args.compile:  # a compiled block is one kernel or many, and cannot be counted
+        # A compiled block is one kernel or many, and cannot be counted.
+        if not (args.compile or args.few):
             with Kernels() as kernels:
                 step()
             rows[-1] |= {"kernels": kernels.count, "moved_mib": kernels.bytes / 2**20}

@@ -39,6 +39,7 @@ part() {
   local name=$1 limit left=$((BUDGET - SECONDS)) begun=$SECONDS status
   planned=$((planned + $(share "$2"))) limit=$((planned - SECONDS))
   shift 2
+  [ "$limit" -ge 25 ] || limit=25   # any needs some seconds for its imports
   if [ "$left" -lt 15 ]; then say "$name: no time left"; echo "$name skipped 0" >> "$parts/status"; return; fi
   [ "$left" -lt "$limit" ] && limit=$left
   say "$name (at most ${limit} s)"
@@ -98,18 +99,18 @@ if "$PYTHON" -c "$needed"; then
   # up to 560: a part that hangs takes nothing from those after it, and what one leaves they may use.
   program=(); [ "$DEVICE" = cuda ] && [ -z "$QUICK" ] || program=(--quick)
   [ "${gib:-80}" -ge 22 ] || program+=(--checkpointing)
-  part sdxl_program 230 "$PYTHON" benchmarks/sdxl_program.py "${program[@]}" --output "$parts/sdxl_program.json"
+  part sdxl_program 250 "$PYTHON" benchmarks/sdxl_program.py "${program[@]}" --output "$parts/sdxl_program.json"
   part vae_layout 20 "$PYTHON" benchmarks/vae_layout.py --device "$DEVICE" "${vae[@]}" --output "$parts/vae_layout.json"
-  part maths 25 "${maths[@]}"
-  part tests 80 "$PYTHON" -m pytest -q -rs tests/gpu/test_cuda.py
-  part adapter_step 70 "$PYTHON" benchmarks/adapter_step.py --device "$DEVICE" "${step[@]}" \
-    "${quick[@]}" --limit "$(share 60)" --output "$parts/adapter_step.json"
-  part adapter_layer 25 "$PYTHON" benchmarks/adapter_layer.py --device "$DEVICE" "${quick[@]}" \
+  part maths 20 "${maths[@]}"
+  part tests 85 "$PYTHON" -m pytest -q -rs --tb=short tests/gpu/test_cuda.py
+  part adapter_step 75 "$PYTHON" benchmarks/adapter_step.py --device "$DEVICE" "${step[@]}" \
+    "${quick[@]}" --limit "$(share 55)" --output "$parts/adapter_step.json"
+  part adapter_layer 20 "$PYTHON" benchmarks/adapter_layer.py --device "$DEVICE" "${quick[@]}" \
     --output "$parts/adapter_layer.json"
-  part merge 30 "$PYTHON" benchmarks/merge.py --device "$DEVICE" "${quick[@]}" --output "$parts/merge.json"
-  part memory 40 "$PYTHON" benchmarks/memory.py "${memory[@]}" --output "$parts/memory.json"
+  part merge 25 "$PYTHON" benchmarks/merge.py --device "$DEVICE" "${quick[@]}" --output "$parts/merge.json"
+  part memory 35 "$PYTHON" benchmarks/memory.py "${memory[@]}" --output "$parts/memory.json"
   precision=bf16; [ "$DEVICE" = cpu ] && precision=no
-  part train_run 40 "$PYTHON" benchmarks/train_run.py --device "$DEVICE" "${quick[@]}" \
+  part train_run 30 "$PYTHON" benchmarks/train_run.py --device "$DEVICE" "${quick[@]}" \
     --base pocket --batch 4 --repeats 1 --precision "$precision" \
     ${DIFFUSERS_EXAMPLE:+--diffusers_example "$DIFFUSERS_EXAMPLE"} --output "$parts/train_run.json"
 else

@@ -263,8 +263,10 @@ class gpu_memory:
 # --- all of them -----------------------------------------------------------------------------
 
 
-def measure(args: argparse.Namespace, base: str, scratch: Path) -> dict[str, list[dict]]:
-    """Every program `repeats` times, in turns of alternating order."""
+def measure(
+    args: argparse.Namespace, base: str, scratch: Path, keep: Callable[[dict], None]
+) -> dict[str, list[dict]]:
+    """Every program `repeats` times, in turns of alternating order; `keep` gets what there is."""
     pictures = scratch / "pictures"
     pictures.mkdir()
     for path in sorted(args.pictures.iterdir()):  # the example stumbles over anything else
@@ -282,6 +284,7 @@ def measure(args: argparse.Namespace, base: str, scratch: Path) -> dict[str, lis
             command, adapter = runs[name](out)
             results[name].append(watch(command, out / adapter, args))
             print(f"turn {turn + 1}, {name}: {results[name][-1]}", file=sys.stderr, flush=True)
+            keep(results)
     return results
 
 
@@ -311,19 +314,22 @@ def main() -> None:
             # In a process of its own: this one stays small, and so its children's peaks are theirs.
             maker = [sys.executable, str(ROOT / "benchmarks" / "random_models.py"), base]
             subprocess.run(maker, check=True, stdout=subprocess.DEVNULL)
-    with tempfile.TemporaryDirectory() as scratch:
-        results = measure(args, base, Path(scratch))
-    rows = summary(results)
     size = "SD 1.5 size, random weights" if args.make_model else Path(base).name
     title = f"{size}: {args.steps} steps, {args.resolution} px, batch {args.batch}"
     precision = args.precision.replace("no", "fp32")
     title += f", {precision}, {args.device}, {args.threads} thread(s)"
+    settings = {k: str(v) for k, v in vars(args).items() if k != "output"}
+
+    def keep(results: dict[str, list[dict]], **more: Any) -> None:
+        if args.output:
+            record = {"title": title, **more, "turns": results}
+            write_record(args.output, "train_run", record, settings)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        results = measure(args, base, Path(scratch), keep)
+    rows = summary(results)
     show(title, rows)
-    if args.output:
-        settings = {k: str(v) for k, v in vars(args).items() if k != "output"}
-        write_record(
-            args.output, "train_run", {"title": title, "rows": rows, "turns": results}, settings
-        )
+    keep(results, rows=rows)
 
 
 if __name__ == "__main__":

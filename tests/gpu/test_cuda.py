@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import warnings
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
+import accelerate
 import numpy as np
 import pytest
 import tiny_models
@@ -16,7 +21,9 @@ from diffusekrona import KronAConfig
 from diffusekrona.krona import KronALinear
 from diffusekrona.sampling.pipeline import generate, load_pipeline, place
 from diffusekrona.train_dreambooth import main
+from diffusekrona.training import log, lr_schedule
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -104,15 +111,73 @@ def test_training_moves_every_factor_and_stays_finite(tmp_path: Path, precision)
     assert len(lines) == 6 and all(json.loads(line)["loss"] < 10 for line in lines)
 
 
-def test_a_resumed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+@pytest.fixture(params=[True, False], ids=["deterministic", "fast"])
+def deterministic(request: pytest.FixtureRequest) -> Iterator[bool]:
+    torch.use_deterministic_algorithms(request.param, warn_only=True)
+    yield request.param
+    torch.use_deterministic_algorithms(False)
+
+
+def test_a_resumed_run_goes_on_where_it_was(tmp_path: Path, deterministic: bool) -> None:
     more = ("--mixed_precision", "bf16", "--checkpointing_steps", "3", "--gradient_checkpointing")
     more += ("--use_ema",)
     whole = train(tmp_path, *more)
     (tmp_path / "adapter.safetensors").unlink()
     shutil.rmtree(tmp_path / "checkpoint-6")
     resumed = train(tmp_path, *more, "--resume_from_checkpoint", "latest")
-    for name, tensor in whole.items():  # a GPU's sums are not the same twice
-        torch.testing.assert_close(resumed[name], tensor, atol=2e-4, rtol=0)
+    before, after = (torch.cat([t[n].flatten() for n in whole]) for t in (whole, resumed))
+    off = float((after - before).norm() / before.norm())
+    if off:
+        warnings.warn(f"{off:.2g} off the run that was not interrupted", stacklevel=1)
+    # A GPU's sums are not the same twice, unless it is asked to.
+    assert off < 0.02 and (off == 0 or not deterministic)
+
+
+def test_no_step_waits_for_the_gpu(tmp_path: Path, monkeypatch) -> None:
+    step = log.RunLog.step
+
+    def watched(self, done: int, *loss) -> None:  # the first steps set up, the last one saves
+        torch.cuda.set_sync_debug_mode("warn" if 2 <= done < 5 else "default")
+        step(self, done, *loss)
+
+    monkeypatch.setattr(log.RunLog, "step", watched)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(tmp_path, "--mixed_precision", "bf16")
+    waits = [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+    assert not waits
+
+
+def test_a_step_that_overflows_leaves_the_factors_alone(tmp_path: Path, monkeypatch) -> None:
+    clip, stepped = accelerate.Accelerator.clip_grad_norm_, lr_schedule.stepped
+    moved: list[bool] = []
+
+    def spoiled(self, parameters, *norm):
+        if len(moved) == 3:
+            parameters[0].grad.fill_(torch.inf)
+        return clip(self, parameters, *norm)
+
+    def watched(accelerator, optimizer) -> bool:
+        group = optimizer.param_groups[0]["params"]
+        before = [p.detach().clone() for p in group]
+        moved.append(stepped(accelerator, optimizer))
+        same = all(torch.equal(p, old) for p, old in zip(group, before, strict=True))
+        assert same is not moved[-1]
+        return moved[-1]
+
+    monkeypatch.setattr(accelerate.Accelerator, "clip_grad_norm_", spoiled)
+    monkeypatch.setattr(lr_schedule, "stepped", watched)
+    tensors = train(tmp_path, "--mixed_precision", "fp16")
+    assert moved[3] is False and moved[-1] is True
+    assert all(torch.isfinite(t).all() for t in tensors.values())
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8", "fp8"])
+def test_training_on_a_quantised_base(tmp_path: Path, kind: str) -> None:
+    if kind != "fp8" and find_spec("bitsandbytes") is None:
+        pytest.skip("no bitsandbytes")
+    tensors = train(tmp_path, "--mixed_precision", "bf16", "--quantize_base", kind)
+    assert all(torch.isfinite(t).all() for t in tensors.values())
 
 
 def test_a_pipeline_offloaded_block_by_block_draws_the_same_picture(tmp_path: Path) -> None:

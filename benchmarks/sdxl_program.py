@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -44,6 +45,10 @@ def make_base(folder: str) -> dict[str, Any]:
     begun = time.perf_counter()
     maker = [sys.executable, str(ROOT / "benchmarks" / "random_models.py"), folder, "sdxl"]
     made = subprocess.run(maker, capture_output=True, text=True)
+    if made.returncode:  # on the processor it takes a minute more
+        print(made.stderr[-600:], file=sys.stderr)
+        hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        made = subprocess.run(maker, capture_output=True, text=True, env=hidden)
     if made.returncode:
         raise RuntimeError(f"random_models: exit {made.returncode}: {made.stderr[-600:]}")
     return {"seconds": round(time.perf_counter() - begun, 1)}

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from .errors import UserError
 
 T = TypeVar("T")
+MOST_BYTES = 64 << 20
 
 
 @functools.cache
@@ -63,8 +64,24 @@ def read_json(path: Path | str, schema: type[T]) -> T:
         UserError: the file is missing, cannot be read, or is not as it was written.
     """
     try:
-        return parse_json(Path(path).read_bytes(), schema)
+        return parse_json(read_bytes(Path(path)), schema)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error})") from error
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """A file's content.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger than `most` bytes, or no file: a named pipe would wait for ever.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("it is not a file")
+    with open(path, "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it is larger than {most >> 20} MiB")
+    return content

@@ -15,9 +15,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import FiniteFloat
+from pydantic import Field, FiniteFloat
 
 from ..adapters.methods import METHODS
 from ..bases.settings import ReadingSettings
@@ -27,6 +27,8 @@ from ..common.settings import options_of
 from ..training.settings import TrainSettings
 from .grid import Flags, Study, Subject
 
+Number = Annotated[FiniteFloat, Field(ge=-1e9, le=1e9)]  # whose squares can be added up
+_MOST_PARAMETERS = 10**15
 RESULT, LOG = "result.json", "log.txt"
 # How a base is read, as flags of the study: drawing heeds them as training does.
 READING = tuple(field.name for field in fields(ReadingSettings))
@@ -218,11 +220,29 @@ def finished(cell: Cell, root: Path) -> dict[str, Any] | None:
         return None
     if [point.step for point in result.points] != list(cell.checkpoints or (None,)):
         return None
-    # Nothing outside the cell's folder.
-    names = [name for point in result.points for name in (*point.pictures, point.features)]
-    if not all((folder / n).resolve().is_relative_to(folder.resolve()) for n in names):
+    count = result.cost.get("trained_parameters") or 0
+    if not (isinstance(count, int) and count < _MOST_PARAMETERS):
         return None
-    return asdict(result) if all((folder / p.features).is_file() for p in result.points) else None
+    if not all(_fits(cell, point) for point in result.points):
+        return None
+    names = [name for point in result.points for name in (*point.pictures, point.features)]
+    features = [folder / point.features for point in result.points]
+    try:  # names that no file can have: too long, or with a null byte
+        inside = all((folder / n).resolve().is_relative_to(folder.resolve()) for n in names)
+        return asdict(result) if inside and all(path.is_file() for path in features) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _fits(cell: Cell, point: PointResult) -> bool:
+    """Whether the scores are those of the cell's pictures, prompt by prompt."""
+    shape = (len(cell.texts), len(cell.scoring.seeds))
+    diverse = point.diversity is None or len(point.diversity) == shape[0]
+    rows = all(
+        len(rows) == shape[0] and {len(row) for row in rows} == {shape[1]}
+        for rows in point.scores.values()
+    )
+    return bool(point.scores) and diverse and rows and len(point.pictures) == shape[0] * shape[1]
 
 
 @dataclass
@@ -231,8 +251,8 @@ class PointResult:
 
     point: str
     step: int | None
-    scores: dict[str, list[list[FiniteFloat]]]
-    diversity: list[FiniteFloat] | None
+    scores: dict[str, list[list[Number]]]
+    diversity: list[Number] | None
     pictures: list[str]
     features: str
 

@@ -199,7 +199,9 @@ def _note(
         on_outcome(Outcome(cell, future.result()))
     except BrokenProcessPool:
         marker = cell.folder(root) / RUNNING
-        if marker.exists() and _died(marker.read_text(encoding="utf-8"), processes):
+        if marker.exists() and _died(
+            marker.read_text(encoding="utf-8", errors="replace"), processes
+        ):
             tries[cell.key()] = tries.get(cell.key(), 0) + 1
         if tries.get(cell.key(), 0) < TRIES:
             again.append(cell)

@@ -76,7 +76,7 @@ class Results:
     held_out: bool = False
 
     def metrics(self) -> list[str]:
-        have = [set(point.scores) for point in self.points if point.scores]
+        have = [set(point.scores) for point in self.points]
         return [m for m in METRICS if have and all(m in names for names in have)]
 
     def of_arm(self, arm: str) -> list[Point]:
@@ -103,6 +103,8 @@ def gather(study: Study, cells: Sequence[Cell], root: Path) -> Results:
             _add(point, cell, content, result["cost"], cell.scored(root))
     texts = [text.partition(":")[2] for text in cells[0].texts]
     live = [point for point in points.values() if point.runs]
+    for point in live:  # a score that a damaged result lacks is none of the point's
+        point.scores = {m: v for m, v in point.scores.items() if len(v) == len(point.runs)}
     subjects = {cell.subject.name: cell.subject.folder for cell in cells}
     held_out = all(cell.held_out for cell in cells)
     return Results(study, live, missing, texts, cells[0].scoring, subjects, held_out)

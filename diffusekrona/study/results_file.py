@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import FiniteFloat
 
-from ..common.errors import UserError
+from ..common.errors import UserError, reason_of
 from ..common.json_files import parse_json
-from .cell import Scoring
+from ..evaluation.scoring import METRICS
+from .cell import Number, Scoring
 from .results import Point, Results
 from .yaml_files import parse_study, to_yaml
 
-_MOST_BYTES = 200_000_000  # unpacked; sixty thousand pictures take some thirty
+_MOST_BYTES = 64 << 20  # unpacked; sixty thousand pictures take half of it
+_MOST_VALUES = 2_000_000  # of which each may take a hundred bytes of memory
+_MOST_POINTS = 2_000
+_MOST_PICTURES = 20_000  # of one point; the bootstrap takes 50 kB of memory for each
 
 
 def as_json(results: Results) -> dict[str, Any]:
@@ -58,8 +61,8 @@ class _PointFile:
     parameters: int | None
     runs: list[tuple[str, int]]
     # Of each run (prompts, seeds), of diversity (prompts,).
-    scores: dict[str, list[list[list[FiniteFloat]]] | list[list[FiniteFloat]]]
-    relative_norms: list[FiniteFloat] = field(default_factory=list)
+    scores: dict[str, list[list[list[Number] | Number]]]
+    relative_norms: list[Number] = field(default_factory=list)
 
 
 @dataclass
@@ -80,25 +83,52 @@ def read_results(path: Path) -> Results:
         UserError: it cannot be read, or is not as a study writes it.
     """
     try:
+        if path.exists() and not path.is_file():  # reading a named pipe would wait for ever
+            raise ValueError("it is not a file")
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             content = stream.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
-            raise ValueError(f"larger than {_MOST_BYTES // 1_000_000} MB")
+            raise ValueError(f"it is larger than {_MOST_BYTES >> 20} MiB")
+        if sum(map(content.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+            raise ValueError(f"it holds more than {_MOST_VALUES:,} values")
         file = parse_json(content, _ResultsFile)
-        points = [_point(one) for one in file.points]
+        points = _points(file)
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"{path} does not hold a study's results: {error}") from error
+        raise UserError(
+            f"{path} does not hold a study's results ({reason_of(error)}): have the study write "
+            "it again, with --report_only."
+        ) from error
     study = parse_study(file.declaration, path)
     subjects = dict.fromkeys(file.subjects, "")
     return Results(study, points, file.missing, file.prompts, file.scoring, subjects, file.held_out)
 
 
-def _point(file: _PointFile) -> Point:
-    scores = {name: [np.array(run) for run in runs] for name, runs in file.scores.items()}
-    shapes = {run.shape for name, runs in scores.items() if name != "diversity" for run in runs}
-    if len(shapes) > 1 or any(len(runs) != len(file.runs) for runs in scores.values()):
-        raise ValueError(f"the scores of {file.arm} {' '.join(file.labels)} do not fit its runs")
+def _points(file: _ResultsFile) -> list[Point]:
+    """Every point, if all have the same metrics, and scores of the file's prompts and seeds."""
+    if not 0 < len(file.points) <= _MOST_POINTS:
+        raise ValueError(f"points: from 1 to {_MOST_POINTS}, not {len(file.points)}")
+    points = [_point(one, file) for one in file.points]
+    if len({(point.arm, point.labels, point.step) for point in points}) < len(points):
+        raise ValueError("two points are the same")
+    if any(point.scores.keys() != points[0].scores.keys() for point in points):
+        raise ValueError("not every point has the same scores")
+    return points
+
+
+def _point(one: _PointFile, file: _ResultsFile) -> Point:
+    where = " ".join((one.arm, *one.labels))
+    subjects = {subject for subject, _ in one.runs}
+    if not one.runs or len(set(one.runs)) < len(one.runs) or not subjects <= set(file.subjects):
+        raise ValueError(f"{where}: the runs are not those of the subjects, once for each seed")
+    pictures = (len(file.prompts), len(file.scoring.seeds))
+    if not 0 < len(one.runs) * pictures[0] * pictures[1] <= _MOST_PICTURES:
+        raise ValueError(f"{where}: from 1 to {_MOST_PICTURES} pictures")
+    scores = {}
+    for name in METRICS.keys() & one.scores.keys():
+        scores[name] = [np.array(run, dtype=np.float64) for run in one.scores[name]]
+        shape = pictures[:1] if name == "diversity" else pictures
+        if len(scores[name]) != len(one.runs) or any(run.shape != shape for run in scores[name]):
+            raise ValueError(f"{where}: the scores ({name}) do not fit its runs")
     return Point(
-        file.arm, tuple(file.labels), file.step, file.parameters, file.runs, scores,
-        file.relative_norms,
-    )  # fmt: skip
+        one.arm, tuple(one.labels), one.step, one.parameters, one.runs, scores, one.relative_norms
+    )

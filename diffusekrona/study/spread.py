@@ -22,6 +22,7 @@ from ..evaluation.statistics import Summary, by_group, summarise
 from .results import Point, Results
 
 FROM_CENTRE = "pictures from centre"
+_DAMAGED = "{} is damaged: delete it, and the study makes it again."
 
 
 @dataclass(frozen=True)
@@ -79,16 +80,23 @@ def _mean(point: Point, metric: str, run: tuple[str, int]) -> float:
 def _from_centre(points: Sequence[Point], run: tuple[str, int]) -> np.ndarray:
     """Mean over points of the distance to their common centre, (prompts, seeds)."""
     paths = [point.features[point.runs.index(run)] for point in points]
-    features = torch.stack([_features(path) for path in paths])  # (points, p, s, d)
+    found = [_features(path) for path in paths]
+    for path, one in zip(paths, found, strict=True):
+        if one.shape != found[0].shape:
+            raise UserError(_DAMAGED.format(path))
+    features = torch.stack(found)  # (points, p, s, d)
     centre = F.normalize(features.mean(dim=0), dim=-1)
     return (1 - (features * centre).sum(dim=-1)).mean(dim=0).double().numpy()
 
 
 def _features(path: Path) -> torch.Tensor:
     """CLIP's features of a point's pictures, (prompts, seeds, d). Raises UserError."""
-    found = read_tensors(path)[0].get("clip")
+    try:
+        found = read_tensors(path)[0].get("clip")
+    except UserError as error:
+        raise UserError(_DAMAGED.format(path)) from error
     if found is None or found.dim() != 3:
-        raise UserError(f"{path} is damaged: delete it, and the study makes it again.")
+        raise UserError(_DAMAGED.format(path))
     return found
 
 

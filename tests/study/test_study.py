@@ -195,8 +195,9 @@ def test_a_damaged_result_is_made_again(subject, scoring, tmp_path) -> None:
     folder = cell.scored(tmp_path)
     folder.mkdir(parents=True)
     (folder / "f.safetensors").touch()
-    point = {"point": "end", "step": None, "scores": {"clip_i": [[0.5, 0.25]]}, "diversity": None}
-    point |= {"pictures": ["pictures/a.png"], "features": "f.safetensors"}
+    scores = {"clip_i": [[0.5, 0.25], [0.5, 0.25]]}
+    point = {"point": "end", "step": None, "scores": scores, "diversity": None}
+    point |= {"pictures": ["pictures/a.png"] * 4, "features": "f.safetensors"}
     result = {"key": cell.key(), "scored_by": cell.scored_by(), "title": "t", "points": [point]}
     text = json.dumps({**result, "cost": {"trained_parameters": 3}})
     (folder / "result.json").write_text(text)

@@ -31,7 +31,9 @@ export PYTHONPATH="$PWD:$packages${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 O
 
 say() { printf '[%3ss] %s\n' "$SECONDS" "$*" >&2; }
 
-share() { echo $(($1 * BUDGET / 570)); }   # of the budget, for what may take $1 s of ten minutes
+# Of the budget, for what may take $1 s of ten minutes. With less than six, the first parts keep the
+# time that they need, and the last ones go without.
+share() { echo $(($1 * (BUDGET > 340 ? BUDGET : 340) / 570)); }
 
 # One part, within its own limit, what the parts before it left of theirs, and what is left of the
 # whole; its failure does not stop the rest.

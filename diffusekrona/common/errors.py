@@ -108,7 +108,15 @@ def _complain(line: str) -> None:
     # Names from a file may be long, or hold what a terminal would obey.
     line = "".join(c if c.isprintable() else " " for c in shortened(line, 2000))
     with suppress(OSError):  # where nothing can be printed, the exit code remains
+        _end_progress_bars()
         print("error: " + line, file=sys.stderr, flush=True)
+
+
+def _end_progress_bars() -> None:
+    """Those that the error left open would share its line, and be drawn once more below it."""
+    bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
+    for bar in list(bars):
+        bar.close()
 
 
 def _line_for(error: RuntimeError) -> str | None:

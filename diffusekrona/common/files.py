@@ -112,6 +112,12 @@ def write_text(path: Path | str, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """As `write_text`."""
+    with replace_whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def clean_leftovers(folder: Path | str) -> None:
     """Remove what killed runs of this user left in `folder`, and undo a replacement cut in half.
 

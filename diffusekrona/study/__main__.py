@@ -196,7 +196,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = [] if place.report_only else run(place, cells, cells_dir)
     results = gather(study, cells, cells_dir)
     if not results.points:
-        raise UserError(f"No run of {study.name} has finished: see {cells_dir}/*/log.txt.")
+        why = f"{failed[0][0]}: {failed[0][1]}" if failed else f"see {cells_dir}/*/log.txt"
+        raise UserError(f"No run of {study.name} has finished. {why}")
     show_table(caption(results), *table(results))
     for note in notes:
         print(note)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..adapters.norms import NORMS_KEY
 from ..common.errors import UserError
-from ..common.files import write_text
+from ..common.files import replace_whole, write_text
 from ..common.run_record import read_run_record_or_none
 from ..common.settings import build, check_limits
 from ..common.settings_files import typed_values
@@ -153,12 +153,12 @@ def first_pictures(source: Path, count: int, target: Path) -> Path:
 
     found, _ = find_pictures(source)
     target.mkdir(parents=True, exist_ok=True)
+    files = [source / "metadata.jsonl"]
     for picture in found[:count]:
-        for path in (picture, picture.with_suffix(".txt"), picture.with_suffix(".caption")):
-            if path.is_file():
-                shutil.copyfile(path, target / path.name)
-    if (source / "metadata.jsonl").is_file():
-        shutil.copyfile(source / "metadata.jsonl", target / "metadata.jsonl")
+        files += [picture, picture.with_suffix(".txt"), picture.with_suffix(".caption")]
+    for path in filter(Path.is_file, files):
+        with replace_whole(target / path.name) as temporary:
+            shutil.copyfile(path, temporary)
     return target
 
 

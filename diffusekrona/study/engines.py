@@ -25,7 +25,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..common.errors import UserError
+from ..common.errors import UserError, writing
 from .cell import LOG, Cell
 
 RUNNING = "running"  # a file in a cell's folder while a worker has it: that worker's process id
@@ -55,19 +55,27 @@ def work(cell: Cell, root: Path) -> str | None:
 
     folder = cell.folder(root)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / LOCK), _output_to(folder / LOG), _marked(folder / RUNNING):
-            try:
-                run_cell(cell, root)
-            except UserError as error:
-                _add_to(folder / LOG, f"error: {error}\n")
-                return str(error)
-            except Exception as error:  # whatever it is, the other cells continue
-                _add_to(folder / LOG, traceback.format_exc())
-                return f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return None
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / LOCK), _output_to(folder / LOG), _marked(folder / RUNNING):
+                return _run_and_log(run_cell, cell, root)
+    except UserError as error:
+        return str(error)
     except OSError as error:
         return f"{folder}: {error}"
+
+
+def _run_and_log(run_cell: Callable[[Cell, Path], Any], cell: Cell, root: Path) -> str | None:
+    log = cell.folder(root) / LOG
+    try:
+        run_cell(cell, root)
+    except UserError as error:
+        _add_to(log, f"error: {error}\n")
+        return str(error)
+    except Exception as error:  # whatever it is, the other cells continue
+        _add_to(log, traceback.format_exc())
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return None
 
 
 @contextlib.contextmanager

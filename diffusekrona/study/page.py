@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.charts import chart, chart_png
-from ..common.files import slugs, write_text
+from ..common.files import slugs, write_bytes, write_text
 from ..common.pages import render
 from ..common.tables import csv_table, markdown_table
 from ..sampling.grids import save_png
@@ -145,7 +145,7 @@ def write_results(results: Results, folder: Path, notes: list[str]) -> Path:
     charts = charts_of(results) if results.trained() else {}
     charts |= {"spread": (spread_chart(found), "")} if found else {}
     for name, (figure, _) in charts.items():
-        (folder / f"chart_{name}.png").write_bytes(chart_png(figure))
+        write_bytes(folder / f"chart_{name}.png", chart_png(figure))
     grids = list(grids_of(results))
     for grid, name in zip(grids, slugs((grid.title for grid in grids), 80), strict=True):
         save_png(grid.image(), folder / f"grid_{name}.png")

@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 from diffusekrona.common.errors import reason_of
 
 
 def test_the_reason_is_the_first_line_or_the_type() -> None:
     assert reason_of(ValueError("\nno such file\nand more")) == "no such file"
     assert reason_of(ValueError(" ")) == "ValueError"
+
+
+def test_an_error_does_not_share_its_line_with_a_progress_bar() -> None:
+    code = """
+from diffusekrona.common.errors import UserError, exit_on_user_error
+from tqdm.auto import tqdm
+
+def pictures():
+    with tqdm(total=9, desc="pictures") as bar:
+        bar.update(2)
+        yield 1
+
+def main():
+    for picture in pictures():
+        raise UserError("no space left")
+
+exit_on_user_error(main)
+"""
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == "error: no space left"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusekrona.common import files
 from diffusekrona.common.errors import UserError
 from diffusekrona.study import __main__ as program
 from diffusekrona.study.cell import Scoring
@@ -58,6 +61,17 @@ def test_names_are_text_and_one_run_is_called_one_run(results, tmp_path) -> None
     assert "rate $" in markdown(results)
     assert (write_results(results, tmp_path / "out", [])).is_file()
     assert list((tmp_path / "out").glob("grid_*.png"))
+
+
+def test_no_half_written_chart_on_a_full_disk(results, tmp_path, monkeypatch) -> None:
+    def full(file: Path) -> None:
+        if file.suffix == ".png":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "_flush", full)
+    with pytest.raises(UserError, match=r"no space left on the disk holding .*chart_\w+\.png"):
+        write_results(results, tmp_path / "out", [])
+    assert not list((tmp_path / "out").glob("*.png"))
 
 
 def test_the_subjects_photo_is_in_the_first_column(results) -> None:

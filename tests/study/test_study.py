@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from tiny_scorers import save_clip, save_dino
 from diffusekrona.common.errors import UserError
 from diffusekrona.evaluation.fingerprint import fingerprint_of
 from diffusekrona.study import __main__ as program
-from diffusekrona.study import engines
+from diffusekrona.study import cell_run, engines
 from diffusekrona.study.builtin_studies import studies
 from diffusekrona.study.cell import Scoring, cells_of, finished
 from diffusekrona.study.cell_run import check_flags, run_cell, training_arguments
@@ -597,6 +598,19 @@ def test_two_points_of_one_name_are_refused() -> None:
     ):
         with pytest.raises(UserError, match=words):
             check_names(study)
+
+
+def test_a_full_disk_is_said_in_words_though_the_log_has_no_room(
+    subject, scoring, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cell_run, "run_cell", full)
+    monkeypatch.setattr(engines, "_add_to", full)
+    cell = cells_of(tiny_study(), [subject], scoring, "cpu")[0]
+    words = f"no space left on the disk holding {cell.folder(tmp_path)}: "
+    assert (work(cell, tmp_path) or "").startswith(words)
 
 
 def test_a_failed_cell_is_told_and_missing(subject, scoring, tmp_path) -> None:

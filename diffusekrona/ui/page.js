@@ -26,6 +26,20 @@
     if (!due) requestAnimationFrame(() => { due = false; mend(); });
     due = true;
   };
+  // When the user last edited each field or used each control: an answer of the server must not
+  // take the place of what was typed after it was asked for.
+  const when = (window.dkActed ??= {});
+  const note = ({ type, target, key }) => {
+    const list = target.closest?.("li[role=option]") || target.matches?.("[role=combobox]");
+    const acts = { mousedown: list && target.tagName === "LI", keydown: list && key === "Enter",
+      click: target.closest?.("button") };
+    if (!(acts[type] ?? true)) return;
+    const own = "[id^=setting-], #subject, #preset, #yaml, #apply-yaml, #start, #upload";
+    const id = target.closest?.(own)?.id;
+    if (id) when[id] = performance.now();
+  };
+  for (const kind of ["input", "change", "drop", "mousedown", "keydown", "click"])
+    document.addEventListener(kind, note, true);
   const seen = { subtree: true, childList: true, attributes: true, attributeFilter: ["class"] };
   new MutationObserver(later).observe(document.body, seen);
   later();

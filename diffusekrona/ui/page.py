@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from . import draw_tab, tools_tab, train_form, train_tab, watch_tab
+from . import draw_tab, tools_tab, train_tab, watch_tab
 from .fields import renew
 from .places import Workspace
 from .views import view
@@ -47,8 +47,7 @@ def build(workspace: Workspace) -> gr.Blocks:
         used = use.click(draw_with, watched, [tabs, timer, draw.adapter, draw.filled], **quiet)
         used.then(None, js=train_tab.FOCUS)
         used.then(lambda: renew(workspace, renewed), None, outputs, **quiet)
-        opened = page.load(lambda: train_form.first_values(workspace), None, train.shown)
-        train.refresh(opened)
+        train.load(page)
         page.load(None, js=SCRIPT.read_text(encoding="utf-8"))
     return page
 

@@ -10,14 +10,14 @@ import gradio as gr
 
 from ..common.errors import UserError
 from ..common.files import slug
+from .filling import answer, fill
 from .places import Workspace, subjects
 from .uploads import add_pictures, captions, masks, save_captions
 from .views import say, view
 
 
-def build(workspace: Workspace) -> tuple[Any, Any]:
-    """Lay out subject, upload and captions; the subject, and a state that changes when the pictures
-    do."""
+def build(workspace: Workspace) -> Any:
+    """Lay out subject, upload and captions; the field of the subject."""
     names = subjects(workspace)
     subject = gr.Dropdown(
         names,
@@ -39,7 +39,7 @@ def build(workspace: Workspace) -> tuple[Any, Any]:
 
     def add(name: str | None, files: list[str] | None, count: int) -> tuple[Any, ...]:
         if not files:
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+            return gr.skip(), {}, gr.skip(), gr.skip(), gr.skip()
         uploaded = [Path(file) for file in files]
         try:
             lines = add_pictures(workspace, name or "", uploaded)
@@ -51,10 +51,14 @@ def build(workspace: Workspace) -> tuple[Any, Any]:
                     file.unlink()
         there = subjects(workspace)
         known = name if name in there else slug(name or "")
-        update = gr.Dropdown(choices=there, value=known) if known in there else gr.skip()
-        return update, None, say(mistakes=lines), count + 1
+        now = {"subject": known} if known in there else {}
+        return gr.Dropdown(choices=there), now, None, say(mistakes=lines), count + 1
 
-    upload.upload(add, [subject, upload, changed], [subject, upload, refused, changed])
+    named = answer()
+    added = upload.upload(
+        add, [subject, upload, changed], [subject, named, upload, refused, changed]
+    )
+    fill(added, named, ["subject"], [subject], "upload")
 
     @gr.render(inputs=[subject, changed])
     def show(name: str | None, _count: int) -> None:
@@ -94,4 +98,4 @@ def build(workspace: Workspace) -> tuple[Any, Any]:
         for box in boxes:
             gr.on([box.blur, box.submit], save, boxes, saved, show_progress="hidden")
 
-    return subject, changed
+    return subject

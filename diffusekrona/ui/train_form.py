@@ -18,6 +18,7 @@ from ..common.yaml_files import parse_yaml
 from ..training.settings import TrainSettings
 from .checking import check_pictures
 from .estimate import estimate_of
+from .filling import Answer
 from .following import FOLLOWING, LEADING, defaults_of, hidden_settings, usual_values
 from .form import field_values, help_of, label_of, place_of, read_form
 from .jobs import check_paths, next_name, settings_from, start
@@ -45,15 +46,16 @@ Usual = list[dict[str, Any]]  # what the page filled in before, and what it woul
 # --- filled ---------------------------------------------------------------------------------------
 
 
-def for_subject(workspace: Workspace, name: str | None, method: str) -> list[Any]:
-    """The fields that follow from the subject."""
+def for_subject(workspace: Workspace, name: str | None, method: str) -> dict[str, str]:
+    """The contents of the fields in BY_SUBJECT; none for a name that cannot be one."""
     try:
         known = name if name in subjects(workspace) else safe_name(name or "")
     except UserError:
-        return [gr.skip()] * len(BY_SUBJECT)
+        return {}
     subject = f"a sks {known.replace('-', ' ')}"
     output = next_name(workspace, known, method or "run")
-    return [f"data/{known}/input", subject, f"{subject} in the snow", "", output]
+    values = (f"data/{known}/input", subject, f"{subject} in the snow", "", output)
+    return dict(zip(BY_SUBJECT, values, strict=True))
 
 
 def first_values(workspace: Workspace) -> list[Any]:
@@ -61,7 +63,7 @@ def first_values(workspace: Workspace) -> list[Any]:
     values = _preset_values(next(iter(PRESETS.values())), {"adapter_type": "krona"})
     usual = [{}, {name: values[name] for name in FOLLOWING}]
     if names := subjects(workspace):
-        values |= zip(BY_SUBJECT, for_subject(workspace, names[0], "krona"), strict=True)
+        values |= for_subject(workspace, names[0], "krona")
     return [usual, *(values[name] for name in NAMES)]
 
 
@@ -73,21 +75,21 @@ def _preset_values(preset: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[s
 
 
 def with_preset(name: str, applied: str, usual: Usual, *typed: Any) -> list[Any]:
-    """The preset's name, the usual values and the fields with a preset; what names the subject and
-    the run stays, and so do the method and edited factors.
+    """The preset's name, the usual values and what fills the fields with a preset; what names the
+    subject and the run stays, and so do the method and edited factors.
 
     Args:
         applied: the preset that the form was filled with: a list that is left as it was fills
             nothing again.
     """
     if name not in PRESETS or name == applied:
-        return [gr.skip()] * (2 + len(NAMES))
+        return [gr.skip(), gr.skip(), {}]
     given = dict(zip(NAMES, typed, strict=True))
     edited = [n for n in ("a1", "a2") if given[n] != usual[1].get(n)]
     kept = (*BY_SUBJECT, "seed", "adapter_type", "rank", *edited)
     values = _preset_values(PRESETS[name], {n: given[n] for n in kept})
     filled = {n: values[n] for n in FOLLOWING if n not in edited}
-    return [name, [{}, filled], *(values[n] for n in NAMES)]
+    return [name, [{}, filled], {n: values[n] for n in NAMES if n not in kept}]
 
 
 def followed(workspace: Workspace, usual: Usual, output: str, *leading: Any) -> Usual:
@@ -117,8 +119,8 @@ def _filled_with(values: Mapping[str, Any]) -> list[Any]:
 
 
 def from_yaml(text: str) -> list[Any]:
-    """A message, the usual values and the fields, from an edited YAML; a mistake in it leaves them
-    as they are."""
+    """A message, the usual values and what fills the fields, from an edited YAML; a mistake in it
+    leaves them as they are."""
     try:
         content = parse_yaml(text or "")
         if not isinstance(content, dict):
@@ -126,8 +128,9 @@ def from_yaml(text: str) -> list[Any]:
         values = typed_values(TrainSettings, content, "run.yaml")
     except (UserError, ValueError) as error:
         line = " ".join(str(error).split())
-        return [say(mistakes=[line]), *([gr.skip()] * (1 + len(NAMES)))]
-    return [say(), *_filled_with(values)]
+        return [say(mistakes=[line]), gr.skip(), {}]
+    usual, *filled = _filled_with(values)
+    return [say(), usual, dict(zip(NAMES, filled, strict=True))]
 
 
 def cloned(workspace: Workspace, folder: Path) -> list[Any]:
@@ -159,9 +162,10 @@ def _mistakes(workspace: Workspace, typed: Mapping[str, Any]) -> tuple[dict, dic
 
 
 def checked(workspace: Workspace, typed: Mapping[str, Any], before: Sequence[str]) -> list[Any]:
-    """Updates of the YAML, the list of mistakes, and the fields that have or had one."""
+    """The YAML, None if there are mistakes; updates of their list, and of the fields that have or
+    had one."""
     values, mistakes = _mistakes(workspace, typed)
-    text: Any = gr.skip() if mistakes else to_yaml(settings_from(values))
+    text = None if mistakes else to_yaml(settings_from(values))
     lines = [
         f"{label_of(OPTIONS[name])}: {what}" if name in OPTIONS else what
         for name, what in mistakes.items()
@@ -199,18 +203,18 @@ def looked(workspace: Workspace, typed: Mapping[str, Any]) -> str:
         return say(mistakes=[str(error)])
 
 
-def started(workspace: Workspace, typed: Mapping[str, Any]) -> tuple[str, Any, str | None]:
-    """Start the run: what to say, a folder for the next one, and the run's name; None if it could
-    not be started."""
+def started(workspace: Workspace, typed: Mapping[str, Any]) -> tuple[str, Answer, str | None]:
+    """Start the run: what to say, what fills in a folder for the next one, and the run's name; None
+    if it could not be started."""
     values, mistakes = _mistakes(workspace, typed)
     try:
         if mistakes:
             raise UserError("; ".join(mistakes.values()))
         folder = start(workspace, values)
     except UserError as error:
-        return say(mistakes=[str(error)]), gr.skip(), None
+        return say(mistakes=[str(error)]), {}, None
     name = workspace.relative(folder)
     subject = folder.parent.name
     following = next_name(workspace, subject, str(values.get("adapter_type", "krona")))
     note = f"{name} has been started: it is on the tab Watch."
-    return say(note=note), following, name
+    return say(note=note), {"output_dir": following}, name

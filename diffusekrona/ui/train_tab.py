@@ -14,6 +14,7 @@ from ..common.settings import Option
 from ..training.settings import TrainSettings
 from . import pictures, train_form
 from .fields import component_for
+from .filling import QUIET, Answer, answer, fill
 from .following import LEADING
 from .form import groups_of
 from .places import Workspace
@@ -32,10 +33,12 @@ METHOD = ("adapter_type", "a1", "a2", "rank", "learning_rate")
 
 @dataclass(frozen=True)
 class TrainTab:
-    """What other tabs use of this one: what fills its form, and how it is checked then."""
+    """What the page and other tabs use of this one: what fills its form, how it is checked then,
+    and what fills it when the page is opened."""
 
     shown: Sequence[Any]
     refresh: Callable[..., Any]
+    load: Callable[[gr.Blocks], None]
 
 
 # The button that was pressed is on a tab that is not shown any more.
@@ -59,7 +62,7 @@ def build(workspace: Workspace, running: gr.State, tabs: gr.Tabs) -> TrainTab:
     folded: list[tuple[Any, set[str]]] = []  # what opens when one of its fields has a mistake
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            subject, changed = pictures.build(workspace)
+            subject = pictures.build(workspace)
             look = gr.Button("Check the pictures", elem_id="check-pictures")
         with gr.Column(scale=3, min_width=320):
             preset = gr.Dropdown(
@@ -101,15 +104,17 @@ def build(workspace: Workspace, running: gr.State, tabs: gr.Tabs) -> TrainTab:
     ordered = [fields[name] for name in NAMES]
     usual = gr.JSON([{}, {}], visible="hidden", elem_id="usual")
     mistaken, applied = gr.State(()), gr.State(next(iter(PRESETS)))
-    shown = [text, problems, mistaken, *ordered, *(each for each, _ in folded)]
+    yaml = answer()
+    shown = [yaml, problems, mistaken, *ordered, *(each for each, _ in folded)]
 
     def by_name(typed: Sequence[Any]) -> dict[str, Any]:
         return dict(zip(NAMES, typed, strict=True))
 
     def check(before: Sequence[str], *typed: Any) -> list[Any]:
-        found = train_form.checked(workspace, by_name(typed), before)
-        new = set(found[2]) - set(before)
+        now, *found = train_form.checked(workspace, by_name(typed), before)
+        new = set(found[1]) - set(before)
         return [
+            {} if now is None else {"yaml": now},
             *found,
             *(gr.Accordion(open=True) if names & new else gr.skip() for _, names in folded),
         ]
@@ -117,38 +122,45 @@ def build(workspace: Workspace, running: gr.State, tabs: gr.Tabs) -> TrainTab:
     def plan_of(*typed: Any) -> str:
         return train_form.planned(workspace, by_name(typed))
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
-
     def then_check(event: Any) -> Any:
-        checked = event.then(check, [mistaken, *ordered], shown, **quiet)
-        return checked.then(plan_of, ordered, plan, **quiet)
+        return and_plan(event.then(check, [mistaken, *ordered], shown, **QUIET))
+
+    def and_plan(checked: Any) -> Any:
+        fill(checked, yaml, ["yaml"], [text], "apply-yaml")
+        return checked.then(plan_of, ordered, plan, **QUIET)
+
+    def then_fill(event: Any, place: Any, asked_by: str, names: Sequence[str] = NAMES) -> None:
+        then_check(fill(event, place, names, [fields[name] for name in names], asked_by))
 
     edited = [fields[name].input for name in NAMES if name not in LEADING]
-    checked = gr.on(edited, check, [mistaken, *ordered], shown, **quiet)
-    checked.then(plan_of, ordered, plan, **quiet)
-    then_check(
-        preset.input(
-            train_form.with_preset,
-            [preset, applied, usual, *ordered],
-            [applied, usual, *ordered],
-            **quiet,
-        )
+    and_plan(gr.on(edited, check, [mistaken, *ordered], shown, **QUIET))
+    begun, taken, named, next_one, opened = (answer() for _ in range(5))
+    chosen = preset.input(
+        train_form.with_preset, [preset, applied, usual, *ordered], [applied, usual, begun], **QUIET
     )
-    then_check(apply.click(train_form.from_yaml, text, [wrong, usual, *ordered], **quiet))
+    then_fill(chosen, begun, "preset")
+    taken_over = apply.click(train_form.from_yaml, text, [wrong, usual, taken], **QUIET)
+    then_fill(taken_over, taken, "apply-yaml")
     leading = [fields[name] for name in LEADING]
     filled = [fields[name] for name in FILLED]
     followed = gr.on(
         [field.input for field in leading],
         lambda *given: train_form.followed(workspace, *given),
-        [usual, fields["output_dir"], *leading], usual, **quiet,
+        [usual, fields["output_dir"], *leading], usual, **QUIET,
     )  # fmt: skip
-    then_check(followed.then(None, [usual, *filled], filled, js=FILL, **quiet))
-    named = gr.on(
-        [subject.change, changed.change],
+    then_check(followed.then(None, [usual, *filled], filled, js=FILL, **QUIET))
+    about = subject.change(
         lambda name, method: train_form.for_subject(workspace, name, method),
-        [subject, fields["adapter_type"]], [fields[name] for name in BY_SUBJECT], **quiet,
+        [subject, fields["adapter_type"]], named, **QUIET,
     )  # fmt: skip
-    then_check(named)
+    then_fill(about, named, "subject", BY_SUBJECT)
+
+    def first() -> tuple[Any, Answer]:
+        usual, *values = train_form.first_values(workspace)
+        return usual, dict(zip(NAMES, values, strict=True))
+
+    def load(page: gr.Blocks) -> None:
+        then_fill(page.load(first, None, [usual, opened], **QUIET), opened, "")
 
     def look_at(*typed: Any) -> str:
         return train_form.looked(workspace, by_name(typed))
@@ -159,6 +171,6 @@ def build(workspace: Workspace, running: gr.State, tabs: gr.Tabs) -> TrainTab:
         note, following, name = train_form.started(workspace, by_name(typed))
         return note, following, name, gr.Tabs(selected="watch") if name else gr.skip()
 
-    started = begin.click(begin_run, ordered, [done, fields["output_dir"], running, tabs])
-    started.then(None, js=FOCUS).then(check, [mistaken, *ordered], shown, **quiet)
-    return TrainTab([usual, *ordered], then_check)
+    started = begin.click(begin_run, ordered, [done, next_one, running, tabs])
+    then_fill(started.then(None, js=FOCUS), next_one, "start", ["output_dir"])
+    return TrainTab([usual, *ordered], then_check, load)

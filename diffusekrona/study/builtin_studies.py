@@ -17,7 +17,7 @@ class Scale:
     """What depends on the size of the base.
 
     Attributes:
-        rate: KronA's usual one; rates, lora_rates: each method's, around its own best.
+        rate: KronA's usual one; rates, lora_rates, lokr_rates: each method's, around its own best.
         equal_rank: LoRA's rank with about as many parameters as (4, 64).
         sizes: KronA's pairs and LoRA's ranks over which stability is measured, in about the same
             range of parameters.
@@ -26,6 +26,7 @@ class Scale:
     rate: float
     rates: tuple[float, ...]
     lora_rates: tuple[float, ...]
+    lokr_rates: tuple[float, ...]
     steps: int
     checkpoints: tuple[int, ...]
     equal_rank: int
@@ -38,6 +39,7 @@ BUNDLED = Scale(
     rate=2e-3,
     rates=(6e-4, 2e-3, 6e-3, 2e-2, 6e-2),
     lora_rates=(2e-4, 6e-4, 2e-3, 6e-3, 2e-2),
+    lokr_rates=(2e-4, 6e-4, 2e-3, 6e-3, 2e-2),
     steps=300,
     checkpoints=(50, 100, 200, 300, 600),
     equal_rank=1,
@@ -49,6 +51,7 @@ PUBLISHED = Scale(
     rate=5e-4,
     rates=(5e-5, 1e-4, 5e-4, 1e-3, 5e-3),
     lora_rates=(1e-5, 2e-5, 1e-4, 2e-4, 1e-3),
+    lokr_rates=(1e-4, 2e-4, 1e-3, 2e-3, 1e-2),
     steps=1000,
     checkpoints=(100, 250, 500, 1000, 1500),
     equal_rank=3,
@@ -193,15 +196,18 @@ def _stability(scale: Scale) -> Study:
 
 
 def _comparison(scale: Scale) -> Study:
-    krona, lora = (
-        axis("learning rate", "learning_rate", own) for own in (scale.rates, scale.lora_rates)
+    krona, lora, lokr = (
+        axis("learning rate", "learning_rate", own)
+        for own in (scale.rates, scale.lora_rates, scale.lokr_rates)
     )
     arms = [Arm("KronA", {**KRONA, "a1": 4, "a2": 64}, (krona,))]
     for rank in (scale.equal_rank, 4):
         arms.append(Arm(f"LoRA r={rank}", {"adapter_type": "lora", "rank": rank}, (lora,)))
+    # Of this rank LoKr keeps both its nearly square factors whole: as many parameters as (4, 64).
+    arms.append(Arm("LoKr", {"adapter_type": "lokr", "rank": 64}, (lokr,)))
     return Study(
         name="comparison",
-        title="KronA and LoRA",
+        title="KronA, LoRA and LoKr",
         question="With the same parameters and at the usual sizes, each over rates around its own "
         "best: which keeps the subject and the prompt better, and which is easier to tune?",
         paper="KronA (4, 64) is ahead of LoRA r=4 in CLIP-I, CLIP-T and DINO, with two thirds of "

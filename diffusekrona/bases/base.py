@@ -103,8 +103,9 @@ class DrawingDefaults:
     precision: str = "fp16"
 
 
-#: Of the bundled bases: stronger guidance saturates them, and more steps change nothing.
-BUNDLED_DRAWING = DrawingDefaults(guidance=4.0, steps=25)
+#: Of the bundled bases: stronger guidance blurs what they were fine-tuned to, and more steps change
+#: nothing.
+BUNDLED_DRAWING = DrawingDefaults(guidance=3.0, steps=25)
 
 # Training settings of a usual run on a GPU, as the scripts have them; of the bundled bases on a
 # CPU, whichever the method.

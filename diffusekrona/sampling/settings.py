@@ -26,7 +26,7 @@ _BASE_HELP = (
 STEPS = 50  # denoising steps, if neither the user nor the base asks for another number
 GUIDANCE_HELP = (
     "Classifier-free guidance; by default what the base asks for: 7 for Stable Diffusion, 4 for "
-    "FLUX.2-klein, Z-Image and pocket, none for distilled models."
+    "FLUX.2-klein and Z-Image, 3 for pocket, none for distilled models."
 )
 
 

@@ -222,8 +222,8 @@ class ValidationSettings:
     validation_guidance_scale: float = setting(
         7.0,
         may_change_on_resume=True,
-        help="Classifier-free guidance of these pictures; by default 4 on FLUX.2-klein, "
-        "Z-Image and pocket, none on distilled models.",
+        help="Classifier-free guidance of these pictures; by default 4 on FLUX.2-klein "
+        "and Z-Image, 3 on pocket, none on distilled models.",
     )
 
 

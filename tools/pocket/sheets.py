@@ -29,7 +29,7 @@ def draw_prompts(
     prompts: tuple[str, ...] = FIXED_PROMPTS,
     seed: int = 0,
     steps: int = 25,
-    guidance: float = 4.0,
+    guidance: float = 3.0,
 ) -> list[Image.Image]:
     """One picture for each prompt, prompt i from seed `seed` + i."""
     pipeline.set_progress_bar_config(disable=True)

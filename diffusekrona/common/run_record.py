@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,7 +52,7 @@ def read_run_record(folder: Path) -> RunRecord | None:
     Raises:
         UserError: it is damaged.
     """
-    if not (folder / RUN_RECORD).is_file():
+    if not os.path.isfile(folder / RUN_RECORD):
         return None
     return read_json(folder / RUN_RECORD, RunRecord)
 

@@ -90,7 +90,7 @@ def resume(workspace: Workspace, folder: Path) -> None:
     """
     if process_of(workspace, folder) is not None:
         raise UserError(f"{workspace.relative(folder)} is running or waiting already.")
-    if not (folder / SETTINGS).is_file():
+    if not os.path.isfile(folder / SETTINGS):
         raise UserError(f"{workspace.relative(folder)} has no {SETTINGS}: start it from a shell.")
     _launch(workspace, folder, "--resume_from_checkpoint", "latest")
 
@@ -139,7 +139,7 @@ def ticket_of(workspace: Workspace, folder: Path) -> Ticket | None:
 def is_locked(folder: Path) -> bool:
     """Whether a run is writing to `folder`."""
     path = folder / ".lock"
-    if not path.is_file():
+    if not os.path.isfile(path):  # nor where it cannot be seen
         return False
     try:
         with FileLock(path).acquire(timeout=0):
@@ -212,8 +212,8 @@ def next_name(workspace: Workspace, subject: str, method: str) -> str:
     """The first free one of outputs/SUBJECT/METHOD-1, -2 …"""
     taken = {workspace.relative(path) for path in run_folders(workspace)}
     number = 1
-    while (name := f"outputs/{subject}/{method}-{number}") in taken or (
+    while (name := f"outputs/{subject}/{method}-{number}") in taken or os.path.lexists(
         workspace.root / name
-    ).exists():
+    ):
         number += 1
     return name

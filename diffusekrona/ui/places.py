@@ -61,7 +61,7 @@ def served(workspace: Workspace, name: str) -> Path | None:
     except UserError:
         return None
     hidden = any(part.startswith(".") for part in path.relative_to(workspace.root.resolve()).parts)
-    return path if path.is_file() and path.suffix.lower() in SERVED and not hidden else None
+    return path if os.path.isfile(path) and path.suffix.lower() in SERVED and not hidden else None
 
 
 def safe_name(text: str) -> str:
@@ -77,7 +77,7 @@ def safe_name(text: str) -> str:
 
 def subjects(workspace: Workspace) -> list[str]:
     """The folders of data/ that hold pictures of a subject, in their folder input/."""
-    return sorted(path.name for path in _folders(workspace.data) if (path / "input").is_dir())
+    return sorted(path.name for path in _folders(workspace.data) if os.path.isdir(path / "input"))
 
 
 def run_folders(workspace: Workspace) -> list[Path]:
@@ -104,7 +104,7 @@ def _folders(folder: Path) -> list[Path]:
         entries = list(folder.iterdir())
     except OSError:
         return []
-    return [e for e in entries if e.is_dir() and not e.is_symlink() and e.name[:1] != "."]
+    return [e for e in entries if os.path.isdir(e) and not e.is_symlink() and e.name[:1] != "."]
 
 
 def _walk(top: Path) -> Iterator[tuple[Path, list[str]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -113,6 +114,8 @@ def _state(workspace: Workspace, folder: Path, finished: bool, step: int, log: s
 def log_lines(path: Path) -> list[dict[str, float]]:
     """The numbers in the lines of train_log.jsonl; damaged lines are left out."""
     lines = []
+    if not os.path.isfile(path):
+        return []
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -148,6 +151,8 @@ def speed_of(lines: list[dict[str, float]]) -> float | None:
 
 def log_tail(folder: Path) -> str:
     """The end of what the run printed, each progress bar as it was last; "" if there is none."""
+    if not os.path.isfile(folder / LOG):  # reading a named pipe would wait for ever
+        return ""
     try:
         with open(folder / LOG, "rb") as file:
             file.seek(0, 2)

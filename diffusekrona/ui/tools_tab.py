@@ -152,5 +152,8 @@ def report_view(workspace: Workspace, name: str | None) -> str:
     if path.suffix == ".html":
         return view("report", pages=[name], files=[], text="")
     beside = [workspace.relative(p) for p in sorted(path.parent.glob("*.safetensors"))]
-    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        return say(mistakes=[f"{name} cannot be read: {error.strerror}."])
     return view("report", pages=[], files=[name, *beside], text=text)

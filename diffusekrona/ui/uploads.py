@@ -62,9 +62,16 @@ def _safe_file(name: str) -> str:
 def masks(workspace: Workspace, subject: str) -> dict[str, str]:
     """The name of each picture's mask file, by the picture's name without its ending."""
     folder = picture_folder(workspace, subject)
-    if not folder.is_dir():
-        return {}
-    return {picture_of_mask(file.name) or "": file.name for file in mask_files(folder)}
+    try:
+        if not folder.is_dir():
+            return {}
+        return {picture_of_mask(file.name) or "": file.name for file in mask_files(folder)}
+    except OSError as error:
+        raise _unreadable(workspace, folder, error) from error
+
+
+def _unreadable(workspace: Workspace, folder: Path, error: OSError) -> UserError:
+    return UserError(f"{workspace.relative(folder)} cannot be read: {error.strerror}.")
 
 
 def captions(workspace: Workspace, subject: str) -> list[tuple[str, str]]:
@@ -74,8 +81,11 @@ def captions(workspace: Workspace, subject: str) -> list[tuple[str, str]]:
         UserError: the folder cannot be read, or holds no usable picture.
     """
     folder = picture_folder(workspace, subject)
-    if not folder.is_dir():
-        return []
+    try:
+        if not folder.is_dir():
+            return []
+    except OSError as error:
+        raise _unreadable(workspace, folder, error) from error
     pictures, _ = find_pictures(folder)
     found = read_captions(folder, pictures, _NO_CAPTION)
     own = ("" if text == _NO_CAPTION else text for text in found)

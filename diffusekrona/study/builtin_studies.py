@@ -17,7 +17,8 @@ class Scale:
     """What depends on the size of the base.
 
     Attributes:
-        rate: KronA's usual one; rates, lora_rates, lokr_rates: each method's, around its own best.
+        rate: KronA's usual one; rates, lora_rates, lokr_rates: each method's, around its own best. LoKr's
+            first factor starts about ten times larger than KronA's, so that a rate means that much more.
         equal_rank: LoRA's rank with about as many parameters as (4, 64).
         sizes: KronA's pairs and LoRA's ranks over which stability is measured, in about the same
             range of parameters.
@@ -39,7 +40,7 @@ BUNDLED = Scale(
     rate=2e-3,
     rates=(6e-4, 2e-3, 6e-3, 2e-2, 6e-2),
     lora_rates=(2e-4, 6e-4, 2e-3, 6e-3, 2e-2),
-    lokr_rates=(2e-4, 6e-4, 2e-3, 6e-3, 2e-2),
+    lokr_rates=(6e-5, 2e-4, 6e-4, 2e-3, 6e-3),
     steps=300,
     checkpoints=(50, 100, 200, 300, 600),
     equal_rank=1,
@@ -51,7 +52,7 @@ PUBLISHED = Scale(
     rate=5e-4,
     rates=(5e-5, 1e-4, 5e-4, 1e-3, 5e-3),
     lora_rates=(1e-5, 2e-5, 1e-4, 2e-4, 1e-3),
-    lokr_rates=(1e-4, 2e-4, 1e-3, 2e-3, 1e-2),
+    lokr_rates=(1e-5, 2e-5, 1e-4, 2e-4, 1e-3),
     steps=1000,
     checkpoints=(100, 250, 500, 1000, 1500),
     equal_rank=3,

@@ -17,8 +17,9 @@ class Scale:
     """What depends on the size of the base.
 
     Attributes:
-        rate: KronA's usual one; rates, lora_rates, lokr_rates: each method's, around its own best. LoKr's
-            first factor starts about ten times larger than KronA's, so that a rate means that much more.
+        rate: KronA's usual one; rates, lora_rates, lokr_rates: each method's, around its own best.
+            LoKr's first factor starts about ten times larger than KronA's: a rate means as much
+            more.
         equal_rank: LoRA's rank with about as many parameters as (4, 64).
         sizes: KronA's pairs and LoRA's ranks over which stability is measured, in about the same
             range of parameters.

@@ -9,7 +9,6 @@ same thing in two poses and places. Rows of `test` show identities that are held
 
 from __future__ import annotations
 
-import functools
 import random
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -50,28 +49,30 @@ def halved(images: np.ndarray) -> np.ndarray:
     return ((total + 2) // 4).astype(np.uint8)
 
 
-def _draw_chunk(name: str, start: int, count: int) -> dict[str, np.ndarray]:
-    pictures = [MAKERS[name](row) for row in range(start, start + count)]
+def _draw_chunk(name: str, start: int) -> dict[str, np.ndarray]:
+    pictures = [MAKERS[name](row) for row in range(start, start + CHUNK)]
     fine = np.stack([coverage(picture) for picture in pictures])
-    rng, tokenizer = random.Random(f"captions {name} {start}"), functools.cache(build_tokenizer)()
+    rng, tokenizer = random.Random(f"captions {name} {start}"), build_tokenizer()
     texts = [caption(picture, rng) for picture in pictures for _ in range(CAPTIONS)]
     images = np.stack([render(picture) for picture in pictures])
     return {
         "images": images,
         "small": halved(images),
-        "masks": fine.reshape(count, 16, 2, 16, 2).sum((2, 4), dtype=np.uint8),
-        "captions": tokenize(tokenizer, texts).view(count, CAPTIONS, -1).numpy().astype(np.int16),
+        "masks": fine.reshape(CHUNK, 16, 2, 16, 2).sum((2, 4), dtype=np.uint8),
+        "captions": tokenize(tokenizer, texts).view(CHUNK, CAPTIONS, -1).numpy().astype(np.int16),
     }
 
 
 def draw_pictures(work_dir: Path, name: str, count: int, processes: int = 1) -> None:
-    """Draws the files of `<work_dir>/data/` that are missing; other programs may read meanwhile."""
+    """Draws the files of `<work_dir>/data/` that are missing, up to `count` pictures or a few more.
+
+    Whole files only, so that a file's name tells its rows. Other programs may read meanwhile.
+    """
     folder = work_dir / "data"
     folder.mkdir(parents=True, exist_ok=True)
     starts = [s for s in range(0, count, CHUNK) if not (folder / f"{name}_{s:07d}.npz").exists()]
     with ProcessPoolExecutor(processes) as pool:
-        sizes = [min(CHUNK, count - s) for s in starts]
-        drawn = pool.map(_draw_chunk, [name] * len(starts), starts, sizes)
+        drawn = pool.map(_draw_chunk, [name] * len(starts), starts)
         for start, arrays in zip(starts, tqdm(drawn, name, len(starts)), strict=True):
             temporary = folder / f"{name}.tmp.npz"
             np.savez(temporary, **arrays)

@@ -47,7 +47,7 @@ class Samples:
 
     Args:
         vae: with standardised latents, on the device of training.
-        cropped: every how manyth picture is blurred, enlarged and cropped; 0: none.
+        cropped: one picture in so many is blurred, enlarged and cropped; 0: none is.
     """
 
     def __init__(self, work_dir: Path, vae: AutoencoderKL, cropped: int = 0):

@@ -101,18 +101,18 @@ if "$PYTHON" -c "$needed"; then
   # up to 560: a part that hangs takes nothing from those after it, and what one leaves they may use.
   program=(); [ "$DEVICE" = cuda ] && [ -z "$QUICK" ] || program=(--quick)
   [ "${gib:-80}" -ge 22 ] || program+=(--checkpointing)
-  part sdxl_program 250 "$PYTHON" benchmarks/sdxl_program.py "${program[@]}" --output "$parts/sdxl_program.json"
-  part vae_layout 20 "$PYTHON" benchmarks/vae_layout.py --device "$DEVICE" "${vae[@]}" --output "$parts/vae_layout.json"
-  part maths 20 "${maths[@]}"
-  part tests 85 "$PYTHON" -m pytest -q -rs --tb=short tests/gpu/test_cuda.py
+  part sdxl_program 210 "$PYTHON" benchmarks/sdxl_program.py "${program[@]}" --output "$parts/sdxl_program.json"
+  part vae_layout 45 "$PYTHON" benchmarks/vae_layout.py --device "$DEVICE" "${vae[@]}" --output "$parts/vae_layout.json"
+  part maths 15 "${maths[@]}"
+  part tests 55 "$PYTHON" -m pytest -q -rs --tb=short tests/gpu/test_cuda.py
   part adapter_step 75 "$PYTHON" benchmarks/adapter_step.py --device "$DEVICE" "${step[@]}" \
     "${quick[@]}" --limit "$(share 55)" --output "$parts/adapter_step.json"
-  part adapter_layer 20 "$PYTHON" benchmarks/adapter_layer.py --device "$DEVICE" "${quick[@]}" \
+  part adapter_layer 35 "$PYTHON" benchmarks/adapter_layer.py --device "$DEVICE" "${quick[@]}" \
     --output "$parts/adapter_layer.json"
-  part merge 25 "$PYTHON" benchmarks/merge.py --device "$DEVICE" "${quick[@]}" --output "$parts/merge.json"
-  part memory 35 "$PYTHON" benchmarks/memory.py "${memory[@]}" --output "$parts/memory.json"
+  part merge 45 "$PYTHON" benchmarks/merge.py --device "$DEVICE" "${quick[@]}" --output "$parts/merge.json"
+  part memory 40 "$PYTHON" benchmarks/memory.py "${memory[@]}" --output "$parts/memory.json"
   precision=bf16; [ "$DEVICE" = cpu ] && precision=no
-  part train_run 30 "$PYTHON" benchmarks/train_run.py --device "$DEVICE" "${quick[@]}" \
+  part train_run 40 "$PYTHON" benchmarks/train_run.py --device "$DEVICE" "${quick[@]}" \
     --base pocket --batch 4 --repeats 1 --precision "$precision" \
     ${DIFFUSERS_EXAMPLE:+--diffusers_example "$DIFFUSERS_EXAMPLE"} --output "$parts/train_run.json"
 else

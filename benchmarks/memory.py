@@ -115,7 +115,7 @@ def measure(settings: Any, resolved: Any) -> dict[str, Any]:
         optimizer = make_optimizer(settings.optimisation, models, 1)
         batch = settings.optimisation.train_batch_size
         side = resolved.resolution // family.latent_scale(resolved.vae_config)
-        size = (batch, config["in_channels"], side, side)
+        size = (batch, unet.config.in_channels, side, side)
 
         def draw(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
             return torch.rand(*shape, device=device).to(dtype)

@@ -22,10 +22,10 @@ from .adapters.mixing import (
     reading_options,
 )
 from .bases.precision import dtype_of
+from .bases.schedulers import set_scheduler
 from .common.devices import choose_device, process_state
 from .common.errors import UserError, exit_on_user_error, writing
 from .common.files import slug
-from .sampling.schedulers import set_scheduler
 from .sampling.settings import (
     InferenceSettings,
     MachineSettings,

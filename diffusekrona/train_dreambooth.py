@@ -180,7 +180,7 @@ def run(
     adapted, trained = setup.adapt(settings, resolved, models)
     regulariser = Regulariser(
         adapted, setup.ADAPTER_NAME, optimisation.adapter_dropout, optimisation.max_relative_norm,
-        optimisation.seed,
+        optimisation.seed, resolved.method,
     )  # fmt: skip
     plain_optimizer = make_optimizer(optimisation, models, processes)
     lr_scheduler = make_lr_scheduler(optimisation, plain_optimizer, steps)

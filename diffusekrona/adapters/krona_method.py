@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,12 @@ from .method import (
     Shape,
     Targets,
     Tensors,
+    norm_of_products,
     valid_scale,
 )
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftConfig
 
     from .deltas import Delta
@@ -91,6 +94,19 @@ def _krona_size(shapes: Mapping[str, Shape]) -> str:
     return f"{a1}x{a2} (x) {b1}x{b2}" + "".join(f" x{n}" for n in terms)
 
 
+def _krona_multiplications(shapes: Mapping[str, Shape]) -> int:
+    from ..krona.factors import multiplications
+
+    (*terms, a1, a2), (b1, b2) = shapes["krona_a"], shapes["krona_b"][-2:]
+    return multiplications(a1, a2, b1, b2, math.prod(terms))
+
+
+def _krona_norm(layer: Any, name: str) -> torch.Tensor:
+    a, b = (factor[name].float() for factor in (layer.krona_a, layer.krona_b))
+    a, b = (t.flatten(-2).reshape(-1, t.shape[-2] * t.shape[-1]) for t in (a, b))
+    return norm_of_products(a, b) * abs(layer.scaling[name])
+
+
 def _krona_fit(config: Any, layers: Mapping[str, Tensors]) -> Any:
     from ..krona.model import factors_of
 
@@ -99,6 +115,28 @@ def _krona_fit(config: Any, layers: Mapping[str, Tensors]) -> Any:
         if factors_of(config, name) != pair:
             config.factor_pattern = {name: pair, **config.factor_pattern}
     return config
+
+
+def _krona_fill(own: Tensors, delta: Delta | None, config: Any) -> dict[str, torch.Tensor]:
+    """The delta in the first terms; the others are zero."""
+    from .deltas import KronDelta
+
+    a, b = own["krona_a"].clone(), own["krona_b"].clone()
+    terms_a, terms_b = (a, b) if a.dim() == 3 else (a[None], b[None])
+    terms_b.zero_()
+    if delta is not None:
+        if not isinstance(delta, KronDelta):
+            raise UserError("it is not a Kronecker product: use --adapter_type lora.")
+        if delta.output_order != config.output_order and delta.a.shape[1] > 1:
+            raise UserError(f"it needs --output_order {delta.output_order}.")
+        terms, a1, a2 = delta.a.shape
+        if (a1, a2) != tuple(terms_a.shape[1:]) or delta.b.shape[1:] != terms_b.shape[1:]:
+            raise UserError(f"it has factors a1={a1}, a2={a2}: give --a1, --a2 or --factors so.")
+        if terms > len(terms_a):
+            raise UserError(f"it has {terms} terms: give --terms {terms}.")
+        terms_a[:terms] = delta.a
+        terms_b[:terms] = delta.b * (delta.scale / config.scale)
+    return {"krona_a": a, "krona_b": b}
 
 
 def _krona_from_file(
@@ -150,6 +188,9 @@ KRONA = Method(
     delta=_krona_delta,
     describe=_krona_words,
     size=_krona_size,
+    multiplications=_krona_multiplications,
+    fill=_krona_fill,
+    norm=_krona_norm,
     read_config=_krona_from_file,
     fit=_krona_fit,
     formats=(*KRONECKER_FORMATS, *LOW_RANK_FORMATS, "merged"),

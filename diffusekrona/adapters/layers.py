@@ -24,8 +24,9 @@ LayerSizes = Mapping[str, tuple[int, int]]  # layer name to (out_features, in_fe
 
 @dataclass(frozen=True)
 class AdaptedLayer:
-    """One layer of the plan: where it is, its size, a description of its adapter's size, and
-    the number of values in each of its trained tensors."""
+    """One layer of the plan: where it is, its size, a description of its adapter's size, the number
+    of values in each of its trained tensors, and the multiplications that a token costs in it
+    beside the base's own (None where the method computes delta W instead)."""
 
     component: str
     name: str
@@ -33,6 +34,7 @@ class AdaptedLayer:
     in_features: int
     factors: str
     tensors: tuple[int, ...]
+    multiplications: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -93,7 +95,9 @@ def adapted_layers(
         for name, size in layers[component].items():
             if own := shapes.get(name):
                 counts = tuple(math.prod(shape) for shape in own.values())
-                found.append(AdaptedLayer(component, name, *size, method.size(own), counts))
+                cost = method.multiplications and method.multiplications(own)
+                layer = AdaptedLayer(component, name, *size, method.size(own), counts, cost)
+                found.append(layer)
     return found
 
 

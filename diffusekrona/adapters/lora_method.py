@@ -8,9 +8,18 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
-from .method import LOW_RANK_FORMATS, Method, Targets, Tensors, valid_scale
+from .method import (
+    LOW_RANK_FORMATS,
+    Method,
+    Shape,
+    Targets,
+    Tensors,
+    norm_of_products,
+    valid_scale,
+)
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftConfig
 
     from .deltas import Delta
@@ -38,6 +47,34 @@ def _lora_delta(tensors: Tensors, config: Any, layer: str) -> Delta:
         raise UserError(f"{layer}: lora_A and lora_B differ in rank.")
     kernel = tuple(down.shape[2:])
     return LowRankDelta(up.flatten(1) * lora_scale(config, layer), down.flatten(1), kernel)
+
+
+def _lora_norm(layer: Any, name: str) -> torch.Tensor:
+    """Of a sum of outer products of the rows of A and the columns of B."""
+    a, b = (part[name].weight.float() for part in (layer.lora_A, layer.lora_B))
+    return norm_of_products(a.flatten(1), b.flatten(1).t()) * abs(layer.scaling[name])
+
+
+def _lora_multiplications(shapes: Mapping[str, Shape]) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def _lora_fill(own: Tensors, delta: Delta | None, config: Any) -> dict[str, torch.Tensor]:
+    """The delta in the first ranks; the others are zero."""
+    from .deltas import to_low_rank
+
+    down, up = own["lora_A.weight"].clone(), own["lora_B.weight"].clone()
+    up.zero_()
+    if delta is not None:
+        low = to_low_rank(delta)
+        rank = low.down.shape[0]
+        if (low.up.shape[0], low.down.shape[1]) != (up.shape[0], down.shape[1]):
+            raise UserError("it is of another shape.")
+        if rank > down.shape[0]:
+            raise UserError(f"it has rank {rank}: give --rank {rank}, or more.")
+        down[:rank] = low.down
+        up[:, :rank] = low.up / lora_scale(config, "it")
+    return {"lora_A.weight": down, "lora_B.weight": up}
 
 
 def _lora_from_file(
@@ -84,6 +121,9 @@ LORA = Method(
     delta=_lora_delta,
     describe=lambda config: f"rank {config.r}",
     size=lambda shapes: f"rank {shapes['lora_A.weight'][0]}",
+    multiplications=_lora_multiplications,
+    fill=_lora_fill,
+    norm=_lora_norm,
     read_config=_lora_from_file,
     formats=(*LOW_RANK_FORMATS, "merged"),
     learning_rate=1e-4,  # as in diffusers' documented DreamBooth LoRA runs

@@ -58,6 +58,12 @@ class Method:
             UserError for a configuration that makes no sense.
         describe: the configuration in a few words, for the model card.
         size: the shapes of a layer's tensors in a few words, for the dry run.
+        multiplications: the shapes of a layer's tensors to the multiplications that one token costs
+            beside the base's own; None where delta W itself is computed.
+        fill: (a layer's tensors, delta or None for none, configuration) to tensors of these shapes
+            that have exactly that delta W, to start a run from; None where this is not possible.
+            Raises UserError for a delta that they cannot hold.
+        norm: (layer, adapter name) to ||delta W||, a scalar, where that needs no delta W.
         read_config: (settings from a file, layer to tensors, where) to a configuration of which
             nothing is left unchecked; by default its plain numbers. Raises UserError.
         fit: (configuration, layer name to tensors) to the configuration under which PEFT makes
@@ -81,6 +87,9 @@ class Method:
     delta: Callable[[Tensors, Any, str], Delta]
     describe: Callable[[Any], str]
     size: Callable[[Mapping[str, Shape]], str]
+    multiplications: Callable[[Mapping[str, Shape]], int] | None = None
+    fill: Callable[[Tensors, Delta | None, Any], dict[str, torch.Tensor]] | None = None
+    norm: Callable[[Any, str], torch.Tensor] | None = None
     read_config: ConfigReader | None = None
     fit: Callable[[Any, Mapping[str, Tensors]], Any] = lambda config, layers: config
     formats: tuple[str, ...] = ("merged",)
@@ -103,6 +112,12 @@ class Method:
         if self.read_config is not None:
             return self.read_config(values, layers, where)
         return plain_config(self.config_class, values, layers, where)
+
+    def delta_norm(self, layer: Any, adapter_name: str) -> torch.Tensor:
+        """||delta W|| of one layer of a model, a Frobenius norm and a scalar."""
+        if self.norm is not None:
+            return self.norm(layer, adapter_name)
+        return layer.get_delta_weight(adapter_name).float().norm()
 
     def starts_at_zero(self, parameter: str) -> bool:
         """Whether a model's parameter, by its name, is a tensor of this method that starts at 0."""
@@ -128,6 +143,12 @@ class Method:
             if found := self.layer_of(key):
                 layers.setdefault(found[0], {})[found[1]] = tensor
         return layers
+
+
+def norm_of_products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """||sum_i a_i ⊗ b_i|| of the rows of two matrices, a scalar: the root of
+    sum_ij <a_i, a_j> <b_i, b_j>. The shape in which each product is written does not matter."""
+    return ((a @ a.t()) * (b @ b.t())).sum().clamp(min=0).sqrt()
 
 
 def valid_scale(value: object, where: object) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -224,7 +225,6 @@ def merge_for_now(model: Any) -> Callable[[], None]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     from ..bases.families import components_of
-    from ..krona.layer import KronALinear
 
     layers = [
         layer
@@ -245,10 +245,10 @@ def merge_for_now(model: Any) -> Callable[[], None]:
             for weight in layer.get_base_layer().parameters(recurse=False):
                 if weight not in copies:
                     copies[weight] = weight.data.to("cpu", copy=True)
-            if isinstance(layer, KronALinear):
-                layer.merge(keep_base=False)
-            else:
-                layer.merge()
+            # Where a layer would copy the weight itself, in case of unmerging, it need not.
+            merge: Callable[..., None] = layer.merge
+            copies_weight = "keep_base" in inspect.signature(merge).parameters
+            merge(**({"keep_base": False} if copies_weight else {}))
     except BaseException:
         undo()
         raise

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ..bases.schedulers import SCHEDULERS
 from ..bases.settings import ReadingSettings
 from ..common.command_line import parse
 from ..common.errors import UserError
 from ..common.settings import COUNTS, SEEDS, SIDES, setting
 from ..common.text_files import read_text
-from .schedulers import SCHEDULERS
 
 if TYPE_CHECKING:
     from ..bases.base import DrawingDefaults

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..bases.schedulers import SCHEDULERS
 from ..common.command_line import parse
 from ..common.errors import UserError
 from ..common.settings import COUNTS, SEEDS, SIDES, setting
-from ..sampling.schedulers import SCHEDULERS
 from ..sampling.settings import GUIDANCE_HELP
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..adapters.groups import layers_with
+from ..adapters.method import Method
 from ..common.errors import UserError
 from ..common.seeds import seed_for
 from ..krona.layer import is_plain
@@ -27,17 +28,20 @@ class Regulariser:
         dropout: float,
         limit: float | None,
         seed: int,
+        method: Method,
     ) -> None:
         """
         Args:
             models: component name to the model that carries the adapter, before it is wrapped.
             dropout: probability with which a layer's adapter is left out.
             limit: of ||delta W|| / ||W||, Frobenius norms; None for none.
+            method: of the adapter.
 
         Raises:
             UserError: a limit on a quantised base, whose weights are codes.
         """
         self.name, self.dropout, self.limit, self.seed = adapter_name, dropout, limit, seed
+        self.method = method
         active = bool(dropout or limit)
         self.layers: list[Any] = []
         if active:
@@ -72,29 +76,11 @@ class Regulariser:
     def limit_norms(self) -> None:
         """Shrink all factors of each layer whose delta W has grown past the limit."""
         for layer, most in zip(self.layers, self.most, strict=False):
-            ratio = most / delta_norm(layer, self.name).clamp(min=1e-30)
+            ratio = most / self.method.delta_norm(layer, self.name).clamp(min=1e-30)
             factors = _factors(layer, self.name)
             shrink = ratio.clamp(max=1) ** (1 / len(factors))
             for factor in factors:
                 factor.mul_(shrink)
-
-
-def delta_norm(layer: Any, adapter_name: str) -> torch.Tensor:
-    """||delta W|| of one layer, a scalar; of KronA and LoRA without forming delta W.
-
-    Of a sum of Kronecker products it is the root of sum_ij <A_i, A_j> <B_i, B_j>; a LoRA is a sum
-    of outer products of the rows of A and the columns of B.
-    """
-    if hasattr(layer, "krona_a"):
-        factors = (factor.float() for factor in _factors(layer, adapter_name))
-        a, b = (t.flatten(-2).reshape(-1, t.shape[-2] * t.shape[-1]) for t in factors)
-    elif hasattr(layer, "lora_A"):
-        a, b = (factor.float() for factor in _factors(layer, adapter_name))
-        a, b = a.flatten(1), b.flatten(1).t()
-    else:
-        return layer.get_delta_weight(adapter_name).float().norm()
-    squared = ((a @ a.t()) * (b @ b.t())).sum().clamp(min=0)
-    return squared.sqrt() * abs(layer.scaling[adapter_name])
 
 
 def _factors(layer: Any, adapter_name: str) -> list[torch.Tensor]:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import inference
+from ..bases.schedulers import SCHEDULERS
 from ..common.errors import UserError
 from ..common.pictures import content_key
 from ..common.settings import Option, build, check_limits, flat, options_of, with_values
-from ..sampling.schedulers import SCHEDULERS
 from ..sampling.settings import InferenceSettings, check_size, parse_steps
 from .places import Workspace, adapter_files, inside
 
@@ -96,8 +96,8 @@ def draw(settings: InferenceSettings) -> list[Path]:
     """
     from ..adapters.groups import parse_groups
     from ..adapters.mixing import choose_base, read_adapters, reading_options
+    from ..bases.schedulers import set_scheduler
     from ..common.devices import process_state
-    from ..sampling.schedulers import set_scheduler
     from .live import loaded
 
     model, machine = settings.model, settings.machine

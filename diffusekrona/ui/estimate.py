@@ -9,7 +9,6 @@ from typing import Any
 from ..bases.precision import BYTES
 from ..common.run_record import read_run_record_or_none
 from ..common.settings import flat
-from ..plan import cost_of
 from .jobs import settings_from
 from .places import Workspace, run_folders
 from .runs import LOG_LINES, log_lines, settings_of, speed_of
@@ -48,12 +47,11 @@ def estimate_of(workspace: Workspace, values: Mapping[str, Any]) -> list[tuple[s
         ("File", f"{size:.2f} MB"),
         ("Memory", in_words(phases).partition(" (")[0]),
     ]
-    if settings.adapter.adapter_type == "krona":
-        shapes = [(layer.out_features, layer.in_features) for layer in resolved.layers]
-        pair = (settings.adapter.a1, settings.adapter.a2)
-        cost = cost_of(pair, shapes, settings.adapter.terms)
-        words = f"{cost.slowdown:.1%} more multiplications in the adapted layers until it is merged"
-        lines.append(("Cost", words))
+    costs = [layer.multiplications for layer in resolved.layers if layer.multiplications]
+    if costs:
+        own = sum(layer.out_features * layer.in_features for layer in resolved.layers)
+        words = f"{sum(costs) / own:.1%} more multiplications in the adapted layers"
+        lines.append(("Cost", f"{words} until it is merged"))
     steps = settings.optimisation.max_train_steps or 1000
     lines.append(("Time", _time(workspace, flat(settings), steps, resolved.resolution)))
     return lines

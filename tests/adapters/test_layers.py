@@ -8,6 +8,9 @@ from peft import LoraConfig
 
 from diffusekrona import KronAConfig
 from diffusekrona.adapters.layers import adapted_layers, matching, tensor_shapes
+from diffusekrona.adapters.method import Targets
+from diffusekrona.adapters.methods import METHODS
+from diffusekrona.adapters.settings import AdapterSettings
 from diffusekrona.bases.meta import linear_layers
 from diffusekrona.common.errors import UserError
 from diffusekrona.krona.model import factors_of
@@ -33,6 +36,18 @@ def test_counts_are_those_of_the_adapted_model(config) -> None:
     for layer in counted:
         own = [count for name, count in trained.items() if name.startswith(f"{layer.name}.")]
         assert sorted(layer.tensors) == sorted(own)
+
+
+@pytest.mark.parametrize(
+    ("method", "multiplications"),
+    [("krona", 4 * 8 * 8 + 4 * 8 * 16), ("lora", 2 * (64 + 64)), ("lokr", None)],
+)
+def test_multiplications_of_a_layer(method: str, multiplications: int | None) -> None:
+    """Of 4x8 (x) 16x8: A first, which is no more than B first; LoKr computes delta W."""
+    settings = AdapterSettings(a1=4, a2=8, rank=2)
+    config = METHODS[method].make_config(settings, Targets(("to_q",), {"q": ("to_q",)}, "unet"))
+    (layer,) = adapted_layers({"unet": config}, {"unet": {"a.to_q": (64, 64)}})
+    assert layer.multiplications == multiplications
 
 
 def test_factors_are_those_of_the_config() -> None:

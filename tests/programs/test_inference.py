@@ -32,11 +32,11 @@ from diffusekrona.adapters.mixing import (
     read_adapters,
 )
 from diffusekrona.bases import loading
+from diffusekrona.bases.schedulers import SCHEDULERS, set_scheduler
 from diffusekrona.common.errors import UserError
 from diffusekrona.krona.functional import kron_weight
 from diffusekrona.sampling import pipeline as sampling
 from diffusekrona.sampling.grids import read_recipe, save_new_png, save_png
-from diffusekrona.sampling.schedulers import SCHEDULERS, set_scheduler
 from diffusekrona.sampling.settings import read_prompts
 
 Run = Callable[..., list[Path]]

@@ -58,6 +58,8 @@ def test_a_lora_of_any_rank_up_to_this_runs(tmp_path: Path) -> None:
         torch.testing.assert_close(answer(other), answer(unet), atol=1e-5, rtol=0)
     with pytest.raises(UserError, match="give --rank 2"):
         start_from(file, {"unet": adapted("lora", r=1)}, "sd1", "default")
+    with pytest.raises(UserError, match="--init_from: a LoKr cannot start from another adapter"):
+        start_from(file, {"unet": adapted("lokr", r=4)}, "sd1", "default")
 
 
 @pytest.mark.parametrize(

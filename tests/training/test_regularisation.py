@@ -1,19 +1,22 @@
-"""Adapter dropout and the norm limit, on layers of both methods."""
+"""Adapter dropout and the norm limit, on layers of every method."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoKrConfig, LoraConfig, inject_adapter_in_model
 from torch import nn
 
+from diffusekrona.adapters.method import Method
+from diffusekrona.adapters.methods import method_of
 from diffusekrona.krona import KronAConfig
-from diffusekrona.training.regularisation import Regulariser, delta_norm
+from diffusekrona.training.regularisation import Regulariser
 
 CONFIGS = {
     "krona": KronAConfig(a1=2, a2=4, target_modules=["0", "1"], scale=0.5),
     "terms": KronAConfig(a1=2, a2=4, target_modules=["0", "1"], terms=3),
     "lora": LoraConfig(r=3, lora_alpha=6, target_modules=["0", "1"]),
+    "lokr": LoKrConfig(r=3, alpha=6, target_modules=["0", "1"]),
 }
 
 
@@ -29,28 +32,33 @@ def model(request) -> nn.Module:
     return made
 
 
-def test_the_norm_is_that_of_the_matrix(model: nn.Module) -> None:
+@pytest.fixture
+def method(request, model: nn.Module) -> Method:
+    return method_of(CONFIGS[request.node.callspec.params["model"]])
+
+
+def test_the_norm_is_that_of_the_matrix(model: nn.Module, method: Method) -> None:
     for layer in model:
         expected = layer.get_delta_weight("default").norm()
-        torch.testing.assert_close(delta_norm(layer, "default"), expected)
+        torch.testing.assert_close(method.delta_norm(layer, "default"), expected)
 
 
-def test_norms_above_the_limit_are_brought_down_to_it(model: nn.Module) -> None:
+def test_norms_above_the_limit_are_brought_down_to_it(model: nn.Module, method) -> None:
     with torch.no_grad():
         for p in model[1].parameters():
             if p.requires_grad:
                 p.mul_(1e-3)
     small = model[1].get_delta_weight("default").clone()
     direction = model[0].get_delta_weight("default").clone()
-    Regulariser({"unet": model}, "default", 0.0, 0.1, seed=0).limit_norms()
+    Regulariser({"unet": model}, "default", 0.0, 0.1, seed=0, method=method).limit_norms()
     assert torch.equal(model[1].get_delta_weight("default"), small)
     after, base = model[0].get_delta_weight("default"), model[0].get_base_layer().weight
     assert (after.norm() / base.norm()).item() == pytest.approx(0.1, rel=1e-4)
     torch.testing.assert_close(after / after.norm(), direction / direction.norm())
 
 
-def test_dropped_adapters_leave_the_base_and_the_rest_counts_more(model: nn.Module) -> None:
-    regulariser = Regulariser({"unet": model}, "default", 0.25, None, seed=0)
+def test_dropped_adapters_leave_the_base_and_the_rest_counts_more(model: nn.Module, method) -> None:
+    regulariser = Regulariser({"unet": model}, "default", 0.25, None, seed=0, method=method)
     scales = [layer.scaling["default"] for layer in model]
     seen, dropped = set(), 0
     for number in range(400):
@@ -67,8 +75,8 @@ def test_dropped_adapters_leave_the_base_and_the_rest_counts_more(model: nn.Modu
         assert [layer.scaling["default"] for layer in model] == one
 
 
-def test_without_either_nothing_is_touched(model: nn.Module) -> None:
-    regulariser = Regulariser({"unet": model}, "default", 0.0, None, seed=0)
+def test_without_either_nothing_is_touched(model: nn.Module, method) -> None:
+    regulariser = Regulariser({"unet": model}, "default", 0.0, None, seed=0, method=method)
     before = [p.clone() for p in model.parameters()]
     with regulariser.dropping(1):
         regulariser.limit_norms()

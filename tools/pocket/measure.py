@@ -4,7 +4,8 @@
 
 Obedience: share of pictures in which class, place, colour, pattern and accessory are read as the
 prompt says. Coverage: how far apart the things are that the base draws for a bare class, over how
-far apart those of rendered test pictures are, both as read.
+far apart those of rendered test pictures are, both as read. Loss: that of training, on test
+pictures, which show things that no training picture shows; with --work_dir alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
@@ -22,10 +24,14 @@ from diffusekrona.evaluation.reader import Reader, Reading, load_reader
 from .captions import PATTERN_WORDS, article
 from .data import load_pictures, test_picture
 from .records import NOUNS, PLACES
+from .samples import Samples
 from .sheets import draw_prompts, labelled_grid
+from .unet import new_schedule, v_loss
+from .unet_sdxl import encode_ids
 
 MODELS = Path(__file__).parents[2] / "diffusekrona" / "pocket" / "models"
 COVERAGE_NOUNS, COVERAGE_COUNT = ("dog", "teapot", "car", "duck"), 12
+LOSS_BATCHES, LOSS_BATCH = 40, 50
 ASKED_COLOURS = ("red", "blue", "green", "yellow", "purple", "white")
 
 
@@ -102,6 +108,23 @@ def coverage(pipeline, reader: Reader, work_dir: Path | None) -> dict[str, float
     return {name: float(np.mean(values)) for name, values in ratios.items()}
 
 
+@torch.no_grad()
+def held_out_loss(pipeline, work_dir: Path, batches: int = LOSS_BATCHES) -> float:
+    """The loss that a UNet is trained with, on test pictures; the same draws for every base."""
+    samples, schedule, losses = Samples(work_dir, pipeline.vae, name="test"), new_schedule(), []
+    torch.manual_seed(0)
+    for _ in range(batches):
+        batch, added = samples.draw(LOSS_BATCH), {}
+        if hasattr(pipeline, "text_encoder_2"):
+            states, pooled = encode_ids(pipeline.text_encoder_2, batch.ids, batch.said)
+            given = {"text_embeds": pooled, "time_ids": batch.time_ids}
+            added = {"added_cond_kwargs": given}
+        else:
+            states = pipeline.text_encoder(batch.ids).last_hidden_state
+        losses.append(v_loss(pipeline.unet, batch, states, schedule, **added).item())
+    return float(np.mean(losses))
+
+
 def measure(model: Path, reader: Reader, work_dir: Path | None, sheet: Path | None) -> dict:
     """All numbers of one base."""
     pipeline = DiffusionPipeline.from_pretrained(model)
@@ -113,6 +136,8 @@ def measure(model: Path, reader: Reader, work_dir: Path | None, sheet: Path | No
         if sheet is not None:
             labelled_grid(drawn, texts, 12).save(sheet.with_stem(f"{sheet.stem}_{name}"))
     out["coverage"] = coverage(pipeline, reader, work_dir)
+    if work_dir is not None:
+        out["held_out_loss"] = held_out_loss(pipeline, work_dir)
     return out
 
 

@@ -48,10 +48,11 @@ class Samples:
     Args:
         vae: with standardised latents, on the device of training.
         cropped: one picture in so many is blurred, enlarged and cropped; 0: none is.
+        name: of the pictures: train, or test for those of held-out things.
     """
 
-    def __init__(self, work_dir: Path, vae: AutoencoderKL, cropped: int = 0):
-        self.work_dir, self.vae, self.cropped = work_dir, vae, cropped
+    def __init__(self, work_dir: Path, vae: AutoencoderKL, cropped: int = 0, name: str = "train"):
+        self.work_dir, self.vae, self.cropped, self.name = work_dir, vae, cropped, name
         self.device = next(vae.parameters()).device
         self.files = 0
         self.parts: list[torch.Tensor] = []
@@ -62,7 +63,7 @@ class Samples:
 
     def grow(self, most: int | None = None) -> None:
         """Takes in pictures drawn since the last time, of `most` files at most."""
-        fresh = list(files_of(self.work_dir, "train"))[self.files :][:most]
+        fresh = list(files_of(self.work_dir, self.name))[self.files :][:most]
         if not fresh:
             return
         added = [self._read(path, self.files + i) for i, path in enumerate(fresh)]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tools.pocket import data, samples, vae
+from tools.pocket import data, measure, samples, vae
 from tools.pocket.render import coverage
 from tools.pocket.tokens import build_tokenizer
 
@@ -66,3 +66,18 @@ def test_a_gap_ends_what_is_read_and_no_pictures_are_an_error(work, autoencoder)
     assert not list(data.files_of(work, "train"))
     with pytest.raises(FileNotFoundError, match="data stage"):
         samples.Samples(work, autoencoder)
+
+
+def test_the_loss_on_held_out_things_is_the_trained_bases_lowest(tmp_path, monkeypatch):
+    from diffusers import DiffusionPipeline
+
+    monkeypatch.setattr(data, "CHUNK", ROWS)
+    monkeypatch.setattr(measure, "LOSS_BATCH", 12)
+    data.draw_pictures(tmp_path, "test", ROWS)
+    for name in ("pocket", "pocket-sdxl"):
+        pipeline = DiffusionPipeline.from_pretrained(measure.MODELS / name)
+        loss = measure.held_out_loss(pipeline, tmp_path, batches=1)
+        assert loss == measure.held_out_loss(pipeline, tmp_path, batches=1)
+        for values in pipeline.unet.conv_out.parameters():
+            values.data.zero_()
+        assert 0.1 < loss < measure.held_out_loss(pipeline, tmp_path, batches=1) / 2

@@ -1,6 +1,7 @@
 """How far an adapter moves at one learning rate: ||delta W|| after Adam's first step, and later.
 
     python benchmarks/step_size.py --steps 100
+    python benchmarks/step_size.py --widths 64 128 256 512      # of untrained UNets, (4, 64)
 
 Adam's first step moves every entry of the factor that starts at zero by the learning rate, so
 
@@ -10,7 +11,9 @@ Adam's first step moves every entry of the factor that starts at zero by the lea
 With std(A) = 1/64, which is `init_weights="paper"`, and a scale of 1/sqrt(terms), or for LoRA
 alpha = r^1.5 / 64, it is rate / 64 * sqrt(out * in) for all of them: the unit of the table, as the
 root mean square over the layers. Trained is the bundled base `pocket` on noise of fixed latents and
-text states, drawn at random: how far a step goes depends little on what is learned.
+text states, drawn at random: how far a step goes depends little on what is learned. With --widths
+the UNets have pocket's layout at other widths and untrained weights. Relative to ||W||, whose
+entries shrink with sqrt(in), the first step then grows with sqrt(in).
 """
 
 from __future__ import annotations
@@ -62,10 +65,22 @@ def krona(a1: int, a2: int, start: str, **more: float) -> KronAConfig:
     return KronAConfig(a1=a1, a2=a2, init_weights=start, target_modules=TARGETS, **more)
 
 
-def train(config: PeftConfig, rate: float, steps: int) -> Iterator[nn.Module]:
-    """Train pocket, and yield it after the first and the last step."""
+def unet_of(width: int | None) -> UNet2DConditionModel:
+    """Pocket's UNet, or an untrained one whose attention is `width` wide."""
+    if width is None:
+        return UNet2DConditionModel.from_pretrained(POCKET, subfolder="unet")
+    config = UNet2DConditionModel.load_config(POCKET, subfolder="unet")
+    heads = width // 64  # attention_head_dim is their number, as in diffusers' own configs
+    more = {"block_out_channels": (width // 2, width), "attention_head_dim": max(heads, 1)}
+    return UNet2DConditionModel.from_config({**config, **more, "cross_attention_dim": width})
+
+
+def train(
+    config: PeftConfig, rate: float, steps: int, width: int | None = None
+) -> Iterator[nn.Module]:
+    """Train a UNet, and yield it after the first and the last step."""
     torch.manual_seed(0)
-    unet = UNet2DConditionModel.from_pretrained(POCKET, subfolder="unet")
+    unet = unet_of(width)
     noise_schedule = DDPMScheduler.from_pretrained(POCKET, subfolder="scheduler")
     unet.requires_grad_(False)
     latents = torch.randn(4, unet.config.in_channels, 8, 8)
@@ -102,8 +117,18 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=6e-4, help="Learning rate.")
     parser.add_argument("--steps", type=int, default=100, help="Optimizer steps.")
     parser.add_argument("--only", nargs="*", default=[""], help="Parts of the adapters' names.")
+    parser.add_argument("--widths", nargs="*", type=int, help="Untrained UNets of these widths.")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.widths:
+        print(f"(4, 64), rate {args.rate:g}, {args.steps} steps: median ||dW||/||W||")
+        print(f"{'width':>8}{'step 1':>12}{'last':>12}{'last / sqrt(width)':>22}")
+        for width in args.widths:
+            config = krona(4, 64, "paper")
+            found = [moved(u, 1)[1] for u in train(config, args.rate, args.steps, width)]
+            share = found[-1] / math.sqrt(width)
+            print(f"{width:8}{found[0]:12.5f}{found[-1]:12.5f}{share:22.6f}", flush=True)
+        return
     print(f"unit: rate / 64 * sqrt(out * in); rate {args.rate:g}; {args.steps} steps")
     print(f"{'adapter':46}{'step 1':>9}{'last':>9}{'median ||dW||/||W||':>22}")
     for name, config in arms():

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,19 @@ def write(page: Page, box: Any, text: str) -> None:
     page.keyboard.press("ControlOrMeta+A")
     page.keyboard.press("Delete")
     page.keyboard.type(text)
+
+
+@contextmanager
+def late_answers(page: Page) -> Iterator[None]:
+    """What the page asks of the server meanwhile is asked when the block ends."""
+    held: list[Any] = []
+    page.route("**/queue/join*", lambda route: held.append(route))
+    yield
+    page.wait_for_timeout(300)  # as long as the page waits before it asks
+    assert held
+    for route in held:
+        route.continue_()
+    page.unroute("**/queue/join*")
 
 
 def wait_until(condition: Callable[[], object]) -> None:

@@ -15,6 +15,7 @@ torch.set_num_threads(1)
 LONG = (
     "ui/test_browser.py",
     "ui/test_browser_keyboard.py",
+    "ui/test_browser_late.py",
     "gpu/test_pretended.py",
     "bases/test_every_family.py",
     "programs/test_train_dreambooth.py",

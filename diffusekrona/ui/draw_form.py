@@ -40,6 +40,12 @@ SWITCHES = {
     "attention": ["self", "cross", "text", "feed-forward"],
     "blocks": [],
 }
+FILLED = (  # by a picture's recipe
+    *(f"adapter {number}" for number in range(ROWS)),
+    *(f"weight {number}" for number in range(ROWS)),
+    *SWITCHES,
+    *NAMES,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,37 +164,33 @@ def _labels(variant: Variant, paths: Sequence[Path]) -> list[str]:
     return [f"{recipe.get('prompt', '')} · seed {recipe.get('seed', '')}" for recipe in recipes]
 
 
-def restored(workspace: Workspace, path: str | None) -> list[Any]:
-    """The form as a picture was drawn with it."""
-    same = [gr.skip()] * (1 + 2 * ROWS + len(SWITCHES) + 1 + len(NAMES))
+def restored(workspace: Workspace, path: str | None) -> tuple[Any, ...]:
+    """A message, the accordion of more adapters, the first adapter's blocks, and what fills the
+    fields in FILLED as a picture was drawn with them."""
+    same = (gr.skip(), gr.skip(), gr.skip(), {})
     if not path:
-        return [gr.skip(), *same]
+        return gr.skip(), *same
     try:
         recipe = read_recipe(Path(path))
     except UserError as error:
-        return [say(mistakes=[str(error)]), *same]
+        return say(mistakes=[str(error)]), *same
     if recipe is None:
-        return [say(mistakes=["This picture has no recipe: it was not drawn here."]), *same]
+        return say(mistakes=["This picture has no recipe: it was not drawn here."]), *same
     values, adapters, missing = values_of_recipe(workspace, recipe)
-    typed = field_values(InferenceSettings, values)
     padded = [*adapters, *[("", 1.0)] * ROWS][:ROWS]
+    blocks = _blocks(workspace, padded[0][0])
     first = next((a for a in recipe.get("adapters") or [] if isinstance(a, dict)), {})
-    switches = []
-    for kind, known in SWITCHES.items():
-        off = [n for n, w in (first.get(kind) or {}).items() if w == 0]
-        if known:
-            switches.append([name for name in known if name not in off])
-        else:
-            there = _blocks(workspace, padded[0][0])
-            kept = [name for name in there if name not in off]
-            switches.append(gr.CheckboxGroup(choices=there, value=kept))
-    note = say(mistakes=missing) if missing else say(note="The form holds this picture's recipe.")
-    return [
-        note,
-        gr.Accordion(open=True) if len(adapters) > 1 else gr.skip(),
+    off = {kind: [n for n, w in (first.get(kind) or {}).items() if w == 0] for kind in SWITCHES}
+    filled = [
         *(name for name, _ in padded),
         *(weight for _, weight in padded),
-        *switches,
-        tuple(there),
-        *(typed[name] for name in NAMES),
+        *([n for n in known or blocks if n not in off[kind]] for kind, known in SWITCHES.items()),
+        *(field_values(InferenceSettings, values)[name] for name in NAMES),
     ]
+    return (
+        say(mistakes=missing) if missing else say(note="The form holds this picture's recipe."),
+        gr.Accordion(open=True) if len(adapters) > 1 else gr.skip(),
+        tuple(blocks),
+        gr.CheckboxGroup(choices=blocks),
+        dict(zip(FILLED, filled, strict=True)),
+    )

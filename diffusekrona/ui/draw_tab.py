@@ -10,8 +10,9 @@ import gradio as gr
 
 from ..bases.loading import bundled_models
 from . import draw_form
-from .draw_form import FIRST, MORE, NAMES, OPTIONS, ROWS, SWITCHES
+from .draw_form import FILLED, FIRST, MORE, NAMES, OPTIONS, ROWS, SWITCHES
 from .fields import Renewed, component_for
+from .filling import QUIET, answer, fill
 from .form import field_value
 from .places import Workspace, adapter_files, subjects
 from .views import say, view
@@ -91,19 +92,22 @@ def build(workspace: Workspace, tabs: gr.Tabs) -> DrawTab:
         cancels=[drawing],
     )  # fmt: skip
     known = gr.State(())
-    quiet: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
-    gr.on(
-        [names[0].change, parts.expand],
-        lambda *given: draw_form.new_blocks(workspace, *given),
-        [names[0], known], [known, switches["blocks"]], **quiet,
-    )  # fmt: skip
-    png.upload(
+
+    def blocks_of(*given: Any) -> tuple[Any, Any]:
+        return draw_form.new_blocks(workspace, *given)
+
+    blocks = (blocks_of, [names[0], known], [known, switches["blocks"]])
+    gr.on([names[0].change, parts.expand], *blocks, **QUIET)
+    recipe = answer()
+    read = png.upload(
         lambda path: draw_form.restored(workspace, path), png,
-        [said, mixed, *names, *weights, *switches.values(), known, *ordered],
-        show_progress="hidden",
+        [said, mixed, known, switches["blocks"], recipe], **QUIET,
     )  # fmt: skip
+    restored = [*names, *weights, *switches.values(), *ordered]
+    # The adapter may have been changed meanwhile, and then its blocks are others.
+    fill(read, recipe, FILLED, restored, "recipe").then(*blocks, **QUIET)
     newest, filled = gr.Textbox("", visible="hidden"), gr.Textbox("", visible="hidden")
-    tabs.select(lambda: draw_form.newest_adapter(workspace), None, newest, **quiet).then(
+    tabs.select(lambda: draw_form.newest_adapter(workspace), None, newest, **QUIET).then(
         None, [names[0], newest, filled], [names[0], filled], js=NEWEST
     )
     renewed = [*((name, _adapters) for name in names), (photos, _photos)]

@@ -20,25 +20,38 @@
       box.setAttribute("aria-describedby", info.id);
     }
   };
+  // A caption that is typed while its field is laid out anew, because more pictures have arrived.
+  const drafts = {}, pictureOf = (box) => box.closest(".dk-caption")?.querySelector("img")?.alt;
+  document.addEventListener("input", ({ target }) => { drafts[pictureOf(target)] = target.value; });
+  document.addEventListener("change", ({ target }) => { delete drafts[pictureOf(target)]; });
+  const restore = () => {
+    for (const box of document.querySelectorAll(".dk-caption textarea")) {
+      const draft = drafts[pictureOf(box)];
+      if ((draft ?? box.value) === box.value) continue;
+      box.value = draft;
+      box.dispatchEvent(new InputEvent("input", { bubbles: true }));
+      if (document.activeElement === document.body) box.focus();
+    }
+  };
   let due = false;
   const later = () => {
     bar();
-    if (!due) requestAnimationFrame(() => { due = false; mend(); });
+    if (!due) requestAnimationFrame(() => { due = false; mend(); restore(); });
     due = true;
   };
   // When the user last edited each field or used each control: an answer of the server must not
-  // take the place of what was typed after it was asked for.
+  // take the place of what was typed after it was asked for. ("change" comes only when a field is left.)
   const when = (window.dkActed ??= {});
   const note = ({ type, target, key }) => {
     const list = target.closest?.("li[role=option]") || target.matches?.("[role=combobox]");
-    const acts = { mousedown: list && target.tagName === "LI", keydown: list && key === "Enter",
+    const acts = { mousedown: list && target.closest("li"),
+      keydown: list && ["Enter", "Backspace", "Delete"].includes(key),
       click: target.closest?.("button") };
     if (!(acts[type] ?? true)) return;
-    const own = "[id^=setting-], #subject, #preset, #yaml, #apply-yaml, #start, #upload";
-    const id = target.closest?.(own)?.id;
-    if (id) when[id] = performance.now();
+    for (let at = target.closest?.("[id]"); at; at = at.parentElement?.closest("[id]"))
+      when[at.id] = performance.now();
   };
-  for (const kind of ["input", "change", "drop", "mousedown", "keydown", "click"])
+  for (const kind of ["input", "drop", "mousedown", "keydown", "click"])
     document.addEventListener(kind, note, true);
   const seen = { subtree: true, childList: true, attributes: true, attributeFilter: ["class"] };
   new MutationObserver(later).observe(document.body, seen);

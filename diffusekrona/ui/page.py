@@ -9,6 +9,7 @@ import gradio as gr
 
 from . import draw_tab, tools_tab, train_tab, watch_tab
 from .fields import renew
+from .filling import QUIET, answer, fill
 from .places import Workspace
 from .views import view
 
@@ -24,7 +25,7 @@ def build(workspace: Workspace) -> gr.Blocks:
         with gr.Tabs() as tabs:
             with gr.Tab("Train", id="train"):
                 train = train_tab.build(workspace, running, tabs)
-            with gr.Tab("Watch", id="watch"):
+            with gr.Tab("Watch", id="watch", elem_id="tab-watch"):
                 use, watched, timer = watch_tab.build(workspace, train, running, tabs)
             with gr.Tab("Draw", id="draw"):
                 draw = draw_tab.build(workspace, tabs)
@@ -32,21 +33,23 @@ def build(workspace: Workspace) -> gr.Blocks:
                 reports = tools_tab.build(workspace)
         renewed = [*draw.renewed, *reports.renewed]
         outputs = [field for field, _ in renewed]
-        quiet: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
         gr.on(
             [tabs.select, reports.tabs.select], lambda: renew(workspace, renewed), None, outputs,
-            **quiet,
+            **QUIET,
         )  # fmt: skip
         for ran in reports.runs:
-            ran.then(lambda: renew(workspace, renewed), None, outputs, **quiet)
+            ran.then(lambda: renew(workspace, renewed), None, outputs, **QUIET)
 
         def draw_with(names: list[str] | None) -> tuple[Any, ...]:
             adapter = watch_tab.adapter_of(workspace, names)
-            return gr.Tabs(selected="draw"), gr.Timer(active=False), adapter, "chosen"
+            now = {"adapter": adapter}
+            return gr.Tabs(selected="draw"), gr.Timer(active=False), now, "chosen"
 
-        used = use.click(draw_with, watched, [tabs, timer, draw.adapter, draw.filled], **quiet)
-        used.then(None, js=train_tab.FOCUS)
-        used.then(lambda: renew(workspace, renewed), None, outputs, **quiet)
+        to_draw = answer()
+        used = use.click(draw_with, watched, [tabs, timer, to_draw, draw.filled], **QUIET)
+        filled = fill(used, to_draw, ["adapter"], [draw.adapter], "use")
+        filled.then(None, js=train_tab.FOCUS)
+        filled.then(lambda: renew(workspace, renewed), None, outputs, **QUIET)
         train.load(page)
         page.load(None, js=SCRIPT.read_text(encoding="utf-8"))
     return page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,11 @@ def build(workspace: Workspace) -> Any:
     refused = gr.HTML(elem_id="refused")
     changed = gr.State(0)
 
-    def add(name: str | None, files: list[str] | None, count: int) -> tuple[Any, ...]:
+    def add(name: str | None, files: list[str] | None) -> tuple[Any, ...]:
         if not files:
             return gr.skip(), {}, gr.skip(), gr.skip(), gr.skip()
-        uploaded = [Path(file) for file in files]
+        # Those of a drop before this one, still in the field, are copied and removed by now.
+        uploaded = [path for path in map(Path, files) if path.is_file()]
         try:
             lines = add_pictures(workspace, name or "", uploaded)
         except UserError as error:
@@ -52,16 +54,17 @@ def build(workspace: Workspace) -> Any:
         there = subjects(workspace)
         known = name if name in there else slug(name or "")
         now = {"subject": known} if known in there else {}
-        return gr.Dropdown(choices=there), now, None, say(mistakes=lines), count + 1
+        return gr.Dropdown(choices=there), now, None, say(mistakes=lines), time.time_ns()
 
     named = answer()
     added = upload.upload(
-        add, [subject, upload, changed], [subject, named, upload, refused, changed]
-    )
+        add, [subject, upload], [subject, named, upload, refused, changed],
+        trigger_mode="multiple",  # pictures that are dropped before the others are copied
+    )  # fmt: skip
     fill(added, named, ["subject"], [subject], "upload")
 
     @gr.render(inputs=[subject, changed])
-    def show(name: str | None, _count: int) -> None:
+    def show(name: str | None, _when: int) -> None:
         try:
             rows = captions(workspace, name) if name else []
             beside = masks(workspace, name) if name else {}
@@ -72,6 +75,7 @@ def build(workspace: Workspace) -> Any:
             gr.HTML(say(note="No pictures yet. Three to six are enough."))
             return
         boxes = []
+        there = dict(rows)
         for file, text in rows:
             with gr.Row(elem_classes="dk-caption"):
                 files = filter(None, [file, beside.get(Path(file).stem)])
@@ -88,11 +92,14 @@ def build(workspace: Workspace) -> Any:
         saved = gr.HTML()
 
         def save(*texts: str) -> str:
+            now = dict(zip(there, texts, strict=True))
+            # The others may have been edited elsewhere.
+            edited = [(file, text) for file, text in now.items() if text != there[file]]
             try:
-                files = [file for file, _ in rows]
-                save_captions(workspace, name or "", list(zip(files, texts, strict=True)))
+                save_captions(workspace, name or "", edited)
             except UserError as error:
                 return say(mistakes=[str(error)])
+            there.update(now)
             return say(note="Captions saved.")
 
         for box in boxes:

@@ -112,10 +112,10 @@ FILL = f"""([before, now], ...values) => {{
 }}"""
 
 
-def _filled_with(values: Mapping[str, Any]) -> list[Any]:
-    """The usual values and the fields, from a run's values."""
+def _filled_with(values: Mapping[str, Any]) -> tuple[Usual, Answer]:
+    """The usual values and what fills the fields, from a run's values."""
     filled = field_values(TrainSettings, {**defaults_of(values), **values})
-    return [[{}, usual_values(filled, {})], *(filled[name] for name in NAMES)]
+    return [{}, usual_values(filled, {})], {name: filled[name] for name in NAMES}
 
 
 def from_yaml(text: str) -> list[Any]:
@@ -129,13 +129,12 @@ def from_yaml(text: str) -> list[Any]:
     except (UserError, ValueError) as error:
         line = " ".join(str(error).split())
         return [say(mistakes=[line]), gr.skip(), {}]
-    usual, *filled = _filled_with(values)
-    return [say(), usual, dict(zip(NAMES, filled, strict=True))]
+    return [say(), *_filled_with(values)]
 
 
-def cloned(workspace: Workspace, folder: Path) -> list[Any]:
-    """The usual values and the fields with the settings of an earlier run, and a new name for the
-    next."""
+def cloned(workspace: Workspace, folder: Path) -> tuple[Usual, Answer]:
+    """The usual values and what fills the fields with the settings of an earlier run, and a new
+    name for the next."""
     values = settings_of(folder)
     subject = folder.parent.name if folder.parent != workspace.outputs else "run"
     method = str(values.get("adapter_type", "krona"))

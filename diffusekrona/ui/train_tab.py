@@ -33,11 +33,11 @@ METHOD = ("adapter_type", "a1", "a2", "rank", "learning_rate")
 
 @dataclass(frozen=True)
 class TrainTab:
-    """What the page and other tabs use of this one: what fills its form, how it is checked then,
-    and what fills it when the page is opened."""
+    """What the page and other tabs use of this one: where the usual values are kept, what fills
+    its form from an answer and checks it then, and what fills it when the page is opened."""
 
-    shown: Sequence[Any]
-    refresh: Callable[..., Any]
+    usual: Any
+    fill: Callable[[Any, Any, str], None]
     load: Callable[[gr.Blocks], None]
 
 
@@ -173,4 +173,4 @@ def build(workspace: Workspace, running: gr.State, tabs: gr.Tabs) -> TrainTab:
 
     started = begin.click(begin_run, ordered, [done, next_one, running, tabs])
     then_fill(started.then(None, js=FOCUS), next_one, "start", ["output_dir"])
-    return TrainTab([usual, *ordered], then_check, load)
+    return TrainTab(usual, then_fill, load)

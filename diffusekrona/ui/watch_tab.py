@@ -12,6 +12,7 @@ import gradio as gr
 from ..adapters.mixing import ADAPTER_FILE
 from ..common.errors import UserError
 from .estimate import duration
+from .filling import QUIET, Answer, answer, fill
 from .jobs import SETTINGS, draw_now, resume, save_now, stop
 from .places import Workspace, inside, run_folders
 from .runs import LIVE, Run, log_tail, read_run
@@ -60,14 +61,13 @@ def build(
             return (gr.skip(),) * (3 + len(buttons))
         return text, tail, now, *(gr.Button(visible=name in useful) for name in _BUTTONS)
 
-    def runs(names: Sequence[str] | None, newest: str | None) -> Any:
+    def runs(names: Sequence[str] | None, newest: str | None) -> tuple[Any, Answer]:
         there = [workspace.relative(path) for path in run_folders(workspace)[:_MOST_RUNS]]
         kept = [text for text in names or [] if _named(text, there)]
         if newest in there and newest not in kept:
             kept = [newest, *kept][:2]
         wanted = kept or there[:1]
-        same = {} if wanted == names else {"value": wanted}  # else a choice made meanwhile is lost
-        return gr.Dropdown(choices=there, **same)
+        return gr.Dropdown(choices=there), {} if wanted == names else {"runs": wanted}
 
     def act(names: Sequence[str] | None, action: Any, words: str) -> str:
         try:
@@ -80,30 +80,34 @@ def build(
             return say(mistakes=[str(error)])
         return say(note=words)
 
-    def clone(names: Sequence[str] | None) -> list[Any]:
+    def clone(names: Sequence[str] | None) -> tuple[Any, ...]:
         found, _ = _chosen(workspace, names or [])
         if not found:
-            return [gr.skip()] * (len(train.shown) + 2)
+            return gr.skip(), gr.skip(), gr.skip(), {}
         folder = inside(workspace, Path(found[0]), ("outputs",))
-        return [gr.Tabs(selected="train"), gr.Timer(active=False), *cloned(workspace, folder)]
+        return gr.Tabs(selected="train"), gr.Timer(active=False), *cloned(workspace, folder)
 
-    watching = {"show_progress": "hidden", "trigger_mode": "always_last"}
     timer = gr.Timer(_SECONDS, active=False)
 
     def wake(event: gr.SelectData) -> Any:
         return gr.Timer(active=event.value == "Watch")  # on other tabs nobody looks
 
-    tabs.select(wake, None, timer, **watching)
+    tabs.select(wake, None, timer, **QUIET)
     looked = [shown, log, last, *buttons]
-    timer.tick(look, [chosen, last], looked, **watching)
-    gr.on([tabs.select, chosen.change], look, [chosen, last], looked, **watching)
+    timer.tick(look, [chosen, last], looked, **QUIET)
+    gr.on([tabs.select, chosen.change], look, [chosen, last], looked, **QUIET)
     chosen.change(
-        lambda names: say(mistakes=_chosen(workspace, names or [])[1]), chosen, said, **watching
+        lambda names: say(mistakes=_chosen(workspace, names or [])[1]), chosen, said, **QUIET
     )
-    tabs.select(runs, [chosen, gr.State(None)], chosen, **watching)
-    running.change(runs, [chosen, running], chosen, **watching)
+    for event, newest, asked_by in (
+        (tabs.select, gr.State(None), "tab-watch-button"),
+        (running.change, running, "start"),
+    ):
+        place = answer()
+        fill(event(runs, [chosen, newest], [chosen, place], **QUIET), place, ["runs"], [chosen],
+             asked_by)  # fmt: skip
     # A tab that is opened from elsewhere on the page says nothing of it.
-    running.change(lambda name: gr.Timer(active=bool(name)), running, timer, **watching)
+    running.change(lambda name: gr.Timer(active=bool(name)), running, timer, **QUIET)
     stopping.click(
         lambda names: act(names, stop, "Asked to stop: it saves a checkpoint after this step."),
         chosen, said,
@@ -119,8 +123,9 @@ def build(
     resuming.click(
         lambda names: act(names, resume, "Resumed from the newest checkpoint."), chosen, said
     )
-    filled = cloning.click(clone, chosen, [tabs, timer, *train.shown])
-    train.refresh(filled.then(None, js=FOCUS))
+    copied = answer()
+    opened = cloning.click(clone, chosen, [tabs, timer, train.usual, copied])
+    train.fill(opened.then(None, js=FOCUS), copied, "clone")
     return using, chosen, timer
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -290,63 +288,6 @@ def test_values_follow_the_base_and_the_method(page: Page) -> None:
     expect(field(page, "output_dir")).to_have_value(re.compile("outputs/dog/krona-"))
     expect(rate).to_have_value("0.005")
     expect(steps).to_have_value("77")
-    assert page.complaints == []
-
-
-@contextmanager
-def late_answers(page: Page) -> Iterator[None]:
-    """What the page asks of the server meanwhile is asked when the block ends."""
-    held: list[Any] = []
-    page.route("**/queue/join*", lambda route: held.append(route))
-    yield
-    page.wait_for_timeout(300)  # as long as the page waits before it asks
-    assert held
-    for route in held:
-        route.continue_()
-    page.unroute("**/queue/join*")
-
-
-def test_what_is_typed_while_an_answer_is_on_its_way_stays(page: Page) -> None:
-    """Whatever fills fields: a preset, a subject, an edited YAML, and what is typed."""
-    page.get_by_text("Method, factors").click()
-    page.get_by_role("button", name="run.yaml").click()
-    steps, rate = field(page, "max_train_steps"), field(page, "learning_rate")
-    prompt, base = field(page, "instance_prompt"), field(page, "pretrained_model_name_or_path")
-    yaml, plan = page.locator("#yaml textarea"), page.locator("#plan")
-    expect(yaml).to_have_value(re.compile("max_train_steps: 150"))
-    with late_answers(page):
-        write(page, control(page, "preset"), "Bundled base, all steps")
-        page.keyboard.press("Enter")
-        write(page, steps, "77")
-        write(page, base, "pocket-s")  # has no value before it is left
-    expect(yaml).to_have_value(re.compile("validation_loss_steps: 100"))
-    expect(base).to_have_value("pocket-s")
-    write(page, base, "pocket")
-    page.keyboard.press("Tab")
-    expect(yaml).to_have_value(re.compile("max_train_steps: 77"))
-
-    with late_answers(page):
-        write(page, control(page, "subject"), "some cat")
-        page.keyboard.press("Tab")
-        write(page, prompt, "a photo of zwx")
-    expect(field(page, "output_dir")).to_have_value("outputs/some-cat/krona-1")
-    expect(prompt).to_have_value("a photo of zwx")
-    expect(yaml).to_have_value(re.compile("a photo of zwx"))
-
-    write(page, yaml, yaml.input_value().replace("max_train_steps: 77", "max_train_steps: 88"))
-    with late_answers(page):
-        page.get_by_role("button", name="Take over").click()
-        write(page, rate, "0.0123")
-    expect(steps).to_have_value("88")
-    expect(rate).to_have_value("0.0123")
-    expect(yaml).to_have_value(re.compile("learning_rate: 0.0123"))
-
-    with late_answers(page):
-        write(page, steps, "99")
-        write(page, yaml, "seed: 5")  # before the answer to the steps has come
-    expect(plan).to_contain_text("parameters")
-    page.wait_for_timeout(500)
-    expect(yaml).to_have_value("seed: 5")
     assert page.complaints == []
 
 

@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="What a folder would be trained on, and what is wrong with it.",
     )
     from .bases.loading import quiet_libraries
-    from .common.files import write_text
+    from .common.own_files import write_result
     from .data.photographs import report_photographs
     from .data.sources import sources_of
     from .data.survey import survey
@@ -135,9 +135,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     report_photographs(base or "", paths)
     title = str(checked.folder)
     print_survey(title, found)
-    write_text(checked.output, survey_page(title, found, target.resolution))
+    write_result(checked.output, survey_page(title, found, target.resolution))
     if checked.json:
-        write_text(checked.json, json.dumps(found.as_json(), indent=1, ensure_ascii=False))
+        write_result(checked.json, json.dumps(found.as_json(), indent=1, ensure_ascii=False))
     print(f"The page: {checked.output}")
     return int(found.stops)
 

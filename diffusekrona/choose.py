@@ -28,10 +28,12 @@ def write_best(run: Path, chosen: Row | None) -> Path | None:
     """`best.safetensors`: the chosen adapter, with its weight for inference. Without a choice, an
     earlier one is removed."""
     from .adapters.file import read_adapter, write_adapter
+    from .common.own_files import keep_foreign
     from .evaluation.choice_report import relative
 
     path = run / BEST
     if chosen is None or chosen.file is None:
+        keep_foreign(path)
         path.unlink(missing_ok=True)
         return None
     adapter = read_adapter(chosen.file)
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: draw, score, choose, write."""
     settings = parse_settings(argv)
     from .bases.loading import quiet_libraries
-    from .common.files import write_text
+    from .common.own_files import write_result
     from .evaluation.choice_page import choice_page
     from .evaluation.choice_report import as_json, print_choice
     from .training.choosing import choose_candidate
@@ -63,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             run = settings.candidates.run
             page = run / CHOICE_FOLDER / "index.html"
             written = [write_best(run, report.chosen), run / CHOICE, page]
-            write_text(run / CHOICE, json.dumps(as_json(report), indent=1))
-            write_text(page, choice_page(report))
+            write_result(run / CHOICE, json.dumps(as_json(report), indent=1))
+            write_result(page, choice_page(report))
             print_choice(report)
             print("Written: " + ", ".join(str(path) for path in filter(None, written)))
     finally:

@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="What KronA and LoRA adapters change in each layer, from their factors.",
     )
     from .bases.loading import quiet_libraries
-    from .common.files import write_text
+    from .common.own_files import write_result
     from .inspection.facts import add_base_norms
     from .inspection.lowered import lowered
     from .inspection.page import inspection_page
@@ -163,10 +163,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     drawn = draw_sheets(inspected, settings.sheets, facts, path) if settings.sheets.draw else []
     shown = [part for parts in drawn for part in parts]
     page = inspection_page(facts, results, inspected.factors, inspected.layer, shown)
-    write_text(path, page)
+    write_result(path, page)
     if inspected.json:
         numbers = [[part.numbers for part in parts] for parts in drawn]
-        write_text(inspected.json, json.dumps(as_json(facts, results, numbers), indent=1))
+        write_result(inspected.json, json.dumps(as_json(facts, results, numbers), indent=1))
     print(f"The page: {path}")
 
 

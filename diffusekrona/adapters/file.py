@@ -35,6 +35,7 @@ from ..bases.families import FAMILIES, components_of, denoiser_names, resembling
 from ..common.errors import UserError, shortened
 from ..common.files import replace_whole
 from ..common.json_files import parse_json
+from ..common.own_files import keep_foreign
 from ..common.tensor_files import read_tensors
 from ..krona import target_layers
 from .foreign import FILES, component_folders, in_own_layout, read_component_folders
@@ -120,6 +121,7 @@ def collect_adapter(
 
 def write_adapter(adapter: Adapter, path: Path | str) -> Path:
     """Write an adapter file atomically. Raises OSError (a full disk, no permission)."""
+    keep_foreign(Path(path))
     with replace_whole(path) as temporary:
         save_file(adapter.tensors, temporary, metadata=adapter.metadata)
     return Path(path)

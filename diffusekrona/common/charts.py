@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from .own_files import SOFTWARE
+
 COLOURS = ("#3566b8", "#d9822b", "#3a9a5b", "#b4428f", "#7a6cc4", "#8a8f98", "#1b9aaa", "#c4543a")
 _MARKERS = "osD^vPX*"
 GREY = "#7d8694"  # legible on white and on black
@@ -84,5 +86,5 @@ def chart_png(figure: Any, background: str = "white", box: Any = "tight") -> byt
     """A figure, or the part of it in a box (inches), as a PNG file."""
     options = {"bbox_inches": box, "pad_inches": _MARGIN, "facecolor": background}
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, **options)
+    figure.savefig(buffer, format="png", dpi=_DPI, metadata=SOFTWARE, **options)
     return buffer.getvalue()

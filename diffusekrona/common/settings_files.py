@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from .errors import UserError
-from .files import write_text
+from .own_files import write_result
 from .settings import Option, did_you_mean, flat, kind_in_words, options_of
 from .yaml_files import read_mapping
 
@@ -96,4 +96,4 @@ def _plain(value: Any) -> Any:
 
 def write_settings_file(settings: Any, path: Path) -> None:
     """Write what `read_settings_file` reads. Raises UserError where the disk refuses."""
-    write_text(path, to_yaml(settings))
+    write_result(path, to_yaml(settings))

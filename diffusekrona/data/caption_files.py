@@ -41,7 +41,7 @@ def caption_lines(
     Raises:
         UserError: there is no caption and no prompt, or its file is not UTF-8.
     """
-    for suffix in (extension,) if extension else (".txt", ".TXT", ".caption", ".CAPTION"):
+    for suffix in _any_case(*((extension,) if extension else (".txt", ".caption"))):
         beside = picture.with_name(picture.stem + suffix)
         if beside.is_file():
             split = (" ".join(line.split()) for line in read_text(beside).splitlines())
@@ -54,6 +54,12 @@ def caption_lines(
             f"no caption for {picture}: write one into {where} beside it, or give a prompt"
         )
     return [caption]
+
+
+def _any_case(*suffixes: str) -> list[str]:
+    """The spellings that programs and systems use: .txt, .TXT, .Txt."""
+    each = [spelling for s in suffixes for spelling in (s, s.lower(), s.upper(), s.title())]
+    return list(dict.fromkeys(each))
 
 
 def plain_name(name: str) -> str:
@@ -85,5 +91,22 @@ def read_metadata(path: Path) -> dict[str, str]:
         key = next((key for key in _TEXT_KEYS if key in entry), None)
         if key is None or not isinstance(entry[key], str | None):
             raise UserError(f'{where}: no "text" for {entry["file_name"]} (a string)')
-        table[plain_name(entry["file_name"])] = " ".join((entry[key] or "").split())
+        name, caption = plain_name(entry["file_name"]), " ".join((entry[key] or "").split())
+        if table.setdefault(name, caption) != caption:
+            raise UserError(
+                f"{where}: {name} has another caption above; a picture with several takes a .txt "
+                "file with one a line, and --caption_lines"
+            )
     return table
+
+
+def unused_entries(table: Mapping[str, str], pictures: Sequence[Path]) -> str | None:
+    """One line on the captions of a metadata.jsonl that belong to no picture; None without such."""
+    names = {plain_name(picture.name) for picture in pictures}
+    unused = [name for name in table if name not in names]
+    if not unused:
+        return None
+    return (
+        f"metadata.jsonl: {len(unused)} of {len(table)} captions name no picture that is used, "
+        f"the first {unused[0]}; file_name is the name beside metadata.jsonl"
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..common.errors import UserError
 from ..common.pictures import content_key, picture_size
-from .caption_files import caption_lines, read_metadata
+from .caption_files import caption_lines, read_metadata, unused_entries
 from .captions import SHUFFLES, alternatives, shuffled, with_trigger
 from .folder import bucket_sizes, find_pictures, nearest_bucket, unread_captions
 from .kohya import caption_in, read_folder_names, read_metadata_json
@@ -161,6 +161,8 @@ def _all_lines(
         table = read_metadata(source.path / "metadata.jsonl")
     except UserError as error:
         findings.append(Finding(str(error), fatal=True))
+    if unused := unused_entries(table, pictures):
+        findings.append(Finding(f"skipped in {source.path}: {unused}"))
     found: dict[Path, list[str]] = {}
     for picture in pictures:
         found[picture] = []

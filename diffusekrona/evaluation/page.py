@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ..common.charts import chart
-from ..common.files import write_text
+from ..common.own_files import write_result
 from ..common.pages import Cell, render
 from ..common.pictures import load_square
 from ..common.tables import markdown_table
@@ -95,5 +95,5 @@ def write_results(evaluation: Evaluation, folder: Path, shown_seeds: int) -> lis
         "index.html": evaluation_page(evaluation, shown_seeds),
     }
     for name, content in texts.items():
-        write_text(folder / name, content)
+        write_result(folder / name, content)
     return [folder / name for name in texts]

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..common.errors import UserError
+from ..common.own_files import is_own
 from ..common.tensor_files import opened
 
 MARK = {"converted_by": "diffusekrona"}
@@ -90,7 +91,7 @@ def check_nothing_else(destination: Path, new: Path) -> None:
         return
     for file in sorted(p for p in destination.rglob("*") if p.is_symlink() or not p.is_dir()):
         name = file.relative_to(destination)
-        own_card = file.name == _CARD and _is_own_card(file)
+        own_card = file.name == _CARD and is_own(file)
         if not (os.path.lexists(new / name) or file.name in _BY_SYSTEMS or own_card):
             raise UserError(
                 f"{destination} has other contents ({name}): move them, or choose a new folder."
@@ -106,11 +107,4 @@ def _file_is_marked(file: Path) -> bool:
         with opened(file) as content:
             return MARK.items() <= (content.metadata() or {}).items()
     except UserError:
-        return False
-
-
-def _is_own_card(file: Path) -> bool:
-    try:
-        return "converted with DiffuseKronA" in file.read_text(encoding="utf-8")
-    except (OSError, ValueError):
         return False

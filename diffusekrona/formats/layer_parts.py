@@ -2,7 +2,7 @@
 
     LoRA     scale * up @ down; with a third factor "mid" for convolutions
     LoKr     scale * kron(w1, w2), each factor whole or a product; a Tucker core t2
-    LoHa     scale * (w1_a @ w1_b) * (w2_a @ w2_b), elementwise
+    LoHa     scale * (w1_a @ w1_b) * (w2_a @ w2_b), elementwise; Tucker cores t1, t2
     GLoRA    scale * (W a1 @ a2 + b1 @ b2), W the base's weight
     full     the difference itself ("diff", "diff_b")
     norm     differences of a norm's weight and bias ("w_norm", "b_norm")
@@ -17,6 +17,7 @@ Source: KohakuBlueleaf/LyCORIS `lycoris/modules`; kohya-ss/sd-scripts `networks/
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -37,14 +38,14 @@ _LORA = re.compile(
 )
 _LORA_PARTS = {"A": "down", "B": "up"}
 _OTHER = re.compile(
-    r"(?P<stem>.+)\.(?P<part>lokr_w[12](?:_[ab])?|lokr_t2|hada_w[12]_[ab]|[ab][12]|diff(?:_b)?"
+    r"(?P<stem>.+)\.(?P<part>lokr_w[12](?:_[ab])?|lokr_t2|hada_w[12]_[ab]|hada_t[12]|[ab][12]|diff(?:_b)?"
     r"|[wb]_norm|dora_scale|lora_magnitude_vector|alpha)(?:\.(?!weight)\w+)?(?:\.weight)?"
 )
 _BUNDLED = "bundle_emb."
 KINDS = {
     "LoRA": ("down", "up", "mid", "bias"),
     "LoKr": ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
-    "LoHa": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
+    "LoHa": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
     "GLoRA": ("a1", "a2", "b1", "b2"),
     "full difference": ("diff", "diff_b"),
     "norm": ("w_norm", "b_norm"),
@@ -177,7 +178,7 @@ def _scaled(parts: Parts, rank: int, scale: float | None) -> float:
 def _lora(stem, parts, where, scale, kernel) -> LayerChange:
     _need(stem, parts, ("down", "up"), where)
     up, down, mid = parts["up"].float(), parts["down"].float(), parts.get("mid")
-    whole = up.dim() in (2, 4) and down.dim() == up.dim()
+    whole = up.dim() in (2, 4) and down.dim() in (2, 4)  # DyLoRA's up is (out, rank) beside any
     if not whole or tuple(up.shape[2:]) not in ((), (1, 1)):
         raise UserError(
             f"{where}: the factors of {stem}, {tuple(up.shape)} and {tuple(down.shape)}, "
@@ -240,18 +241,31 @@ def _lokr_factor(stem: str, parts: Parts, name: str, where) -> tuple[torch.Tenso
 
 
 def _loha(stem, parts, where, scale, kernel) -> LayerChange:
-    names = KINDS["LoHa"]
-    _need(stem, parts, names, where)
+    names, cores = KINDS["LoHa"][:4], [parts[n] for n in ("hada_t1", "hada_t2") if n in parts]
+    _need(stem, parts, KINDS["LoHa"] if cores else names, where)
     one_a, one_b, two_a, two_b = (parts[name].float() for name in names)
-    ranks = (one_a.shape[-1], one_b.shape[0], two_a.shape[-1], two_b.shape[0])
-    shape = (one_a.shape[0], one_b.shape[-1])
-    fits = len(set(ranks)) == 1 and (two_a.shape[0], two_b.shape[-1]) == shape
+    if cores:  # (rank, rank, kh, kw), and the first factor lies the other way round
+        one_a, two_a, kernel = one_a.mT, two_a.mT, tuple(cores[0].shape[2:])
+    rank, shape = one_b.shape[0], (one_a.shape[0], one_b.shape[-1])
+    ranks = {one_a.shape[-1], rank, two_a.shape[-1], two_b.shape[0]}
+    fits = len(ranks) == 1 and (two_a.shape[0], two_b.shape[-1]) == shape
+    fits = fits and all(core.shape == (rank, rank, *kernel) for core in cores) and len(kernel) < 3
     if not fits or any(parts[name].dim() != 2 for name in names):
         raise UserError(f"{where}: the factors of {stem} do not make one LoHa.")
-    factor = _scaled(parts, ranks[0], scale)
-    return LayerChange(
-        DenseDelta(lambda: (one_a @ one_b) * (two_a @ two_b) * factor, shape, kernel)
-    )
+    factor = _scaled(parts, rank, scale)
+    if not cores:
+        return LayerChange(
+            DenseDelta(lambda: (one_a @ one_b) * (two_a @ two_b) * factor, shape, kernel)
+        )
+
+    def make() -> torch.Tensor:
+        one, two = (
+            torch.einsum("pi,ijkl,jr->prkl", a, core.float(), b)
+            for a, core, b in ((one_a, cores[0], one_b), (two_a, cores[1], two_b))
+        )
+        return (one * two * factor).flatten(1)
+
+    return LayerChange(DenseDelta(make, (shape[0], shape[1] * math.prod(kernel)), kernel))
 
 
 def _glora(stem, parts, where, scale, kernel) -> LayerChange:
@@ -262,11 +276,27 @@ def _glora(stem, parts, where, scale, kernel) -> LayerChange:
         a1, a2, b1, b2 = a2, a1, b2, b1
     rank = a1.shape[1]
     fits = rank == a2.shape[0] == b1.shape[1] == b2.shape[0] and a1.shape[0] == a2.shape[1]
-    if not fits or (b2.shape[1] != a2.shape[1] and not kernel):
+    kernel = tuple(parts["b2"].shape[2:]) or kernel
+    area = math.prod(kernel)
+    if not fits or b2.shape[1] != a2.shape[1] * area:
         raise UserError(f"{where}: the factors of {stem} do not make one GLoRA.")
-    if parts["b2"].dim() == 4 and tuple(parts["b2"].shape[2:]) != (1, 1):
-        raise UserError(f"{where}: {stem} is a GLoRA of a convolution, which is not supported.")
     factor = _scaled(parts, rank, scale)
+    if area > 1:  # W a1 a2 mixes channels alone, at each place of the kernel
+        shape = (b1.shape[0], b2.shape[1])
+
+        def change(weight: torch.Tensor) -> torch.Tensor:
+            channels = weight.view(shape[0], -1, area)
+            moved = torch.einsum("oik,ir,rj->ojk", channels, a1, a2).reshape(shape)
+            return (moved + b1 @ b2) * factor
+
+        return LayerChange(
+            NeedsBase(
+                "GLoRA",
+                shape,
+                lambda load: DenseDelta(lambda: change(load()), shape, kernel),
+                kernel,
+            )
+        )
 
     def make(load: Load) -> Delta:
         up = torch.cat([load() @ a1, b1], dim=1)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..common.files import write_text
+from ..common.own_files import without_mark, write_result
 from ..common.run_record import RunRecord, read_run_record_or_none
 from ..common.text_files import read_text
 
@@ -43,8 +43,7 @@ def write_model_card(
     """
     folder = Path(run_dir)
     text = card_text(folder, title or folder.resolve().name, repo_id, license, scores)
-    write_text(folder / CARD, text)
-    return folder / CARD
+    return write_result(folder / CARD, text)
 
 
 def card_text(
@@ -77,7 +76,7 @@ def card_text(
     found = [Path(scores)] if scores else [folder / name for name in SCORES]
     table = next((read_text(p) for p in found if p.is_file()), None)
     if table:
-        parts.append(f"## Scores\n\n{table.strip()}\n")
+        parts.append(f"## Scores\n\n{without_mark(table).strip()}\n")
     return "\n".join(parts)
 
 

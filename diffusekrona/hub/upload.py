@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.errors import UserError
-from ..common.files import write_text
+from ..common.own_files import write_result
 from .card import CARD, GRID, plain, write_model_card
 
 if TYPE_CHECKING:
@@ -80,9 +80,9 @@ def push_conversion(report: Report, repo_id: str, *, private: bool = False) -> s
     )
     if report.destination.is_dir():
         if not (report.destination / CARD).exists():
-            write_text(report.destination / CARD, card)
+            write_result(report.destination / CARD, card)
         return push_to_hub(report.destination, repo_id, private=private, patterns=("*",))
     with tempfile.TemporaryDirectory() as folder:
         shutil.copyfile(report.destination, Path(folder) / report.destination.name)
-        write_text(Path(folder) / CARD, card)
+        write_result(Path(folder) / CARD, card)
         return push_to_hub(folder, repo_id, private=private, patterns=("*",))

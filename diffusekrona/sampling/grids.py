@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from ..common.errors import UserError
 from ..common.files import new_file, replace_whole
 from ..common.json_files import parse_json
+from ..common.own_files import SOFTWARE, keep_foreign
 from ..common.pictures import opened
 
 RECIPE_KEY = "diffusekrona"
@@ -253,7 +254,8 @@ def _fitting(text: str, font: Any, width: int, ending: str = "") -> int:
 
 
 def save_png(image: Image.Image, path: Path, recipe: dict[str, Any] | None = None) -> None:
-    """Write a PNG file atomically, with the recipe that `read_recipe` gives back.
+    """Write a PNG file atomically, with the recipe that `read_recipe` gives back. A picture of
+    another origin at `path` is set aside.
 
     The recipe goes in as JSON (text key `diffusekrona`; what JSON lacks becomes a string) and for
     people and web UIs as `parameters`. Missing folders are made.
@@ -261,8 +263,9 @@ def save_png(image: Image.Image, path: Path, recipe: dict[str, Any] | None = Non
     Raises:
         UserError: the disk is full or does not let `path` be written.
     """
+    keep_foreign(path)
     with replace_whole(path) as temporary:
-        image.save(temporary, "PNG", pnginfo=_text_chunks(recipe))
+        image.save(temporary, "PNG", pnginfo=_text_chunks(recipe, SOFTWARE))
 
 
 def save_new_png(image: Image.Image, path: Path, recipe: dict[str, Any] | None = None) -> Path:
@@ -272,8 +275,10 @@ def save_new_png(image: Image.Image, path: Path, recipe: dict[str, Any] | None =
     return final[0]
 
 
-def _text_chunks(recipe: dict[str, Any] | None) -> PngInfo:
+def _text_chunks(recipe: dict[str, Any] | None, more: Mapping[str, str] | None = None) -> PngInfo:
     info = PngInfo()
+    for key, text in (more or {}).items():
+        info.add_text(key, text)
     if recipe is not None:
         info.add_text(RECIPE_KEY, json.dumps(recipe, default=str))
         info.add_text("parameters", _parameters(recipe))

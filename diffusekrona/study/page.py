@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.charts import chart, chart_png
-from ..common.files import slugs, write_bytes, write_text
+from ..common.files import slugs
+from ..common.own_files import write_result
 from ..common.pages import render
 from ..common.tables import csv_table, markdown_table
 from ..sampling.grids import save_png
@@ -141,11 +142,11 @@ def write_results(results: Results, folder: Path, notes: list[str]) -> Path:
         "index.html": study_page(results, notes),
     }
     for name, content in contents.items():
-        write_text(folder / name, content)
+        write_result(folder / name, content)
     charts = charts_of(results) if results.trained() else {}
     charts |= {"spread": (spread_chart(found), "")} if found else {}
     for name, (figure, _) in charts.items():
-        write_bytes(folder / f"chart_{name}.png", chart_png(figure))
+        write_result(folder / f"chart_{name}.png", chart_png(figure))
     grids = list(grids_of(results))
     for grid, name in zip(grids, slugs((grid.title for grid in grids), 80), strict=True):
         save_png(grid.image(), folder / f"grid_{name}.png")

@@ -22,6 +22,7 @@ from typing import Any
 
 from ..common.errors import UserError, shortened, writing
 from ..common.json_files import read_json
+from ..common.own_files import set_aside
 from ..common.run_record import RUN_RECORD
 from .training_state import STATE_FILE, TrainingState, load_training_state, save_training_state
 
@@ -251,17 +252,6 @@ def remove_checkpoint(folder: Path) -> None:
     (folder / STATE).unlink(missing_ok=True)
     if not any(folder.iterdir()):
         folder.rmdir()
-
-
-def set_aside(path: Path) -> Path:
-    """Rename a file or folder to `<name>.set-aside`, or the next name that is free; returns it."""
-    number, aside = 1, path.with_name(f"{path.name}.set-aside")
-    while aside.exists() or aside.is_symlink():
-        number += 1
-        aside = path.with_name(f"{path.name}.set-aside-{number}")
-    os.rename(path, aside)
-    log.warning("%s is kept as %s", path, aside.name)
-    return aside
 
 
 def leave_branch(output_dir: Path, checkpoint: Path) -> None:

@@ -25,6 +25,7 @@ from ..bases.settings import BaseSettings
 from ..common.errors import UserError
 from ..common.files import write_text
 from ..common.json_files import parse_json
+from ..common.own_files import keep_foreign, write_result
 from ..common.run_record import RUN_RECORD, LogLine
 from ..data.disk_cache import cache_of
 from ..data.settings import DataSettings
@@ -104,6 +105,7 @@ class RunLog:
 
     def _forget_after(self, step: int) -> None:
         """Drop the lines of steps that will be done again, and those that are damaged."""
+        keep_foreign(self.path)
         if not self.path.is_file():
             return
         lines = [(line, _read_line(line)) for line in self.path.read_bytes().split(b"\n")]
@@ -222,7 +224,7 @@ class RunLog:
             raise UserError(f"{error}; the trained adapter was saved to {rescue}") from error
         early = {"stopped_early": ended, "kept_step": kept} if ended or kept is not None else {}
         summary = _finite({**self.summary(path), "steps": done, **early, NORMS_KEY: norms})
-        write_text(
+        write_result(
             self.output.output_dir / RUN_RECORD, json.dumps(summary, indent=1, allow_nan=False)
         )
         log.info("saved %s (%.2f MB)", path, path.stat().st_size / 1e6)

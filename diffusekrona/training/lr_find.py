@@ -23,7 +23,7 @@ import torch
 
 from ..common.charts import GREY, chart_png, colour, new_chart
 from ..common.errors import UserError
-from ..common.files import replace_whole
+from ..common.own_files import write_result
 from ..common.settings import with_values
 from ..data.cache import prepare_data
 from . import setup
@@ -213,6 +213,5 @@ def find_rate(
     print("\n".join(curve_in_lines(found)))
     print(words_of(found, settings.optimisation.learning_rate))
     path = Path(settings.output.output_dir) / CHART
-    with replace_whole(path) as part:
-        part.write_bytes(draw_curve(found))
+    write_result(path, draw_curve(found))
     print(f"Written: {path}")

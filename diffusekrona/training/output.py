@@ -11,6 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..common.errors import UserError, writing
+from ..common.own_files import keep_foreign
 from ..common.run_record import RUN_RECORD, read_run_record
 from ..evaluation.choice_settings import BEST, CHOICE
 from .checkpoint import ADAPTER, checkpoints_in, remove_checkpoint, remove_leftovers
@@ -84,10 +85,11 @@ def refuse_to_overwrite(output: OutputSettings) -> None:
 
 def delete_old_run(folder: Path) -> None:
     """Delete what an earlier run left in `folder`, for `--overwrite_output_dir`. Its adapter stays
-    until the new one replaces it."""
-    for name in (VALIDATION_LOSS, LOWEST, CHOICE, BEST):
+    until the new one replaces it. Files of the same names that no run wrote are set aside."""
+    # With an older run's record there, the new run's checkpoints would be refused.
+    for name in (VALIDATION_LOSS, LOWEST, CHOICE, BEST, RUN_RECORD):
+        keep_foreign(folder / name)
         (folder / name).unlink(missing_ok=True)
-    (folder / RUN_RECORD).unlink(missing_ok=True)  # or the new run's checkpoints would be refused
     for old in checkpoints_in(folder):
         remove_checkpoint(old)
     remove_validation(folder / "validation")

@@ -25,6 +25,7 @@ from ..bases.base import Objective
 from ..common.errors import shortened
 from ..common.files import write_text
 from ..common.json_files import parse_json
+from ..common.own_files import keep_foreign
 from ..common.seeds import seed_for
 from ..data.cache import Data
 from ..data.latents import Item
@@ -126,6 +127,7 @@ class ValidationLoss:
             log.warning("the validation loss at step %d is not finite", step)
             return
         self.lines.append(LossLine(step, loss, list(found), losses, self.pictures))
+        keep_foreign(self.path)
         write_text(self.path, "".join(json.dumps(asdict(line)) + "\n" for line in self.lines))
         values = {f"validation_loss/t{t:g}": one for t, one in zip(found, losses, strict=True)}
         self.accelerator.log({"validation_loss": loss, **values}, step=step)

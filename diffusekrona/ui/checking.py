@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..common.files import write_text
+from ..common.own_files import write_result
 from .jobs import settings_from
 from .places import Workspace, inside
 from .tools import new_folder
@@ -32,7 +32,7 @@ def check_pictures(workspace: Workspace, values: Mapping[str, Any]) -> str:
     for one in found.pictures:
         inside(workspace, one.example.path)
     page = new_folder(workspace, "data") / "index.html"
-    write_text(page, survey_page(str(data.instance_data_dir), found, target.resolution))
+    write_result(page, survey_page(str(data.instance_data_dir), found, target.resolution))
     wrong = [*found.wrong, *(f"{p.name}: {line}" for p in found.pictures for line in p.wrong)]
     remarks = len(found.notes) + sum(len(one.notes) for one in found.pictures)
     note = f"{summary(found)}, {remarks or 'no'} remark{'s' * (remarks != 1)}."

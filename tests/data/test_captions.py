@@ -65,6 +65,24 @@ def test_a_pictures_captions(tmp_path: Path) -> None:
         captions(trigger=None)
 
 
+def test_no_caption_is_lost_without_a_word(tmp_path: Path, caplog) -> None:
+    for name in ("one.png", "two.png"):
+        Image.new("RGB", (16, 16)).save(tmp_path / name)
+    (tmp_path / "one.Txt").write_text("of a file with another suffix")
+    table = tmp_path / "metadata.jsonl"
+    entry = '{"file_name": "%s", "text": "%s"}\n'
+    table.write_text(entry % ("train/two.png", "lost") + entry % ("one.png", "beside"))
+    data = DataSettings(instance_data_dir=tmp_path, instance_prompt="a sks dog")
+    captions = [example.captions for example in read_examples(data, seed=0)]
+    assert captions == [("of a file with another suffix",), ("a sks dog",)]
+    assert "1 of 2 captions name no picture that is used, the first train/two.png" in caplog.text
+    table.write_text(entry % ("two.png", "first") + entry % ("two.png", "first"))
+    assert read_examples(data, seed=0)[1].captions == ("first",)
+    table.write_text(entry % ("two.png", "first") + entry % ("./two.png", "second"))
+    with pytest.raises(UserError, match=r"line 2: two\.png has another caption above"):
+        read_examples(data, seed=0)
+
+
 def flags(base: Path, data: Path, out: Path, *more: str) -> list[str]:
     return [
         "--pretrained_model_name_or_path", str(base), "--instance_data_dir", str(data),

@@ -246,6 +246,37 @@ def test_every_kind_of_layer_has_its_value(tmp_path: Path, tiny_sd1: Path) -> No
         torch.testing.assert_close(changed(tmp_path, tiny_sd1, tensors), want, atol=1e-5, rtol=1e-5)
 
 
+def test_convolutions_of_other_kinds(tmp_path: Path, tiny_sd1: Path) -> None:
+    """A LoHa with cores, a GLoRA, and a DyLoRA, whose `up` is a matrix."""
+    name, stem = "mid_block.resnets.0.conv1", "lora_unet_mid_block_resnets_0_conv1"
+    weight = base_unet(tiny_sd1).get_submodule(name).weight.data
+    out, channels, height, width = weight.shape
+    up, down, core = random(out, 3), random(3, channels), random(3, 3, height, width)
+    other, a1, a2 = random(3, 3, height, width, seed=1), random(channels, 3), random(3, channels)
+    whole = random(3, channels, height, width)
+    loha = {"hada_w1_a": up.mT, "hada_w1_b": down, "hada_t1": core}
+    loha |= {"hada_w2_a": up.mT, "hada_w2_b": down, "hada_t2": other}
+    one, two = (torch.einsum("or,rshw,si->oihw", up, t, down) for t in (core, other))
+    glora = {"a1.weight": a1[:, :, None, None], "a2.weight": a2[:, :, None, None]}
+    glora |= {"b1.weight": up[:, :, None, None], "b2.weight": whole}
+    product = torch.einsum("or,rihw->oihw", up, whole)
+    moved = torch.einsum("oihw,ir,rj->ojhw", weight, a1, a2)
+    for parts, change in [
+        (loha, one * two),
+        (glora, moved + product),
+        ({"lora_up.weight": up, "lora_down.weight": whole}, product),
+    ]:
+        tensors = {f"{stem}.{part}": tensor.contiguous().clone() for part, tensor in parts.items()}
+        save_file(tensors | {f"{stem}.alpha": torch.tensor(2.0)}, tmp_path / "in.safetensors")
+        convert(tmp_path / "in.safetensors", tmp_path / "m", "merged", base=tiny_sd1)
+        made = base_unet(tmp_path / "m").get_submodule(name).weight.data
+        torch.testing.assert_close(made, weight + change * 2 / 3, atol=1e-5, rtol=1e-5)
+    del tensors[f"{stem}.lora_up.weight"]
+    save_file(tensors | {f"{stem}.hada_t1": core}, tmp_path / "in.safetensors")
+    with pytest.raises(UserError, match="holds LoHa and LoRA"):
+        convert(tmp_path / "in.safetensors", tmp_path / "m", "merged", base=tiny_sd1)
+
+
 def test_convolutions_with_a_core(tmp_path: Path, tiny_sd1: Path) -> None:
     """LoCon's third factor and LoKr's Tucker core."""
     name, stem = "mid_block.resnets.0.conv1", "lora_unet_mid_block_resnets_0_conv1"

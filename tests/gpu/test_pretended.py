@@ -44,9 +44,12 @@ class Device:
 
     def run(self, program: str, *flags: object) -> None:
         """Run a program to its end."""
+        self.run_module(f"diffusekrona.{program}", *flags)
+
+    def run_module(self, module: str, *flags: object) -> None:
         process = self.process
         assert process.stdin is not None and process.stdout is not None
-        print(json.dumps([f"diffusekrona.{program}", *map(str, flags)]), file=process.stdin)
+        print(json.dumps([module, *map(str, flags)]), file=process.stdin)
         process.stdin.flush()
         for line in process.stdout:
             if line.startswith("exit "):
@@ -58,6 +61,7 @@ class Device:
 @pytest.fixture(scope="module")
 def device(folder: Path) -> Iterator[Device]:
     device = Device(folder)
+    device.run_module("few_steps")
     yield device
     device.process.kill()
     device.process.communicate()

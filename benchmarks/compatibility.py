@@ -107,7 +107,7 @@ class Bench:
             result = "not tried"
         except Exception as error:
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            result = f"refused: {line[:90]}"
+            result = f"refused: {line if len(line) <= 90 else line[:89].rstrip() + '…'}"
         self.rows.append(Row(program, what, family, result))
         print(f"{program:30} {what:52} {family:5} {result}", flush=True)
 

@@ -1,7 +1,7 @@
 """What a family of base models is: one object that holds everything in which families differ.
 
 A family is a subclass of `Family` in a file of its own and a line in `families.FAMILIES`; nothing
-else in the package knows its names (docs/architecture.md, "Add a family").
+else in the package knows its names (docs/architecture.md, "A family of base models").
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ class Family(LayerNames, ABC):
         name: as adapter files note it.
         title: for people.
         pipeline: diffusers' text-to-image pipeline class.
-        denoiser_class: class in diffusers of the component `denoiser`.
+        denoiser_class: class in diffusers of the component `denoiser`; it needs `add_adapter`, which
+            diffusers' `PeftAdapterMixin` gives to most.
         text_encoders: component name to class in transformers, in the order of their states.
         tokenizers: component name to class, one per text encoder.
         tokens: that the text encoders read.

@@ -59,6 +59,10 @@ def parse_yaml(text: str) -> Any:
         raise ValueError("it is larger than 1 MiB")
     try:
         return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(shortened(f"{where}{error.problem}", 300)) from error
     except Exception as error:  # of `!!bool x` a KeyError, of a date 2024-99-99 a ValueError, …
         raise ValueError(shortened(error, 300) or type(error).__name__) from error
 

@@ -132,8 +132,8 @@ class Family(LayerNames, ABC):
         name: as adapter files note it.
         title: for people.
         pipeline: diffusers' text-to-image pipeline class.
-        denoiser_class: class in diffusers of the component `denoiser`; it needs `add_adapter`, which
-            diffusers' `PeftAdapterMixin` gives to most.
+        denoiser_class: class in diffusers of the component `denoiser`, with its `PeftAdapterMixin`,
+            which most have.
         text_encoders: component name to class in transformers, in the order of their states.
         tokenizers: component name to class, one per text encoder.
         tokens: that the text encoders read.

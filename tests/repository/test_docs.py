@@ -222,7 +222,10 @@ def test_documented_programs_run_on_pocket(
 
 YAML_FILES = [
     path
-    for pattern in ("docs/studies/*/*.yaml", "configs/**/*.yaml", ".github/**/*.yml", "*.cff")
+    for pattern in (
+        *("docs/studies/*/*.yaml", "configs/**/*.yaml", ".github/**/*.yml"),
+        *("mkdocs.yml", ".pre-commit-config.yaml", "*.cff"),
+    )
     for path in sorted(ROOT.glob(pattern))
 ]
 

@@ -28,6 +28,13 @@ _NAME = re.compile(r"[A-Za-z0-9_.\-]+")
 # Initialisations of PEFT's LoRA that leave the base model's weights as they are.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "lycoris")
 
+# Fields that leave a LoRA's meaning as it is, or that are read; and others that change it.
+_PLAIN_FIELDS = (
+    *("use_rslora", "use_dora", "runtime_config", "megatron_config"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),  # of the initialisation
+)
+_OTHER_VARIANTS = ("fan_in_fan_out", "layer_replication", "alora_invocation_tokens")
+
 
 def number(value: Any, where: object, what: str = "scale") -> float:
     """A finite number from a file's settings. Raises UserError for anything else."""
@@ -145,7 +152,8 @@ def lora_config(values: Mapping[str, Any], ranks: Mapping[str, int], where: obje
             two factors per layer.
     """
     refuse_other_bases(values, where)
-    for field in ("use_dora", "lora_bias", "fan_in_fan_out", "use_qalora"):
+    refuse_variants(values, where)
+    for field in ("use_dora", "lora_bias"):
         if values.get(field):
             raise UserError(f"{where}: a LoRA with {field} cannot be loaded as two plain factors.")
     alphas = _alphas(values, ranks, where)
@@ -194,6 +202,7 @@ def lora_scales(
 ) -> dict[str, float]:
     """What PEFT multiplies each LoRA layer by: alpha / r, or alpha / sqrt(r). Raises UserError."""
     refuse_other_bases(values, where)
+    refuse_variants(values, where)
     root = _flag(values, "use_rslora", where)
     alphas = _alphas(values, ranks, where)
     return {p: alphas[p] / (r**0.5 if root else r) for p, r in ranks.items()}
@@ -223,6 +232,22 @@ def refuse_other_bases(values: Mapping[str, Any], where: object) -> None:
             "weights, so it fits no other base: save it as a plain LoRA with PEFT's "
             "save_pretrained(…, path_initial_model_for_weight_conversion=…) and convert that."
         )
+
+
+def refuse_variants(values: Mapping[str, Any], where: object) -> None:
+    """Refuse a LoRA whose factors mean something else than scale * up @ down, by the fields that
+    say so; those of variants to come will be called as today's are.
+
+    Raises:
+        UserError: naming the field and PEFT's own way to a whole model.
+    """
+    for field, value in values.items():
+        named = field.startswith("use_") or field.endswith("_config") or field in _OTHER_VARIANTS
+        if named and field not in _PLAIN_FIELDS and value not in (None, False, {}, []):
+            raise UserError(
+                f"{where}: a LoRA with {shortened(field)} is not two plain factors: merge it with "
+                "PEFT's merge_and_unload and convert the whole model that this gives."
+            )
 
 
 def targets(values: Mapping[str, Any], layers: Iterable[str]) -> list[str]:

@@ -56,8 +56,10 @@ class Entry:
 def refuse_pickle(path: Path) -> None:
     """Raise UserError for a pickle, by its name or its first bytes, without opening it as one."""
     with open(path, "rb") as file:
-        head = file.read(2)
-    if path.suffix.lower() in _PICKLES or head in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04"):
+        head = file.read(9)
+    # The length of a safetensors header may begin with the same bytes: a brace follows it.
+    is_pickle = head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04") and head[8:] != b"{"
+    if path.suffix.lower() in _PICKLES or is_pickle:
         raise UserError(
             f"{path} is a pickle file, which can run code when it is opened, so it is not: "
             "save it as .safetensors in the program that made it."

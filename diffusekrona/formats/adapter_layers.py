@@ -27,7 +27,7 @@ from ..common.tensor_files import read_tensors
 from .delta_set import DeltaSet, Hints, find_family, named_layers
 from .fused_layers import split
 from .layer_names import is_convolution, kernel_of
-from .layer_parts import Grouped, LayerChange, change_of, group, kind_of, rank_of
+from .layer_parts import Grouped, LayerChange, Parts, change_of, group, kind_of, rank_of
 from .needs_base import NeedsBase
 
 Config = Mapping[str, Any]
@@ -60,7 +60,7 @@ def from_tensors(
     grouped = group(tensors, where)
     notes = _leave_out_unknown(grouped, where, hints)
     names, per_block = named_layers(list(grouped.stems), where, metadata, hints)
-    scales = _scales(grouped, configs or {}, where) | _draft_scales(grouped, metadata)
+    scales = _scales(grouped, names, configs or {}, where) | _draft_scales(grouped, metadata)
     changes, kinds = {}, Counter()
     for stem, parts in grouped.stems.items():
         kernel = kernel_of(names[stem]) if is_convolution(names[stem]) else ()
@@ -113,25 +113,48 @@ def _leave_out_unknown(grouped: Grouped, where: Path | str, hints: Hints) -> lis
     return [f"left out {number} tensors that are not supported, such as {first}"]
 
 
-def _scales(grouped: Grouped, configs: Mapping[str, Config], where: Path | str) -> dict[str, float]:
-    """Stem to the scale that a PEFT config gives it; stems with an alpha of their own have none."""
+def _scales(
+    grouped: Grouped,
+    names: Mapping[str, str],
+    configs: Mapping[str, Config],
+    where: Path | str,
+) -> dict[str, float]:
+    """Stem to the scale that a PEFT config gives it; stems with an alpha of their own have none.
+
+    Args:
+        names: stem to layer name, which shows the component where the stem has no prefix.
+    """
     scales: dict[str, float] = {}
     for component, config in configs.items():
         head = f"{component}." if component else ""
-        own = {
-            stem: parts
-            for stem, parts in grouped.stems.items()
-            if stem.startswith(head) and "alpha" not in parts
+        paths = {
+            stem: (stem if stem.startswith(head) else names[stem]).removeprefix(head)
+            for stem in grouped.stems
+            if stem.startswith(head) or names[stem].startswith(head)
         }
+        own = {s: grouped.stems[s] for s in paths if "alpha" not in grouped.stems[s]}
         if own:
             refuse_other_bases(config, where)
-        ranks = {s.removeprefix(head): rank_of(p) for s, p in own.items() if "down" in p}
-        krons = [s.removeprefix(head) for s, p in own.items() if any("lokr" in n for n in p)]
+        ranks = {paths[s]: rank_of(p) for s, p in own.items() if "down" in p}
+        krons = [paths[s] for s, p in own.items() if any(n.startswith(("lokr", "hada")) for n in p)]
+        if config.get("use_dora") and (plain := _without_magnitude(own)):
+            raise UserError(
+                f"{where}: the config says DoRA (use_dora), but {plain} has no magnitude: set "
+                "use_dora to false there if it is a plain LoRA."
+            )
         found = lora_scales(config, ranks, where) if ranks and "lora_alpha" in config else {}
         if krons and {"alpha", "r"} <= config.keys():
             found |= lokr_scales(config, krons, where)
-        scales |= {head + path: scale for path, scale in found.items()}
+        scales |= {stem: found[paths[stem]] for stem in own if paths[stem] in found}
     return scales
+
+
+def _without_magnitude(stems: Mapping[str, Parts]) -> str | None:
+    """The first LoRA layer that is not weight-decomposed."""
+    marks = {"lora_magnitude_vector", "dora_scale"}
+    return next(
+        (s for s, parts in stems.items() if "down" in parts and not marks & set(parts)), None
+    )
 
 
 def _draft_scales(grouped: Grouped, metadata: Mapping[str, str]) -> dict[str, float]:

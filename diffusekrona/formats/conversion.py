@@ -21,6 +21,7 @@ from .destination import (
     MARK,
     check_destination,
     check_nothing_else,
+    check_unedited,
     is_folder_target,
     place,
 )
@@ -95,7 +96,7 @@ def convert(
     if model is not None:
         merged.edits_of(whole, model)  # the checks alone
     if target == "merged":
-        written, found = _write_merged(whole, model, destination, options)
+        written, found = _write_merged(whole, model, destination, options, overwrite)
     else:
         written, found = _write_adapter(whole, destination, target, hints, options)
     worst = max(found, key=lambda name: found[name][1])
@@ -213,7 +214,7 @@ def _tensors(
 
 
 def _write_merged(
-    whole: DeltaSet, model: FullModel, destination: Path, options: Options
+    whole: DeltaSet, model: FullModel, destination: Path, options: Options, overwrite: bool
 ) -> tuple[DeltaSet, dict[str, tuple[float, float]]]:
     if not is_folder_target(destination, "merged"):
         with replace_whole(destination) as temporary:
@@ -224,6 +225,7 @@ def _write_merged(
         merged.write_folder(whole, model, folder, options.dtype)
         compared = merged.compare(whole, model, open_model(folder, model.family))
         check_nothing_else(destination, folder)
+        check_unedited(destination, folder, overwrite)
         return whole, compared
 
 

@@ -98,6 +98,24 @@ def check_nothing_else(destination: Path, new: Path) -> None:
             )
 
 
+def check_unedited(destination: Path, new: Path, overwrite: bool) -> None:
+    """Refuse to replace a whole model whose other files than weights differ from those of `new`:
+    its owner may have edited them.
+
+    Raises:
+        UserError: naming the first such file.
+    """
+    for file in sorted(destination.rglob("*")) if destination.is_dir() and not overwrite else ():
+        name = file.relative_to(destination)
+        if file.suffix == ".safetensors" or not (file.is_file() and (new / name).is_file()):
+            continue
+        if file.read_bytes() != (new / name).read_bytes():
+            raise UserError(
+                f"{destination / name} is not as the base has it: choose another destination, or "
+                "add --overwrite to replace it."
+            )
+
+
 def _is_model(path: Path) -> bool:
     return (path / "model_index.json").is_file()
 

@@ -45,7 +45,7 @@ def component_folders(path: Path) -> dict[str, Path]:
 
 
 def read(path: Path, hints: Hints) -> DeltaSet:
-    """A PEFT folder of KronA, LoRA or LoKr, or the weights' file in it. Raises UserError."""
+    """A PEFT folder of KronA, LoRA, LoHa or LoKr, or the weights' file in it. Raises UserError."""
     folders = component_folders(path)
     if not folders:
         raise UserError(
@@ -96,12 +96,13 @@ def _component(
     bare = {key.removeprefix(PEFT_HEAD): tensor for key, tensor in tensors.items()}
     if kind == "KRONA":
         return _kronecker(bare, config, where)
-    if kind not in ("LORA", "LOKR"):
-        raise UserError(f"{where}: PEFT method {kind} is not supported.")
+    if kind not in ("LORA", "LOHA", "LOKR"):
+        raise UserError(
+            f"{where}: PEFT method {kind} is not supported: merge it with PEFT's merge_and_unload "
+            "and convert the whole model that this gives."
+        )
     if kind == "LORA":
         config.setdefault("lora_alpha", 8)  # PEFT's default
-        if config.get("fan_in_fan_out") or config.get("use_qalora"):
-            raise UserError(f"{where}: a LoRA of transposed or quantised layers is not supported.")
     elif not {"r", "alpha"} <= config.keys():
         raise UserError(f"{where} has a damaged config: r or alpha is missing.")
     return adapter_layers.from_tensors(bare, {}, where, hints, {"": config})

@@ -10,7 +10,7 @@ import pytest
 import tiny_models
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from peft import LoKrConfig, LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from diffusekrona import KronAConfig, load_adapter
@@ -100,6 +100,75 @@ def test_starts_that_change_the_base_are_refused(tmp_path: Path, start) -> None:
     save_file(bare, tmp_path / "d.safetensors", metadata=noted)
     with pytest.raises(UserError, match="path_initial_model_for_weight_conversion"):
         convert(tmp_path / "d.safetensors", tmp_path / "o.safetensors", "lora", family="sd1")
+
+
+@pytest.mark.parametrize(
+    ("field", "says"),
+    [
+        ({"use_bdlora": {"nblocks": 2}}, "a LoRA with use_bdlora is not two plain factors"),
+        ({"kasa_config": {"beta": 1.0}}, "a LoRA with kasa_config"),
+        ({"layer_replication": [[0, 1]]}, "a LoRA with layer_replication"),
+        ({"use_what_is_to_come": True}, "merge_and_unload"),
+        ({"use_dora": True}, "has no magnitude"),
+        ({"peft_type": "IA3"}, "IA3 is not supported: merge it"),
+    ],
+)
+def test_configs_that_say_more_than_the_tensors_are_refused(tmp_path: Path, field, says) -> None:
+    model = get_peft_model(peers.plain_unet(), LoraConfig(r=4, target_modules=["to_q"]))
+    model.save_pretrained(tmp_path / "peft")
+    path = tmp_path / "peft" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | field))
+    with pytest.raises(UserError, match=says):
+        convert(tmp_path / "peft", tmp_path / "o.safetensors", "lora", family="sd1")
+    assert not (tmp_path / "o.safetensors").exists()
+
+
+@pytest.mark.parametrize("effective", [False, True])
+def test_peft_loha(tmp_path: Path, tiny_sd1: Path, effective: bool) -> None:
+    """Its scale is the config's alpha / r, by layer; a convolution has cores or none."""
+    config = LoHaConfig(
+        r=2, alpha=6, rank_pattern={"to_k": 3}, alpha_pattern={"to_k": 4.5}, init_weights=False,
+        target_modules=["to_q", "to_k", "conv1"], use_effective_conv2d=effective,
+    )  # fmt: skip
+    model = get_peft_model(base_unet(tiny_sd1), config)
+    for name, parameter in model.named_parameters():
+        if "hada" in name:
+            parameter.data.mul_(0.1)
+    model.save_pretrained(tmp_path / "peft")
+    convert(tmp_path / "peft", tmp_path / "model", "merged", base=tiny_sd1)
+    same_output(base_unet(tmp_path / "model"), model)
+
+
+@pytest.mark.parametrize("head", ["unet.", ""])
+@pytest.mark.parametrize(("component", "factor"), [("unet", 2.5), ("text_encoder", 1.0)])
+def test_a_noted_alpha_is_kept_whatever_the_prefix(
+    tmp_path: Path, head: str, component: str, factor: float
+) -> None:
+    down, up = random(4, 32, seed=1), random(32, 4, seed=2)
+    tensors = {f"{head}{NAME}.lora_A.weight": down, f"{head}{NAME}.lora_B.weight": up}
+    noted = {"r": 4, "lora_alpha": 8, "alpha_pattern": {"to_q": 10}}
+    text = json.dumps({f"{component}.{key}": value for key, value in noted.items()})
+    save_file(tensors, tmp_path / "in.safetensors", metadata={"lora_adapter_metadata": text})
+    convert(tmp_path / "in.safetensors", tmp_path / "o.safetensors", "lora", family="sd1")
+    back = load_file(tmp_path / "o.safetensors")
+    made = back[f"unet.{NAME}.lora_B.weight"] @ back[f"unet.{NAME}.lora_A.weight"]
+    torch.testing.assert_close(made, factor * up @ down)
+
+
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480])
+def test_a_header_as_long_as_a_pickles_mark(tmp_path: Path, length: int) -> None:
+    """The first two bytes of the file are those of a pickle then."""
+    down, up = random(4, 32, seed=1), random(32, 4, seed=2)
+    tensors = {f"{STEM}.lora_down.weight": down, f"{STEM}.lora_up.weight": up}
+    save_file(tensors, tmp_path / "in.safetensors", metadata={"note": ""})
+    raw = (tmp_path / "in.safetensors").read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    header = raw[8 : 8 + size].ljust(length)
+    (tmp_path / "in.safetensors").write_bytes(
+        length.to_bytes(8, "little") + header + raw[8 + size :]
+    )
+    report = convert(tmp_path / "in.safetensors", tmp_path / "o.safetensors", "lora", family="sd1")
+    assert report.layers == 1
 
 
 def test_pissa_as_peft_converts_it(tmp_path: Path) -> None:

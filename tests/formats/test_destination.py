@@ -91,6 +91,19 @@ def test_only_what_convert_wrote_is_replaced(tmp_path: Path, adapter, tiny_sd1) 
     assert (tmp_path / "theirs" / "unet" / "thesis.tex").read_text() == "years of work"
 
 
+def test_an_edited_model_is_kept(tmp_path: Path, adapter, tiny_sd1) -> None:
+    """Its configs are its owner's; equal ones are replaced."""
+    for _ in range(2):
+        convert(adapter, tmp_path / "model", "merged", base=tiny_sd1)
+    config = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("{", '{"edited": true,', 1))
+    with pytest.raises(UserError, match=r"scheduler_config\.json is not as the base has it"):
+        convert(adapter, tmp_path / "model", "merged", base=tiny_sd1)
+    assert "edited" in config.read_text()
+    convert(adapter, tmp_path / "model", "merged", base=tiny_sd1, overwrite=True)
+    assert "edited" not in config.read_text()
+
+
 @pytest.mark.parametrize("target", ["krona", "lokr", "lora", "lora-kohya", "merged"])
 def test_files_of_others_are_kept(tmp_path: Path, adapter, tiny_sd1, target) -> None:
     base = tiny_sd1 if target == "merged" else None

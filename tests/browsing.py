@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ PATIENCE = 1000 * float(os.environ.get("BROWSER_PATIENCE", "120"))  # millisecon
 class Server:
     """The page's server over a folder of its own."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, through: Sequence[str] = ()) -> None:
+        self.folder, self.through = folder, through
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -36,7 +36,7 @@ class Server:
     def start(self) -> None:
         command = [sys.executable, "-m", "diffusekrona.ui", "--no_browser"]
         self.process = subprocess.Popen(
-            [*command, "--port", str(self.port)],
+            [*self.through, *command, "--port", str(self.port)],
             cwd=self.folder,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stderr=subprocess.STDOUT,

@@ -78,7 +78,10 @@ def open_single_file(path: str, configs: str | None = None) -> SingleFile:
     with opened(file) as content:
         metadata = dict(content.metadata() or {})
     family, refiner = _family(file, shapes)
-    source = resolve_base(configs) if configs else None
+    try:
+        source = resolve_base(configs) if configs else None
+    except UserError as error:
+        raise UserError(f"--single_file_config: {error}") from error
     files = {name: dict(_config(family, source, name)) for name in FAMILY_FILES[family.name]}
     files["model_index.json"].pop("_name_or_path", None)
     for part, kind in ((family.denoiser, family.denoiser_class), ("vae", family.vae_class)):

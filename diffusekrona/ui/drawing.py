@@ -137,11 +137,13 @@ def usable(workspace: Workspace, name: str) -> str:
 
     path = inside(workspace, name, ("outputs",))
     try:
+        open(path, "rb").close()  # its own message of what is wrong is the plainer one
         with safe_open(path, "pt") as file:
             if "diffusekrona" in (file.metadata() or {}):
                 return name
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{name} cannot be read: {error}.") from error
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{name} cannot be read: {why}.") from error
     from ..adapters.file import write_adapter
     from ..formats.to_adapter import read_as_adapter
 

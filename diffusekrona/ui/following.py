@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..adapters.methods import METHODS
+from ..bases.loading import resolve_base
 from ..bases.settings import BaseSettings
 from ..common.settings import options_of
 from ..training.resolved_run import (
@@ -36,6 +37,12 @@ def base_of(typed: Mapping[str, Any]) -> BaseSettings | None:
              "pretrained_vae_model_name_or_path")  # fmt: skip
     given = {name: str(typed[name]).strip() for name in names if typed.get(name)}
     return BaseSettings(**given) if given.get("pretrained_model_name_or_path") else None
+
+
+def check_base(typed: Mapping[str, Any]) -> None:
+    """Raise UserError for a base that is not there; of one on the hub only the name is seen."""
+    if base := base_of(typed):
+        resolve_base(base.pretrained_model_name_or_path, base.single_file_config)
 
 
 def defaults_of(typed: Mapping[str, Any]) -> dict[str, Any]:

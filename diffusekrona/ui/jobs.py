@@ -53,6 +53,22 @@ def check_paths(workspace: Workspace, values: Mapping[str, Any]) -> None:
             raise UserError(f"--{name}: {error}") from None
         if name == "output_dir" and found == workspace.outputs.resolve():
             raise UserError("--output_dir: give a folder in outputs/, such as outputs/dog/first.")
+        if name in ("init_from", "holdout_data_dir") and not os.path.exists(found):
+            raise UserError(f"--{name}: {path} is not there, or cannot be read.")
+
+
+def check_pictures_there(workspace: Workspace, folder: Path) -> None:
+    """Refuse a folder that a run would end with at once. Raises UserError."""
+    try:
+        reason = "" if os.listdir(workspace.root / folder) else "is empty"
+    except FileNotFoundError:
+        reason = "is not there"
+    except NotADirectoryError:
+        reason = ""  # a file that names folders
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}.") from error
+    if reason:
+        raise UserError(f"{folder} {reason}: drop pictures of the subject first.")
 
 
 def start(workspace: Workspace, values: Mapping[str, Any]) -> Path:
@@ -71,7 +87,7 @@ def start(workspace: Workspace, values: Mapping[str, Any]) -> Path:
         except FileExistsError:
             raise UserError(
                 f"--output_dir {settings.output.output_dir} is there already: choose another name, "
-                "or resume that run on the page Watch."
+                "or resume that run on the tab Watch."
             ) from None
     try:
         write_settings_file(settings, folder / SETTINGS)

@@ -12,7 +12,7 @@ import gradio as gr
 from ..common.errors import UserError
 from ..common.files import slug
 from .filling import answer, fill
-from .places import Workspace, subjects
+from .places import Workspace, subjects, unreadable
 from .uploads import add_pictures, captions, masks, save_captions
 from .views import say, view
 
@@ -66,6 +66,8 @@ def build(workspace: Workspace) -> Any:
     @gr.render(inputs=[subject, changed])
     def show(name: str | None, _when: int) -> None:
         try:
+            if wrong := unreadable(workspace, "data"):
+                raise UserError(wrong)
             rows = captions(workspace, name) if name else []
             beside = masks(workspace, name) if name else {}
         except UserError as error:
@@ -85,6 +87,7 @@ def build(workspace: Workspace) -> Any:
                     text,
                     label=f"caption of {file}",
                     placeholder="empty: the prompt",
+                    interactive=True,  # else one with a text is not, until the form is filled
                     scale=4,
                     min_width=140,
                 )

@@ -54,6 +54,18 @@ def inside(workspace: Workspace, name: str | Path, rooms: tuple[str, ...] = ROOM
     return path
 
 
+def unreadable(workspace: Workspace, room: str) -> str:
+    """That data/ or outputs/ is there and cannot be read; "" if it can."""
+    try:
+        with os.scandir(workspace.root / room) as entries:
+            next(entries, None)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"{room}/ cannot be read: {error.strerror}."
+    return ""
+
+
 def served(workspace: Workspace, name: str) -> Path | None:
     """The file that the page serves under `name`; None if it serves none."""
     try:

@@ -19,9 +19,9 @@ from ..training.settings import TrainSettings
 from .checking import check_pictures
 from .estimate import estimate_of
 from .filling import Answer
-from .following import FOLLOWING, LEADING, defaults_of, hidden_settings, usual_values
+from .following import FOLLOWING, LEADING, check_base, defaults_of, hidden_settings, usual_values
 from .form import field_values, help_of, label_of, place_of, read_form
-from .jobs import check_paths, next_name, settings_from, start
+from .jobs import check_paths, check_pictures_there, next_name, settings_from, start
 from .places import Workspace, safe_name, subjects
 from .presets import PRESETS
 from .runs import settings_of
@@ -152,11 +152,14 @@ def _mistakes(workspace: Workspace, typed: Mapping[str, Any]) -> tuple[dict, dic
     shown = {name: value for name, value in typed.items() if name not in hidden}
     values, mistakes = read_form(TrainSettings, shown, defaults_of(typed))
     if not mistakes:
+        place = ""
         try:
             settings_from(values)
             check_paths(workspace, values)
+            place = "pretrained_model_name_or_path"
+            check_base(values)
         except UserError as error:
-            mistakes = {place_of(TrainSettings, str(error)): str(error)}
+            mistakes = {place_of(TrainSettings, str(error)) or place: str(error)}
     return values, mistakes
 
 
@@ -197,6 +200,7 @@ def looked(workspace: Workspace, typed: Mapping[str, Any]) -> str:
     try:
         if mistakes:
             raise UserError("; ".join(mistakes.values()))
+        check_pictures_there(workspace, values["instance_data_dir"])
         return check_pictures(workspace, values)
     except UserError as error:
         return say(mistakes=[str(error)])
@@ -209,6 +213,7 @@ def started(workspace: Workspace, typed: Mapping[str, Any]) -> tuple[str, Answer
     try:
         if mistakes:
             raise UserError("; ".join(mistakes.values()))
+        check_pictures_there(workspace, values["instance_data_dir"])
         folder = start(workspace, values)
     except UserError as error:
         return say(mistakes=[str(error)]), {}, None

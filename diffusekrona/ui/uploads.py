@@ -13,7 +13,7 @@ from ..common.pictures import why_not
 from ..data.caption_files import read_captions
 from ..data.folder import find_pictures
 from ..data.masks import mask_files, picture_of_mask
-from .places import Workspace, inside, safe_name
+from .places import Workspace, inside, safe_name, unreadable
 
 MOST_BYTES = 40_000_000  # of one file
 LONGEST_CAPTION = 2000  # characters
@@ -37,7 +37,9 @@ def add_pictures(workspace: Workspace, subject: str, files: Sequence[Path]) -> l
     Raises:
         UserError: a subject without letters or digits; the disk refuses.
     """
-    known = [path.name for path in workspace.data.iterdir()] if workspace.data.is_dir() else []
+    if wrong := unreadable(workspace, "data"):
+        raise UserError(wrong)
+    known = os.listdir(workspace.data) if os.path.isdir(workspace.data) else []
     folder = picture_folder(workspace, subject if subject in known else safe_name(subject))
     refused = []
     for file in files:

@@ -3,6 +3,7 @@ something are shown."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ..common.errors import UserError
 from .estimate import duration
 from .filling import QUIET, Answer, answer, fill
 from .jobs import SETTINGS, draw_now, resume, save_now, stop
-from .places import Workspace, inside, run_folders
+from .places import Workspace, inside, run_folders, unreadable
 from .runs import LIVE, Run, log_tail, read_run
 from .train_form import cloned
 from .train_tab import FOCUS, TrainTab
@@ -133,7 +134,7 @@ def adapter_of(workspace: Workspace, names: Sequence[str] | None) -> str:
     """The adapter of the first of the chosen runs that has one; "" if none has."""
     found, _ = _chosen(workspace, names or [])
     files = (inside(workspace, name, ("outputs",)) / ADAPTER_FILE for name in found)
-    return next((workspace.relative(file) for file in files if file.is_file()), "")
+    return next((workspace.relative(file) for file in files if os.path.isfile(file)), "")
 
 
 def _chosen(workspace: Workspace, typed: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -155,13 +156,15 @@ def _named(text: str, there: Sequence[str]) -> str | None:
 
 def _watched(workspace: Workspace, names: Sequence[str]) -> tuple[str, str, set[str]]:
     """The runs as HTML, the first one's log, and the buttons that can do something with them."""
+    if wrong := unreadable(workspace, "outputs"):
+        return say(mistakes=[wrong]), "", set()
     folders = []
     for name in names:
         try:
             folders.append(inside(workspace, name, ("outputs",)))
         except UserError:
             continue
-    runs = [read_run(workspace, folder) for folder in folders if folder.is_dir()]
+    runs = [read_run(workspace, folder) for folder in folders if os.path.isdir(folder)]
     text = view("watch", runs=runs, curve=curve, duration=duration, most=_MOST_PICTURES)
     useful = {name for run in runs for name in _useful(run)}
     return text, log_tail(folders[0]) if folders else "", useful
@@ -172,6 +175,6 @@ def _useful(run: Run) -> set[str]:
     if run.state in LIVE:
         useful = {"stop", "draw-now", "save-now"} if run.state == "running" else {"stop"}
     else:
-        useful = {"use"} if (run.folder / ADAPTER_FILE).is_file() else set()
+        useful = {"use"} if os.path.isfile(run.folder / ADAPTER_FILE) else set()
         useful |= set() if run.state == "finished" else {"resume"}
-    return useful | {"clone"} if (run.folder / SETTINGS).is_file() else useful - {"resume"}
+    return useful | {"clone"} if os.path.isfile(run.folder / SETTINGS) else useful - {"resume"}

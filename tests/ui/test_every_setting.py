@@ -10,9 +10,13 @@ import pytest
 pytest.importorskip("gradio", reason="gradio is not installed")
 import yaml
 
+from diffusekrona import KronAConfig, save_adapter
 from diffusekrona.adapters.methods import METHODS
 from diffusekrona.bases.families import FLUX2_KLEIN
+from diffusekrona.bases.loading import BUNDLED
 from diffusekrona.common.settings import Option
+from diffusekrona.formats.conversion import convert
+from diffusekrona.sampling.pipeline import load_pipeline
 from diffusekrona.ui import train_form
 from diffusekrona.ui.following import hidden_settings
 from diffusekrona.ui.places import Workspace
@@ -37,7 +41,7 @@ def candidates(option: Option, now: Any) -> list[Any]:
         return [name for name in option.choices if name != now]
     if option.kind in (int, float):
         return [v for v in ("2", "8", "16", "0.5", "0.25", "1", "128") if v != now]
-    return ["data/dog/other", "outputs/dog/other", "words", "4-8", "1=1"]
+    return ["data/dog/other", "pocket-sdxl", "outputs/dog/other", "words", "4-8", "1=1"]
 
 
 def test_every_field_reaches_the_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +51,7 @@ def test_every_field_reaches_the_yaml(tmp_path: Path, monkeypatch: pytest.Monkey
     workspace = Workspace(tmp_path)
     _, *values = train_form.first_values(workspace)
     usual = dict(zip(train_form.NAMES, values, strict=True))
-    never = set(train_form.NAMES) - {"single_file_config"}  # only beside a base in one file
+    never = set(train_form.NAMES) - {"single_file_config"}  # beside a base in one file: see below
     for form in FORMS:
         begun = {**usual, **form}
         for name in sorted(never - hidden_settings(begun)):
@@ -64,3 +68,43 @@ def test_every_field_reaches_the_yaml(tmp_path: Path, monkeypatch: pytest.Monkey
                 never.remove(name)
                 break
     assert not never
+
+
+def test_files_and_folders_that_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is said at its field; another program's configs fit a base in one file, or are named."""
+    (tmp_path / "data/dog/input").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    workspace = Workspace(tmp_path)
+    usual = dict(zip(train_form.NAMES, train_form.first_values(workspace)[1:], strict=True))
+    file = convert_to_one_file(tmp_path)
+    configs = "single_file_config"
+    wrong = {
+        "pretrained_model_name_or_path": ["pock", "/nowhere", "data/dog/input"],
+        "init_from": ["data/nowhere", "/etc"],
+        "holdout_data_dir": ["data/nowhere", "../elsewhere"],
+        configs: ["", "nowhere", "data/dog/input"],  # this file does not fit the published ones
+    }
+    for name, texts in wrong.items():
+        for text in texts:
+            base = {"pretrained_model_name_or_path": file} if name == configs else {}
+            now, _, mistaken, *looks = train_form.checked(
+                workspace, {**usual, **base, name: text}, ()
+            )
+            assert now is None and mistaken == (name,), (name, text)
+            look = dict(zip(train_form.NAMES, looks, strict=True))[name]
+            assert look["visible"] and look["info"].startswith("✗"), (name, text)
+    typed = {**usual, "pretrained_model_name_or_path": file, configs: str(BUNDLED / "pocket")}
+    text, _, mistaken, *_ = train_form.checked(workspace, typed, ())
+    assert not mistaken and yaml.safe_load(text)[configs] == str(BUNDLED / "pocket")
+    assert "12,800 parameters" in train_form.planned(workspace, typed)
+
+
+def convert_to_one_file(folder: Path) -> str:
+    """The bundled base in one file, whose layers are not those of the published model."""
+    pipe = load_pipeline("pocket")
+    pipe.unet.add_adapter(KronAConfig(a1=4, a2=8))  # which starts at zero: nothing changes
+    save_adapter(pipe, folder / "zero.safetensors")
+    convert(folder / "zero.safetensors", folder / "base.safetensors", "merged", base="pocket")
+    return "base.safetensors"

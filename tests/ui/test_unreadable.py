@@ -12,8 +12,8 @@ pytest.importorskip("gradio", reason="gradio is not installed")
 from PIL import Image
 
 from diffusekrona.common.errors import UserError
-from diffusekrona.ui import jobs, runs, tools_tab, train_form, uploads
-from diffusekrona.ui.places import Workspace, adapter_files, run_folders, subjects
+from diffusekrona.ui import jobs, runs, tools_tab, train_form, uploads, watch_tab
+from diffusekrona.ui.places import Workspace, adapter_files, run_folders, subjects, unreadable
 
 FILES = ("run.yaml", "train_log.jsonl", "run.json", "log.txt", "adapter.safetensors", "README.md")
 
@@ -75,3 +75,26 @@ def test_folders_that_may_not_be_read(closed: Workspace) -> None:
     for read in (uploads.captions, uploads.masks):
         with pytest.raises(UserError, match="data/shut/input cannot be read: Permission denied"):
             read(closed, "shut")
+    with pytest.raises(UserError, match="data/shut/input cannot be read: Permission denied"):
+        jobs.check_pictures_there(closed, Path("data/shut/input"))
+    for room in (closed.data, closed.outputs):
+        room.chmod(0)
+        try:
+            line = f"{room.name}/ cannot be read: Permission denied."
+            assert unreadable(closed, room.name) == line
+            if room == closed.data:
+                with pytest.raises(UserError, match=line):
+                    uploads.add_pictures(closed, "dog", [])
+            else:
+                assert line in watch_tab._watched(closed, ["outputs/dog/pipes"])[0]
+        finally:
+            room.chmod(0o700)
+
+
+def test_pictures_that_are_not_there(workspace: Workspace) -> None:
+    (workspace.data / "empty/input").mkdir(parents=True)
+    for name, words in (("gone", "is not there"), ("empty/input", "is empty")):
+        with pytest.raises(UserError, match=f"data/{name} {words}: drop pictures"):
+            jobs.check_pictures_there(workspace, Path("data") / name)
+    jobs.check_pictures_there(workspace, Path("data/dog/input"))
+    assert unreadable(Workspace(workspace.root / "nowhere"), "data") == ""

@@ -95,7 +95,7 @@ class StableDiffusion(Family):
 
     def words_lost(self, tokenizers: Sequence[Any], prompt: str) -> str | None:
         for tokenizer in tokenizers:  # those of one base mostly agree: one line per prompt
-            length = _length_of(tokenizer)
+            length = _ensure_length(tokenizer)
             tokens = tokenizer(prompt, truncation=False).input_ids
             if len(tokens) > length:
                 lost = tokenizer.decode(tokens[length - 1 : -1])
@@ -109,7 +109,7 @@ class StableDiffusion(Family):
             log.warning("%s", line)
         options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
         return [
-            tokenizer(list(prompts), max_length=_length_of(tokenizer), **options).input_ids
+            tokenizer(list(prompts), max_length=_ensure_length(tokenizer), **options).input_ids
             for tokenizer in tokenizers
         ]
 
@@ -138,12 +138,13 @@ class StableDiffusion(Family):
         return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
 
-def _length_of(tokenizer: Any) -> int:
-    """Tokens that a prompt is filled up to: as the tokenizer's config says, or CLIP's."""
+def _ensure_length(tokenizer: Any) -> int:
+    """Tokens that a prompt is filled up to. A tokenizer whose config does not say, or says what its
+    own code would stumble over, is given CLIP's."""
     length = tokenizer.model_max_length  # 1e30 where the config leaves it out
     if type(length) is not int or not 3 <= length <= _MOST_TOKENS:
-        length = tokenizer.model_max_length = TOKENS
-    return length
+        tokenizer.model_max_length = TOKENS
+    return tokenizer.model_max_length
 
 
 def for_encoder(ids: torch.Tensor, encoder: Any) -> torch.Tensor:

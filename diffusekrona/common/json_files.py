@@ -4,6 +4,7 @@ line. A disk, a kill or an editor may have damaged any of it."""
 from __future__ import annotations
 
 import functools
+import gzip
 import json
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,16 +73,16 @@ def read_json(path: Path | str, schema: type[T]) -> T:
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
-    """A file's content.
+    """A file's content, unpacked where it is compressed (.gz).
 
     Raises:
-        OSError: it cannot be read.
+        OSError, EOFError, zlib.error: it cannot be read; the last two of a damaged .gz alone.
         ValueError: it is larger than `most` bytes, or no file: a named pipe would wait for ever.
     """
     if path.exists() and not path.is_file():
         raise ValueError("it is not a file")
-    with open(path, "rb") as file:
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise ValueError(f"it is larger than {most >> 20} MiB")
+        raise ValueError(f"it is larger than {most / 2**20:g} MiB")
     return content

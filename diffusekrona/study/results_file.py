@@ -5,7 +5,6 @@ Whoever has the file has the tables: `diffusekrona study --results FILE`.
 
 from __future__ import annotations
 
-import gzip
 import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from ..common.errors import UserError, reason_of
-from ..common.json_files import parse_json
+from ..common.json_files import parse_json, read_bytes
 from ..evaluation.scoring import METRICS
 from .cell import Number, Scoring
 from .results import Point, Results
 from .yaml_files import parse_study, to_yaml
 
-_MOST_BYTES = 64 << 20  # unpacked; sixty thousand pictures take half of it
 _MOST_VALUES = 2_000_000  # of which each may take a hundred bytes of memory
 _MOST_POINTS = 2_000
 _MOST_PICTURES = 20_000  # of one point; the bootstrap takes 50 kB of memory for each
@@ -83,12 +81,7 @@ def read_results(path: Path) -> Results:
         UserError: it cannot be read, or is not as a study writes it.
     """
     try:
-        if path.exists() and not path.is_file():  # reading a named pipe would wait for ever
-            raise ValueError("it is not a file")
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            content = stream.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise ValueError(f"it is larger than {_MOST_BYTES >> 20} MiB")
+        content = read_bytes(path)  # its limit: sixty thousand pictures take half of it
         if sum(map(content.count, (b",", b"[", b"{"))) > _MOST_VALUES:
             raise ValueError(f"it holds more than {_MOST_VALUES:,} values")
         file = parse_json(content, _ResultsFile)

@@ -16,6 +16,7 @@ LONG = (
     "ui/test_browser.py",
     "ui/test_browser_keyboard.py",
     "ui/test_browser_late.py",
+    "ui/test_browser_folders.py",
     "gpu/test_pretended.py",
     "bases/test_every_family.py",
     "programs/test_train_dreambooth.py",

@@ -99,7 +99,7 @@ def set_aside(path: Path) -> Path:
 
 def without_mark(markdown: str) -> str:
     """The text of a Markdown file of ours without the comment at its end."""
-    return _DIGEST.sub(b"\n", markdown.encode()).decode()
+    return _DIGEST.sub(b"", markdown.encode()).decode()
 
 
 def _digest(content: bytes) -> bytes:

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from diffusekrona.adapters.file import Adapter, write_adapter
-from diffusekrona.common.own_files import is_own, write_result
+from diffusekrona.common.own_files import is_own, without_mark, write_result
 from diffusekrona.krona import KronAConfig
 from diffusekrona.sampling.grids import save_png
 
@@ -42,6 +42,7 @@ def test_own_file_is_replaced_and_a_foreign_one_is_kept(tmp_path: Path, name: st
 def test_marks_leave_the_contents_readable(tmp_path: Path):
     written = {name: write_result(tmp_path / name, text) for name, text in CONTENTS.items()}
     assert json.loads(written["results.json"].read_text())["scores"] == [1, 2]
+    assert without_mark(written["results.md"].read_text()) == CONTENTS["results.md"]
     assert yaml.safe_load(written["run.yaml"].read_text()) == {"seed": 1}
 
 

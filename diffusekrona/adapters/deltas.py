@@ -103,6 +103,16 @@ class DenseDelta:
 Delta = KronDelta | LowRankDelta | DenseDelta
 
 
+def rearrange(weight: torch.Tensor, a1: int, a2: int, order: str = "kron") -> torch.Tensor:
+    """W (a1*b1, a2*b2), rows in `order`, to R (a1*a2, b1*b2)."""
+    b1, b2 = weight.shape[0] // a1, weight.shape[1] // a2
+    if order == "interleaved":
+        blocks = weight.reshape(b1, a1, a2, b2).permute(1, 2, 0, 3)
+    else:
+        blocks = weight.reshape(a1, b1, a2, b2).transpose(1, 2)
+    return blocks.reshape(a1 * a2, b1 * b2)
+
+
 def krons_equally(delta: Delta) -> bool:
     """Whether delta is one Kronecker product in torch.kron's order."""
     return isinstance(delta, KronDelta) and delta.terms == 1 and delta.output_order == "kron"

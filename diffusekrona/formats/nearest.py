@@ -11,17 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from ..adapters.deltas import Delta, KronDelta
-
-
-def rearrange(weight: torch.Tensor, a1: int, a2: int, order: str = "kron") -> torch.Tensor:
-    """W (a1*b1, a2*b2), rows in `order`, to R (a1*a2, b1*b2)."""
-    b1, b2 = weight.shape[0] // a1, weight.shape[1] // a2
-    if order == "interleaved":
-        blocks = weight.reshape(b1, a1, a2, b2).permute(1, 2, 0, 3)
-    else:
-        blocks = weight.reshape(a1, b1, a2, b2).transpose(1, 2)
-    return blocks.reshape(a1 * a2, b1 * b2)
+from ..adapters.deltas import Delta, KronDelta, rearrange
 
 
 def nearest_kron(

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..adapters.deltas import rearrange
 from ..krona.factors import Pair, divides
 from ..krona.functional import kron_weight
 from .facts import Facts, LayerFacts
@@ -37,7 +38,7 @@ def missed(layer: LayerFacts, pair: Pair) -> float | None:
         a, b = layer.a[0], layer.b[0]
         stay = math.gcd(layer.factors[0], pair[0]), math.gcd(layer.factors[1], pair[1])
         move = pair[0] // stay[0], pair[1] // stay[1]
-        kept = _top_square(rearrange(a, stay, order)) * _top_square(rearrange(b, move, order))
+        kept = _top_square(rearrange(a, *stay, order)) * _top_square(rearrange(b, *move, order))
         whole = a.double().square().sum() * b.double().square().sum()
         return max(0.0, 1.0 - kept / whole.item())
     if layer.factors is None:
@@ -45,7 +46,7 @@ def missed(layer: LayerFacts, pair: Pair) -> float | None:
         return max(0.0, 1.0 - (torch.linalg.eigvalsh(gram)[-1] / gram.trace()).item())
     weight = kron_weight(layer.a, layer.b, order)
     whole = weight.double().square().sum().item()
-    return max(0.0, 1.0 - _top_square(rearrange(weight, pair, order)) / whole)
+    return max(0.0, 1.0 - _top_square(rearrange(weight, *pair, order)) / whole)
 
 
 def low_rank_gram(up: torch.Tensor, down: torch.Tensor, pair: Pair) -> torch.Tensor:
@@ -63,15 +64,6 @@ def low_rank_gram(up: torch.Tensor, down: torch.Tensor, pair: Pair) -> torch.Ten
     rights = torch.einsum("rkb,slb->rskl", right, right)
     size = left.shape[1] * right.shape[1]
     return torch.einsum("rsij,rskl->ikjl", lefts, rights).reshape(size, size)
-
-
-def rearrange(matrix: torch.Tensor, pair: Pair, order: str) -> torch.Tensor:
-    """R (a1*a2, rest): a row for what a factor A of size `pair` would hold, a column for B's."""
-    (rows, columns), (a1, a2) = matrix.shape, pair
-    b1, b2 = rows // a1, columns // a2
-    if order == "interleaved":
-        return matrix.reshape(b1, a1, a2, b2).permute(1, 2, 0, 3).reshape(a1 * a2, b1 * b2)
-    return matrix.reshape(a1, b1, a2, b2).transpose(1, 2).reshape(a1 * a2, b1 * b2)
 
 
 def _nest(have: Pair, want: Pair) -> bool:

@@ -26,7 +26,8 @@ _MARKS = {
     ".yaml": re.compile(rb"\A# Written by diffusekrona\b"),
     ".png": re.compile(rb"\A\x89PNG.{,64}tEXtSoftware\0diffusekrona", re.DOTALL),
     ".safetensors": re.compile(rb'\A.{8}\s*\{.*"diffusekrona": ?"', re.DOTALL),
-    ".jsonl": re.compile(rb'\A(\{"step": |$)'),
+    # Any line: a log whose first one is damaged is still ours.
+    ".jsonl": re.compile(rb'\A\Z|^\{"step": ', re.MULTILINE),
 }
 _DIGEST = re.compile(rb"\n<!-- Written by diffusekrona: ([0-9a-f]{16}) -->\n\Z")
 _ENDS = 1 << 16  # bytes; an adapter's metadata is within its first ones

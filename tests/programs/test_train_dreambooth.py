@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from diffusekrona.adapters.file import read_adapter
 from diffusekrona.common.errors import UserError
+from diffusekrona.common.own_files import write_result
 from diffusekrona.common.run_record import read_run_record_or_none
 from diffusekrona.train_dreambooth import main
 from diffusekrona.training import output, validation
@@ -205,10 +206,16 @@ def test_an_overwritten_run_that_is_killed_goes_on(tiny_sd1, pictures, tmp_path:
 
 
 def test_overwriting_forgets_the_record_of_the_old_run(tmp_path: Path) -> None:
-    for name in ("run.json", "adapter.safetensors"):
-        (tmp_path / name).write_text("{}")
+    (tmp_path / "adapter.safetensors").write_text("{}")
+    write_result(tmp_path / "run.json", "{}")
     output.delete_old_run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter.safetensors"]
+    (tmp_path / "run.json").write_text("{}")  # of another program
+    output.delete_old_run(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "adapter.safetensors",
+        "run.json.set-aside",
+    }
 
 
 def test_another_vae_has_its_own_revision(tiny_sd1, pictures, tmp_path: Path) -> None:

@@ -81,6 +81,8 @@ def test_runs(workspace: Workspace, disk: Disk, monkeypatch: pytest.MonkeyPatch)
         "output_dir": Path("outputs/dog/krona-1"),
     }  # fmt: skip
     refused(workspace, disk, lambda: jobs.start(workspace, values))
+    (workspace.data / "dog/input").mkdir(parents=True)
+    Image.new("RGB", (32, 32), "red").save(workspace.data / "dog/input/a.png")
     typed = dict(zip(train_form.NAMES, train_form.first_values(workspace)[1:], strict=True))
     typed |= {"instance_data_dir": "data/dog/input", "output_dir": "outputs/dog/krona-2"}
     disk.full = True

@@ -45,7 +45,8 @@ def write_result(path: Path | str, content: str | bytes) -> Path:
     path = Path(path)
     raw = content.encode() if isinstance(content, str) else content
     if raw.startswith(b"{"):
-        raw = re.sub(rb"\A\{(\s*)", rb'{\1"written_by": "diffusekrona",\1', raw)
+        comma = b"" if re.match(rb"\{\s*\}", raw) else b","  # an object may be empty
+        raw = re.sub(rb"\A\{(\s*)", rb'{\1"written_by": "diffusekrona"%b\1' % comma, raw)
     elif path.suffix == ".yaml":
         raw = b"# Written by diffusekrona\n" + raw
     elif path.suffix == ".md":

@@ -83,3 +83,10 @@ def test_another_programs_adapter_is_kept(tmp_path: Path):
         write_adapter(adapter, path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [path.name, f"{path.name}.set-aside"]
     assert (tmp_path / f"{path.name}.set-aside").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("text", ["{}", "{\n}", '{"a": 1}', '{\n "a": 1\n}'])
+def test_a_marked_object_is_json(tmp_path: Path, text: str) -> None:
+    path = write_result(tmp_path / "results.json", text)
+    assert json.loads(path.read_text()) == {"written_by": "diffusekrona", **json.loads(text)}
+    assert is_own(path)

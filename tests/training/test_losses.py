@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
 
 from diffusekrona.bases.diffusion import DiffusionObjective
 from diffusekrona.training.losses import (
@@ -113,6 +114,22 @@ def test_the_debiased_loss_is_the_same_whatever_is_predicted(kind: str) -> None:
     snr = (signal / (1 - signal)).flatten()
     by_hand = ((0.1 * wrong) ** 2).mean(dim=(1, 2, 3)) / snr.sqrt()
     torch.testing.assert_close(loss, by_hand.mean(), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_min_snr_weights_the_error_of_each_sample(kind: str) -> None:
+    """Hang et al. 2023: min(SNR, gamma) on the error of the sample, whatever is predicted."""
+    objective = DiffusionObjective(DDPMScheduler(prediction_type=kind))
+    steps = torch.tensor([20, 300, 800])
+    latents, noise = torch.randn(2, 3, 4, 2, 2).unbind(0)
+    error = torch.tensor([1.0, 2.0, 3.0]).view(-1, 1, 1, 1)
+    prediction = objective.target(latents, noise, steps) + error
+    settings = LossSettings(snr_gamma=5.0)
+    loss = batch_loss(settings, objective, prediction, latents, noise, steps)
+    snr = compute_snr(objective.scheduler, steps)
+    share = {"epsilon": 1 / snr, "v_prediction": 1 / (snr + 1), "sample": torch.ones(3)}[kind]
+    by_hand = snr.clamp(max=5.0) * share * torch.tensor([1.0, 4.0, 9.0])
+    torch.testing.assert_close(loss, by_hand.mean())
 
 
 def test_the_settings_reach_the_loss() -> None:

@@ -256,6 +256,7 @@ def put_adapter(
         if family is not None:
             family.split_fused(denoiser)
     # Everything is checked before the first layer is touched.
+    adapter.method.check_weight(weight)
     plan = []
     for component, config in adapter.configs.items():
         if component not in parts:
@@ -284,10 +285,20 @@ def check_family(adapter: Adapter, family: Family | None, source: str = "the ada
 
 
 def set_adapter_weight(model: nn.Module, adapter_name: str, weight: float) -> None:
-    """Set the weight that one adapter is mixed in with, and leave the others alone."""
+    """Set the weight that one adapter is mixed in with, and leave the others alone.
+
+    Raises:
+        UserError: another weight than 1 for a method that has none.
+    """
+    method = method_of(cast(Any, model).peft_config[adapter_name])
     for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            cast(Any, module).set_scale(adapter_name, weight)  # every PEFT layer here has it
+        if isinstance(module, BaseTunerLayer) and carries(module, adapter_name):
+            method.set_weight(module, adapter_name, weight)
+
+
+def carries(layer: BaseTunerLayer, adapter_name: str) -> bool:
+    """Whether a PEFT layer holds an adapter of this name."""
+    return any(adapter_name in getattr(layer, names) for names in layer.adapter_layer_names)
 
 
 def _active_adapters(model: Any) -> list[str]:
@@ -349,7 +360,7 @@ def _fit_config(
         if not isinstance(base, nn.Linear):
             raise UserError(f"{source} adapts {component} layer {name}, which this base lacks.")
         sizes[name] = (base.out_features, base.in_features)
-        made = method.delta(layers[name], config, name).shape
+        made = method.delta(layers[name], config, name).shape if method.delta else sizes[name]
         if made != sizes[name]:
             raise UserError(
                 f"{source} does not fit this base: layer {name} is {_by(sizes[name])}, its factors "

@@ -24,7 +24,9 @@ from ..bases.families import FAMILIES, components_of, family_name
 from ..bases.places import Place
 from ..common.errors import UserError
 from ..common.weights import is_weight
-from .file import Adapter
+from .file import Adapter, carries
+from .method import Method
+from .methods import method_of
 
 KINDS = ("projections", "attention", "blocks")  # of groups, and the flags that weight them
 
@@ -140,32 +142,43 @@ def set_group_weights(
         allow_unknown: ignore groups that the adapter does not have, as when several share weights.
 
     Raises:
-        UserError: a group that the adapter does not have; nothing is changed then.
+        UserError: a group that the adapter does not have, or a weight that its method cannot have;
+            nothing is changed then.
         ValueError: no such adapter, or one that is merged already.
     """
-    found = layers_with(model, adapter_name)
-    family = family_name(model)
-    layers = [(place_of(component, name, family), layer) for component, name, layer in found]
+    family, methods = family_name(model), methods_on(model, adapter_name)
+    layers = [
+        (methods[component], place_of(component, name, family), layer)
+        for component, name, layer in layers_with(model, adapter_name)
+    ]
     if not layers:
         raise ValueError(f"The model carries no adapter named {adapter_name!r}.")
-    if any(adapter_name in layer.merged_adapters for _, layer in layers):
+    if any(adapter_name in layer.merged_adapters for _, _, layer in layers):
         raise ValueError(f"The adapter {adapter_name!r} is merged: set weights before.")
     if not allow_unknown:
-        groups.check(place for place, _ in layers)
-    for place, layer in layers:
-        layer.set_scale(adapter_name, weight * groups.of(place))
+        groups.check(place for _, place, _ in layers)
+    weights = [weight * groups.of(place) for _, place, _ in layers]
+    for (method, _, _), own in zip(layers, weights, strict=True):
+        method.check_weight(own)
+    for (method, _, layer), own in zip(layers, weights, strict=True):
+        method.set_weight(layer, adapter_name, own)
+
+
+def methods_on(model: Any, adapter_name: str) -> dict[str, Method]:
+    """The method of an adapter by the components that carry it."""
+    return {
+        component: method_of(part.peft_config[adapter_name])
+        for component, part in components_of(model).items()
+        if adapter_name in getattr(part, "peft_config", {})
+    }
 
 
 def layers_with(model: Any, adapter_name: str) -> Iterator[tuple[str, str, Any]]:
     """(component, name, layer) of every layer that carries the adapter."""
     for component, part in components_of(model).items():
         for name, module in part.named_modules():
-            if isinstance(module, BaseTunerLayer) and _carries(module, adapter_name):
+            if isinstance(module, BaseTunerLayer) and carries(module, adapter_name):
                 yield component, name, module
-
-
-def _carries(layer: BaseTunerLayer, adapter_name: str) -> bool:
-    return any(adapter_name in getattr(layer, names) for names in layer.adapter_layer_names)
 
 
 @contextmanager

@@ -55,7 +55,9 @@ class Method:
         settings: the training settings that it reads.
         make_config: (settings, targets) to the PEFT configuration. Raises UserError.
         delta: (tensors, configuration, layer name) to delta W with the scale in it. Raises
-            UserError for a configuration that makes no sense.
+            UserError for a configuration that makes no sense. None for a method that changes the
+            base's weights otherwise than by adding to them: its adapters have no weight, and are
+            neither converted nor inspected.
         describe: the configuration in a few words, for the model card.
         size: the shapes of a layer's tensors in a few words, for the dry run.
         multiplications: the shapes of a layer's tensors to the multiplications that one token costs
@@ -84,7 +86,7 @@ class Method:
     tensor_names: tuple[str, ...]
     settings: tuple[str, ...]
     make_config: Callable[[Any, Targets], PeftConfig]
-    delta: Callable[[Tensors, Any, str], Delta]
+    delta: Callable[[Tensors, Any, str], Delta] | None
     describe: Callable[[Any], str]
     size: Callable[[Mapping[str, Shape]], str]
     multiplications: Callable[[Mapping[str, Shape]], int] | None = None
@@ -112,6 +114,29 @@ class Method:
         if self.read_config is not None:
             return self.read_config(values, layers, where)
         return plain_config(self.config_class, values, layers, where)
+
+    def delta_of(self, tensors: Tensors, config: Any, layer: str) -> Delta:
+        """`delta`. Raises UserError as well for a method that has none."""
+        if self.delta is None:
+            raise UserError(
+                f"{self.title} does not add to the base's weights, so that its adapters can only "
+                "be drawn with: not converted, inspected or continued by another method."
+            )
+        return self.delta(tensors, config, layer)
+
+    def check_weight(self, weight: float) -> None:
+        """Raises UserError for a weight at which its adapters cannot be drawn."""
+        if self.delta is None and weight != 1:
+            raise UserError(
+                f"{self.title} does not add to the base's weights: its adapters are drawn at "
+                f"weight 1 and whole, not at {weight:g}."
+            )
+
+    def set_weight(self, layer: Any, adapter_name: str, weight: float) -> None:
+        """Set what one layer's change is multiplied by. Raises as `check_weight` does."""
+        self.check_weight(weight)
+        if self.delta is not None:
+            layer.set_scale(adapter_name, weight)
 
     def delta_norm(self, layer: Any, adapter_name: str) -> torch.Tensor:
         """||delta W|| of one layer of a model, a Frobenius norm and a scalar."""

@@ -18,11 +18,12 @@ from .krona_method import KRONA
 from .lokr_method import LOKR
 from .lora_method import LORA
 from .method import Method, Targets
+from .oft_method import OFT
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-METHODS: dict[str, Method] = {method.name: method for method in (KRONA, LORA, LOKR)}
+METHODS: dict[str, Method] = {method.name: method for method in (KRONA, LORA, LOKR, OFT)}
 
 
 def is_second_factor(parameter: str) -> bool:

@@ -14,7 +14,7 @@ from pydantic import FiniteFloat
 
 from ..common.json_files import check_value, parse_json
 from ..krona.layer import is_plain
-from .groups import layers_with
+from .groups import layers_with, methods_on
 
 NORMS_KEY = "relative_norms"  # in run.json and in an adapter file's metadata
 
@@ -46,10 +46,11 @@ def relative_norms(model: Any, adapter_name: str) -> dict[str, float]:
     Layers whose base is quantised are left out: their weights are codes, not numbers.
     """
     norms: dict[str, float] = {}
+    methods = methods_on(model, adapter_name)
     for component, name, layer in layers_with(model, adapter_name):
         weight = layer.get_base_layer().weight
         if is_plain(weight):
-            delta = layer.get_delta_weight(adapter_name).detach().float().norm()
+            delta = methods[component].delta_norm(layer, adapter_name).detach()
             base = weight.detach().float().norm().clamp_min(1e-30)
             norms[f"{component}.{name}"] = (delta.to(base.device) / base).item()
     return norms

@@ -18,7 +18,9 @@ class AdapterSettings:
     """The adapter."""
 
     adapter_type: str = setting(
-        "krona", choices=METHODS, help="Method; lora is the baseline, lokr that of LyCORIS."
+        "krona",
+        choices=METHODS,
+        help="Method; lora is the baseline, lokr that of LyCORIS, oft turns weights.",
     )
     attn_update_unet: str = setting(
         "kqvo", metavar="LETTERS", help="Attention projections to adapt: any of k, q, v, o."
@@ -67,6 +69,12 @@ class AdapterSettings:
         -1,
         maximum=16_384,
         help="Rows and columns of a LoKr's first factor, nearly; -1: nearly square factors.",
+    )
+    oft_block_size: int = setting(
+        32,
+        minimum=2,
+        maximum=16_384,
+        help="Side of the blocks that an OFT turns; divides in_features, or the nearest that does.",
     )
     train_feed_forward: bool = setting(False, help="Adapt the feed-forward layers as well.")
     train_text_encoder: bool = setting(False, help="Adapt the text encoders as well.")

@@ -71,7 +71,7 @@ def component_deltas(
     deltas: dict[str, Delta] = {}
     for path, own in method.by_layer(tensors).items():
         try:
-            deltas[path] = method.delta(own, config, path)
+            deltas[path] = method.delta_of(own, config, path)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
     return deltas

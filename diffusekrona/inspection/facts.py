@@ -101,7 +101,7 @@ def _layer(
 ) -> LayerFacts:
     common = (component, name, place)
     parameters = sum(tensor.numel() for tensor in tensors.values())
-    delta = method_of(config).delta(tensors, config, name)
+    delta = method_of(config).delta_of(tensors, config, name)
     if not isinstance(delta, KronDelta):
         low = to_low_rank(delta)
         core = torch.linalg.qr(low.up.double())[1] @ torch.linalg.qr(low.down.double().t())[1].t()

@@ -45,7 +45,7 @@ def keep_terms(adapter: Adapter, facts: Facts, share: float) -> KeptTerms:
         layers = adapter.method.by_layer(adapter.component_tensors(component))
         patterns = {}
         for name, own in layers.items():
-            delta = method_of(config).delta(own, config, name)
+            delta = method_of(config).delta_of(own, config, name)
             low = truncate(delta, ranks[component, name])
             tensors[f"{component}.{name}.lora_A.weight"] = low.down
             tensors[f"{component}.{name}.lora_B.weight"] = low.up

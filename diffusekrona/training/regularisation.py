@@ -38,10 +38,13 @@ class Regulariser:
             method: of the adapter.
 
         Raises:
-            UserError: a limit on a quantised base, whose weights are codes.
+            UserError: a limit on a quantised base, whose weights are codes; dropout of a method
+                whose layers have no weight.
         """
         self.name, self.dropout, self.limit, self.seed = adapter_name, dropout, limit, seed
         self.method = method
+        if dropout and method.delta is None:
+            raise UserError(f"--adapter_dropout is not for {method.title}, which cannot be scaled.")
         active = bool(dropout or limit)
         self.layers: list[Any] = []
         if active:

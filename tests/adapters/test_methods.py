@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from diffusekrona import load_adapter
 from diffusekrona.adapters.deltas import DenseDelta
-from diffusekrona.adapters.file import read_adapter
+from diffusekrona.adapters.file import put_adapter, read_adapter
+from diffusekrona.adapters.groups import GroupWeights, set_group_weights
 from diffusekrona.adapters.method import Method, Targets
 from diffusekrona.adapters.methods import (
     METHODS,
@@ -27,9 +28,11 @@ from diffusekrona.adapters.methods import (
 )
 from diffusekrona.adapters.settings import AdapterSettings
 from diffusekrona.common.errors import UserError
+from diffusekrona.convert import convert as convert_file
 from diffusekrona.convert import main as convert
 from diffusekrona.formats.full_model import open_model
 from diffusekrona.inspection.facts import facts_of
+from diffusekrona.krona import merge_and_unload
 from diffusekrona.train_dreambooth import main as train
 
 SD_LETTERS = {"q": ("to_q",)}
@@ -187,6 +190,46 @@ def test_lokr_factors_that_are_not_a_layer(run_flags, tmp_path: Path) -> None:
     save_file(deep, tmp_path / "deep.safetensors", metadata=adapter.metadata)
     with pytest.raises(UserError, match=r"lokr_w2_b of shape \(1, 1, \d+\) is not a matrix"):
         load_adapter(tiny_models.unet("sd1"), tmp_path / "deep.safetensors")
+
+
+def test_oft_turns_weights_and_is_drawn_whole(run_flags, tiny_sd1: Path, tmp_path: Path) -> None:
+    """Merged, a weight is turned by PEFT's own rotation; what needs a delta W is refused."""
+    flags = [*run_flags, "--oft_block_size", "8", "--max_relative_norm", "0.01"]
+    flags[flags.index("loha")] = "oft"
+    assert train(flags) == 0
+    file = tmp_path / "out" / "adapter.safetensors"
+    adapter = read_adapter(file)
+    assert adapter.method is METHODS["oft"]
+    base = UNet2DConditionModel.from_pretrained(tiny_sd1, subfolder="unet")
+    unet = UNet2DConditionModel.from_pretrained(tiny_sd1, subfolder="unet")
+    load_adapter(unet, file)
+    inputs = tiny_models.unet_inputs("sd1")
+    live = unet(**inputs).sample
+    assert not torch.equal(live, base(**inputs).sample)
+    for name, own in adapter.method.by_layer(adapter.component_tensors("unet")).items():
+        layer, weight = unet.get_submodule(name), base.get_submodule(name).weight
+        blocks, side = weight.shape[1] // 8, 8
+        assert own["oft_R.weight"].shape == (blocks, side * (side - 1) // 2)
+        turned = weight @ layer.get_delta_weight("default").t()
+        torch.testing.assert_close(turned.norm(), weight.norm(), rtol=1e-4, atol=0)
+        norm = adapter.method.delta_norm(layer, "default")
+        torch.testing.assert_close(norm, (turned - weight).norm(), rtol=1e-3, atol=1e-6)
+        assert 0 < norm <= 0.0101 * weight.norm()
+    merge_and_unload(unet)
+    torch.testing.assert_close(unet(**inputs).sample, live, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(unet.get_parameter(f"{name}.weight"), turned)
+    with pytest.raises(UserError, match=r"drawn at weight 1 and whole, not at 0\.5"):
+        put_adapter(base, adapter, weight=0.5)
+    assert not hasattr(base, "peft_config")
+    put_adapter(base, adapter)
+    with pytest.raises(UserError, match="not at 0"):
+        set_group_weights(base, "default", GroupWeights(projections={"k": 0.0}))
+    with pytest.raises(UserError, match="can only be drawn with: not converted"):
+        convert_file(file, tmp_path / "lora.safetensors", "lora")
+    with pytest.raises(UserError, match="can only be drawn with"):
+        facts_of(adapter, "oft")
+    with pytest.raises(UserError, match="--adapter_dropout is not for OFT"):
+        train([*flags, "--adapter_dropout", "0.1", "--output_dir", str(tmp_path / "dropped")])
 
 
 def test_the_factor_that_starts_at_zero_is_known(tiny_sd1: Path) -> None:

@@ -90,7 +90,7 @@ class Bench:
         return save_adapter(unet, self.folder / "a.safetensors"), want
 
     def write(self, source: Path, name: str, target: str, **options) -> Path:
-        convert(source, self.folder / name, target, **options)
+        convert(source, self.folder / name, target, overwrite=True, **options)
         return self.folder / name
 
     def checkout(self, program: str) -> Path:
@@ -107,6 +107,7 @@ class Bench:
             result = "not tried"
         except Exception as error:
             line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            line = line.replace(f"{self.folder}/", "")
             result = f"refused: {line if len(line) <= 90 else line[:89].rstrip() + '…'}"
         self.rows.append(Row(program, what, family, result))
         print(f"{program:30} {what:52} {family:5} {result}", flush=True)
@@ -302,12 +303,24 @@ LYCORIS_ALGORITHMS = {
     "LoHa": {"algo": "loha"},
     "LoKr, every layer": {"algo": "lokr", "factor": 4},
     "LoKr with a core (use_tucker)": {"algo": "lokr", "factor": 4, "use_tucker": True},
-    "GLoRA, linear layers": {"algo": "glora", "convolutions": False},
+    "GLoRA": {"algo": "glora"},
     "full": {"algo": "full"},
     "LoCon and norms (train_norm)": {"algo": "lora", "train_norm": True},
     "LoCon, weight-decomposed (dora_wd)": {"algo": "lora", "dora_wd": True},
     "LoCon, weight-decomposed per column": {"algo": "lora", "dora_wd": True, "wd_on_output": False},
     "LoKr, weight-decomposed (dora_wd)": {"algo": "lokr", "factor": 4, "dora_wd": True},
+    "LoHa, weight-decomposed (dora_wd)": {"algo": "loha", "dora_wd": True},
+    "LoCon, use_scalar": {"algo": "lora", "use_scalar": True},
+    "LoHa with cores, use_scalar": {"algo": "loha", "use_tucker": True, "use_scalar": True},
+    "LoKr of products, use_scalar": {
+        "algo": "lokr",
+        "factor": 8,
+        "decompose_both": True,
+        "use_scalar": True,
+    },
+    "LoKr, rs_lora": {"algo": "lokr", "factor": 4, "rs_lora": True},
+    "GLoRA, use_scalar": {"algo": "glora", "use_scalar": True},
+    "DyLoRA": {"algo": "dylora", "block_size": 1},
 }
 CHOICES = (
     ("diffusers, `pipe.load_lora_weights`", "--to lora"),
@@ -347,7 +360,9 @@ REMARKS = """
   which layers it would refuse; the rule was compared with the library over 10 layer sizes and
   every pair of factors up to 64 that divides them, without a difference.
   Its own `merge_to` applies alpha / rank twice to LoKr and LoHa; files are read here as its layers
-  compute while they train, and the lines above compare with that.
+  compute while they train, and the lines above compare with that. A DyLoRA is the exception: its
+  layers run random parts of the ranks, at a scale that the file does not hold, so it is refused;
+  `--from lora` reads it as ComfyUI does, all ranks at alpha / rank.
 - **SimpleTuner** trains LyCORIS networks and wants LyCORIS' own names (`lycoris_...`), which
   `--to lokr-lycoris` writes. A file holds a UNet's layers only.
 - **kohya sd-scripts** reads `--to lora-kohya` with `networks/lora.py` (its UNet's part was run).

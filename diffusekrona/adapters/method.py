@@ -9,7 +9,7 @@ Importing this module imports neither torch nor PEFT, so that `--help` stays fas
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,8 @@ class Method:
         learning_rate: the default of the training program and of the scripts.
         variants: the sets of names that make up a layer, where layers differ in their tensors.
         zero_tensors: names of those that start at 0; by default the second of `tensor_names`.
+        merge_without_copy: arguments of its layers' `merge` under which they keep no copy of the
+            base's weight, for callers that keep one themselves.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Method:
     learning_rate: float = 1e-4
     variants: tuple[tuple[str, ...], ...] = ()
     zero_tensors: tuple[str, ...] = ()
+    merge_without_copy: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def config_class(self) -> Callable[..., PeftConfig]:

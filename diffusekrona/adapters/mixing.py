@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -225,9 +224,10 @@ def merge_for_now(model: Any) -> Callable[[], None]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     from ..bases.families import components_of
+    from .methods import method_of
 
     layers = [
-        layer
+        (layer, [method_of(part.peft_config[name]) for name in layer._get_available_adapters()])
         for part in components_of(model).values()
         for layer in reversed(list(part.modules()))  # of two on one weight, the inner one first
         if isinstance(layer, BaseTunerLayer)
@@ -237,18 +237,15 @@ def merge_for_now(model: Any) -> Callable[[], None]:
     def undo() -> None:
         for weight, copy in copies.items():
             weight.data.copy_(copy)
-        for layer in layers:
+        for layer, _ in layers:
             layer.merged_adapters.clear()
 
     try:
-        for layer in layers:
+        for layer, methods in layers:
             for weight in layer.get_base_layer().parameters(recurse=False):
                 if weight not in copies:
                     copies[weight] = weight.data.to("cpu", copy=True)
-            # Where a layer would copy the weight itself, in case of unmerging, it need not.
-            merge: Callable[..., None] = layer.merge
-            copies_weight = "keep_base" in inspect.signature(merge).parameters
-            merge(**({"keep_base": False} if copies_weight else {}))
+            layer.merge(**{k: v for m in methods for k, v in m.merge_without_copy.items()})
     except BaseException:
         undo()
         raise

@@ -7,6 +7,9 @@ kohya's KronA and CDKA networks (sd-scripts pull request 2370) write LoKr files 
 whole and their scale in lokr_w1. Its first drafts left the scale out; what they say of it in
 `ss_network_args` is applied.
 
+LyCORIS' DyLoRA draws k of its blocks of ranks for each call and scales them by alpha / k, while its
+file holds all of them and neither k nor the size of a block. Other programs read alpha / rank.
+
 Source: diffusers `loaders/lora_base.py`; kohya-ss/sd-scripts `networks/krona.py`, `cdka.py`.
 """
 
@@ -59,6 +62,8 @@ def from_tensors(
     """
     grouped = group(tensors, where)
     notes = _leave_out_unknown(grouped, where, hints)
+    if _is_dylora(grouped, metadata):
+        notes.append(_read_dylora(where, hints))
     names, per_block = named_layers(list(grouped.stems), where, metadata, hints)
     scales = _scales(grouped, names, configs or {}, where) | _draft_scales(grouped, metadata)
     changes, kinds = {}, Counter()
@@ -111,6 +116,31 @@ def _leave_out_unknown(grouped: Grouped, where: Path | str, hints: Hints) -> lis
             + ("." if not grouped.stems else ": --skip_unsupported leaves such tensors out.")
         )
     return [f"left out {number} tensors that are not supported, such as {first}"]
+
+
+def _is_dylora(grouped: Grouped, metadata: Mapping[str, str]) -> bool:
+    """Whether a file is LyCORIS' DyLoRA, by its metadata or by a convolution whose `up` is a
+    matrix."""
+    if metadata.get("ss_network_module", "").startswith("lycoris."):
+        try:
+            arguments = parse_json(metadata.get("ss_network_args", "{}"), dict[str, Any])
+        except ValueError:
+            arguments = {}
+        if str(arguments.get("algo")).lower() == "dylora":
+            return True
+    loras = [parts for parts in grouped.stems.values() if {"up", "down"} <= parts.keys()]
+    return any(parts["up"].dim() == 2 and parts["down"].dim() == 4 for parts in loras)
+
+
+def _read_dylora(where: Path | str, hints: Hints) -> str:
+    """The note of a DyLoRA that is read as a LoRA. Raises UserError unless the user asked for it."""
+    if not hints.as_lora:
+        raise UserError(
+            f"{where} is a DyLoRA of LyCORIS, which trains with random parts of its ranks at a scale "
+            "that the file does not hold: --from lora reads all of them at alpha / rank, as other "
+            "programs do."
+        )
+    return "a DyLoRA of LyCORIS, read as other programs do: all ranks, at alpha / rank"
 
 
 def _scales(

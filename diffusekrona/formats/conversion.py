@@ -78,7 +78,8 @@ def convert(
     model = open_model(base, family) if base is not None else None
     skip = options.skip_unsupported
     family_of_base = model.family if model else None
-    hints = Hints(family, model and model.layers_per_block, family_of_base, skip)
+    layers = model and model.layers_per_block
+    hints = Hints(family, layers, family_of_base, skip, as_lora=source_format == "lora")
     sources = [(share, *recognise(p, source_format)) for p, share in [(source, weight), *adapters]]
     check_destination(
         destination,
@@ -165,7 +166,7 @@ def _write_adapter(
     whole: DeltaSet, destination: Path, target: str, hints: Hints, options: Options
 ) -> tuple[DeltaSet, dict[str, tuple[float, float]]]:
     """Write, read back, compare, and only then put into place."""
-    again = Hints(whole.family, whole.layers_per_block)
+    again = Hints(whole.family, whole.layers_per_block, as_lora=True)
     if target in ("peft", "peft-lora"):
         written = whole
         if target == "peft":

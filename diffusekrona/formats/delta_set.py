@@ -32,12 +32,14 @@ class Hints:
         layers_per_block: of the base's UNet, for the original's block numbers.
         base_family: of the base given along; believed after what the file itself says.
         skip_unsupported: leave out what cannot be read or written, instead of refusing it.
+        as_lora: the user said that the file is a LoRA; what a DyLoRA's file lacks is not missed.
     """
 
     family: str | None = None
     layers_per_block: int | None = None
     base_family: str | None = None
     skip_unsupported: bool = False
+    as_lora: bool = False
 
 
 @dataclass

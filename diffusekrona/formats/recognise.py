@@ -21,14 +21,15 @@ READERS: dict[str, Callable[[Path, Hints], DeltaSet]] = {
 SOURCES = (*READERS, "full")
 # Own names that a folder's adapter may have, the first that is there.
 _USUAL = ("adapter.safetensors", "pytorch_lora_weights.safetensors")
-# Substring of a key to the kind of file it betrays.
+# Substring of a key to the kind of file it betrays, and what to do about it.
+_MERGE = "merge it with the program that made it, and convert the whole model"
 _STRANGERS = (
-    (".oft_", "an OFT"),
-    (".on_input", "an (IA)^3"),
-    ("emb_params", "a textual inversion"),
-    ("double_blocks", "an adapter for FLUX"),
-    ("single_blocks", "an adapter for FLUX"),
-    ("transformer.", "an adapter for a diffusion transformer"),
+    (".oft_", "an OFT", _MERGE),
+    (".on_input", "an (IA)^3", _MERGE),
+    ("emb_params", "a textual inversion", "load it beside the model"),
+    ("double_blocks", "an adapter for FLUX.1", "its base is not supported"),
+    ("single_blocks", "an adapter for FLUX.1", "its base is not supported"),
+    ("transformer.", "an adapter for a diffusion transformer", "its base is not supported"),
 )
 
 
@@ -71,11 +72,12 @@ def recognise(source: Path | str, wanted: str | None = None) -> tuple[str, Path]
         return "published", path
     if any(found and found[1] != "alpha" for found in kinds):
         return "lora", path
-    for mark, kind in _STRANGERS:
+    for mark, kind, advice in _STRANGERS:
         found = next((key for key in keys if mark in key), None)
         if found:
-            raise UserError(f"{path} is {kind} ({found}): that cannot be converted here.")
-    raise UserError(f"{path} has an unknown format; its first key is {sorted(keys)[0]}.")
+            raise UserError(f"{path} is {kind} ({found}), which cannot be converted: {advice}.")
+    odd = min((key for key in keys if part_of(key) is None), default=min(keys))
+    raise UserError(f"{path} has an unknown format; its first unknown key is {odd}.")
 
 
 def _folder(path: Path) -> tuple[str, Path]:

@@ -316,7 +316,7 @@ def test_every_kind_of_layer_has_its_value(tmp_path: Path, tiny_sd1: Path) -> No
 
 
 def test_convolutions_of_other_kinds(tmp_path: Path, tiny_sd1: Path) -> None:
-    """A LoHa with cores, a GLoRA, and a DyLoRA, whose `up` is a matrix."""
+    """A LoHa with cores, a GLoRA, and a LoRA whose `up` is a matrix."""
     name, stem = "mid_block.resnets.0.conv1", "lora_unet_mid_block_resnets_0_conv1"
     weight = base_unet(tiny_sd1).get_submodule(name).weight.data
     out, channels, height, width = weight.shape
@@ -337,13 +337,54 @@ def test_convolutions_of_other_kinds(tmp_path: Path, tiny_sd1: Path) -> None:
     ]:
         tensors = {f"{stem}.{part}": tensor.contiguous().clone() for part, tensor in parts.items()}
         save_file(tensors | {f"{stem}.alpha": torch.tensor(2.0)}, tmp_path / "in.safetensors")
-        convert(tmp_path / "in.safetensors", tmp_path / "m", "merged", base=tiny_sd1)
+        kind = "lora" if "lora_up.weight" in parts else None
+        convert(tmp_path / "in.safetensors", tmp_path / "m", "merged", base=tiny_sd1,
+                source_format=kind)  # fmt: skip
         made = base_unet(tmp_path / "m").get_submodule(name).weight.data
         torch.testing.assert_close(made, weight + change * 2 / 3, atol=1e-5, rtol=1e-5)
     del tensors[f"{stem}.lora_up.weight"]
     save_file(tensors | {f"{stem}.hada_t1": core}, tmp_path / "in.safetensors")
     with pytest.raises(UserError, match="holds LoHa and LoRA"):
         convert(tmp_path / "in.safetensors", tmp_path / "m", "merged", base=tiny_sd1)
+
+
+@pytest.mark.parametrize("network", ["convolution", "named in metadata"])
+def test_a_dylora_is_read_as_a_lora_only_when_asked(tmp_path, tiny_sd1, network) -> None:
+    """Its file does not hold the scale at which LyCORIS runs it, alpha / blocks of ranks."""
+    metadata, stem, shape = {}, "lora_unet_mid_block_resnets_0_conv1", (4, 128, 3, 3)
+    if network == "named in metadata":
+        arguments = json.dumps({"algo": "dylora", "block_size": "2"})
+        metadata = {"ss_network_module": "lycoris.kohya", "ss_network_args": arguments}
+        stem, shape = STEM, (4, 128)
+    up, down = random(128, 4), random(*shape, seed=1)
+    tensors = {f"{stem}.lora_up.weight": up, f"{stem}.lora_down.weight": down}
+    tensors[f"{stem}.alpha"] = torch.tensor(2.0)
+    source = tmp_path / "in.safetensors"
+    save_file(tensors, source, metadata=metadata)
+    with pytest.raises(UserError, match=r"DyLoRA of LyCORIS.*--from lora"):
+        convert(source, tmp_path / "o.safetensors", "lora", family="sd1")
+    for target in ("lora", "lora-kohya"):
+        report = convert(source, tmp_path / f"{target}.safetensors", target, family="sd1",
+                         source_format="lora")  # fmt: skip
+        assert any("DyLoRA" in note for note in report.notes)
+        convert(tmp_path / f"{target}.safetensors", tmp_path / "m", "merged", base=tiny_sd1)
+        name = "mid_block.resnets.0.conv1" if len(shape) == 4 else NAME
+        weight, made = (base_unet(f).get_submodule(name).weight for f in (tiny_sd1, tmp_path / "m"))
+        want = weight.flatten(1) + 2 / 4 * up @ down.flatten(1)
+        torch.testing.assert_close(made.flatten(1), want, atol=1e-5, rtol=1e-5)
+
+
+def test_a_scalar_beside_the_factors_is_named(tmp_path: Path) -> None:
+    """LyCORIS multiplies it into the factors when it saves, and its loader sets it to 1."""
+    tensors = {f"{STEM}.lokr_w1": random(4, 4), f"{STEM}.lokr_w2": random(32, 32)}
+    save_file(tensors | {f"{STEM}.scalar": torch.tensor(0.5)}, tmp_path / "in.safetensors")
+    with pytest.raises(UserError, match=r"scalar is not part of.*--skip_unsupported"):
+        convert(tmp_path / "in.safetensors", tmp_path / "k.safetensors", "krona", family="sd1")
+    convert(tmp_path / "in.safetensors", tmp_path / "k.safetensors", "krona", family="sd1",
+            options=SKIP)  # fmt: skip
+    unet = peers.plain_unet()
+    unet.get_submodule(NAME).weight.data += torch.kron(*tensors.values())
+    same_output(krona_output(tmp_path / "k.safetensors"), unet)
 
 
 def test_convolutions_with_a_core(tmp_path: Path, tiny_sd1: Path) -> None:

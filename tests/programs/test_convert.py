@@ -247,7 +247,7 @@ def test_strangers_are_named(tmp_path: Path) -> None:
         ([f"{stem}.hada_w1_a"], "without its hada_w1_b"),
         (["emb_params"], "textual inversion"),
         (["transformer.single_blocks.0.lora_x"], "FLUX"),
-        (["something.else"], "has an unknown format; its first key is something.else"),
+        (["something.else"], "has an unknown format; its first unknown key is something.else"),
     ]:
         save_file({key: torch.zeros(2, 2) for key in keys}, tmp_path / "s.safetensors")
         with pytest.raises(UserError, match=says):

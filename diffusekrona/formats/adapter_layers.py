@@ -133,12 +133,12 @@ def _is_dylora(grouped: Grouped, metadata: Mapping[str, str]) -> bool:
 
 
 def _read_dylora(where: Path | str, hints: Hints) -> str:
-    """The note of a DyLoRA that is read as a LoRA. Raises UserError unless the user asked for it."""
+    """The note of a DyLoRA that is read as a LoRA. Raises UserError unless that was asked for."""
     if not hints.as_lora:
         raise UserError(
-            f"{where} is a DyLoRA of LyCORIS, which trains with random parts of its ranks at a scale "
-            "that the file does not hold: --from lora reads all of them at alpha / rank, as other "
-            "programs do."
+            f"{where} is a DyLoRA of LyCORIS, which trains with random parts of its ranks at a "
+            "scale that the file does not hold: --from lora reads all of them at alpha / rank, as "
+            "other programs do."
         )
     return "a DyLoRA of LyCORIS, read as other programs do: all ranks, at alpha / rank"
 

@@ -12,7 +12,7 @@ CLASS="${CLASS:-$SUBJECT}"           # what it is, in a word that the base knows
 TOKEN="${TOKEN:-sks}"                # identifier: a word that means nothing to the base
 MODEL_NAME="${MODEL_NAME:-stabilityai/stable-diffusion-xl-base-1.0}"  # hub name, folder, pocket-sdxl
 VARIANT="${VARIANT:-}"               # of the base's files: fp16 halves the download where it exists
-ADAPTER_TYPE="${ADAPTER_TYPE:-krona}"  # krona; lora, the baseline; or lokr
+ADAPTER_TYPE="${ADAPTER_TYPE:-krona}"  # krona; lora, the baseline; lokr; or oft
 defaults_for "$MODEL_NAME"  # pocket's own values, where they differ
 
 ATTN="${ATTN:-kqvo}"                 # attention projections to adapt; all four is best

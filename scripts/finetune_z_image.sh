@@ -12,7 +12,7 @@ CLASS="${CLASS:-$SUBJECT}"           # what it is, in a word that the base knows
 TOKEN="${TOKEN:-sks}"                # identifier: a word that means nothing to the base
 MODEL_NAME="${MODEL_NAME:-Tongyi-MAI/Z-Image}"  # hub name or folder
 VARIANT="${VARIANT:-}"               # of the base's files
-ADAPTER_TYPE="${ADAPTER_TYPE:-krona}"  # krona; lora, the baseline; or lokr
+ADAPTER_TYPE="${ADAPTER_TYPE:-krona}"  # krona; lora, the baseline; lokr; or oft
 defaults_for "$MODEL_NAME"
 
 ATTN="${ATTN:-kqvo}"                 # attention projections to adapt; all four is best

@@ -33,7 +33,10 @@ class CandidatesSettings:
         "does; obedience: the most obedient among those that learned the subject; balance: both.",
     )
     weights: tuple[float, ...] = setting(
-        (1.0, 0.85, 0.7), above=0, metavar="WEIGHT", help="Try every checkpoint at these weights."
+        (1.0, 0.85, 0.7),
+        above=0,
+        metavar="WEIGHT",
+        help="Try every checkpoint at these weights (an OFT at 1 alone).",
     )
     every: int | None = setting(
         None,

@@ -15,6 +15,7 @@ from typing import Any
 from ..common.own_files import without_mark, write_result
 from ..common.run_record import RunRecord, read_run_record_or_none
 from ..common.text_files import read_text
+from ..evaluation.prompts import article
 
 ADAPTER = "adapter.safetensors"
 CARD = "README.md"
@@ -102,7 +103,8 @@ def _head(metadata: Mapping[str, str], license: str | None) -> str:
 
 def _introduction(adapter: Any, metadata: Mapping[str, str]) -> str:
     base = public_base(metadata) or Path(metadata.get("base_model", "")).name
-    text = f"A {adapter.method.title} adapter"
+    title = adapter.method.title
+    text = f"{article(title).capitalize()} {title} adapter"
     text += f" for `{plain(base)}`" if base else ""
     if prompt := metadata.get("instance_prompt"):
         text += f", trained by DreamBooth. Prompt it with `{plain(prompt)}`"
@@ -159,11 +161,12 @@ Without it, merged into the pipeline's weights:
 {adapter.method.merging_code(adapter.configs, ADAPTER)}
 ```
 """
-    text += f"""
+    formats = adapter.method.formats
+    if "merged" in formats:
+        text += f"""
 As a whole model, for any other program:
 `python -m diffusekrona.convert {ADAPTER} {_merged_name(metadata)} --to merged --base BASE`.
 """
-    formats = adapter.method.formats
     family = FAMILIES.get(adapter.base_family or "")
     if family and not (family.files or family.block_layers):
         return text  # whose layers no other program's file names

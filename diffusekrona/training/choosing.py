@@ -94,9 +94,9 @@ def prepare(settings: ChooseSettings, state: Any, with_result: bool = True) -> W
     adapters = {step: read_adapter(file) for step, file in checkpoints.items()}
     subject = read_subject(asked.run, about, adapters[max(adapters)])
     weighted = {
-        (step, weight): WeightedAdapter(checkpoints[step], weight, adapters[step])
-        for step in checkpoints
-        for weight in asked.weights
+        (step, weight): WeightedAdapter(checkpoints[step], weight, adapter)
+        for step, adapter in adapters.items()
+        for weight in (asked.weights if adapter.method.delta else (1.0,))
     }
     everyone = list(weighted.values())
     reading = reading_options(everyone, settings.reading.options())
@@ -162,7 +162,8 @@ def draw_and_score(
         if state.is_main_process:
             bases.append(Row(variant.name, 0, 0.0, None, *gallery.score(variant, judge)))
     steps = sorted({step for step, _ in work.weighted})
-    order = [(steps[n], weight) for weight in asked.weights for n in coarse_to_fine(len(steps))]
+    weights = dict.fromkeys(weight for _, weight in work.weighted)
+    order = [(steps[n], weight) for weight in weights for n in coarse_to_fine(len(steps))]
     for number, (step, weight) in enumerate(order):
         name, adapter = candidate_name(step, weight), work.weighted[step, weight]
         if number and not within(began, budget, state):

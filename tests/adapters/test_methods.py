@@ -224,6 +224,8 @@ def test_oft_turns_weights_and_is_drawn_whole(run_flags, tiny_sd1: Path, tmp_pat
     put_adapter(base, adapter)
     with pytest.raises(UserError, match="not at 0"):
         set_group_weights(base, "default", GroupWeights(projections={"k": 0.0}))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "An OFT adapter" in card and "blocks of 8" in card and "--to " not in card
     with pytest.raises(UserError, match="can only be drawn with: not converted"):
         convert_file(file, tmp_path / "lora.safetensors", "lora")
     with pytest.raises(UserError, match="can only be drawn with"):

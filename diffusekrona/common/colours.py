@@ -44,16 +44,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _band_to_rgb(
     image: Image.Image, to_srgb: Callable[[Image.Image], Image.Image] | None, top: float | None
 ) -> Image.Image:
+    alpha = alpha_of(image) if has_alpha(image) else None
     if top is not None:
         image = _deep_grey_to_8_bit(image, top)
-    alpha = None
-    if has_alpha(image):
+    elif alpha is not None:
         if image.mode == "La":  # PIL has no direct way from premultiplied grey
             image = image.convert("LA")
         grey = image.mode == "LA"
-        rgba = image.convert("RGBA")
-        alpha = rgba.getchannel("A")
-        image = rgba.convert("RGB").convert("L") if grey else rgba.convert("RGB")
+        image = image.convert("RGBA").convert("RGB")
+        image = image.convert("L") if grey else image
     rgb = (to_srgb(image) if to_srgb else image).convert("RGB")
     if alpha is None:
         return rgb
@@ -99,6 +98,16 @@ def has_alpha(image: Image.Image) -> bool:
     """Whether a picture says which of its pixels are transparent."""
     transparent = "transparency" in image.info
     return image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or transparent
+
+
+def alpha_of(image: Image.Image) -> Image.Image:
+    """The alpha channel of a picture that has one, 8-bit."""
+    import numpy as np
+
+    if _is_deep(image):  # Pillow drops the value that is transparent
+        opaque = np.asarray(image) != image.info["transparency"]
+        return Image.fromarray(opaque.astype(np.uint8) * 255)
+    return (image.convert("LA") if image.mode == "La" else image).convert("RGBA").getchannel("A")
 
 
 def profile_to_srgb(image: Image.Image) -> Callable[[Image.Image], Image.Image] | None:

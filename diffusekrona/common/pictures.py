@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
-from . import colours
+from . import colours, encodings
 from .errors import UserError
 from .files import TimedFile
 
@@ -79,7 +79,8 @@ def _register_heif() -> bool:
 @contextmanager
 def opened(path: Path) -> Generator[Image.Image]:
     """Pillow's own `open`, of the formats that are accepted; raises what Pillow raises, and a
-    UserError if decoding takes too long."""
+    UserError if decoding takes too long or the picture is HDR. `info` holds a colour profile also
+    where the file describes its colours in another way."""
     Image.init()  # `formats` finds only what is registered
     heif = path.suffix.lower() in HEIF_SUFFIXES and _register_heif()
     formats = ("HEIF", *_FORMATS) if heif else _FORMATS
@@ -90,6 +91,8 @@ def opened(path: Path) -> Generator[Image.Image]:
     ):
         if isinstance(image, JpegImageFile):
             image.decodermaxblock = _JPEG_BLOCK
+        encodings.add_profile(image, file)
+        encodings.scale_transparency(image)
         yield image
 
 
@@ -169,8 +172,8 @@ def _oriented_size(image: Image.Image) -> tuple[int, int]:
 
 @_without_warnings()
 def load_picture(path: Path, min_size: int | None = None) -> Image.Image:
-    """Read a picture as 8-bit sRGB: turned as its EXIF says, its colour profile applied,
-    transparency laid on white.
+    """Read a picture as 8-bit sRGB: turned as its EXIF says, its colour profile (or PNG's cICP,
+    gAMA and cHRM, or nclx) applied, transparency laid on white.
 
     Args:
         path: the file. Grey, palette, CMYK, 16-bit, 32-bit and float pictures are converted; of
@@ -211,9 +214,7 @@ def load_alpha(path: Path) -> Image.Image | None:
         return None
     with suppress(Exception):  # as in `load_picture`
         image = ImageOps.exif_transpose(image)
-    if image.mode == "La":
-        image = image.convert("LA")
-    return image.convert("RGBA").getchannel("A")
+    return colours.alpha_of(image)
 
 
 def picture_size(path: Path, min_size: int | None = None) -> tuple[int, int]:

@@ -30,6 +30,7 @@ from .delta_set import DeltaSet, Hints, find_family, layers_from_metadata
 from .destination import MARK
 from .krona_file import component_deltas, to_adapter
 from .layer_names import layer_name
+from .layer_parts import part_of
 from .lora import low_rank
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -94,8 +95,11 @@ def _component(
 ) -> DeltaSet:
     """One model's adapter, under the names of its layers."""
     bare = {key.removeprefix(PEFT_HEAD): tensor for key, tensor in tensors.items()}
+    bare, notes = _without_whole_weights(bare, config, where, hints)
     if kind == "KRONA":
-        return _kronecker(bare, config, where)
+        found = _kronecker(bare, config, where)
+        found.notes += notes
+        return found
     if kind not in ("LORA", "LOHA", "LOKR"):
         raise UserError(
             f"{where}: PEFT method {kind} is not supported: merge it with PEFT's merge_and_unload "
@@ -105,7 +109,30 @@ def _component(
         config.setdefault("lora_alpha", 8)  # PEFT's default
     elif not {"r", "alpha"} <= config.keys():
         raise UserError(f"{where} has a damaged config: r or alpha is missing.")
-    return adapter_layers.from_tensors(bare, {}, where, hints, {"": config})
+    found = adapter_layers.from_tensors(bare, {}, where, hints, {"": config})
+    found.notes += notes
+    return found
+
+
+def _without_whole_weights(
+    tensors: dict[str, torch.Tensor], config: Mapping[str, Any], where: Path, hints: Hints
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The factors alone, where PEFT trained weights of the base itself too, and a note on these.
+
+    Raises:
+        UserError: there are such weights, and the user did not choose to leave them out.
+    """
+    fields = [f for f in ("modules_to_save", "bias") if config.get(f) not in (None, [], "none")]
+    whole = [k for k in tensors if part_of(k) is None and KRONA.layer_of(k) is None]
+    if not fields or not whole:
+        return tensors, []
+    what = f"{len(whole)} weights of the base model itself ({fields[0]}), the first {whole[0]}"
+    if not hints.skip_unsupported:
+        raise UserError(
+            f"{where}: the adapter also holds {what}: merge it with PEFT's merge_and_unload and "
+            "convert the whole model that this gives, or leave them out with --skip_unsupported."
+        )
+    return {k: t for k, t in tensors.items() if k not in set(whole)}, [f"left out {what}"]
 
 
 def _kronecker(

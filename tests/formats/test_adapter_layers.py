@@ -103,6 +103,31 @@ def test_starts_that_change_the_base_are_refused(tmp_path: Path, start) -> None:
 
 
 @pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (LoraConfig(r=4, target_modules=["to_q"], modules_to_save=["conv_out"]), "modules_to_save"),
+        (LoraConfig(r=4, target_modules=["to_out.0"], bias="lora_only"), "bias"),
+        (
+            LoKrConfig(r=64, target_modules=["to_q"], modules_to_save=["conv_out"]),
+            "modules_to_save",
+        ),
+        (KronAConfig(a1=4, a2=8, modules_to_save=["conv_out"]), "modules_to_save"),
+    ],
+)
+def test_weights_of_the_base_beside_the_factors(tmp_path, tiny_sd1, config, field) -> None:
+    """What PEFT trains as a whole is named, and left out only when asked."""
+    model = get_peft_model(base_unet(tiny_sd1), config)
+    if config.peft_type != "LOKR":
+        tiny_models.random_factors(model)
+    model.save_pretrained(tmp_path / "peft")
+    with pytest.raises(UserError, match=rf"\({field}\).*merge_and_unload.*--skip_unsupported"):
+        convert(tmp_path / "peft", tmp_path / "m", "merged", base=tiny_sd1)
+    report = convert(tmp_path / "peft", tmp_path / "m", "merged", base=tiny_sd1, options=SKIP)
+    assert any(f"({field})" in note for note in report.notes)
+    same_output(base_unet(tmp_path / "m"), model)  # whose own weights were not trained
+
+
+@pytest.mark.parametrize(
     ("field", "says"),
     [
         ({"use_bdlora": {"nblocks": 2}}, "a LoRA with use_bdlora is not two plain factors"),

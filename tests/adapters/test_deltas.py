@@ -21,7 +21,7 @@ from diffusekrona.adapters.deltas import (
 from diffusekrona.formats.nearest import nearest_kron
 
 SIDE = st.integers(1, 6)
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=40)
 
 
 @st.composite

@@ -236,7 +236,7 @@ def test_a_broken_file_is_a_user_error_that_names_it(messy: Path, name: str) -> 
         load_picture(messy / name)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.sampled_from(["jpg", "png", "webp", "gif", "tif"]))
 def test_damaged_bytes_give_a_picture_or_a_user_error(seed: int, suffix: str) -> None:
     import tempfile
@@ -457,7 +457,7 @@ def test_the_nearest_bucket_keeps_most_of_the_picture(height: int, width: int) -
         assert best == (512, 512)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
     source=st.tuples(st.integers(8, 300), st.integers(8, 300)),

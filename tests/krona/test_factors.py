@@ -16,7 +16,7 @@ def test_the_cheaper_order_is_counted() -> None:
     assert multiplications(64, 8, 20, 160, order="a_first") == 286_720
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.integers(1, 70),
     st.integers(1, 70),

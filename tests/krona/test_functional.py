@@ -36,7 +36,7 @@ def published_weight(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return weight
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(shapes, st.integers(1, 3), st.sampled_from(["a_first", "b_first", None]), st.integers(0, 3))
 def test_equals_torch_kron_in_any_order(shape, terms, order, leading) -> None:
     a, b = factors(*shape, terms)
@@ -47,7 +47,7 @@ def test_equals_torch_kron_in_any_order(shape, terms, order, leading) -> None:
     torch.testing.assert_close(kron_weight(a, b), weight)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(shapes, st.sampled_from(["a_first", "b_first"]))
 def test_interleaved_order_is_the_published_codes(shape, order) -> None:
     a, b = factors(*shape, 1)
@@ -57,7 +57,7 @@ def test_interleaved_order_is_the_published_codes(shape, order) -> None:
     torch.testing.assert_close(kron_linear(x, a, b, order, "interleaved"), x @ weight.T)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(shapes, st.integers(1, 3), st.sampled_from(["kron", "interleaved"]))
 def test_in_place_merge_adds_exactly_the_weight(shape, terms, output_order) -> None:
     a, b = factors(*shape, terms, torch.float32)

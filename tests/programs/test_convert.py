@@ -186,9 +186,7 @@ def test_files_that_lie(adapter: Path, tmp_path: Path, source_format) -> None:
 
 
 @given(data=st.data())
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_damage_is_refused_or_harmless(adapter: Path, data) -> None:
     """Bytes changed at random: a UserError, or a conversion as good as any."""
     content = bytearray(adapter.read_bytes())

@@ -71,7 +71,7 @@ def test_wrong_calls_are_refused() -> None:
         labelled_grid([[square(RED)]], row_labels=["a", "b"])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.text(max_size=60), st.text(max_size=200), st.text(max_size=60), st.integers(8, 80))
 def test_no_label_crashes_or_spills(row: str, column: str, title: str, cell: int) -> None:
     plain = labelled_grid([[square(RED)]], cell=cell)

@@ -64,7 +64,7 @@ trees = st.recursive(
 
 
 @given(trees)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_state_comes_back_exactly(tmp_path_factory, tree) -> None:
     path = tmp_path_factory.mktemp("state") / "state.safetensors"
     save_state(tree, path)

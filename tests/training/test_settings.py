@@ -76,7 +76,7 @@ def values_of(option: Option) -> st.SearchStrategy[Any]:
     return st.lists(one, max_size=3).map(tuple) if option.many else one
 
 
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=60)
 @given(st.data())
 def test_any_settings_survive_yaml(data) -> None:
     chosen = data.draw(st.lists(st.sampled_from(list(OPTIONS)), unique=True, max_size=8))

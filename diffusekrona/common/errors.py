@@ -19,6 +19,7 @@ _REFUSED = {
     errno.EPERM: "not permitted",
     errno.EROFS: "the disk is read-only",
     errno.ENAMETOOLONG: "the name is too long",
+    errno.EIO: "its disk reports an error",
 }
 _IN_THE_WAY = {
     errno.EEXIST: "a file exists where a folder should be",
@@ -171,8 +172,8 @@ def exit_on_user_error(main: Callable[[], int | None]) -> None:
             _complain(_disk_full_line(where or "the output"))
             with suppress(OSError):  # of a stream that is no file
                 discard(sys.stdout.fileno())  # what it still holds cannot be written
-        elif error.errno in _REFUSED and where:
-            _complain(f"cannot use {where}: {_REFUSED[error.errno]}")
+        elif error.errno in _REFUSED and (where or error.errno == errno.EIO):
+            _complain(f"cannot use {where or 'a file'}: {_REFUSED[error.errno]}")
         else:
             raise
         sys.exit(2)

@@ -122,10 +122,10 @@ def _schedule_in_words(optimisation: OptimisationSettings, steps: int) -> str:
 def _files(output: OutputSettings, validation: ValidationSettings, steps: int) -> list[str]:
     files = ["adapter.safetensors", "run.json", "run.yaml", "train_log.jsonl"]
     saved = range(output.checkpointing_steps, steps + 1, output.checkpointing_steps)
-    names = [f"checkpoint-{step}/" for step in saved]
     if output.checkpoints_total_limit:
-        names = names[-output.checkpoints_total_limit :]
-    files += names if len(names) < 5 else [names[0], "…", names[-1]]
+        saved = saved[-output.checkpoints_total_limit :]
+    shown = saved if len(saved[:5]) < 5 else (saved[0], "…", saved[-1])  # len() has a limit
+    files += [step if step == "…" else f"checkpoint-{step}/" for step in shown]
     if validation.validation_prompt:
         files.append("validation/grid.png")
     if output.report_to != "none":

@@ -215,11 +215,20 @@ def validation_grid(folder: Path, labels: Sequence[str]) -> Grid:
         if match:
             rows.setdefault(int(match[1]), {})[int(match[2])] = path
     pictures = (
-        tuple(open_png(row[n]).convert("RGB") if n in row else None for n in range(len(labels)))
+        tuple(_picture(row[n]) if n in row else None for n in range(len(labels)))
         for row in rows.values()
     )
     named = zip((f"step {step}" for step in rows), pictures, strict=True)
     return Grid("", tuple(labels), tuple(named))
+
+
+def _picture(path: Path) -> Image.Image | None:
+    try:
+        with open_png(path) as image:
+            return image.convert("RGB")
+    except Exception:  # Pillow meets damaged files with errors of many kinds
+        log.warning("%s is damaged and left out of the grid", path)
+        return None
 
 
 def show_in_trackers(accelerator: Any, images: Sequence[Any], step: int) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 
-from diffusekrona.common.errors import reason_of
+import pytest
+
+from diffusekrona.common.errors import exit_on_user_error, reason_of
 
 
 def test_the_reason_is_the_first_line_or_the_type() -> None:
@@ -33,3 +36,13 @@ exit_on_user_error(main)
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1] == "error: no space left"
+
+
+def test_a_failing_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise OSError(errno.EIO, "Input/output error")  # as `read` raises it, without a name
+
+    with pytest.raises(SystemExit) as ended:
+        exit_on_user_error(main)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: cannot use a file: its disk reports an error\n"

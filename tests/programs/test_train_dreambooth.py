@@ -690,6 +690,21 @@ def test_dry_run_tells_and_writes_nothing(tiny_sdxl, pictures, tmp_path: Path, c
     assert not (tmp_path / "out").exists()
 
 
+def test_dry_run_of_endless_steps(tiny_sd1, pictures, tmp_path: Path, capsys) -> None:
+    """The largest number that the flag takes, which no list of checkpoints may hold."""
+    more = ("--dry_run", "--max_train_steps", str(2**63 - 1), "--checkpointing_steps", "1")
+    assert main(flags(tiny_sd1, pictures, tmp_path / "out", *more)) == 0
+    assert f"checkpoint-{2**63 - 1}" in "".join(capsys.readouterr().out.split())
+
+
+def test_a_damaged_validation_picture_is_left_out(tmp_path: Path, caplog) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "step-000001-00.png")
+    (tmp_path / "step-000002-00.png").write_bytes(b"damaged")
+    ((_, (first,)), (_, (second,))) = validation.validation_grid(tmp_path, ["x"]).rows
+    assert first.getpixel((3, 3)) == (255, 0, 0) and second is None
+    assert "step-000002-00.png is damaged" in caplog.text
+
+
 def test_captions_of_single_pictures_are_used(tiny_sd1, tmp_path: Path, capsys) -> None:
     folder = tmp_path / "data"
     folder.mkdir()

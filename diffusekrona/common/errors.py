@@ -20,6 +20,7 @@ _REFUSED = {
     errno.EROFS: "the disk is read-only",
     errno.ENAMETOOLONG: "the name is too long",
     errno.EIO: "its disk reports an error",
+    errno.ELOOP: "symbolic links that lead in a circle",
 }
 _IN_THE_WAY = {
     errno.EEXIST: "a file exists where a folder should be",

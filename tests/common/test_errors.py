@@ -38,11 +38,18 @@ exit_on_user_error(main)
     assert result.stderr.splitlines()[-1] == "error: no space left"
 
 
-def test_a_failing_disk_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.EIO, "…"), "a file: its disk reports an error"),  # as `read` raises it
+        (OSError(errno.ELOOP, "…", "a/b"), "a/b: symbolic links that lead in a circle"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(error, line, capsys) -> None:
     def main() -> None:
-        raise OSError(errno.EIO, "Input/output error")  # as `read` raises it, without a name
+        raise error
 
     with pytest.raises(SystemExit) as ended:
         exit_on_user_error(main)
     assert ended.value.code == 2
-    assert capsys.readouterr().err == "error: cannot use a file: its disk reports an error\n"
+    assert capsys.readouterr().err == f"error: cannot use {line}\n"

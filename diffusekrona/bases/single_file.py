@@ -15,9 +15,10 @@ that comfyanonymous/ComfyUI `supported_models.py` reads.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import inspect
 import json
-import tempfile
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 
 from ..common.errors import UserError, shortened
+from ..common.files import temporary_folder
 from ..common.tensor_files import opened, read_shapes
 from .base import Family
 from .families import FAMILIES
@@ -229,12 +231,12 @@ def _add_schedule(files: dict[str, dict[str, Any]], marks: Mapping[str, Any]) ->
 
 # --- the configs, where the libraries look for them ----------------------------------------------
 
-_folders: list[tempfile.TemporaryDirectory[str]] = []  # deleted when the program ends
+_folders = contextlib.ExitStack()
+atexit.register(_folders.close)
 
 
 def _write(files: Mapping[str, Mapping[str, Any]]) -> Path:
-    _folders.append(tempfile.TemporaryDirectory(prefix="diffusekrona-configs-"))
-    root = Path(_folders[-1].name)
+    root = _folders.enter_context(temporary_folder())
     for name, content in files.items():
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text(json.dumps(content), encoding="utf-8")

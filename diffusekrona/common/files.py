@@ -118,6 +118,14 @@ def write_bytes(path: Path | str, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+@contextlib.contextmanager
+def temporary_folder() -> Generator[Path]:
+    """An empty folder among the system's temporary ones, removed at the end of the block, or by the
+    next process that asks for one where this one is killed."""
+    with _working_folder(Path(tempfile.gettempdir())) as work:
+        yield work / "new"
+
+
 def clean_leftovers(folder: Path | str) -> None:
     """Remove what killed runs of this user left in `folder`, and undo a replacement cut in half.
 

@@ -16,6 +16,7 @@ from diffusekrona.common.files import (
     replace_whole,
     slug,
     slugs,
+    temporary_folder,
 )
 
 # A replacement of a file or a folder, killed where the n-th call of a function begins.
@@ -132,3 +133,22 @@ def test_names_of_several_texts_differ() -> None:
     names = slugs([long + "一", long + "二", "a b", "a-b", "A·B", "a b 2"], 80)
     assert len(set(names)) == 6 and names[2:5] == ["a-b", "a-b-2", "a-b-3"]
     assert slugs(["dog", "teapot"]) == ["dog", "teapot"]
+
+
+def test_a_temporary_folder_goes_with_its_process_or_with_the_next(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+from diffusekrona.common.files import temporary_folder
+
+with temporary_folder() as folder:
+    (folder / "config.json").write_text("{}")
+    if sys.argv[1] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+    where = {**os.environ, "TMPDIR": str(tmp_path)}
+    for how, left in (("done", 0), ("killed", 1), ("done", 0)):
+        subprocess.run([sys.executable, "-c", code, how], env=where, check=False)
+        assert len(list(tmp_path.iterdir())) == left
+    with temporary_folder() as folder:
+        assert folder.is_dir() and not any(folder.iterdir())
+    assert not folder.parent.exists()

@@ -156,7 +156,7 @@ def map_chart(results: Results, arm: Arm) -> Any:
         1 + (0.9 + 0.62 * len(first.values)) * len(metrics), 1.3 + 0.45 * len(second.values), 1,
         len(metrics),
     )  # fmt: skip
-    for axis, metric in zip(axes, metrics, strict=True):
+    for axis, metric in zip(axes[0], metrics, strict=True):
         grid = np.full((len(second.values), len(first.values)), np.nan)
         for point in results.of_arm(arm.label):
             row = [v.label for v in second.values].index(point.labels[1])

@@ -1,0 +1,35 @@
+"""Every built-in study can be tabled and drawn when its runs have ended."""
+
+from __future__ import annotations
+
+import itertools
+import numpy as np
+import pytest
+
+from diffusekrona.study.builtin_studies import studies
+from diffusekrona.study.cell import Scoring
+from diffusekrona.study.charts import charts_of
+from diffusekrona.study.grid import Study
+from diffusekrona.study.results import Point, Results
+
+STUDIES = studies(bundled_base=True)
+
+
+def results_of(study: Study) -> Results:
+    """Random scores for every point of a study, of two subjects."""
+    points, rng = [], np.random.default_rng(0)
+    for arm in study.arms:
+        labels = itertools.product(*([v.label for v in axis.values] for axis in arm.axes))
+        for own, step in itertools.product(labels, study.checkpoints or [None]):
+            point = Point(arm.label, own, step, 10, [("dog", 0), ("cat", 0)], norms=[0.1, 0.2])
+            point.scores = {name: [rng.random((2, 2))] * 2 for name in ("clip_i", "clip_t")}
+            points.append(point)
+    return Results(study, points, [], ["a", "b"], Scoring("base", "pocket"))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_its_charts_are_made(name: str) -> None:
+    charts = charts_of(results_of(STUDIES[name]))
+    two = [arm for arm in STUDIES[name].arms if len(arm.axes) == 2]
+    assert len([key for key in charts if key.startswith("map_")]) == len(two)
+    assert len(charts) > len(two)

@@ -77,8 +77,9 @@ def norms_chart(results: Results) -> Any:
             points = [point for point in results.of_arm(arm.label) if point.norms]
             found = sorted((fmean(p.norms), p.mean(metric)) for p in points)
             if found:
+                line = "-" if len(arm.axes) < 2 else ""  # two axes have no order
                 axis.plot(
-                    *zip(*found, strict=True), marker(number) + "-", ms=5, lw=1.2,
+                    *zip(*found, strict=True), marker(number) + line, ms=5, lw=1.2,
                     color=colour(number), label=literal(arm.label),
                 )  # fmt: skip
         axis.set_xscale("log")
@@ -152,11 +153,9 @@ def map_chart(results: Results, arm: Arm) -> Any:
     """Heat maps of one arm with two axes, one panel per metric; scales shared over arms."""
     metrics = results.metrics()
     first, second = arm.axes
-    figure, axes = new_chart(
-        1 + (0.9 + 0.62 * len(first.values)) * len(metrics), 1.3 + 0.45 * len(second.values), 1,
-        len(metrics),
-    )  # fmt: skip
-    for axis, metric in zip(axes[0], metrics, strict=True):
+    width, height = 1 + 0.6 * len(first.values), 1.2 + 0.45 * len(second.values)
+    figure, axes = _panels(len(metrics), width, height)
+    for axis, metric in zip(axes, metrics, strict=True):
         grid = np.full((len(second.values), len(first.values)), np.nan)
         for point in results.of_arm(arm.label):
             row = [v.label for v in second.values].index(point.labels[1])
@@ -169,13 +168,14 @@ def map_chart(results: Results, arm: Arm) -> Any:
             if not np.isnan(value):
                 tone = "black" if value > low + 0.65 * (high - low) else "white"
                 axis.text(
-                    column, row, f"{value:.3f}", ha="center", va="center", fontsize=7, color=tone
+                    column, row, f"{value:#.3g}", ha="center", va="center", fontsize=7, color=tone
                 )
         axis.set_xticks(range(len(first.values)), _labels(first), fontsize=7)
         axis.set_yticks(range(len(second.values)), _labels(second), fontsize=7)
         axis.set_xlabel(literal(first.name), fontsize=8)
         axis.set_title(METRICS[metric][0], fontsize=10)
-    axes[0, 0].set_ylabel(literal(second.name), fontsize=8)
+    for axis in axes[::_IN_A_ROW]:
+        axis.set_ylabel(literal(second.name), fontsize=8)
     figure.suptitle(literal(arm.label), fontsize=11)
     return figure
 
@@ -187,8 +187,8 @@ def _labels(axis: Axis) -> list[str]:
 def spread_chart(found: Sequence[Spread]) -> Any:
     """A panel for the pictures' distance from their centre and one for each score's spread."""
     names = list(found[0].quantities())
-    figure, axes = new_chart(2.2 * len(names), 2.6, 1, len(names))
-    for axis, name in zip(axes[0], names, strict=True):
+    figure, axes = _panels(len(names), 2.4, 2.6)
+    for axis, name in zip(axes, names, strict=True):
         for number, summary in enumerate(summaries(found, name)):
             axis.bar(number, summary.mean, 0.6, color=colour(number))
             error = bars(axis, summary)

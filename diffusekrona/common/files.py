@@ -14,6 +14,7 @@ import itertools
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 import unicodedata
@@ -39,9 +40,11 @@ def replace_whole(path: Path | str) -> Generator[Path]:
     file under the final name. When the block fails, nothing is left behind.
 
     Raises:
-        UserError: the disk is full or refuses the write; `path` is as it was.
+        UserError: the disk is full or refuses the write, or `path` is a device or a pipe; `path`
+            is as it was.
     """
     path = Path(path)
+    refuse_special(path)
     with writing(path), _working_folder(path.parent) as work:
         yield work / "new" / path.name
         _flush(work / "new" / path.name)
@@ -87,6 +90,7 @@ def replace_folder(destination: Path | str) -> Generator[Path]:
         UserError: the disk is full or refuses the write; `destination` is as it was.
     """
     destination = Path(os.path.abspath(destination))
+    refuse_special(destination)
     with writing(destination), _working_folder(destination.parent) as work:
         new, old = work / "new" / destination.name, work / "old" / destination.name
         new.mkdir()
@@ -104,6 +108,17 @@ def replace_folder(destination: Path | str) -> Generator[Path]:
                 os.replace(old, destination)
                 raise
         _flush_folder(destination.parent)
+
+
+def refuse_special(path: Path) -> None:
+    """Raise UserError for what is neither a file nor a folder, such as /dev/null: the superuser may
+    rename or replace it, and the whole machine would miss it."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # nothing there, or nothing that can be known
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(f"{path} is a device or a pipe, not a file: choose another name.")
 
 
 def write_text(path: Path | str, text: str) -> None:

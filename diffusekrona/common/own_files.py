@@ -15,7 +15,7 @@ import os
 import re
 from pathlib import Path
 
-from .files import write_bytes
+from .files import refuse_special, write_bytes
 
 log = logging.getLogger("diffusekrona")
 
@@ -89,7 +89,12 @@ def is_own(path: Path, new: bytes = b"") -> bool:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a file or folder to `<name>.set-aside`, or the next name that is free; returns it."""
+    """Rename a file or folder to `<name>.set-aside`, or the next name that is free; returns it.
+
+    Raises:
+        UserError: a device or a pipe.
+    """
+    refuse_special(path)
     number, aside = 1, path.with_name(f"{path.name}.set-aside")
     while os.path.lexists(aside):
         number += 1

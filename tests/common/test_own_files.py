@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import yaml
 from PIL import Image
 
 from diffusekrona.adapters.file import Adapter, write_adapter
-from diffusekrona.common.own_files import is_own, without_mark, write_result
+from diffusekrona.common.errors import UserError
+from diffusekrona.common.files import replace_folder, write_text
+from diffusekrona.common.own_files import is_own, set_aside, without_mark, write_result
 from diffusekrona.krona import KronAConfig
 from diffusekrona.sampling.grids import save_png
 
@@ -90,3 +93,23 @@ def test_a_marked_object_is_json(tmp_path: Path, text: str) -> None:
     path = write_result(tmp_path / "results.json", text)
     assert json.loads(path.read_text()) == {"written_by": "diffusekrona", **json.loads(text)}
     assert is_own(path)
+
+
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_devices_and_pipes_stay_what_they_are(tmp_path: Path, through_a_link: bool) -> None:
+    """As the superuser, `--output /dev/null` would take the device from the whole machine."""
+    path = tmp_path / "page.html"
+    target = tmp_path / "pipe" if through_a_link else path
+    os.mkfifo(target)
+    if through_a_link:
+        path.symlink_to(target)
+    for write in (
+        lambda: write_result(path, "<html>"),
+        lambda: set_aside(path),
+        lambda: write_text(path, "text"),
+        lambda: replace_folder(path).__enter__(),
+    ):
+        with pytest.raises(UserError, match=r"page\.html is a device or a pipe"):
+            write()
+    assert target.is_fifo() and path.is_symlink() == through_a_link
+    assert len(list(tmp_path.iterdir())) == 1 + through_a_link

@@ -27,6 +27,7 @@ from diffusekrona.data.folder import find_pictures
 
 _NO_SUBJECTS = ("generated", "__MACOSX")
 _REMOVED_FOLDERS = (*_NO_SUBJECTS, ".ipynb_checkpoints")
+_DESCRIPTIONS = (".json", ".jsonl", ".toml", ".yaml", ".yml")  # of what to train on, and captions
 # Credits have to stay with the pictures, whatever --clean thinks of them.
 _DOCUMENTS = ("license", "licence", "notice", "credit", "readme", "references", "attribution")
 
@@ -60,7 +61,7 @@ class FormatSettings:
     clean: bool = setting(
         False,
         help="Delete from data/<subject>/ hidden files, 'generated' folders and files other than "
-        "pictures, captions and credits; pictures that cannot be read stay.",
+        "pictures, captions, JSON, YAML, TOML and credits; pictures that cannot be read stay.",
     )
 
 
@@ -195,10 +196,10 @@ def clean(subject: Path, dry_run: bool) -> list[str]:
     removed = []
     for folder in (subject, subject / "input"):
         entries = sorted(folder.iterdir()) if folder.is_dir() else []
-        stems = {e.stem for e in entries if e.suffix.lower() in (*PICTURE_SUFFIXES, ".heic")}
+        stems = {e.stem for e in entries if e.suffix.lower() in PICTURE_SUFFIXES}
         for entry in entries:
             is_folder = entry.is_dir() and not entry.is_symlink()
-            is_caption = entry.suffix.lower() == ".txt" and entry.stem in stems
+            is_caption = entry.suffix.lower() in CAPTION_SUFFIXES and entry.stem in stems
             is_junk = not entry.is_dir() and not is_caption and _is_junk(entry)
             if not is_junk and entry.name not in _REMOVED_FOLDERS:
                 continue
@@ -212,9 +213,9 @@ def clean(subject: Path, dry_run: bool) -> list[str]:
 def _is_junk(file: Path) -> bool:
     if file.name.startswith("."):
         return not file.name.startswith(".git")
-    if file.name == "metadata.jsonl" or file.name.lower().startswith(_DOCUMENTS):
+    if file.name.lower().startswith(_DOCUMENTS):
         return False
-    return file.suffix.lower() not in (*PICTURE_SUFFIXES, ".heic", ".heif")
+    return file.suffix.lower() not in (*PICTURE_SUFFIXES, *_DESCRIPTIONS)
 
 
 def report(subject: SubjectFiles, settings: FormatSettings) -> None:

@@ -142,6 +142,7 @@ def test_clean_deletes_junk_in_the_data_folder_alone(
     picture(elsewhere / "x.jpg")
     format_datasets.main([str(download), "--data_dir", str(data)])
     keep = ["dog/LICENSE", "dog/masks/0.png", "dog/input/torn.jpg", "dog/input/torn.txt"]
+    keep += ["dog/input/torn.caption", "dog/dataset.toml", "dog/input/captions.json"]
     junk = [
         *("dog/.DS_Store", "dog/generated/a/b.jpg", "dog/notes.pdf", "dog/input/Thumbs.db"),
         *("dog/input/generated/c.jpg", "dog/input/._00.jpg", "dog/input/stray.txt"),

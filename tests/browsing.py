@@ -20,6 +20,8 @@ from playwright.sync_api import Page, expect
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ROOT = Path(__file__).parents[1]
 PATIENCE = 1000 * float(os.environ.get("BROWSER_PATIENCE", "120"))  # milliseconds
+LATENCY = float(os.environ.get("BROWSER_LATENCY", "0"))  # milliseconds before each answer
+SLOWER = float(os.environ.get("BROWSER_SLOWER", "1"))  # times that the browser is slower
 
 
 class Server:
@@ -73,9 +75,22 @@ def opened(context: Any, server: Server) -> Page:
             and page.complaints.append(request.url)
         ),
     )
+    slow_down(context, page)
     page.goto(server.address)
     expect(page.locator("#plan")).to_contain_text("parameters")
     return page
+
+
+def slow_down(context: Any, page: Page) -> None:
+    """As a distant server and a slow machine would: a test that only passes in a hurry fails."""
+    if not LATENCY and SLOWER == 1:
+        return
+    session = context.new_cdp_session(page)
+    session.send("Network.enable")
+    throughput = {"downloadThroughput": -1, "uploadThroughput": -1}
+    conditions = {"offline": False, "latency": LATENCY, **throughput}
+    session.send("Network.emulateNetworkConditions", conditions)
+    session.send("Emulation.setCPUThrottlingRate", {"rate": SLOWER})
 
 
 def complain(page: Page, message: Any) -> None:

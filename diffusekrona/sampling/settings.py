@@ -41,7 +41,7 @@ class DrawSettings:
     scheduler: str | None = setting(
         None, choices=tuple(SCHEDULERS), help="Sampler; by default the base's own."
     )
-    negative_prompt: str | None = setting(None, help="Negative prompt.")
+    negative_prompt: str | None = setting(None, help="What the pictures must not show.")
     height: int | None = setting(
         None, metavar="PIXELS", multiple_of=8, **SIDES, help="By default the base's own."
     )

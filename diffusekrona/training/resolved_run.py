@@ -101,7 +101,13 @@ def resolve_run(
     empty = {name: empty_part(family, name, part) for name, part in parts.items()}
     sizes = {name: linear_layers(model) for name, model in empty.items()}
     layers = adapted_layers(configs, sizes)
-    vae_config = read_vae_config(place, base.pretrained_vae_model_name_or_path, base.revision)
+    other = base.pretrained_vae_model_name_or_path
+    try:
+        vae_config = read_vae_config(place, other, base.revision)
+    except UserError as error:
+        if other is None:
+            raise
+        raise UserError(f"--pretrained_vae_model_name_or_path {other}: {error}") from error
     with trusting_no_config(f"the configs of {place}"):
         scale = family.side_step(config, vae_config)
         pixel_step = family.pixel_step(config, vae_config)

@@ -72,6 +72,8 @@ def serve(settings: UiSettings, root: Path) -> None:
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     import uvicorn
 
+    from . import train_form
+    from .libraries import read_in_background
     from .page import CSS, build, theme
     from .places import Workspace
     from .server import make_app, mount
@@ -80,6 +82,7 @@ def serve(settings: UiSettings, root: Path) -> None:
     workspace = Workspace(root)
     app = make_app(workspace, settings.host, settings.password)
     mount(app, build(workspace), theme(), CSS)
+    read_in_background(lambda: train_form.first_plan(workspace))
     address = f"http://{settings.host}:{settings.port}/"
     print(f"The page: {address}   (Ctrl-C ends it; runs continue)", flush=True)
     if not settings.no_browser:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..common.own_files import write_result
 from .jobs import settings_from
+from .libraries import wait_for_libraries
 from .places import Workspace, inside
 from .tools import new_folder
 from .views import say, view
@@ -24,6 +25,7 @@ def check_pictures(workspace: Workspace, values: Mapping[str, Any]) -> str:
     from ..data.survey import survey
     from ..data.survey_page import SHOWN, summary, survey_page
 
+    wait_for_libraries()
     quiet_libraries()
     settings = settings_from(values)
     data, base = settings.data, settings.base

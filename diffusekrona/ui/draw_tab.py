@@ -12,7 +12,7 @@ from ..bases.loading import bundled_models
 from . import draw_form
 from .draw_form import FILLED, FIRST, MORE, NAMES, OPTIONS, ROWS, SWITCHES
 from .fields import Renewed, component_for
-from .filling import QUIET, answer, fill
+from .filling import QUIET, answer, answered, ask, fill, when_filled
 from .form import field_value
 from .places import Workspace, adapter_files, subjects
 from .views import say, view
@@ -83,7 +83,7 @@ def build(workspace: Workspace, tabs: gr.Tabs) -> DrawTab:
             yield said_now, result_now, gr.Button(visible=True)
         yield gr.skip(), gr.skip(), gr.Button(visible=False)
 
-    drawing = begin.click(
+    drawing = when_filled(begin.click).then(
         drawn, inputs, [said, result, end], concurrency_limit=1, concurrency_id="draw",
         show_progress="minimal",
     )  # fmt: skip
@@ -101,24 +101,25 @@ def build(workspace: Workspace, tabs: gr.Tabs) -> DrawTab:
     recipe = answer()
     read = png.upload(
         lambda path: draw_form.restored(workspace, path), png,
-        [said, mixed, known, switches["blocks"], recipe], **QUIET,
+        [said, mixed, known, switches["blocks"], recipe], js=ask("recipe"), **QUIET,
     )  # fmt: skip
     restored = [*names, *weights, *switches.values(), *ordered]
     # The adapter may have been changed meanwhile, and then its blocks are others.
     fill(read, recipe, FILLED, restored, "recipe").then(*blocks, **QUIET)
     newest, filled = gr.Textbox("", visible="hidden"), gr.Textbox("", visible="hidden")
-    tabs.select(lambda: draw_form.newest_adapter(workspace), None, newest, **QUIET).then(
-        None, [names[0], newest, filled], [names[0], filled], js=NEWEST
-    )
+    tabs.select(
+        lambda: draw_form.newest_adapter(workspace), None, newest, js=ask("newest"), **QUIET
+    ).then(None, [names[0], newest, filled], [names[0], filled], js=NEWEST)
     renewed = [*((name, _adapters) for name in names), (photos, _photos)]
     return DrawTab(names[0], filled, renewed)
 
 
 # The newest adapter, unless another one was chosen, or is being typed.
-NEWEST = """(chosen, newest, filled) => {
+NEWEST = f"""(chosen, newest, filled) => {{
+  {answered("newest")}
   const typing = document.querySelector("#adapter-0")?.contains(document.activeElement);
   return typing || (chosen || "") !== filled ? [chosen, filled] : [newest, newest];
-}"""
+}}"""
 
 
 def _adapters(workspace: Workspace) -> list[str]:

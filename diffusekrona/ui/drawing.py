@@ -15,6 +15,7 @@ from ..common.errors import UserError
 from ..common.pictures import content_key
 from ..common.settings import Option, build, check_limits, flat, options_of, with_values
 from ..sampling.settings import InferenceSettings, check_size, parse_steps
+from .libraries import wait_for_libraries
 from .places import Workspace, adapter_files, inside
 
 PICTURES = "outputs/pictures"
@@ -100,6 +101,7 @@ def draw(settings: InferenceSettings) -> list[Path]:
     from ..common.devices import process_state
     from .live import loaded
 
+    wait_for_libraries()
     model, machine = settings.model, settings.machine
     with _one_at_a_time:
         groups = parse_groups(model.blocks, model.projections, model.attention)
@@ -135,6 +137,7 @@ def usable(workspace: Workspace, name: str) -> str:
     """
     from safetensors import SafetensorError, safe_open
 
+    wait_for_libraries()
     path = inside(workspace, name, ("outputs",))
     try:
         open(path, "rb").close()  # its own message of what is wrong is the plainer one
@@ -189,6 +192,7 @@ def values_of_recipe(
 ) -> tuple[dict[str, Any], list[tuple[str, float]], list[str]]:
     """What a picture was drawn with: settings by name, adapters with weights, and one line for
     each thing that is not here."""
+    wait_for_libraries()
     names = {"prompt": "prompt", "negative_prompt": "negative_prompt", "seed": "seeds"}
     names |= {"steps": "num_inference_steps", "guidance": "guidance_scale", "height": "height"}
     names |= {"width": "width", "base": "pretrained_model_name_or_path"}

@@ -10,6 +10,7 @@ from ..bases.precision import BYTES
 from ..common.run_record import read_run_record_or_none
 from ..common.settings import flat
 from .jobs import settings_from
+from .libraries import wait_for_libraries
 from .places import Workspace, run_folders
 from .runs import LOG_LINES, log_lines, settings_of, speed_of
 
@@ -28,6 +29,7 @@ def estimate_of(workspace: Workspace, values: Mapping[str, Any]) -> list[tuple[s
     from ..training.memory.estimate import estimate, in_words
     from ..training.resolved_run import resolve_run
 
+    wait_for_libraries()
     quiet_libraries()
     settings = settings_from(values)
     resolved = resolve_run(settings.base, settings.adapter, settings.data.resolution)
@@ -55,6 +57,16 @@ def estimate_of(workspace: Workspace, values: Mapping[str, Any]) -> list[tuple[s
     steps = settings.optimisation.max_train_steps or 1000
     lines.append(("Time", _time(workspace, flat(settings), steps, resolved.resolution)))
     return lines
+
+
+def check_fit(values: Mapping[str, Any]) -> None:
+    """Refuse a base that cannot be read, and factors or a resolution that do not fit it, with which
+    a run would end at once. Raises UserError."""
+    from ..training.resolved_run import resolve_run
+
+    wait_for_libraries()
+    settings = settings_from(values)
+    resolve_run(settings.base, settings.adapter, settings.data.resolution)
 
 
 def _time(workspace: Workspace, wanted: Mapping[str, Any], steps: int, resolution: int) -> str:

@@ -129,6 +129,16 @@ def place_of(cls: type, message: str) -> str:
     return next((flags[flag] for flag in named if flag in flags), "")
 
 
+def places_of(cls: type, message: str, values: Mapping[str, Any]) -> list[str]:
+    """The settings that an error is about: named as `--flag`, else as `name=` or by a path or model
+    that one of them holds."""
+    if place := place_of(cls, message):
+        return [place]
+    named = [name for name in re.findall(r"\b(\w+)=", message) if name in options_of(cls)]
+    held = (n for n, value in values.items() if isinstance(value, str) and f"'{value}'" in message)
+    return named or list(held)
+
+
 def paths_of(cls: type, values: Mapping[str, Any]) -> dict[str, Path]:
     """The values that are paths, by name."""
     options = options_of(cls)

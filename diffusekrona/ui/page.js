@@ -20,10 +20,25 @@
       box.setAttribute("aria-describedby", info.id);
     }
   };
-  // A caption that is typed while its field is laid out anew, because more pictures have arrived.
-  const drafts = {}, pictureOf = (box) => box.closest(".dk-caption")?.querySelector("img")?.alt;
-  document.addEventListener("input", ({ target }) => { drafts[pictureOf(target)] = target.value; });
-  document.addEventListener("change", ({ target }) => { delete drafts[pictureOf(target)]; });
+  // What is typed into captions, by the picture's name. It is saved when the field is left, whatever
+  // has become of the field: more pictures lay it out anew, and then it is typed into the new one.
+  const drafts = (window.dkDrafts ??= {});
+  const pictureOf = (box) => box.closest?.(".dk-caption")?.querySelector("img")?.alt;
+  const save = () => {
+    const box = document.querySelector("#captions textarea");
+    if (!box || !Object.keys(drafts).length) return;
+    box.value = JSON.stringify(drafts);
+    box.dispatchEvent(new InputEvent("input", { bubbles: true }));
+    box.dispatchEvent(new FocusEvent("blur"));
+  };
+  document.addEventListener("input", ({ target }) => {
+    const name = pictureOf(target);
+    if (name) drafts[name] = target.value;
+  });
+  document.addEventListener("focusout", ({ target }) => { if (pictureOf(target)) save(); });
+  document.addEventListener("keydown", ({ target, key }) => {
+    if (key === "Enter" && pictureOf(target)) save();
+  });
   const restore = () => {
     for (const box of document.querySelectorAll(".dk-caption textarea")) {
       const draft = drafts[pictureOf(box)];
@@ -31,6 +46,7 @@
       box.value = draft;
       box.dispatchEvent(new InputEvent("input", { bubbles: true }));
       if (document.activeElement === document.body) box.focus();
+      else save();
     }
   };
   let due = false;
@@ -53,6 +69,9 @@
   };
   for (const kind of ["input", "drop", "mousedown", "keydown", "click"])
     document.addEventListener(kind, note, true);
+  // A field that is still being typed in holds its old value until it is left: pictures that are
+  // dropped would be another subject's.
+  document.addEventListener("drop", () => document.activeElement?.blur(), true);
   const seen = { subtree: true, childList: true, attributes: true, attributeFilter: ["class"] };
   new MutationObserver(later).observe(document.body, seen);
   later();

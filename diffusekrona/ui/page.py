@@ -9,7 +9,7 @@ import gradio as gr
 
 from . import draw_tab, tools_tab, train_tab, watch_tab
 from .fields import renew
-from .filling import QUIET, answer, fill
+from .filling import QUIET, answer, ask, fill
 from .places import Workspace
 from .views import view
 
@@ -46,7 +46,9 @@ def build(workspace: Workspace) -> gr.Blocks:
             return gr.Tabs(selected="draw"), gr.Timer(active=False), now, "chosen"
 
         to_draw = answer()
-        used = use.click(draw_with, watched, [tabs, timer, to_draw, draw.filled], **QUIET)
+        used = use.click(
+            draw_with, watched, [tabs, timer, to_draw, draw.filled], js=ask("use"), **QUIET
+        )
         filled = fill(used, to_draw, ["adapter"], [draw.adapter], "use")
         filled.then(None, js=train_tab.FOCUS)
         filled.then(lambda: renew(workspace, renewed), None, outputs, **QUIET)

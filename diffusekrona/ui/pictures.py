@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +13,27 @@ import gradio as gr
 
 from ..common.errors import UserError
 from ..common.files import slug
-from .filling import answer, fill
-from .places import Workspace, subjects, unreadable
+from ..common.json_files import parse_json
+from .filling import QUIET, answer, ask, fill
+from .places import Workspace, first_subject, subjects, unreadable
 from .uploads import add_pictures, captions, masks, save_captions
 from .views import say, view
+
+# page.js keeps what is typed into captions until it is saved, and a while longer: fields that are
+# laid out meanwhile may have been read before.
+KEPT = """(saved) => {
+  for (const [name, text] of Object.entries(saved))
+    setTimeout(() => {
+      if (window.dkDrafts[name] === text) delete window.dkDrafts[name];
+    }, 10000);
+}"""
 
 
 def build(workspace: Workspace) -> Any:
     """Lay out subject, upload and captions; the field of the subject."""
-    names = subjects(workspace)
     subject = gr.Dropdown(
-        names,
-        value=names[0] if names else None,
+        subjects(workspace),
+        value=first_subject(workspace),
         allow_custom_value=True,
         label="subject",
         info="A folder in data/. Type a new name to make one.",
@@ -45,8 +56,9 @@ def build(workspace: Workspace) -> Any:
         uploaded = [path for path in map(Path, files) if path.is_file()]
         try:
             lines = add_pictures(workspace, name or "", uploaded)
+            note = _copied(len(uploaded) - len(lines), name or "")
         except UserError as error:
-            lines = [str(error)]
+            lines, note = [str(error)], ""
         finally:
             for file in uploaded:  # Gradio's own copies, which nobody needs any more
                 with contextlib.suppress(OSError):
@@ -54,11 +66,12 @@ def build(workspace: Workspace) -> Any:
         there = subjects(workspace)
         known = name if name in there else slug(name or "")
         now = {"subject": known} if known in there else {}
-        return gr.Dropdown(choices=there), now, None, say(mistakes=lines), time.time_ns()
+        return gr.Dropdown(choices=there), now, None, say(mistakes=lines, note=note), time.time_ns()
 
     named = answer()
     added = upload.upload(
         add, [subject, upload], [subject, named, upload, refused, changed],
+        js=ask("upload"),
         trigger_mode="multiple",  # pictures that are dropped before the others are copied
     )  # fmt: skip
     fill(added, named, ["subject"], [subject], "upload")
@@ -76,14 +89,12 @@ def build(workspace: Workspace) -> Any:
         if not rows:
             gr.HTML(say(note="No pictures yet. Three to six are enough."))
             return
-        boxes = []
-        there = dict(rows)
         for file, text in rows:
             with gr.Row(elem_classes="dk-caption"):
                 files = filter(None, [file, beside.get(Path(file).stem)])
                 paths = [f"data/{name}/input/{each}" for each in files]
                 gr.HTML(view("picture", names=paths), min_width=72, scale=1)
-                box = gr.Textbox(
+                gr.Textbox(
                     text,
                     label=f"caption of {file}",
                     placeholder="empty: the prompt",
@@ -91,21 +102,30 @@ def build(workspace: Workspace) -> Any:
                     scale=4,
                     min_width=140,
                 )
-                boxes.append(box)
-        saved = gr.HTML()
 
-        def save(*texts: str) -> str:
-            now = dict(zip(there, texts, strict=True))
-            # The others may have been edited elsewhere.
-            edited = [(file, text) for file, text in now.items() if text != there[file]]
-            try:
-                save_captions(workspace, name or "", edited)
-            except UserError as error:
-                return say(mistakes=[str(error)])
-            there.update(now)
-            return say(note="Captions saved.")
-
-        for box in boxes:
-            gr.on([box.blur, box.submit], save, boxes, saved, show_progress="hidden")
-
+    # Not an event of the fields: those would be lost when more pictures lay them out anew.
+    typed = gr.Textbox("", visible="hidden", elem_id="captions")
+    said, saved = gr.HTML(), answer()
+    typed.blur(
+        lambda text: _save(workspace, parse_json(text, dict[str, str])),
+        typed,
+        [said, saved],
+        **QUIET,
+    ).then(None, saved, js=KEPT)
+    subject.change(None, None, said, js="() => ''")
     return subject
+
+
+def _copied(number: int, name: str) -> str:
+    words = "1 picture has" if number == 1 else f"{number} pictures have"
+    return f"{words} been added to {name}." if number else ""
+
+
+def _save(workspace: Workspace, typed: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """Save captions by their pictures, from the workspace on; what to say, and the saved ones."""
+    try:
+        for subject, names in itertools.groupby(typed, lambda name: Path(name).parts[1]):
+            save_captions(workspace, subject, [(Path(name).name, typed[name]) for name in names])
+    except UserError as error:
+        return say(mistakes=[str(error)]), {}
+    return say(note="Captions saved."), dict(typed)

@@ -92,6 +92,12 @@ def subjects(workspace: Workspace) -> list[str]:
     return sorted(path.name for path in _folders(workspace.data) if os.path.isdir(path / "input"))
 
 
+def first_subject(workspace: Workspace) -> str:
+    """The subject that the page begins with; a name for the first one, so that dropping pictures is
+    enough."""
+    return next(iter(subjects(workspace)), "thing")
+
+
 def run_folders(workspace: Workspace) -> list[Path]:
     """The runs in outputs/, newest first."""
     found = [path for path, names in _walk(workspace.outputs) if set(_MARKS) & set(names)]

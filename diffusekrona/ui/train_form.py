@@ -17,12 +17,12 @@ from ..common.settings_files import to_yaml, typed_values
 from ..common.yaml_files import parse_yaml
 from ..training.settings import TrainSettings
 from .checking import check_pictures
-from .estimate import estimate_of
-from .filling import Answer
+from .estimate import check_fit, estimate_of
+from .filling import Answer, answered
 from .following import FOLLOWING, LEADING, check_base, defaults_of, hidden_settings, usual_values
-from .form import field_values, help_of, label_of, place_of, read_form
+from .form import field_values, help_of, label_of, place_of, places_of, read_form
 from .jobs import check_paths, check_pictures_there, next_name, settings_from, start
-from .places import Workspace, safe_name, subjects
+from .places import Workspace, first_subject, safe_name, subjects
 from .presets import PRESETS
 from .runs import settings_of
 from .views import say
@@ -62,9 +62,14 @@ def first_values(workspace: Workspace) -> list[Any]:
     """What the form holds when the page is opened: the usual values, then the fields."""
     values = _preset_values(next(iter(PRESETS.values())), {"adapter_type": "krona"})
     usual = [{}, {name: values[name] for name in FOLLOWING}]
-    if names := subjects(workspace):
-        values |= for_subject(workspace, names[0], "krona")
+    values |= for_subject(workspace, first_subject(workspace), "krona")
     return [usual, *(values[name] for name in NAMES)]
+
+
+def first_plan(workspace: Workspace) -> None:
+    """The estimate of the form as it is opened, for the libraries that it reads."""
+    _, *values = first_values(workspace)
+    planned(workspace, dict(zip(NAMES, values, strict=True)), ())
 
 
 def _preset_values(preset: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,6 +112,7 @@ def followed(workspace: Workspace, usual: Usual, output: str, *leading: Any) -> 
 # In the browser, where the fields are as they are now: the answer to `followed` may come late.
 FILL = f"""([before, now], ...values) => {{
   const names = {json.dumps(FILLED)};
+  {answered("followed")}
   return values.map((value, i) => names[i] in now && before[names[i]] === value
     ? now[names[i]] : value);
 }}"""
@@ -172,26 +178,37 @@ def checked(workspace: Workspace, typed: Mapping[str, Any], before: Sequence[str
         f"{label_of(OPTIONS[name])}: {what}" if name in OPTIONS else what
         for name, what in mistakes.items()
     ]
-    hidden = hidden_settings(typed)
-    updates = []
-    for name, option in OPTIONS.items():
-        look: dict[str, Any] = {"visible": name not in hidden}
-        if name in mistakes:
-            look |= {"info": f"✗ {mistakes[name]}", "elem_classes": ["dk-mistake"]}
-        elif name in before:
-            look |= {"info": help_of(option), "elem_classes": []}
-        updates.append(gr.update(**look))
+    hidden, marks = hidden_settings(typed), _marks(mistakes, before)
+    updates = [gr.update(visible=n not in hidden, **marks.get(n, {})) for n in OPTIONS]
     return [text, say(mistakes=lines), tuple(mistakes), *updates]
 
 
-def planned(workspace: Workspace, typed: Mapping[str, Any]) -> str:
+def _marks(mistakes: Mapping[str, str], before: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """How the fields look that have a mistake, or had one before."""
+    plain = {n: {"info": help_of(OPTIONS[n]), "elem_classes": []} for n in before if n in OPTIONS}
+    return plain | {
+        name: {"info": f"✗ {what}", "elem_classes": ["dk-mistake"]}
+        for name, what in mistakes.items()
+        if name in OPTIONS
+    }
+
+
+def planned(workspace: Workspace, typed: Mapping[str, Any], before: Sequence[str]) -> list[Any]:
+    """The estimate, or why there is none; names of fields that do not fit the base; updates of
+    those that do not, or did not before."""
     values, mistakes = _mistakes(workspace, typed)
-    if mistakes:
-        return say(note="The estimate follows when the mistakes are corrected.")
+    misfits: dict[str, str] = {}
     try:
-        return say(facts=estimate_of(workspace, values))
+        if mistakes:
+            text = say(note="The estimate follows when the mistakes are corrected.")
+        else:
+            text = say(facts=estimate_of(workspace, values))
     except UserError as error:
-        return say(mistakes=[str(error)])
+        text = say(mistakes=[str(error)])
+        misfits = dict.fromkeys(places_of(TrainSettings, str(error), values), str(error))
+    marks = _marks(misfits, [name for name in before if name not in mistakes])
+    updates = [gr.update(**marks[name]) if name in marks else gr.skip() for name in OPTIONS]
+    return [text, tuple(misfits), *updates]
 
 
 def looked(workspace: Workspace, typed: Mapping[str, Any]) -> str:
@@ -214,6 +231,7 @@ def started(workspace: Workspace, typed: Mapping[str, Any]) -> tuple[str, Answer
         if mistakes:
             raise UserError("; ".join(mistakes.values()))
         check_pictures_there(workspace, values["instance_data_dir"])
+        check_fit(values)
         folder = start(workspace, values)
     except UserError as error:
         return say(mistakes=[str(error)]), {}, None

@@ -14,10 +14,10 @@ from ..common.settings import Option
 from ..training.settings import TrainSettings
 from . import pictures, train_form
 from .fields import component_for
-from .filling import QUIET, Answer, answer, fill
+from .filling import QUIET, answer, ask, fill, when_filled
 from .following import LEADING
 from .form import groups_of
-from .places import Workspace
+from .places import Workspace, first_subject, subjects
 from .presets import PRESETS
 from .train_form import BY_SUBJECT, FILL, FILLED, NAMES, OPTIONS
 
@@ -103,31 +103,33 @@ def build(workspace: Workspace, running: gr.State, tabs: gr.Tabs) -> TrainTab:
     sheet = gr.HTML(elem_id="checked")
     ordered = [fields[name] for name in NAMES]
     usual = gr.JSON([{}, {}], visible="hidden", elem_id="usual")
-    mistaken, applied = gr.State(()), gr.State(next(iter(PRESETS)))
+    mistaken, misfit, applied = gr.State(()), gr.State(()), gr.State(next(iter(PRESETS)))
     yaml = answer()
-    shown = [yaml, problems, mistaken, *ordered, *(each for each, _ in folded)]
+    accordions = [each for each, _ in folded]
+    shown = [yaml, problems, mistaken, *ordered, *accordions]
 
     def by_name(typed: Sequence[Any]) -> dict[str, Any]:
         return dict(zip(NAMES, typed, strict=True))
 
     def check(before: Sequence[str], *typed: Any) -> list[Any]:
         now, *found = train_form.checked(workspace, by_name(typed), before)
-        new = set(found[1]) - set(before)
-        return [
-            {} if now is None else {"yaml": now},
-            *found,
-            *(gr.Accordion(open=True) if names & new else gr.skip() for _, names in folded),
-        ]
+        return [{} if now is None else {"yaml": now}, *found, *unfold(found[1], before)]
 
-    def plan_of(*typed: Any) -> str:
-        return train_form.planned(workspace, by_name(typed))
+    def unfold(mistakes: Sequence[str], before: Sequence[str]) -> list[Any]:
+        new = set(mistakes) - set(before)
+        return [gr.Accordion(open=True) if names & new else gr.skip() for _, names in folded]
+
+    def plan_of(before: Sequence[str], *typed: Any) -> list[Any]:
+        found = train_form.planned(workspace, by_name(typed), before)
+        return [*found, *unfold(found[1], before)]
 
     def then_check(event: Any) -> Any:
         return and_plan(event.then(check, [mistaken, *ordered], shown, **QUIET))
 
     def and_plan(checked: Any) -> Any:
         fill(checked, yaml, ["yaml"], [text], "apply-yaml")
-        return checked.then(plan_of, ordered, plan, **QUIET)
+        planned = [plan, misfit, *ordered, *accordions]
+        return checked.then(plan_of, [misfit, *ordered], planned, **QUIET)
 
     def then_fill(event: Any, place: Any, asked_by: str, names: Sequence[str] = NAMES) -> None:
         then_check(fill(event, place, names, [fields[name] for name in names], asked_by))
@@ -136,41 +138,48 @@ def build(workspace: Workspace, running: gr.State, tabs: gr.Tabs) -> TrainTab:
     and_plan(gr.on(edited, check, [mistaken, *ordered], shown, **QUIET))
     begun, taken, named, next_one, opened = (answer() for _ in range(5))
     chosen = preset.input(
-        train_form.with_preset, [preset, applied, usual, *ordered], [applied, usual, begun], **QUIET
-    )
+        train_form.with_preset, [preset, applied, usual, *ordered], [applied, usual, begun],
+        js=ask("preset"), **QUIET,
+    )  # fmt: skip
     then_fill(chosen, begun, "preset")
-    taken_over = apply.click(train_form.from_yaml, text, [wrong, usual, taken], **QUIET)
+    taken_over = apply.click(
+        train_form.from_yaml, text, [wrong, usual, taken], js=ask("apply-yaml"), **QUIET
+    )
     then_fill(taken_over, taken, "apply-yaml")
     leading = [fields[name] for name in LEADING]
     filled = [fields[name] for name in FILLED]
     followed = gr.on(
         [field.input for field in leading],
         lambda *given: train_form.followed(workspace, *given),
-        [usual, fields["output_dir"], *leading], usual, **QUIET,
+        [usual, fields["output_dir"], *leading], usual, js=ask("followed"), **QUIET,
     )  # fmt: skip
     then_check(followed.then(None, [usual, *filled], filled, js=FILL, **QUIET))
     about = subject.change(
         lambda name, method: train_form.for_subject(workspace, name, method),
-        [subject, fields["adapter_type"]], named, **QUIET,
+        [subject, fields["adapter_type"]], named, js=ask("subject"), **QUIET,
     )  # fmt: skip
     then_fill(about, named, "subject", BY_SUBJECT)
 
-    def first() -> tuple[Any, Answer]:
+    def first() -> tuple[Any, ...]:  # with the subjects that there are by now
         usual, *values = train_form.first_values(workspace)
-        return usual, dict(zip(NAMES, values, strict=True))
+        now = {"subject": first_subject(workspace), **dict(zip(NAMES, values, strict=True))}
+        return usual, now, gr.Dropdown(choices=subjects(workspace))
 
     def load(page: gr.Blocks) -> None:
-        then_fill(page.load(first, None, [usual, opened], **QUIET), opened, "")
+        loaded = page.load(first, None, [usual, opened, subject], js=ask(), **QUIET)
+        then_check(fill(loaded, opened, ["subject", *NAMES], [subject, *ordered]))
 
     def look_at(*typed: Any) -> str:
         return train_form.looked(workspace, by_name(typed))
 
-    look.click(look_at, ordered, sheet, scroll_to_output=True, show_progress="minimal")
+    when_filled(look.click).then(
+        look_at, ordered, sheet, scroll_to_output=True, show_progress="minimal"
+    )
 
     def begin_run(*typed: Any) -> tuple[Any, ...]:
         note, following, name = train_form.started(workspace, by_name(typed))
         return note, following, name, gr.Tabs(selected="watch") if name else gr.skip()
 
-    started = begin.click(begin_run, ordered, [done, next_one, running, tabs])
+    started = when_filled(begin.click).then(begin_run, ordered, [done, next_one, running, tabs])
     then_fill(started.then(None, js=FOCUS), next_one, "start", ["output_dir"])
     return TrainTab(usual, then_fill, load)

@@ -13,7 +13,7 @@ import gradio as gr
 from ..adapters.mixing import ADAPTER_FILE
 from ..common.errors import UserError
 from .estimate import duration
-from .filling import QUIET, Answer, answer, fill
+from .filling import QUIET, Answer, answer, ask, fill
 from .jobs import SETTINGS, draw_now, resume, save_now, stop
 from .places import Workspace, inside, run_folders, unreadable
 from .runs import LIVE, Run, log_tail, read_run
@@ -57,7 +57,7 @@ def build(
     last = gr.State("")
 
     def look(names: Sequence[str] | None, before: str) -> tuple[Any, ...]:
-        text, tail, useful = _watched(workspace, _chosen(workspace, names or [])[0])
+        text, tail, useful = _watched(workspace, names or [])
         if (now := f"{useful}{text}{tail}") == before:
             return (gr.skip(),) * (3 + len(buttons))
         return text, tail, now, *(gr.Button(visible=name in useful) for name in _BUTTONS)
@@ -97,9 +97,6 @@ def build(
     looked = [shown, log, last, *buttons]
     timer.tick(look, [chosen, last], looked, **QUIET)
     gr.on([tabs.select, chosen.change], look, [chosen, last], looked, **QUIET)
-    chosen.change(
-        lambda names: say(mistakes=_chosen(workspace, names or [])[1]), chosen, said, **QUIET
-    )
     for event, newest, asked_by in (
         (tabs.select, gr.State(None), "tab-watch-button"),
         (running.change, running, "start"),
@@ -125,7 +122,7 @@ def build(
         lambda names: act(names, resume, "Resumed from the newest checkpoint."), chosen, said
     )
     copied = answer()
-    opened = cloning.click(clone, chosen, [tabs, timer, train.usual, copied])
+    opened = cloning.click(clone, chosen, [tabs, timer, train.usual, copied], js=ask("clone"))
     train.fill(opened.then(None, js=FOCUS), copied, "clone")
     return using, chosen, timer
 
@@ -154,10 +151,11 @@ def _named(text: str, there: Sequence[str]) -> str | None:
     return text if text in there else next((name for name in there if text in name), None)
 
 
-def _watched(workspace: Workspace, names: Sequence[str]) -> tuple[str, str, set[str]]:
+def _watched(workspace: Workspace, typed: Sequence[str]) -> tuple[str, str, set[str]]:
     """The runs as HTML, the first one's log, and the buttons that can do something with them."""
     if wrong := unreadable(workspace, "outputs"):
         return say(mistakes=[wrong]), "", set()
+    names, missing = _chosen(workspace, typed)
     folders = []
     for name in names:
         try:
@@ -165,7 +163,11 @@ def _watched(workspace: Workspace, names: Sequence[str]) -> tuple[str, str, set[
         except UserError:
             continue
     runs = [read_run(workspace, folder) for folder in folders if os.path.isdir(folder)]
-    text = view("watch", runs=runs, curve=curve, duration=duration, most=_MOST_PICTURES)
+    text = say(mistakes=missing)
+    if runs or not run_folders(workspace):
+        text += view("watch", runs=runs, curve=curve, duration=duration, most=_MOST_PICTURES)
+    elif not typed:
+        text += say(note="Choose a run.")
     useful = {name for run in runs for name in _useful(run)}
     return text, log_tail(folders[0]) if folders else "", useful
 

@@ -181,6 +181,12 @@ def test_sizes_of_the_published_bases(
     assert phases[-1].parts["factors"] == 4 * resolved.parameters
 
 
+def test_text_encoders_with_few_places_are_counted() -> None:
+    args, resolved = planned("pocket", "--train_text_encoder")
+    groups = (args.optimisation, args.precision, args.prior)
+    assert count.count(args.base, *groups, resolved).step > 0
+
+
 def test_class_pictures_are_drawn_by_the_whole_base() -> None:
     sizes = count.Sizes(1, 20, 300, 0, 4000, 0, 0, 50000)
     prior = ["--with_prior_preservation", "--class_data_dir", "x", "--class_prompt", "a"]

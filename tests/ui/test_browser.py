@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def test_from_pictures_to_an_adapter(
     write(page, page.get_by_role("combobox", name="subject"), "my toy")
     page.keyboard.press("Tab")
     page.locator("#upload input[type=file]").set_input_files(files)
+    expect(page.locator("#refused")).to_contain_text("3 pictures have been added to my toy.")
     box = page.get_by_label("caption of my-toy-0.png")
     write(page, box, "a <b>red</b> toy")
     box.press("Tab")
@@ -151,7 +153,7 @@ def test_runs_are_chosen_by_a_part_of_their_name(page: Page, adapters: list[str]
     box.focus()
     page.keyboard.type("dog/none")
     page.keyboard.press("Tab")
-    expect(page.locator("#watch-said")).to_contain_text("There is no run dog/none")
+    expect(page.locator("#watched")).to_contain_text("There is no run dog/none")
     assert page.complaints == []
 
 
@@ -233,8 +235,37 @@ def test_mistakes_are_shown_at_their_field(page: Page) -> None:
     fill(page, max_train_steps="10", a1="7")
     expect(page.locator("#setting-max_train_steps")).not_to_contain_text("must be")
     expect(page.locator("#plan")).to_contain_text("a1=7")
+    expect(page.locator("#setting-a1")).to_contain_text("a1=7")
     fill(page, a1="2")
     expect(page.locator("#plan")).to_contain_text("parameters")
+    expect(page.locator("#setting-a1")).not_to_contain_text("a1=7")
+    assert page.complaints == []
+
+
+def test_a_run_that_is_gone(page: Page, server: Server, adapters: list[str]) -> None:
+    """Watched, drawn with, converted: said in words."""
+    run, name = server.folder / "outputs/dog/gone", "outputs/dog/gone/adapter.safetensors"
+    shutil.copytree(server.folder / "outputs/dog/two", run)
+    page.get_by_role("tab", name="Draw").click()
+    write(page, control(page, "adapter-0"), name)
+    page.keyboard.press("Tab")
+    page.get_by_role("tab", name="Watch").click()
+    write(page, page.locator("#runs input"), "dog/gone")
+    page.keyboard.press("Tab")
+    title = page.locator(".dk-run h3", has_text="dog/gone")
+    expect(title).to_be_visible()
+    shutil.rmtree(run)
+    expect(title).to_have_count(0)
+    expect(page.locator("#watched")).to_contain_text("There is no run dog/gone")
+    page.get_by_role("tab", name="Draw").click()
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(page.locator("#draw-said")).to_contain_text(f"{name} cannot be read")
+    page.get_by_role("tab", name="Reports").click()
+    page.get_by_role("tab", name="Convert").click()
+    write(page, control(page, "convert-source"), name)
+    page.keyboard.press("Tab")
+    page.get_by_role("button", name="Convert", exact=True).click()
+    expect(page.locator("#said-convert")).to_contain_text("error: ")
     assert page.complaints == []
 
 

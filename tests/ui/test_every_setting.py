@@ -98,7 +98,31 @@ def test_files_and_folders_that_are_not_there(
     typed = {**usual, "pretrained_model_name_or_path": file, configs: str(BUNDLED / "pocket")}
     text, _, mistaken, *_ = train_form.checked(workspace, typed, ())
     assert not mistaken and yaml.safe_load(text)[configs] == str(BUNDLED / "pocket")
-    assert "12,800 parameters" in train_form.planned(workspace, typed)
+    assert "12,800 parameters" in train_form.planned(workspace, typed, ())[0]
+
+
+def test_what_does_not_fit_the_base_is_said_at_its_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Factors, letters, a size, a VAE and a base that cannot be read, until they are corrected."""
+    (tmp_path / "data/dog/input").mkdir(parents=True)
+    (tmp_path / "data/dog/input/00.png").touch()
+    monkeypatch.chdir(tmp_path)
+    workspace = Workspace(tmp_path)
+    usual = dict(zip(train_form.NAMES, train_form.first_values(workspace)[1:], strict=True))
+    vae, base = "pretrained_vae_model_name_or_path", "pretrained_model_name_or_path"
+    wrong = {"a1": ("7", ("a1", "a2")), "attn_update_unet": ("kx", ()), "resolution": ("7", ()),
+             vae: ("no name/at all", ()), base: ("no name/at all", ())}  # fmt: skip
+    for name, (text, places) in wrong.items():
+        said, misfits, *looks = train_form.planned(workspace, {**usual, name: text}, ())
+        assert misfits == (places or (name,)), (name, said)
+        look = dict(zip(train_form.NAMES, looks, strict=True))[name]
+        assert look["elem_classes"] == ["dk-mistake"] and look["info"].startswith("✗")
+        said, misfits, *looks = train_form.planned(workspace, usual, misfits)
+        look = dict(zip(train_form.NAMES, looks, strict=True))[name]
+        assert misfits == () and look["elem_classes"] == [] and "✗" not in look["info"]
+    said, _, run = train_form.started(workspace, {**usual, "a1": "7"})
+    assert "a1=7" in said and not run and not (tmp_path / "outputs").exists()
 
 
 def convert_to_one_file(folder: Path) -> str:

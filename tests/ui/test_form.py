@@ -10,6 +10,7 @@ from diffusekrona.ui.form import (
     field_values,
     groups_of,
     place_of,
+    places_of,
     read_form,
 )
 
@@ -52,6 +53,13 @@ def test_mistakes_are_at_their_field() -> None:
 def test_an_error_finds_its_field() -> None:
     assert place_of(TrainSettings, "--rank 3: does not fit --a1") == "rank"
     assert place_of(TrainSettings, "the disk is full, --nothing") == ""
+    held = {"pretrained_model_name_or_path": "here", "instance_prompt": "a dog"}
+    assert places_of(TrainSettings, "(a1=7, a2=4) do not fit", held) == ["a1", "a2"]
+    assert places_of(TrainSettings, "--rank 3: not with a1=4", held) == ["rank"]
+    assert places_of(TrainSettings, "base 'here' is none", held) == [
+        "pretrained_model_name_or_path"
+    ]
+    assert places_of(TrainSettings, "the disk is full", held) == []
 
 
 def test_a_value_that_is_not_the_bases_own_default_is_kept() -> None:

@@ -137,7 +137,10 @@ def _step(family: Family, models: Mapping[str, nn.Module], batch: int, side: int
         return torch.empty(*shape, dtype=dtype, device="meta")
 
     if len(models) > 1:
-        ids = [empty(batch, family.tokens, dtype=torch.int64) for _ in family.tokenizers]
+        encoders: list[Any] = [model for name, model in models.items() if name != family.denoiser]
+        places = [getattr(e.config, "max_position_embeddings", family.tokens) for e in encoders]
+        tokens = min(family.tokens, *places)  # a small base's have fewer
+        ids = [empty(batch, tokens, dtype=torch.int64) for _ in family.tokenizers]
         text = family.encode_text(models, ids)
     else:
         text = {n: empty(batch, *shape) for n, shape in family.text_shapes(config).items()}

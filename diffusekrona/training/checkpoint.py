@@ -232,8 +232,16 @@ def checkpoints_in(output_dir: Path) -> list[Path]:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder `checkpoint-…` was made by a run of this package, by the mark inside."""
-    return not folder.is_symlink() and (folder / STATE).is_file()
+    """Whether a folder `checkpoint-…` was made by a run of this package, by what is inside: other
+    programs may call a file state.json too."""
+    if folder.is_symlink() or not (folder / STATE).is_file():
+        return False
+    if (folder / STATE_FILE).is_file() or _is_pickled(folder):
+        return True
+    try:  # what a kill left of one that was being deleted
+        return bool(read_json(folder / STATE, Record))
+    except UserError:
+        return False
 
 
 def remove_checkpoint(folder: Path) -> None:

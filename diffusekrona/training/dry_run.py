@@ -124,8 +124,9 @@ def _files(output: OutputSettings, validation: ValidationSettings, steps: int) -
     saved = range(output.checkpointing_steps, steps + 1, output.checkpointing_steps)
     if output.checkpoints_total_limit:
         saved = saved[-output.checkpoints_total_limit :]
-    shown = saved if len(saved[:5]) < 5 else (saved[0], "…", saved[-1])  # len() has a limit
-    files += [step if step == "…" else f"checkpoint-{step}/" for step in shown]
+    many = len(saved[4:5]) > 0  # the length of a range has a limit
+    names = [f"checkpoint-{step}/" for step in ((saved[0], saved[-1]) if many else saved)]
+    files += [names[0], "…", names[-1]] if many else names
     if validation.validation_prompt:
         files.append("validation/grid.png")
     if output.report_to != "none":

@@ -329,6 +329,16 @@ def test_what_is_not_ours_is_neither_deleted_nor_replaced(saved: Path, state) ->
     assert [path.name for path in saved.iterdir()] == ["notes.txt"]
 
 
+def test_state_json_of_another_program_makes_no_checkpoint_of_ours(tmp_path: Path) -> None:
+    for step, text in ((7, "mine"), (8, '{"step": 8, "optimizer": "sgd"}')):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "state.json").write_text(text)
+        (tmp_path / f"checkpoint-{step}" / "adapter.safetensors").write_text("mine")
+    assert checkpoints.checkpoints_in(tmp_path) == []
+    (tmp_path / "checkpoint-7" / "training_state.safetensors").write_text("")  # ours, damaged
+    assert checkpoints.checkpoints_in(tmp_path) == [tmp_path / "checkpoint-7"]
+
+
 def test_going_on_from_an_older_checkpoint_leaves_the_newer_ones(saved: Path, state) -> None:
     out = saved.parent
     for step in (2, 3):

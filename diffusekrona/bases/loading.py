@@ -38,6 +38,8 @@ def quiet_libraries() -> None:
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
+    # It logs an error for each file that it looks for in vain, and raises as well.
+    logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", message="Already found a `peft_config`")
     warnings.filterwarnings("ignore", message="Could not find a config file")
     warnings.filterwarnings("ignore", module="huggingface_hub")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from chances import chances
 from PIL import Image
 
-from diffusekrona.bases.loading import BUNDLED, is_bundled, load_part
+from diffusekrona.bases.loading import BUNDLED, is_bundled, load_part, quiet_libraries
 from diffusekrona.common.errors import UserError
 from diffusekrona.sampling.pipeline import encode, load_pipeline
 from diffusekrona.train_dreambooth import train
@@ -34,6 +35,20 @@ def test_fp16_files_alone_are_found_by_parts_and_pipelines(fp16_only: Path) -> N
     assert load_part(str(fp16_only), "CLIPTextModel", "text_encoder").config.hidden_size == 64
     assert load_part(str(fp16_only), "UNet2DConditionModel", "unet").config.sample_size == 16
     assert load_pipeline(str(fp16_only)).unet.config.sample_size == 16
+
+
+def test_looking_for_fp16_files_prints_no_error(fp16_only: Path) -> None:
+    """diffusers reports each file that is not there, which reads as if something had failed."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logging.getLogger("diffusers").addHandler(handler)
+    quiet_libraries()
+    try:
+        load_part(str(fp16_only), "UNet2DConditionModel", "unet")
+    finally:
+        logging.getLogger("diffusers").removeHandler(handler)
+    assert records == []
 
 
 def test_what_is_missing_altogether_is_still_one_line(fp16_only: Path) -> None:

@@ -65,6 +65,8 @@ class Results:
         missing: titles of the cells that lack.
         prompts: their templates; subjects: name to folder of pictures.
         held_out: whether similarity is to pictures that were not trained on, of every subject.
+        centres: arm to `spread.Spread.pictures`, where the results come from a file, which holds
+            no pictures' features.
     """
 
     study: Study
@@ -74,6 +76,7 @@ class Results:
     scoring: Scoring
     subjects: dict[str, str] = field(default_factory=dict)
     held_out: bool = False
+    centres: dict[str, np.ndarray] = field(default_factory=dict)
 
     def metrics(self) -> list[str]:
         have = [set(point.scores) for point in self.points]

@@ -6,6 +6,7 @@ Whoever has the file has the tables: `diffusekrona study --results FILE`.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ..common.json_files import parse_json, read_bytes
 from ..evaluation.scoring import METRICS
 from .cell import Number, Scoring
 from .results import Point, Results
+from .spread import common_runs
 from .yaml_files import parse_study, to_yaml
 
 _MOST_VALUES = 2_000_000  # of which each may take a hundred bytes of memory
@@ -64,6 +66,12 @@ class _PointFile:
 
 
 @dataclass
+class _SpreadFile:
+    arm: str
+    from_centre: list[list[list[Number]]] = field(default_factory=list)  # (runs, prompts, seeds)
+
+
+@dataclass
 class _ResultsFile:
     declaration: str
     scoring: Scoring
@@ -72,6 +80,7 @@ class _ResultsFile:
     points: list[_PointFile]
     missing: list[str]
     held_out: bool = False
+    spread: list[_SpreadFile] = field(default_factory=list)
 
 
 def read_results(path: Path) -> Results:
@@ -86,6 +95,7 @@ def read_results(path: Path) -> Results:
             raise ValueError(f"it holds more than {_MOST_VALUES:,} values")
         file = parse_json(content, _ResultsFile)
         points = _points(file)
+        centres = _centres(file, points)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(
             f"{path} does not hold a study's results ({reason_of(error)}): have the study write "
@@ -93,7 +103,29 @@ def read_results(path: Path) -> Results:
         ) from error
     study = parse_study(file.declaration, path)
     subjects = dict.fromkeys(file.subjects, "")
-    return Results(study, points, file.missing, file.prompts, file.scoring, subjects, file.held_out)
+    return Results(
+        study,
+        points,
+        file.missing,
+        file.prompts,
+        file.scoring,
+        subjects,
+        file.held_out,
+        centres,
+    )
+
+
+def _centres(file: _ResultsFile, points: Sequence[Point]) -> dict[str, np.ndarray]:
+    """How far each arm's pictures are from their centre, if that was measured."""
+    found = {}
+    for one in file.spread:
+        runs = len(common_runs([point for point in points if point.arm == one.arm]))
+        pictures = np.array(one.from_centre, dtype=np.float64)
+        if pictures.size and pictures.shape != (runs, len(file.prompts), len(file.scoring.seeds)):
+            raise ValueError(f"{one.arm}: the distances from the centre do not fit its runs")
+        if pictures.size:
+            found[one.arm] = pictures
+    return found
 
 
 def _points(file: _ResultsFile) -> list[Point]:

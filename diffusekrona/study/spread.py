@@ -60,17 +60,24 @@ def spreads(results: Results) -> list[Spread]:
     found = []
     for arm in results.study.arms:
         points = results.of_arm(arm.label)
-        runs = [r for r in (points[0].runs if points else []) if all(r in p.runs for p in points)]
-        if len(points) < 2 or not runs or not points[0].features:
+        runs, centres = common_runs(points), results.centres.get(arm.label)
+        if len(points) < 2 or not runs or not (points[0].features or centres is not None):
             continue
         scores, ranges = {}, {}
         for metric in results.metrics():
             by_run = np.array([[_mean(p, metric, run) for p in points] for run in runs])
             scores[metric] = by_run.std(axis=1, ddof=1)
             ranges[metric] = float(np.ptp(by_run.mean(axis=0)))
-        pictures = np.stack([_from_centre(points, run) for run in runs])
+        pictures = centres
+        if pictures is None:
+            pictures = np.stack([_from_centre(points, run) for run in runs])
         found.append(Spread(arm.label, len(points), tuple(runs), pictures, scores, ranges))
     return found
+
+
+def common_runs(points: Sequence[Point]) -> list[tuple[str, int]]:
+    """The runs that all of an arm's points have, in order."""
+    return [run for run in (points[0].runs if points else []) if all(run in p.runs for p in points)]
 
 
 def _mean(point: Point, metric: str, run: tuple[str, int]) -> float:
@@ -123,7 +130,15 @@ def as_json(found: Sequence[Spread]) -> list[dict[str, Any]]:
     made = []
     for s in found:
         summaries = {name: summarise(v).as_dict() for name, v in s.quantities().items()}
-        made.append({"arm": s.arm, "points": s.points, "spread": summaries, "ranges": s.ranges})
+        made.append(
+            {
+                "arm": s.arm,
+                "points": s.points,
+                "spread": summaries,
+                "ranges": s.ranges,
+                "from_centre": s.pictures.round(6).tolist(),
+            }
+        )
     return made
 
 

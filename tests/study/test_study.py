@@ -54,7 +54,9 @@ from diffusekrona.study.results import (
     gather,
     table,
 )
-from diffusekrona.study.spread import spreads
+from diffusekrona.study.results_file import as_json, read_results
+from diffusekrona.study.spread import as_json as spread_json
+from diffusekrona.study.spread import spread_table, spreads
 from diffusekrona.study.yaml_files import read_study, to_yaml
 from diffusekrona.training.settings import parse_settings
 
@@ -530,8 +532,14 @@ def test_spread_of_known_pictures(tmp_path) -> None:
             point.scores = {"clip_i": [values, values], "clip_t": [values, values]}
             point.features = [path, path]
             points.append(point)
-    results = Results(study, points, [], ["a", "b"], Scoring("base", "pocket"))
+    results = Results(
+        study, points, [], ["a", "b"], Scoring("base", "pocket", seeds=(0, 1, 2)), {"dog": ""}
+    )
     krona, lora = spreads(results)
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({**as_json(results), "spread": spread_json([krona, lora])}))
+    again = spreads(read_results(file))  # without the pictures
+    assert spread_table(again) == spread_table([krona, lora])
     assert np.allclose(krona.pictures, 0, atol=1e-6)
     assert np.allclose(lora.pictures, 1 - np.sqrt(0.5), atol=1e-6)
     assert np.allclose(krona.scores["clip_i"], np.std([0.5, 0.6, 0.7], ddof=1))

@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="What a folder would be trained on, and what is wrong with it.",
     )
     from .bases.loading import quiet_libraries
-    from .common.own_files import write_result
+    from .common.own_files import check_names, write_result
     from .data.photographs import report_photographs
     from .data.sources import sources_of
     from .data.survey import survey
@@ -115,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     quiet_libraries()
     checked = settings.checked
+    check_names(checked.output, checked.json)
     data = DataSettings(instance_data_dir=checked.folder, **flat(settings.treatment))
     if checked.caption_with:
         from .data.auto_captions import write_captions

@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="What KronA and LoRA adapters change in each layer, from their factors.",
     )
     from .bases.loading import quiet_libraries
-    from .common.own_files import write_result
+    from .common.own_files import check_names, write_result
     from .inspection.facts import add_base_norms
     from .inspection.lowered import lowered
     from .inspection.page import inspection_page
@@ -153,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     quiet_libraries()
     inspected = settings.inspected
+    check_names(inspected.output, inspected.json)
     facts = read(inspected.adapter)
     path = inspected.output or _beside(_split_name(inspected.adapter[0])[1])
     if base := inspected.base or _base_at_hand(facts):

@@ -15,6 +15,7 @@ import os
 import re
 from pathlib import Path
 
+from .errors import UserError
 from .files import refuse_special, write_bytes
 
 log = logging.getLogger("diffusekrona")
@@ -43,7 +44,8 @@ def write_result(path: Path | str, content: str | bytes) -> Path:
         UserError: the disk is full or refuses the write.
     """
     path = Path(path)
-    raw = content.encode() if isinstance(content, str) else content
+    # Names of files may hold bytes that are not Unicode.
+    raw = content.encode(errors="replace") if isinstance(content, str) else content
     if raw.startswith(b"{"):
         comma = b"" if re.match(rb"\{\s*\}", raw) else b","  # an object may be empty
         raw = re.sub(rb"\A\{(\s*)", rb'{\1"written_by": "diffusekrona"%b\1' % comma, raw)
@@ -55,6 +57,18 @@ def write_result(path: Path | str, content: str | bytes) -> Path:
     keep_foreign(path, raw)
     write_bytes(path, raw)
     return path
+
+
+def check_names(*paths: Path | None) -> None:
+    """See that names that a user gave for results can be those of files, before any work.
+
+    Raises:
+        UserError: a folder, which nobody wants to see renamed; a device or a pipe.
+    """
+    for path in filter(None, paths):
+        refuse_special(path)
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: give the name of a file, in it or elsewhere.")
 
 
 def keep_foreign(path: Path, new: bytes = b"") -> None:
@@ -92,14 +106,18 @@ def set_aside(path: Path) -> Path:
     """Rename a file or folder to `<name>.set-aside`, or the next name that is free; returns it.
 
     Raises:
-        UserError: a device or a pipe.
+        UserError: a device or a pipe, or the system refuses.
     """
     refuse_special(path)
     number, aside = 1, path.with_name(f"{path.name}.set-aside")
     while os.path.lexists(aside):
         number += 1
         aside = path.with_name(f"{path.name}.set-aside-{number}")
-    os.rename(path, aside)
+    try:
+        os.rename(path, aside)
+    except OSError as error:  # a mount point, say
+        reason = error.strerror or type(error).__name__
+        raise UserError(f"{path} is not ours to replace and cannot be renamed: {reason}") from error
     log.warning("%s is kept as %s", path, aside.name)
     return aside
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
+from diffusekrona import check_data, inspect
 from diffusekrona.adapters.file import Adapter, write_adapter
 from diffusekrona.common.errors import UserError
 from diffusekrona.common.files import replace_folder, write_text
@@ -113,3 +115,29 @@ def test_devices_and_pipes_stay_what_they_are(tmp_path: Path, through_a_link: bo
             write()
     assert target.is_fifo() and path.is_symlink() == through_a_link
     assert len(list(tmp_path.iterdir())) == 1 + through_a_link
+
+
+@pytest.mark.parametrize("program", [inspect, check_data])
+def test_a_users_folder_is_not_renamed_for_a_page(tmp_path: Path, program) -> None:
+    (tmp_path / "pages").mkdir()
+    for flag in ("--output", "--json"):
+        for name in ("", ".", str(tmp_path / "pages")):
+            with pytest.raises(UserError, match="is a folder: give the name of a file"):
+                program.main(["nowhere", f"{flag}={name}"])
+    assert [path.name for path in tmp_path.iterdir()] == ["pages"]
+
+
+def test_what_the_system_will_not_rename_is_one_line(tmp_path: Path, monkeypatch) -> None:
+    def busy(*_names: object) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    (tmp_path / "a.html").write_text("mine")
+    monkeypatch.setattr(os, "rename", busy)
+    with pytest.raises(UserError, match=r"a\.html is not ours to replace.*busy"):
+        write_result(tmp_path / "a.html", "<html>")
+    assert (tmp_path / "a.html").read_text() == "mine"
+
+
+def test_a_page_names_files_whose_names_are_not_unicode(tmp_path: Path) -> None:
+    write_result(tmp_path / "a.html", "<p>caf\udce9.jpg")
+    assert (tmp_path / "a.html").read_text() == "<p>caf?.jpg"

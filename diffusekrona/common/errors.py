@@ -127,6 +127,8 @@ def _line_for(error: RuntimeError) -> str | None:
         return "Out of GPU memory: smaller batches or pictures, or --low_vram, need less."
     if "not enough memory" in str(error) or "can't allocate memory" in str(error):  # torch's
         return "Out of memory: smaller batches or pictures need less."
+    if "Symlink loop" in str(error):  # pathlib's as well
+        return f"{error}: symbolic links that lead in a circle."
     if "home directory" in str(error):  # pathlib's, which does not say of whom
         return "A path begins with ~ and the name of a user that this machine does not know."
     return None

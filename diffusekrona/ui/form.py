@@ -46,6 +46,7 @@ def label_of(option: Option) -> str:
 def help_of(option: Option) -> str:
     """The setting's help, with what it is if it is left empty."""
     text = option.metadata["help"].replace("; repeat the flag for several", "; one per line")
+    text = text.replace("Repeat the flag to compare several.", "Several are compared.")
     if option.default is MISSING or option.kind is bool or option.choices:
         return text
     shown = str(field_value(option, option.default)).replace("\n", ", ")

@@ -17,23 +17,24 @@ settings.register_profile(
 )
 settings.load_profile("project")
 
-# The files that take longest, longest first: one that is begun last would be waited for.
+# The files that take longest, about longest first: one that is begun last would be waited for.
+# Those with a browser alternate with others, which leave it the time to draw.
 LONG = (
     "ui/test_browser.py",
-    "ui/test_browser_keyboard.py",
-    "ui/test_browser_late.py",
-    "ui/test_browser_folders.py",
     "gpu/test_pretended.py",
     "bases/test_every_family.py",
+    "ui/test_browser_keyboard.py",
     "programs/test_train_dreambooth.py",
+    "ui/test_browser_late.py",
     "repository/test_docs.py",
+    "ui/test_browser_folders.py",
     "programs/test_inference.py",
     "repository/test_notebook.py",
     "training/test_memory.py",
     "study/test_study.py",
+    "ui/test_browser_uploads.py",
     "programs/test_scripts_inference.py",
     "programs/test_choose.py",
-    "ui/test_browser_uploads.py",
 )
 
 

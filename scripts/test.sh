@@ -27,8 +27,7 @@ lint-imports --no-cache
 NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict --site-dir "${TMPDIR:-/tmp}/diffusekrona-site"
 wait "$types"
 wait
-# The tests in one process more than there are cores, since some wait for a browser or a program; one
-# thread each, a file's in one process: they share what they make. Files in the order of
-# tests/conftest.py. Arguments (a path, -k, -x) go to pytest.
+# The tests on every core, one thread each, a file's on one core: they share what they make. Files in
+# the order of tests/conftest.py. Arguments (a path, -k, -x) go to pytest.
 export OMP_NUM_THREADS=1
-python -m pytest -n "$(python -c 'import os; print(len(os.sched_getaffinity(0)) + 1)')" --dist loadfile --no-loadscope-reorder "$@"
+python -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"

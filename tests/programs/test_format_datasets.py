@@ -219,7 +219,7 @@ def test_exit_codes_and_lines(capsys: pytest.CaptureFixture[str]) -> None:
     line = "no space left on the disk holding out/a.bin: free some room and run again"
     assert capsys.readouterr().err == f"error: {line}\n"
     with pytest.raises(OSError, match="odd"):
-        exit_on_user_error(lambda: (_ for _ in ()).throw(OSError(errno.EIO, "odd")))  # a bug
+        exit_on_user_error(lambda: (_ for _ in ()).throw(OSError(errno.EDOM, "odd")))  # a bug
 
 
 def test_a_closed_pipe_is_quiet() -> None:

@@ -42,12 +42,17 @@ def make_accelerator(
     """accelerate's state: device, precision, processes. Its trackers start with `start_trackers`.
 
     Raises:
-        UserError: a precision that the device does not have, a tracker that is not installed.
+        UserError: a precision that the device does not have, a tracker that is unknown or not
+            installed.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-    from accelerate.utils import AutocastKwargs, ProjectConfiguration
+    from accelerate.utils import AutocastKwargs, LoggerType, ProjectConfiguration
 
     trackers = _trackers(output)
+    known = [kind.value for kind in LoggerType]
+    if trackers not in (None, *known):
+        given = shortened(repr(trackers))
+        raise UserError(f"--report_to {given}: give one of {', '.join(known)}, or none.")
     if trackers not in (None, "all") and find_spec(trackers) is None:
         raise not_installed(f"--report_to {trackers}", trackers)  # accelerate would leave it out
     # SDXL's first text encoder ends one layer early, so its last layer's factors get no gradient.

@@ -632,7 +632,8 @@ def test_mistakes_get_one_line_and_exit_code_2(tiny_sd1, pictures, tmp_path: Pat
         (["--with_prior_preservation"], "needs --class_data_dir"),
         (["--max_train_steps", "0"], "at least 1"),
         (["--optimizer", "prodigy"], "pip install prodigyopt"),
-        (["--report_to", "nothing_like_it"], "pip install nothing_like_it"),
+        (["--report_to", "clearml"], "pip install clearml"),
+        (["--report_to", "out/x.safetensors"], "give one of all, aim, tensorboard, wandb"),
         (["--use_8bit_adam"], "pip install bitsandbytes"),
         (["--mixed_precision", "fp16"], "fp16 needs a GPU"),
         (["--rank", "0", "--adapter_type", "lora"], "--rank must be at least 1"),
@@ -640,7 +641,7 @@ def test_mistakes_get_one_line_and_exit_code_2(tiny_sd1, pictures, tmp_path: Pat
     ],
 )
 def test_mistakes(tiny_sd1, pictures, tmp_path: Path, monkeypatch, more, says) -> None:
-    for package in ("bitsandbytes", "prodigyopt"):
+    for package in ("bitsandbytes", "clearml", "prodigyopt"):
         monkeypatch.setitem(sys.modules, package, None)  # as if it was not installed
     with pytest.raises(UserError) as error:
         main(flags(tiny_sd1, pictures, tmp_path / "out", *more))

@@ -31,8 +31,8 @@ TARGETS = {
     "lora": "LoRA for diffusers' pipe.load_lora_weights",
     "lora-kohya": "LoRA under kohya's names, for every user interface",
     "lora-ai-toolkit": "LoRA under ai-toolkit's names (FLUX.2-klein, Z-Image)",
-    "merged": "the whole model: DESTINATION.safetensors for one file in the original layout, "
-    "else a diffusers folder",
+    "merged": "the whole model: one file in the original layout if the destination ends in "
+    ".safetensors, else a diffusers folder",
     "peft": "PEFT folder of a KronA adapter",
     "peft-lora": "PEFT folder of a LoRA, for stock PEFT",
 }
@@ -55,12 +55,12 @@ class ConvertSettings:
     source: str = setting(
         positional=True,
         metavar="SOURCE[:WEIGHT]",
-        help="File or folder; WEIGHT multiplies it (1 by default).",
+        help="File or folder; with :0.8 at its end it is taken at weight 0.8.",
     )
     destination: str = setting(
         positional=True, metavar="DESTINATION", help="File or folder to write."
     )
-    to: str = setting(choices=TARGETS, metavar="FORMAT", help="Format to write; see above.")
+    to: str = setting(choices=TARGETS, metavar="FORMAT", help="Format to write.")
     source_format: str | None = setting(
         None,
         flag="from",
@@ -73,8 +73,8 @@ class ConvertSettings:
     )
     base: str | None = setting(
         None,
-        help="Base model: folder, bundled or hub name, or one file; for --to merged by default the "
-        "one that the adapter names.",
+        help="Base model: folder, bundled or hub name, or one file; for a merged model by default "
+        "the one that the adapter names.",
     )
     family: str | None = setting(
         None, metavar="NAME", help="Family (sd1, sd2, sdxl …), if the file does not show it."

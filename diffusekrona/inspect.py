@@ -48,7 +48,10 @@ class InspectedSettings:
     layers: bool = setting(False, help="Print every layer, not only blocks.")
     factors: int = setting(3, minimum=0, help="Draw the factors of this many layers.")
     layer: tuple[str, ...] = setting(
-        (), append=True, metavar="NAME", help="Draw this layer's factors; repeat for several."
+        (),
+        append=True,
+        metavar="NAME",
+        help="Draw this layer's factors; repeat the flag for several.",
     )
 
 
@@ -84,7 +87,11 @@ class SheetSettings:
         multiple_of=8,
         help="Sides of the pictures; by default the base's own.",
     )
-    clip: str = setting("auto", metavar="NAME_OR_PATH", help="As in diffusekrona.evaluate.")
+    clip: str = setting(
+        "auto",
+        metavar="NAME_OR_PATH",
+        help="CLIP model that scores; auto: ViT-B/32, or the bundled one on a bundled base.",
+    )
     device: str | None = setting(None, help="Such as cuda or cpu; by default the best available.")
 
 

@@ -65,7 +65,7 @@ def build(workspace: Workspace, tabs: gr.Tabs) -> DrawTab:
                     fields[name] = _field(name)
             with gr.Accordion("Recipe of a picture", open=False):
                 png = gr.File(
-                    file_types=[".png"], label="Drop a picture drawn here", height=120,
+                    file_types=[".png"], label="Drop a picture drawn here", height=160,
                     elem_id="recipe",
                 )  # fmt: skip
         with gr.Column(scale=3, min_width=320):

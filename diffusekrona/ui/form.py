@@ -28,29 +28,60 @@ def groups_of(cls: type) -> dict[str, tuple[str, list[Option]]]:
 
 _LABELS = {
     "pretrained_model_name_or_path": "base model",
+    "pretrained_vae_model_name_or_path": "VAE",
     "instance_prompt": "prompt",
     "instance_data_dir": "folder of the pictures",
+    "holdout_data_dir": "folder of held-out pictures",
+    "subject_dir": "photos of the subject",
     "adapter_type": "method",
     "attn_update_unet": "projections to adapt",
+    "attn_update_text": "projections to adapt in text encoders",
     "max_train_steps": "steps",
+    "num_train_epochs": "passes over the pictures",
+    "lr_num_cycles": "cycles of the learning rate",
+    "hub_model_id": "name on the hub",
     "output_dir": "folder of the run",
     "num_inference_steps": "denoising steps",
+    "low_vram": "for small GPUs",
+    "every": "every so many steps",
+    "budget": "time to spend",
+    "clip_t_text": "text for CLIP-T",
+    "source": "adapter",
+    "to": "format",
+    "from": "format of the adapter",
+    "dtype": "precision",
 }
+_WORDS = {
+    "vae": "VAE", "snr": "SNR", "ema": "EMA", "cpu": "CPU", "8bit": "8-bit", "tf32": "TF32",
+    "clip": "CLIP", "dino": "DINO", "adam": "Adam", "huber": "Huber", "lora": "LoRA", "oft": "OFT",
+    "lr": "learning rate", "dir": "folder", "dtype": "precision", "num": "number of",
+    "krona": "KronA", "xformers": "xFormers",
+}  # fmt: skip
 
 
 def label_of(option: Option) -> str:
     """ "learning_rate" as "learning rate"."""
-    return _LABELS.get(option.name, option.key.replace("_", " "))
+    return _label(option.name if option.name in _LABELS else option.key)
+
+
+def _label(name: str) -> str:
+    return _LABELS.get(name) or " ".join(_WORDS.get(word, word) for word in name.split("_"))
+
+
+def without_flags(text: str) -> str:
+    """A text with the labels of fields where it has flags: a reader of the page sees no flag."""
+    return re.sub(r"(?<![\w-])--([a-z]\w+)", lambda found: f'"{_label(found[1])}"', text)
 
 
 def help_of(option: Option) -> str:
     """The setting's help, with what it is if it is left empty."""
     text = option.metadata["help"].replace("; repeat the flag for several", "; one per line")
     text = text.replace("Repeat the flag to compare several.", "Several are compared.")
+    text = without_flags(text)
     if option.default is MISSING or option.kind is bool or option.choices:
         return text
     shown = str(field_value(option, option.default)).replace("\n", ", ")
-    return f"{text} Default: {shown}." if shown else text
+    return f"{text} Default: {shown}." if shown and "by default" not in text else text
 
 
 def field_value(option: Option, value: Any) -> Any:

@@ -58,6 +58,20 @@ def build(workspace: Workspace) -> gr.Blocks:
 
 
 def theme() -> gr.themes.Base:
-    """Gradio's plain theme with the system's own fonts: nothing is loaded from elsewhere."""
+    """Gradio's plain theme with the system's own fonts, as nothing is loaded from elsewhere, and
+    with letters that stand out from what is behind them (a contrast of 4.5 or more)."""
     fonts = ("system-ui", "sans-serif")
-    return gr.themes.Default(font=fonts, font_mono=("ui-monospace", "monospace"))
+    plain = gr.themes.Default(font=fonts, font_mono=("ui-monospace", "monospace"))
+    return plain.set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
+        color_accent="*primary_700",
+        color_accent_dark="*primary_500",
+        body_text_color_subdued="*neutral_500",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        checkbox_border_color="*neutral_500",
+        checkbox_border_color_dark="*neutral_400",
+    )

@@ -89,7 +89,7 @@ def read_run(workspace: Workspace, folder: Path) -> Run:
         step=step,
         steps=(record.steps if record else None) or values.get("max_train_steps") or _total(log),
         curves={**measured, **curves_of(lines)},
-        turned=in_words(losses) if losses else "",
+        turned=in_words(losses) if len(losses) > 1 else "",
         speed=speed_of(lines),
         memory=(record.peak_memory if record else None) or _memory(workspace, folder, log),
         pictures=_pictures(workspace, folder),

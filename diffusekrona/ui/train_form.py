@@ -20,7 +20,15 @@ from .checking import check_pictures
 from .estimate import check_fit, estimate_of
 from .filling import Answer, answered
 from .following import FOLLOWING, LEADING, check_base, defaults_of, hidden_settings, usual_values
-from .form import field_values, help_of, label_of, place_of, places_of, read_form
+from .form import (
+    field_values,
+    help_of,
+    label_of,
+    place_of,
+    places_of,
+    read_form,
+    without_flags,
+)
 from .jobs import check_paths, check_pictures_there, next_name, settings_from, start
 from .places import Workspace, first_subject, safe_name, subjects
 from .presets import PRESETS
@@ -52,7 +60,7 @@ def for_subject(workspace: Workspace, name: str | None, method: str) -> dict[str
         known = name if name in subjects(workspace) else safe_name(name or "")
     except UserError:
         return {}
-    subject = f"a sks {known.replace('-', ' ')}"
+    subject = f"a sks {known.removeprefix('my-').replace('-', ' ')}"
     output = next_name(workspace, known, method or "run")
     values = (f"data/{known}/input", subject, f"{subject} in the snow", "", output)
     return dict(zip(BY_SUBJECT, values, strict=True))
@@ -187,7 +195,7 @@ def _marks(mistakes: Mapping[str, str], before: Sequence[str]) -> dict[str, dict
     """How the fields look that have a mistake, or had one before."""
     plain = {n: {"info": help_of(OPTIONS[n]), "elem_classes": []} for n in before if n in OPTIONS}
     return plain | {
-        name: {"info": f"✗ {what}", "elem_classes": ["dk-mistake"]}
+        name: {"info": f"✗ {without_flags(what)}", "elem_classes": ["dk-mistake"]}
         for name, what in mistakes.items()
         if name in OPTIONS
     }

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..common.pages import render
+from .form import without_flags
 from .server import address_of
 
 _WIDTH, _HEIGHT, _MARGIN = 320, 90, 4
@@ -24,9 +25,10 @@ def say(
     facts: Sequence[tuple[str, str]] = (),
     note: str = "",
 ) -> str:
-    """Mistakes, facts and a note; nothing if there are none."""
+    """Mistakes, facts and a note; nothing if there are none. Flags become labels of fields."""
     if not (mistakes or facts or note):
         return ""
+    mistakes = [without_flags(line) for line in mistakes]
     return view("facts", mistakes=mistakes, facts=facts, note=note)
 
 

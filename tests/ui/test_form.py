@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffusekrona.common.settings import build, flat, options_of
+from diffusekrona.sampling.settings import InferenceSettings
 from diffusekrona.training.settings import TrainSettings
 from diffusekrona.ui.form import (
     field_values,
     groups_of,
+    help_of,
+    label_of,
     place_of,
     places_of,
     read_form,
+    without_flags,
 )
+from diffusekrona.ui.tools import TOOLS
 
 GIVEN = {
     "pretrained_model_name_or_path": "pocket",
@@ -48,6 +53,15 @@ def test_mistakes_are_at_their_field() -> None:
         "output_dir": "is required",
         "a1": "must be a whole number",
     }
+
+
+def test_a_reader_of_the_page_sees_no_flag() -> None:
+    text = '"for small GPUs" needs "VAE tiling" (see --4, a--b)'
+    assert without_flags("--low_vram needs --vae_tiling (see --4, a--b)") == text
+    for settings in (TrainSettings, InferenceSettings, *(tool.settings for tool in TOOLS)):
+        for option in options_of(settings).values():
+            shown = f"{label_of(option)} {help_of(option)}"
+            assert "--" not in shown and "_dir" not in shown, shown
 
 
 def test_an_error_finds_its_field() -> None:

@@ -55,6 +55,10 @@ def test_the_validation_loss_is_shown_with_the_step_where_it_turned(tmp_path: Pa
     assert run.curves["validation loss"] == [(0, 0.3), (10, 0.2), (20, 0.25)]
     text = view("watch", runs=[run], curve=curve, duration=duration, most=3)
     assert "validation loss: 0.25" in text and "lowest 0.2000 at step 10, where it turned" in text
+    (folder / "validation_loss.jsonl").write_text(json.dumps(lines[0]))
+    text = view("watch", runs=[read_run(Workspace(tmp_path), folder)], curve=curve,
+                duration=duration, most=3)  # fmt: skip
+    assert "validation loss: 0.3" in text and "polyline" not in text and "lowest" not in text
 
 
 def test_a_killed_run_says_so_and_where_it_continues(tmp_path: Path) -> None:

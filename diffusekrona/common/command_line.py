@@ -24,6 +24,7 @@ from .errors import UserError
 from .settings import (
     Option,
     Settings,
+    as_path,
     check_limits,
     did_you_mean,
     kind_in_words,
@@ -63,7 +64,7 @@ def parse(
     config = _value_of("--config", argv)
     values = dict(defaults or {})
     if config is not None:
-        values |= read_settings_file(cls, Path(config))
+        values |= read_settings_file(cls, as_path(config))
     with errors.on_parse_error(functools.partial(_refuse, cls)):
         settings = tyro.cli(
             cls,
@@ -170,7 +171,7 @@ def _reader(option: Option) -> PrimitiveConstructorSpec[Any]:
     def one(text: str) -> Any:
         text = text.lower() if option.metadata.get("ignore_case") else text
         try:
-            return option.kind(text)
+            return as_path(text) if option.kind is Path else option.kind(text)
         except ValueError:
             words = kind_in_words(option.kind)
             raise UserError(f"{option.flag} must be {words}, not {text!r}.") from None

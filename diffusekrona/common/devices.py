@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import TYPE_CHECKING
 
 from .errors import UserError, reason_of
@@ -9,6 +10,16 @@ from .errors import UserError, reason_of
 if TYPE_CHECKING:
     import torch
     from accelerate import PartialState
+
+# How long processes wait for one another: the main one may draw or score alone meanwhile.
+TIMEOUT = datetime.timedelta(hours=1)
+
+
+def has_bf16() -> bool:
+    """Whether the GPU computes in bf16 by itself; True without one. Others imitate it, slowly."""
+    import torch
+
+    return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def process_state(device: str | None) -> PartialState:
@@ -21,7 +32,7 @@ def process_state(device: str | None) -> PartialState:
     from accelerate import PartialState
 
     there_is_one = torch.cuda.is_available() or torch.accelerator.is_available()
-    return PartialState(cpu=device == "cpu" or not there_is_one)
+    return PartialState(cpu=device == "cpu" or not there_is_one, timeout=TIMEOUT)
 
 
 def choose_device(name: str | None, default: torch.device) -> torch.device:

@@ -27,6 +27,7 @@ _IN_THE_WAY = {
     errno.ENOTDIR: "a file exists where a folder should be",
     errno.EISDIR: "a folder exists in its place",
 }
+_LONGEST = 1000  # characters of an error's line
 
 
 class UserError(Exception):
@@ -108,7 +109,9 @@ def _has_no_room(path: str | os.PathLike[str], error: Exception) -> bool:
 
 def _complain(line: str) -> None:
     # Names from a file may be long, or hold what a terminal would obey.
-    line = "".join(c if c.isprintable() else " " for c in shortened(line, 2000))
+    line = "".join(c if c.isprintable() else " " for c in " ".join(line.split()))
+    if len(line) > _LONGEST:  # the reason, and what to do, are at the end
+        line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
     with suppress(OSError):  # where nothing can be printed, the exit code remains
         _end_progress_bars()
         print("error: " + line, file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ import yaml
 
 from .errors import UserError
 from .own_files import write_result
-from .settings import Option, did_you_mean, flat, kind_in_words, options_of
+from .settings import Option, as_path, did_you_mean, flat, kind_in_words, options_of
 from .yaml_files import read_mapping
 
 
@@ -67,7 +67,7 @@ def _typed_one(option: Option, value: Any) -> Any:
     if option.kind is float and isinstance(value, int | float | str):
         return float(value)  # YAML 1.1 reads 5e-3 as text
     if option.kind is Path and isinstance(value, str):
-        return Path(value)
+        return as_path(value)
     if not isinstance(value, option.kind):
         raise TypeError
     return value.lower() if option.metadata.get("ignore_case") else value

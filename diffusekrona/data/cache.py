@@ -116,8 +116,9 @@ def prepare_data(
     report_photographs(base.pretrained_model_name_or_path, [example.path for example in examples])
     class_pictures: list[Path] = []
     if prior.with_prior_preservation:
-        from .class_images import draw_class_pictures
+        from .class_images import draw_class_pictures, refuse_pictures_of
 
+        refuse_pictures_of([example.path for example in examples], prior.class_data_dir)
         class_pictures = draw_class_pictures(
             accelerator,
             resolved.base,

@@ -2,52 +2,92 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..bases.families import family_of_pipeline
-from ..common.errors import UserError
-from ..common.pictures import PICTURE_SUFFIXES, why_not
+from ..bases.fingerprint import fingerprint_of
+from ..common.errors import UserError, shortened
+from ..common.pictures import PICTURE_SUFFIXES, content_key
 from ..sampling.grids import read_recipe, save_png
 from ..sampling.pipeline import generate, load_pipeline, place
 from ..sampling.settings import steps_or
 from .folder import find_pictures
 
+log = logging.getLogger(__name__)
+
 
 def missing_class_pictures(folder: Path, wanted: int) -> list[int]:
     """Numbers of the class pictures still to draw; a picture drawn before is never drawn again."""
-    have = []
-    if folder.is_dir():
-        have = [p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES]
-    usable = {p.name for p in have if why_not(p) is None}
-    free = (n for n in range(wanted + len(have)) if _name(n) not in usable)
+    usable = {path.name for path in _usable(folder)[0]}
+    free = (n for n in range(wanted + len(usable)) if _name(n) not in usable)
     return [next(free) for _ in range(max(0, wanted - len(usable)))]
 
 
-def refuse_other_pictures(folder: Path, prompt: str, base: str) -> None:
-    """See that no picture that a run drew into `folder` is of another prompt or base.
+def refuse_other_pictures(
+    folder: Path, prompt: str, base: str, revision: str | None = None
+) -> None:
+    """See that no picture that a run drew into `folder` is of another prompt or base, or of an
+    adapter.
 
-    A base is known by the last part of its name: folders are moved. Pictures that carry no recipe,
-    such as photographs, are the user's own and are used as they are.
+    A base is known by its files or, where these are not on this machine, by the last part of its
+    name: folders are moved. Pictures that carry no recipe, such as photographs, are the user's own
+    and are used as they are.
 
     Raises:
         UserError: naming the first picture that differs.
     """
     if not folder.is_dir():
         return
-    want = {"prompt": prompt, "base": Path(base).name}
+    files = fingerprint_of(base)
     for path in sorted(folder.glob("*.png")):
         try:
             have = read_recipe(path) or {}
         except UserError:  # not a PNG: `find_pictures` says so
             continue
-        for key, value in want.items():
-            drawn = have.get(key, value)
-            if (Path(str(drawn)).name if key == "base" else drawn) != value:
-                raise UserError(
-                    f"{path} was drawn with {key} {drawn!r}, this run has {value!r}: give another "
-                    "--class_data_dir, or delete its pictures."
-                )
+        other = _difference(have, prompt, base, files, revision)
+        if other:
+            raise UserError(
+                f"{path} was drawn with {other}: give another --class_data_dir, or delete its "
+                "pictures."
+            )
+
+
+def _difference(
+    have: Mapping[str, Any], prompt: str, base: str, files: str | None, revision: str | None
+) -> str | None:
+    """In what a picture's recipe is not this run's, in words; None if in nothing."""
+    if have.get("adapters"):
+        return "an adapter, class pictures are the base's own"
+    if (drawn := have.get("prompt", prompt)) != prompt:
+        return f"prompt {shortened(repr(drawn))}, this run has {shortened(repr(prompt))}"
+    drawn, drawn_files = str(have.get("base", base)), have.get("base_files")
+    if files and drawn_files:
+        if files != drawn_files:
+            return f"base {shortened(repr(drawn))}, whose files are not those of {base!r}"
+    elif Path(drawn).name != Path(base).name:
+        return f"base {shortened(repr(drawn))}, this run has {base!r}"
+    elif (other := have.get("revision", revision)) != revision:
+        return f"revision {shortened(repr(other))}, this run has {revision!r}"
+    return None
+
+
+def refuse_pictures_of(subject: Iterable[Path], folder: Path) -> None:
+    """See that no class picture is one of the subject's: preserved as the class, it would undo what
+    is learned from it.
+
+    Raises:
+        UserError: naming the first.
+    """
+    of_subject = {content_key(path): path for path in subject}
+    for path in _usable(folder)[0]:
+        if (same := of_subject.get(content_key(path))) is not None:
+            raise UserError(
+                f"--class_data_dir {folder}: {path.name} is a picture of the subject ({same}); "
+                "give a folder of pictures of the class alone, or one to draw them into."
+            )
 
 
 def draw_class_pictures(
@@ -72,18 +112,20 @@ def draw_class_pictures(
     Returns:
         `wanted` pictures' paths, sorted.
     """
-    refuse_other_pictures(folder, prompt, base)
+    revision = options.get("revision")
+    refuse_other_pictures(folder, prompt, base, revision)
     numbers = missing_class_pictures(folder, wanted)
     accelerator.wait_for_everyone()  # all have counted before one adds to the folder
     if numbers:
         pipeline = load_pipeline(base, **options)
-        defaults = family_of_pipeline(pipeline).drawing_defaults(base, options.get("revision"))
+        defaults = family_of_pipeline(pipeline).drawing_defaults(base, revision)
         if low_vram:
             batch_size = 1
         place(pipeline, accelerator.device, low_vram)
         mine = numbers[accelerator.process_index :: accelerator.num_processes]
         from tqdm.auto import tqdm
 
+        origin = {"base": base, "revision": revision, "base_files": fingerprint_of(base)}
         bar = tqdm(total=len(mine), desc="class pictures", unit="picture")
         for start in range(0, len(mine), batch_size):
             seeds = mine[start : start + batch_size]
@@ -97,19 +139,49 @@ def draw_class_pictures(
                 progress=False,
             )
             for seed, image in zip(seeds, images, strict=True):
-                recipe = {"prompt": prompt, "seed": seed, "base": base}
+                recipe = {"prompt": prompt, "seed": seed, **origin}
                 save_png(image, folder / _name(seed), recipe)
                 bar.update()
         bar.close()
         del pipeline
     accelerator.wait_for_everyone()
-    return class_pictures(folder, wanted)
+    found = class_pictures(folder, wanted)
+    if accelerator.is_main_process:
+        _tell_of_others(folder, found, prompt)
+    return found
+
+
+def _tell_of_others(folder: Path, used: Sequence[Path], prompt: str) -> None:
+    """Log which pictures are left out, and how many only their owner can vouch for."""
+    for line in _usable(folder)[1]:
+        log.warning("skipped in %s: %s", folder, line)
+    unknown = [path for path in used if not (path.suffix == ".png" and read_recipe(path))]
+    if unknown:
+        log.warning(
+            "%d of %d class pictures in %s do not say what they were drawn with, such as %s: they "
+            "are trained on as %r",
+            len(unknown), len(used), folder, unknown[0].name, prompt,
+        )  # fmt: skip
 
 
 def class_pictures(folder: Path, wanted: int) -> list[Path]:
     """The class pictures in `folder` that a run uses: `wanted`, or fewer if there are fewer."""
-    have = folder.is_dir() and any(p.suffix.lower() in PICTURE_SUFFIXES for p in folder.iterdir())
-    return find_pictures(folder)[0][:wanted] if have else []
+    return _usable(folder)[0][:wanted]
+
+
+def _usable(folder: Path) -> tuple[list[Path], list[str]]:
+    """The usable pictures in `folder`, sorted, and a line for each that is not; hidden files and
+    what is no picture by its name are neither."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    named = {path.name for path in entries if path.suffix.lower() in PICTURE_SUFFIXES}
+    if not named:
+        return [], []
+    try:
+        found, skipped = find_pictures(folder)
+    except UserError as error:  # all of them are damaged
+        return [], [str(error)]
+    lines = [line for line in skipped if not line.startswith(".")]
+    return found, [line for line in lines if line.partition(": ")[0] in named]
 
 
 def _name(number: int) -> str:

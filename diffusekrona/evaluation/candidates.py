@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from ..bases.fingerprint import fingerprint_of
 from ..common.errors import UserError
 from ..common.files import write_text
 from ..common.json_files import read_json
 from ..common.pictures import content_key, load_picture
 from .encoders import Scorers
-from .fingerprint import fingerprint_of
 from .scoring import Reference, Scores, read_reference, score
 
 Levels = list[list[float]]  # (prompts, seeds)

@@ -6,8 +6,11 @@ which one it was. Papers report "openai/clip-vit-base-patch32" and "facebook/din
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -127,9 +130,10 @@ def _openai_clip(name: str, device: torch.device | str) -> Encoder:
             "github.com/openai/CLIP, or use --clip_backend transformers, which scores the same."
         ) from error
     name = {PAPER_CLIP: "ViT-B/32", BUNDLED_CLIP: "ViT-B/32"}.get(name, name)
+    refuse_torchscript(Path(name))
     try:
         model, prepare = clip.load(name, device=device, jit=False)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, UnpicklingError) as error:
         reason = reason_of(error)
         raise UserError(f"OpenAI's clip package cannot load {name!r}: {reason}") from error
     model = model.float().eval()
@@ -143,6 +147,22 @@ def _openai_clip(name: str, device: torch.device | str) -> Encoder:
         return in_batches(lambda batch: model.encode_text(batch.to(device)), tokens.split(256))
 
     return Encoder(f"{name} (OpenAI's clip)", images, texts)
+
+
+def refuse_torchscript(path: Path) -> None:
+    """Raise UserError for a file that holds a program of TorchScript, which OpenAI's package would
+    run; what it downloads itself, it checks. Of other files it loads tensors alone."""
+    if not (path.is_file() and zipfile.is_zipfile(path)):
+        return
+    try:
+        names = zipfile.ZipFile(path).namelist()
+    except zipfile.BadZipFile:  # nor does torch open it
+        return
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise UserError(
+            f"--clip {path} is a TorchScript program, which can run code when it is opened: give "
+            "the model's name, or a file of its tensors."
+        )
 
 
 def load_dino_encoder(name: str, device: torch.device | str = "cpu") -> Encoder:

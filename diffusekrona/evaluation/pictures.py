@@ -15,13 +15,13 @@ from PIL import Image
 
 from ..adapters.mixing import WeightedAdapter, apply_adapters
 from ..bases.families import drawing_defaults, family_of_pipeline
+from ..bases.fingerprint import fingerprint_of
 from ..bases.precision import DTYPE_NAMES
 from ..bases.schedulers import set_scheduler
 from ..common.errors import UserError, shortened
 from ..common.files import slug
 from ..common.pictures import open_png
 from ..sampling.grids import read_recipe, save_png
-from .fingerprint import fingerprint_of
 from .prompts import Prompt
 
 if TYPE_CHECKING:

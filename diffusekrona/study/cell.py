@@ -169,7 +169,7 @@ def cells_of(
     Raises:
         UserError: a subject without pictures, or fewer than the study trains on.
     """
-    from ..evaluation.fingerprint import fingerprint_of
+    from ..bases.fingerprint import fingerprint_of
     from ..evaluation.prompts import get_prompts
 
     texts = tuple(f"{p.kind}:{p.template}" for p in get_prompts(scoring.prompts))

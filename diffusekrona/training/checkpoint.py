@@ -73,19 +73,25 @@ def save_checkpoint(
     """
     final = output_dir / f"checkpoint-{step}"
     partial = output_dir / f".checkpoint-{step}.partial"
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-    accelerator.wait_for_everyone()
     failure: Exception | None = None
     try:
-        with writing(partial):
-            save_training_state(accelerator, partial, step, state)
-            if accelerator.is_main_process:
-                _seal(partial, final, step, settings)
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+            with writing(partial):
+                partial.mkdir(parents=True)
+    except (UserError, OSError) as error:
+        failure = error
+    there = all_succeeded(accelerator, failure is None)  # or DeepSpeed's would wait for one another
+    try:
+        if there:
+            with writing(partial):
+                save_training_state(accelerator, partial, step, state)
+                if accelerator.is_main_process:
+                    _seal(partial, final, step, settings)
     except (UserError, OSError) as error:
         failure = error
         shutil.rmtree(partial, ignore_errors=True)
-    if not all_succeeded(accelerator, failure is None):
+    if not there or not all_succeeded(accelerator, failure is None):
         reason = failure or "another process could not write it"
         log.warning("checkpoint of step %d was not saved, training continues: %s", step, reason)
         return None

@@ -16,6 +16,7 @@ from ..adapters.methods import METHODS
 from ..adapters.settings import AdapterSettings
 from ..bases.settings import BaseSettings, PrecisionSettings
 from ..common.command_line import parse
+from ..common.devices import has_bf16
 from ..common.errors import UserError
 from ..common.settings import COUNTS, SEEDS, flat, options_of, setting, with_values
 from ..data.captions import with_trigger
@@ -399,7 +400,7 @@ def low_vram_recipe() -> dict[str, Any]:
     return {
         "gradient_checkpointing": True,
         "cpu_offload_checkpointing": True,
-        "mixed_precision": "bf16",
+        "mixed_precision": "bf16" if has_bf16() else "fp16",
         "vae_tiling": True,
         **quantised,
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import logging
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -17,6 +16,7 @@ from ..bases.components import denoiser_name, is_text_encoder
 from ..bases.precision import DTYPE_NAMES, dtype_of
 from ..bases.quantisation import check_quantisation, quantise
 from ..bases.settings import BaseSettings, PrecisionSettings
+from ..common.devices import TIMEOUT, has_bf16
 from ..common.errors import UserError, not_installed, shortened
 from .early_stop import EarlyStop, EarlyStopByLoss
 from .gradient_checkpointing import checkpoints_on_host
@@ -29,8 +29,6 @@ from .validation_loss import ValidationLoss
 log = logging.getLogger("diffusekrona")
 
 ADAPTER_NAME = "default"
-# How long processes wait for one another: the main one may draw validation pictures meanwhile.
-TIMEOUT = datetime.timedelta(hours=1)
 
 
 def make_accelerator(
@@ -75,8 +73,7 @@ def make_accelerator(
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("--mixed_precision fp16 needs a GPU: on a CPU use no or bf16.")
     on_gpu = accelerator.device.type == "cuda"
-    has_bf16 = not on_gpu or torch.cuda.is_bf16_supported(including_emulation=False)
-    if accelerator.mixed_precision == "bf16" and not has_bf16:
+    if accelerator.mixed_precision == "bf16" and on_gpu and not has_bf16():
         raise UserError("This GPU does not compute in bf16: give --mixed_precision fp16.")
     if accelerator.mixed_precision not in DTYPE_NAMES:
         raise UserError(f"--mixed_precision {accelerator.mixed_precision} is not supported.")

@@ -48,13 +48,11 @@ class TrainingState:
 
 
 def save_training_state(accelerator: Any, folder: Path, step: int, state: TrainingState) -> None:
-    """Write adapter.safetensors and training_state.safetensors into `folder`, which is made.
+    """Write adapter.safetensors and training_state.safetensors into `folder`, which is there.
 
     Every process calls it. The state is the same on all of them, so the main process writes it; of
     DeepSpeed's, which is shared out, each writes its part.
     """
-    if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
     if accelerator.distributed_type == "DEEPSPEED":
         accelerator.wait_for_everyone()
         accelerator.save_state(str(folder), exclude_frozen_parameters=True)

@@ -136,7 +136,9 @@ def test_it_is_trained_drawn_resumed_and_loaded(base: Path, tmp_path: Path, caps
     (base.parent / "pictures" / "red.txt").write_text("a red sks dog")
     common = ["--gradient_checkpointing", "--aspect_ratio_buckets", "--resolution", "64"]
     prior = ["--with_prior_preservation", "--class_prompt", "a dog", "--num_class_images", "1"]
-    prior += ["--class_data_dir", str(base.parent / "pictures")]
+    (base.parent / "class").mkdir(exist_ok=True)
+    Image.new("RGB", (40, 32), "green").save(base.parent / "class" / "green.png")
+    prior += ["--class_data_dir", str(base.parent / "class")]
     common += prior
     assert train(flags(base, tmp_path / "dry", *common, "--dry_run")) == 0
     printed = capsys.readouterr().out

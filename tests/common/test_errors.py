@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from diffusekrona.common.errors import exit_on_user_error, reason_of
+from diffusekrona.common.errors import UserError, exit_on_user_error, reason_of
 
 
 def test_the_reason_is_the_first_line_or_the_type() -> None:
@@ -53,6 +53,17 @@ def test_what_the_system_refuses_is_one_line(error, line, capsys) -> None:
         exit_on_user_error(main)
     assert ended.value.code == 2
     assert capsys.readouterr().err == f"error: cannot use {line}\n"
+
+
+def test_of_a_long_line_the_reason_stays(capsys) -> None:
+    def main() -> None:
+        raise UserError(f"No folder {'x' * 9999}: give another.")
+
+    with pytest.raises(SystemExit):
+        exit_on_user_error(main)
+    said = capsys.readouterr().err
+    assert said.startswith("error: No folder xxx") and said.endswith("xxx: give another.\n")
+    assert len(said) < 1100
 
 
 def test_links_in_a_circle_are_one_line(tmp_path, capsys) -> None:

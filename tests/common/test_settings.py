@@ -65,6 +65,15 @@ def test_flags_make_settings() -> None:
     assert not cake("--pan", "tin", "--gluten", "--no-gluten").gluten
 
 
+def test_a_home_that_the_shell_left_alone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cake("--pan=~/tin").pan == tmp_path / "tin"
+    assert typed_values(Cake, {"pan": "~/tin"}, "a.yaml") == {"pan": tmp_path / "tin"}
+    assert cake("--pan=~nobody-of-this-name/tin").pan == Path("~nobody-of-this-name/tin")
+    (tmp_path / "cake.yaml").write_text("pan: ~/tin\n")
+    assert cake("--config=~/cake.yaml").pan == tmp_path / "tin"
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [

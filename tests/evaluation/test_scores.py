@@ -18,6 +18,7 @@ from diffusekrona import KronAConfig, quickstart, save_adapter
 from diffusekrona.bases import loading
 from diffusekrona.common.errors import UserError
 from diffusekrona.evaluation import scores
+from diffusekrona.evaluation.encoders import refuse_torchscript
 from diffusekrona.sampling.grids import read_recipe
 
 SETTINGS = {
@@ -99,6 +100,15 @@ def test_nothing_to_score_and_no_model(clip: scores.Clip) -> None:
     with pytest.raises(UserError, match="nowhere") as error:
         scores.load_clip("./nowhere")
     assert "\n" not in str(error.value)
+
+
+def test_a_program_is_not_taken_for_weights(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "clip.pt")
+    with pytest.raises(UserError, match="TorchScript program"):
+        refuse_torchscript(tmp_path / "clip.pt")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "tensors.pt")
+    refuse_torchscript(tmp_path / "tensors.pt")
+    refuse_torchscript(Path("ViT-B/32"))
 
 
 def test_the_quick_start_draws_the_comparison(

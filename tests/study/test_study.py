@@ -23,8 +23,8 @@ from PIL import Image
 from processes import Program
 from tiny_scorers import save_clip, save_dino
 
+from diffusekrona.bases.fingerprint import fingerprint_of
 from diffusekrona.common.errors import UserError
-from diffusekrona.evaluation.fingerprint import fingerprint_of
 from diffusekrona.study import __main__ as program
 from diffusekrona.study import cell_run, engines
 from diffusekrona.study.builtin_studies import studies

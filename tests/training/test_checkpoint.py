@@ -388,3 +388,22 @@ def test_a_resumed_8_bit_optimizer_goes_on_exactly(state, tmp_path: Path) -> Non
     step(resumed, fresh, 2)
     assert fresh.state[resumed]["state1"].dtype == torch.uint8
     assert torch.equal(resumed, weight)
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_all_processes_hear_of_a_folder_that_cannot_be_made(
+    tmp_path: Path, monkeypatch, main: bool
+) -> None:
+    answers = []
+
+    def reduce(failures: torch.Tensor, reduction: str) -> torch.Tensor:
+        answers.append(float(failures))
+        return torch.tensor(1.0)  # the main one failed
+
+    process = SimpleNamespace(
+        **vars(ALONE) | {"is_main_process": main, "num_processes": 2}, device="cpu", reduce=reduce
+    )
+    (tmp_path / "out").write_text("a file in its place")
+    monkeypatch.setattr(checkpoints, "save_training_state", lambda *_: pytest.fail("it waits"))
+    saved = checkpoints.save_checkpoint(process, tmp_path / "out", 1, {}, None, None)
+    assert saved is None and answers == [float(main)]

@@ -219,6 +219,13 @@ def test_low_vram_is_a_recipe_that_gives_way() -> None:
     assert mine.quantize_base == "none" and mine.gradient_checkpointing
 
 
+def test_low_vram_takes_fp16_where_the_card_has_no_bf16(monkeypatch) -> None:
+    required = ["--pretrained_model_name_or_path", "b", "--instance_data_dir", ".", "--output_dir"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert parse_settings([*required, "o", "--low_vram"]).precision.mixed_precision == "fp16"
+
+
 @pytest.mark.parametrize("base", ["tiny_sd1", "tiny_sdxl"])
 def test_low_vram_trains_and_draws(request, base, pictures, tmp_path: Path) -> None:
     folder = request.getfixturevalue(base)

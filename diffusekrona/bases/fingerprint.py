@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from ..bases.loading import BUNDLED
+from .loading import BUNDLED
 
 _ENDS = 1 << 16  # bytes read of each end of a file: retrained weights differ everywhere
 

@@ -291,6 +291,7 @@ def set_adapter_weight(model: nn.Module, adapter_name: str, weight: float) -> No
         UserError: another weight than 1 for a method that has none.
     """
     method = method_of(cast(Any, model).peft_config[adapter_name])
+    method.check_weight(weight)
     for module in model.modules():
         if isinstance(module, BaseTunerLayer) and carries(module, adapter_name):
             method.set_weight(module, adapter_name, weight)

@@ -122,8 +122,8 @@ class Method:
         """`delta`. Raises UserError as well for a method that has none."""
         if self.delta is None:
             raise UserError(
-                f"{self.title} does not add to the base's weights, so that its adapters can only "
-                "be drawn with: not converted, inspected or continued by another method."
+                f"{self.title} does not add to the base's weights: its adapters can be trained and "
+                "drawn with, but not converted, inspected or continued with another method."
             )
         return self.delta(tensors, config, layer)
 
@@ -136,8 +136,7 @@ class Method:
             )
 
     def set_weight(self, layer: Any, adapter_name: str, weight: float) -> None:
-        """Set what one layer's change is multiplied by. Raises as `check_weight` does."""
-        self.check_weight(weight)
+        """Set what one layer's change is multiplied by, after `check_weight`."""
         if self.delta is not None:
             layer.set_scale(adapter_name, weight)
 

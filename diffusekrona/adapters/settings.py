@@ -20,7 +20,7 @@ class AdapterSettings:
     adapter_type: str = setting(
         "krona",
         choices=METHODS,
-        help="Method; lora is the baseline, lokr that of LyCORIS, oft turns weights.",
+        help="Method; lora is the baseline, lokr that of LyCORIS, oft rotates weights.",
     )
     attn_update_unet: str = setting(
         "kqvo", metavar="LETTERS", help="Attention projections to adapt: any of k, q, v, o."
@@ -74,7 +74,7 @@ class AdapterSettings:
         32,
         minimum=2,
         maximum=16_384,
-        help="Side of the blocks that an OFT turns; divides in_features, or the nearest that does.",
+        help="Side of the blocks that OFT rotates: a divisor of in_features, or the nearest one.",
     )
     train_feed_forward: bool = setting(False, help="Adapt the feed-forward layers as well.")
     train_text_encoder: bool = setting(False, help="Adapt the text encoders as well.")

@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,6 @@ def quiet_libraries() -> None:
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
-    # It logs an error for each file that it looks for in vain, and raises as well.
-    logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", message="Already found a `peft_config`")
     warnings.filterwarnings("ignore", message="Could not find a config file")
     warnings.filterwarnings("ignore", module="huggingface_hub")
@@ -190,6 +188,22 @@ def aligned(part: Any) -> Any:
     return part
 
 
+@contextmanager
+def _errors_raised_only() -> Generator[None]:
+    """diffusers logs an error for each file that it looks for in vain, and raises it as well."""
+    logger = logging.getLogger("diffusers.models.modeling_utils")
+
+    def drop(_: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(drop)  # its own for each thread that loads: the level is one for all
+    try:
+        yield
+    finally:
+        logger.removeFilter(drop)
+
+
+@_errors_raised_only()
 def or_of_fp16_files(load: Callable[..., Any], **options: Any) -> Any:
     """What `load` gives; where that fails and no variant was asked for, of the fp16 files, which
     are all that some bases have.

@@ -193,7 +193,7 @@ def test_lokr_factors_that_are_not_a_layer(run_flags, tmp_path: Path) -> None:
 
 
 def test_oft_turns_weights_and_is_drawn_whole(run_flags, tiny_sd1: Path, tmp_path: Path) -> None:
-    """Merged, a weight is turned by PEFT's own rotation; what needs a delta W is refused."""
+    """Merged, a weight is rotated by PEFT's own rotation; what needs a delta W is refused."""
     flags = [*run_flags, "--oft_block_size", "8", "--max_relative_norm", "0.01"]
     flags[flags.index("loha")] = "oft"
     assert train(flags) == 0
@@ -210,14 +210,14 @@ def test_oft_turns_weights_and_is_drawn_whole(run_flags, tiny_sd1: Path, tmp_pat
         layer, weight = unet.get_submodule(name), base.get_submodule(name).weight
         blocks, side = weight.shape[1] // 8, 8
         assert own["oft_R.weight"].shape == (blocks, side * (side - 1) // 2)
-        turned = weight @ layer.get_delta_weight("default").t()
-        torch.testing.assert_close(turned.norm(), weight.norm(), rtol=1e-4, atol=0)
+        rotated = weight @ layer.get_delta_weight("default").t()
+        torch.testing.assert_close(rotated.norm(), weight.norm(), rtol=1e-4, atol=0)
         norm = adapter.method.delta_norm(layer, "default")
-        torch.testing.assert_close(norm, (turned - weight).norm(), rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(norm, (rotated - weight).norm(), rtol=1e-3, atol=1e-6)
         assert 0 < norm <= 0.0101 * weight.norm()
     merge_and_unload(unet)
     torch.testing.assert_close(unet(**inputs).sample, live, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(unet.get_parameter(f"{name}.weight"), turned)
+    torch.testing.assert_close(unet.get_parameter(f"{name}.weight"), rotated)
     with pytest.raises(UserError, match=r"drawn at weight 1 and whole, not at 0\.5"):
         put_adapter(base, adapter, weight=0.5)
     assert not hasattr(base, "peft_config")
@@ -226,9 +226,9 @@ def test_oft_turns_weights_and_is_drawn_whole(run_flags, tiny_sd1: Path, tmp_pat
         set_group_weights(base, "default", GroupWeights(projections={"k": 0.0}))
     card = (tmp_path / "out" / "README.md").read_text()
     assert "An OFT adapter" in card and "blocks of 8" in card and "--to " not in card
-    with pytest.raises(UserError, match="can only be drawn with: not converted"):
+    with pytest.raises(UserError, match="but not converted, inspected"):
         convert_file(file, tmp_path / "lora.safetensors", "lora")
-    with pytest.raises(UserError, match="can only be drawn with"):
+    with pytest.raises(UserError, match="but not converted, inspected"):
         facts_of(adapter, "oft")
     with pytest.raises(UserError, match="--adapter_dropout is not for OFT"):
         train([*flags, "--adapter_dropout", "0.1", "--output_dir", str(tmp_path / "dropped")])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from diffusekrona.common.errors import UserError
+from diffusekrona.training.memory import count
 from diffusekrona.ui.estimate import duration, estimate_of
 from diffusekrona.ui.places import Workspace
 
@@ -41,6 +42,25 @@ def test_size_memory_and_the_time_at_the_speed_of_a_run_like_it(tmp_path: Path) 
     assert time_of(train_batch_size=2).startswith("about 6 min 40 s")
     assert time_of(resolution=128).startswith("about 13 min 20 s")
     assert time_of(adapter_type="lora").startswith("known after")
+
+
+def test_sizes_are_counted_once_and_again_when_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page asks at every edit of its form, and most of them change no size."""
+    counted, real = [], count._count
+    monkeypatch.setattr(count, "_count", lambda *args: counted.append(1) or real(*args))
+    monkeypatch.setattr(count, "_counted", {})
+
+    def memory_of(**more: object) -> str:
+        return dict(estimate_of(Workspace(tmp_path), {**VALUES, **more}))["Memory"]
+
+    assert memory_of() == memory_of(learning_rate=0.01, max_train_steps=5, seed=3)
+    assert len(counted) == 1
+    for more in ({"a2": 32}, {"adapter_type": "lora"}, {"train_batch_size": 64}):
+        memory_of(**more)
+    assert len(counted) == 4
+    assert memory_of(train_batch_size=64) != memory_of() and len(counted) == 4
 
 
 def test_what_cannot_work_is_refused(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 One training step is run on torch's `meta` device, where tensors have shapes and no contents, while
 every allocation and every release is counted. So no formula has to be kept in step with the
-libraries.
+libraries. It takes a second, and the page asks again at every edit of its form: what was counted
+once in a process is not counted again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from ..resolved_run import ResolvedRun
     from ..settings import OptimisationSettings
 
+_counted: dict[str, Sizes] = {}  # by everything that decides it
+_MOST_COUNTED = 100
+
 
 def count(
     base: BaseSettings,
@@ -40,11 +45,33 @@ def count(
     Raises:
         UserError: a component's config cannot be read.
     """
+    text_configs = {
+        name: read_part_config(resolved.base, name, base.revision)
+        for name in resolved.family.text_encoders
+    }
+    batch = samples(optimisation, prior)
+    asked = repr((
+        resolved.family.name, resolved.denoiser_config, resolved.vae_config, text_configs,
+        resolved.configs, resolved.resolution, precision, batch,
+    ))  # fmt: skip
+    if asked not in _counted:
+        if len(_counted) == _MOST_COUNTED:
+            _counted.clear()
+        _counted[asked] = _count(precision, resolved, text_configs, batch)
+    return _counted[asked]
+
+
+def _count(
+    precision: PrecisionSettings,
+    resolved: ResolvedRun,
+    text_configs: Mapping[str, Any],
+    batch: int,
+) -> Sizes:
     family = resolved.family
     dtype = dtype_of(precision.mixed_precision or "no")
     vae = build_empty(family.vae_class, resolved.vae_config, dtype_of(precision.vae_dtype))
     encoders = {
-        name: build_empty(kind, read_part_config(resolved.base, name, base.revision), dtype)
+        name: build_empty(kind, text_configs[name], dtype)
         for name, kind in family.text_encoders.items()
     }
     text = sum(map(weight_bytes, encoders.values()))
@@ -65,7 +92,7 @@ def count(
         # As in every later step of an accumulation; the gradients' own bytes are not activations.
         parameter.grad = torch.empty_like(parameter)
     side = resolved.resolution // family.latent_scale(resolved.vae_config)
-    step = step_peak(family, models, samples(optimisation, prior), side, checkpoints(precision))
+    step = step_peak(family, models, batch, side, checkpoints(precision))
     return Sizes(
         weight_bytes(vae), text, frozen, encoding, drawing, dequantised, step, drawn, text_layer
     )

@@ -174,11 +174,12 @@ def methods_on(model: Any, adapter_name: str) -> dict[str, Method]:
 
 
 def layers_with(model: Any, adapter_name: str) -> Iterator[tuple[str, str, Any]]:
-    """(component, name, layer) of every layer that carries the adapter."""
+    """(component, name, layer) of every layer that carries the adapter: the base's name, also
+    where the layer is inside another method's."""
     for component, part in components_of(model).items():
         for name, module in part.named_modules():
             if isinstance(module, BaseTunerLayer) and carries(module, adapter_name):
-                yield component, name, module
+                yield component, re.sub(r"(\.base_layer)+$", "", name), module
 
 
 @contextmanager

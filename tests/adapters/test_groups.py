@@ -16,6 +16,7 @@ from diffusekrona.adapters.file import collect_adapter
 from diffusekrona.adapters.groups import (
     GroupWeights,
     enable_adapters,
+    layers_with,
     parse_groups,
     place_of,
     places_of,
@@ -63,6 +64,15 @@ def test_a_layers_delta_is_multiplied_by_the_weights_of_its_groups(kind) -> None
     set_group_weights(unet, "dog", GroupWeights())  # back as trained
     for name, delta in deltas(unet).items():
         torch.testing.assert_close(delta, before[name])
+
+
+def test_a_layer_inside_another_methods_layer_has_its_own_name() -> None:
+    """Weights of groups are also set when all adapters are on the base, as by the page."""
+    unet = adapted("krona")
+    alone = [name for _, name, _ in layers_with(unet, "dog")]
+    unet.add_adapter(CONFIGS["lora"], "cat")
+    assert [name for _, name, _ in layers_with(unet, "dog")] == alone
+    assert all(name in alone for _, name, _ in layers_with(unet, "cat"))
 
 
 @pytest.mark.parametrize("kind", ["krona", "lora"])

@@ -31,7 +31,7 @@ from torch import nn
 from ..common.errors import UserError, shortened
 from ..common.json_files import read_json
 
-SIZE, HIDDEN = 64, 192
+SIZE, LOOKS, HIDDEN = 64, 16, 256
 #: What makes an identity, with its weight in `likeness`.
 IDENTITY_WEIGHTS = {
     "main_colour": 3.0,
@@ -51,7 +51,10 @@ class _Config:
     """What is read of a reader's config.json; as `Reader` takes it."""
 
     values: dict[str, list[str]]
-    widths: list[Annotated[int, Field(ge=8, le=4096, multiple_of=8)]]
+    widths: Annotated[
+        list[Annotated[int, Field(ge=8, le=4096, multiple_of=8)]], Field(max_length=6)
+    ]
+    blocks: list[Annotated[int, Field(ge=0, le=64)]]
     phrases: dict[str, str]
 
 
@@ -73,33 +76,43 @@ class Reading:
 
 
 class Reader(nn.Module):
-    """The network.
+    """The network: residual blocks, maps of where to look, and one head for each label.
+
+    What tells a pattern or an accessory is a few pixels of the thing, wherever it stands: each of
+    `LOOKS` maps weighs the features of all positions by softmax, and the heads see the sums.
 
     Args:
         values: each label's possible values, in the order of its head.
-        widths: channels after each strided convolution.
+        widths, blocks: channels of the levels, each at half the size of the one before, and the
+            residual blocks of each.
         phrases: each place as prompts name it, such as {"snow": "in the snow"}.
+
+    Raises:
+        ValueError: widths and blocks differ in number.
     """
 
     def __init__(
         self,
         values: Mapping[str, Sequence[str]],
-        widths: Sequence[int] = (32, 64, 96, 128),
+        widths: Sequence[int] = (32, 64, 128),
+        blocks: Sequence[int] = (1, 2, 2),
         phrases: Mapping[str, str] | None = None,
     ):
         super().__init__()
         self.phrases = dict(phrases or {})
         self.values = {label: tuple(names) for label, names in values.items()}
-        self.widths = tuple(widths)
+        self.widths, self.blocks = tuple(widths), tuple(blocks)
         layers: list[nn.Module] = []
         before = 3
-        for width in widths:
-            layers += [nn.Conv2d(before, width, 3, 2, 1), nn.GroupNorm(8, width), nn.SiLU()]
-            if width >= 48:
-                layers.append(_Block(width))
+        for width, count in zip(widths, blocks, strict=True):
+            layers += [nn.Conv2d(before, width, 3, 2, 1), *(_Block(width) for _ in range(count))]
             before = width
-        self.body = nn.Sequential(*layers, _Block(before))
-        self.mix = nn.Sequential(nn.Linear(before * 4, HIDDEN), nn.SiLU())
+        side = SIZE >> len(widths)
+        self.body = nn.Sequential(*layers)
+        self.position = nn.Parameter(torch.zeros(1, before, side, side))
+        self.norm = nn.GroupNorm(8, before)
+        self.look = nn.Linear(before, LOOKS)
+        self.mix = nn.Sequential(nn.Linear(before * LOOKS, HIDDEN), nn.SiLU())
         self.heads = nn.ModuleDict({n: nn.Linear(HIDDEN, len(v)) for n, v in self.values.items()})
         self.heads["proportions"] = nn.Linear(HIDDEN, 4)
         self.heads["main_rgb"] = nn.Linear(HIDDEN, 3)
@@ -107,11 +120,10 @@ class Reader(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Pixels (N, 3, 64, 64) in -1..1 -> for each head its raw outputs (N, k)."""
-        seen = self.body(pixels)
-        # Mean and maximum over the picture, and both over its middle, where the thing stands.
-        middle = seen[:, :, 1:4, 1:3]
-        parts = [seen.mean((2, 3)), seen.amax((2, 3)), middle.mean((2, 3)), middle.amax((2, 3))]
-        hidden = self.mix(torch.cat(parts, 1))
+        seen = F.silu(self.norm(self.body(pixels) + self.position))
+        seen = seen.flatten(2).transpose(1, 2)  # (N, positions, channels)
+        weights = self.look(seen).softmax(1)
+        hidden = self.mix((weights.transpose(1, 2) @ seen).flatten(1))
         return {name: head(hidden) for name, head in self.heads.items()}
 
     @torch.no_grad()
@@ -156,15 +168,15 @@ class Reader(nn.Module):
 
 
 class _Block(nn.Module):
-    """Two 3 x 3 convolutions beside an identity."""
+    """Two normalised 3 x 3 convolutions beside an identity."""
 
     def __init__(self, width: int):
         super().__init__()
         self.one, self.two = nn.Conv2d(width, width, 3, 1, 1), nn.Conv2d(width, width, 3, 1, 1)
-        self.norm = nn.GroupNorm(8, width)
+        self.before, self.between = nn.GroupNorm(8, width), nn.GroupNorm(8, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.two(F.silu(self.norm(self.one(x))))
+        return x + self.two(F.silu(self.between(self.one(F.silu(self.before(x))))))
 
 
 def average(readings: Sequence[Reading]) -> Reading:
@@ -215,6 +227,7 @@ def save_reader(reader: Reader, folder: Path, errors: dict[str, float] | None = 
     config = {
         "values": reader.values,
         "widths": reader.widths,
+        "blocks": reader.blocks,
         "phrases": reader.phrases,
         "errors": errors or {},
     }
@@ -232,7 +245,7 @@ def load_reader(folder: str | Path) -> Reader:
         config = read_json(folder / "config.json", _Config)
         weights = load_file(folder / "model.safetensors")
         with torch.device("meta"):  # sizes in a file may be any: nothing is allocated for them
-            reader = Reader(config.values, config.widths, config.phrases)
+            reader = Reader(config.values, config.widths, config.blocks, config.phrases)
         floats = {name: value.float() for name, value in weights.items()}
         reader.load_state_dict(floats, assign=True)
     except _READ_ERRORS as error:

@@ -49,7 +49,7 @@ def scorers() -> Scorers:
 
     values = {"class": ("dog", "cat"), "place": ("snow", "beach")}
     phrases = {"snow": "in the snow", "beach": "on the beach"}
-    return Scorers(Encoder("flat", unit, unit), None, Fixed(values, (8,), phrases))
+    return Scorers(Encoder("flat", unit, unit), None, Fixed(values, (8,), (0,), phrases))
 
 
 def test_identity_and_place_of_each_picture(scorers: Scorers, tmp_path: Path) -> None:

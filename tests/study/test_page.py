@@ -108,9 +108,7 @@ def test_the_tables_come_from_the_results_file_alone(results, tmp_path, capsys) 
 def test_the_published_tables_are_those_of_the_published_scores(file: Path) -> None:
     tables = markdown(read_results(file))
     assert tables == without_mark(file.with_name("results.md").read_text())
-    page = (DOCS / "studies.md").read_text()
-    rows = [line for line in tables.splitlines() if line.startswith("|")]
-    assert [row for row in rows if row not in page] == []
+    assert f"studies/{file.parent.name}/results.md" in (DOCS / "studies.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ VALUES = {
     "accessory_colour": tuple(COLOURS),
     "variant": tuple(str(v) for v in range(VARIANTS)),
 }
-BATCH, RECONSTRUCTED_COUNT = 48, 3000
-RECIPE = Recipe(peak_lr=2e-3, warmup_steps=200, weight_decay=0.05, save_every=120)
+BATCH, RECONSTRUCTED_COUNT = 48, 15_000
+RECIPE = Recipe(peak_lr=2e-3, warmup_steps=200, weight_decay=0.05, save_every=120, muon=True)
 
 
 def new_reader() -> Reader:
@@ -120,7 +120,7 @@ def reconstructed(work_dir: Path, images: np.ndarray) -> np.ndarray:
 def train_reader(work_dir: Path, minutes: float, device: torch.device) -> None:
     """Trains for `minutes` over all runs; state in `<work_dir>/reader.pt`.
 
-    A fifth of the pictures come through the autoencoder, since those to be judged will.
+    A third of the pictures come through the autoencoder, since those to be judged will.
     """
     images = load_pictures(work_dir, "train", part="small")
     test = load_pictures(work_dir, "test", 500, "small")
@@ -133,8 +133,8 @@ def train_reader(work_dir: Path, minutes: float, device: torch.device) -> None:
         rows = rng.integers(0, len(images), BATCH)
         batch = images[rows]
         if len(blurred):
-            rows[: BATCH // 5] = rng.integers(0, len(blurred), BATCH // 5)
-            batch = np.concatenate([blurred[rows[: BATCH // 5]], images[rows[BATCH // 5 :]]])
+            rows[: BATCH // 3] = rng.integers(0, len(blurred), BATCH // 3)
+            batch = np.concatenate([blurred[rows[: BATCH // 3]], images[rows[BATCH // 3 :]]])
         labels = {name: value[rows] for name, value in known.items()}
         pixels = augment(to_tensor(batch)).to(device)
         with torch.autocast(device.type, torch.bfloat16):

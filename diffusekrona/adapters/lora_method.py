@@ -127,4 +127,5 @@ LORA = Method(
     read_config=_lora_from_file,
     formats=(*LOW_RANK_FORMATS, "merged"),
     learning_rate=1e-4,  # as in diffusers' documented DreamBooth LoRA runs
+    pocket_learning_rate=6e-4,
 )

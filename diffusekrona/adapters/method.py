@@ -76,6 +76,8 @@ class Method:
         autocast: whether its layers need autocast in mixed precision; without it they cast by
             themselves.
         learning_rate: the default of the training program and of the scripts.
+        pocket_learning_rate: of the scripts and of the page on the bundled bases, from the studies
+            on them.
         variants: the sets of names that make up a layer, where layers differ in their tensors.
         zero_tensors: names of those that start at 0; by default the second of `tensor_names`.
         merge_without_copy: arguments of its layers' `merge` under which they keep no copy of the
@@ -100,6 +102,7 @@ class Method:
     merging_code: Callable[[Mapping[str, Any], str], str] | None = None
     autocast: bool = True
     learning_rate: float = 1e-4
+    pocket_learning_rate: float = 2e-3
     variants: tuple[tuple[str, ...], ...] = ()
     zero_tensors: tuple[str, ...] = ()
     merge_without_copy: Mapping[str, Any] = field(default_factory=dict)

@@ -108,14 +108,13 @@ class DrawingDefaults:
 BUNDLED_DRAWING = DrawingDefaults(guidance=3.0, steps=25)
 
 # Training settings of a usual run on a GPU, as the scripts have them; of the bundled bases on a
-# CPU, whichever the method.
+# CPU. The learning rate is the method's.
 USUAL_TRAINING: Mapping[str, Any] = {
     "max_train_steps": 1000,
     "gradient_accumulation_steps": 4,
     "mixed_precision": "fp16",
 }
 BUNDLED_TRAINING: Mapping[str, Any] = {
-    "learning_rate": 2e-3,
     "lr_scheduler": "cosine",
     "max_train_steps": 300,
     "train_batch_size": 4,

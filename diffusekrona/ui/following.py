@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..adapters.methods import METHODS
-from ..bases.loading import resolve_base
+from ..bases.loading import is_bundled, resolve_base
 from ..bases.settings import BaseSettings
 from ..common.settings import options_of
 from ..training.resolved_run import (
@@ -65,6 +65,9 @@ def usual_values(typed: Mapping[str, Any], before: Mapping[str, Any]) -> dict[st
 
     base, options = base_of(typed), options_of(TrainSettings)
     defaults, usual = defaults_of(typed), usual_settings(base) if base else {}
+    method = METHODS.get(str(typed.get("adapter_type") or "krona"))
+    if usual and method and is_bundled(base.pretrained_model_name_or_path):
+        usual["learning_rate"] = method.pocket_learning_rate
     if not usual:
         rate = defaults.get("learning_rate")
         return {**before, **({"learning_rate": str(rate)} if rate else {})}

@@ -26,19 +26,21 @@ launch() {
 # A value that is set already stays.
 defaults_for() {
   case "$1" in pocket*)
-    LR="${LR:-2e-3}" STEPS="${STEPS:-300}" SCHEDULE="${SCHEDULE:-cosine}" BATCH_SIZE="${BATCH_SIZE:-4}"
+    STEPS="${STEPS:-300}" SCHEDULE="${SCHEDULE:-cosine}" BATCH_SIZE="${BATCH_SIZE:-4}"
     ACCUMULATION="${ACCUMULATION:-1}" PRECISION="${PRECISION:-no}" VARIANT="${VARIANT-}"
     CHECKPOINTING="${CHECKPOINTING:-no}" TEXT_ENCODER="${TEXT_ENCODER:-no}" ;;
   esac
 }
 
-# default_rate METHOD: the learning rate that the training program has for it, such as 6e-4.
+# default_rate METHOD MODEL_NAME: the learning rate of the method's record for the base, such as 6e-4.
 default_rate() {
   "$PYTHON" -c 'import sys
 from diffusekrona.adapters.methods import METHODS
-if sys.argv[1] in METHODS:  # the program refuses another
-    digits, exponent = f"{METHODS[sys.argv[1]].learning_rate:e}".split("e")
-    print(f"{float(digits):g}e{int(exponent)}")' "$1"
+if method := METHODS.get(sys.argv[1]):  # the program refuses another
+    pocket = sys.argv[2].startswith("pocket")
+    rate = method.pocket_learning_rate if pocket else method.learning_rate
+    digits, exponent = f"{rate:e}".split("e")
+    print(f"{float(digits):g}e{int(exponent)}")' "$1" "$2"
 }
 
 # A text as part of a file name.
@@ -56,7 +58,7 @@ value_of() {
 
 # finetune FLAG...: train with the values of the script.
 finetune() {
-  [ -n "$LR" ] || LR="$(default_rate "$ADAPTER_TYPE")"
+  [ -n "$LR" ] || LR="$(default_rate "$ADAPTER_TYPE" "$MODEL_NAME")"
   local shape="${A1}x$A2${FACTORS:+_$FACTORS}" name flags=()
   [ "$ADAPTER_TYPE" = krona ] || shape="r$RANK"
   name="$(as_name "${ADAPTER_TYPE}_${ATTN}_${shape}_$(basename "$MODEL_NAME")_lr$LR")"

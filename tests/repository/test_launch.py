@@ -74,8 +74,8 @@ def test_transformers_are_fine_tuned_and_drawn_with_values_of_their_own(words, f
     [
         ({}, "6e-4"),
         ({"ADAPTER_TYPE": "lora"}, "1e-4"),
-        ({"MODEL_NAME": "pocket"}, "2e-3"),
-        ({"MODEL_NAME": "pocket", "ADAPTER_TYPE": "lora"}, "2e-3"),
+        ({"MODEL_NAME": "pocket"}, "3e-3"),
+        ({"MODEL_NAME": "pocket", "ADAPTER_TYPE": "lora"}, "6e-4"),
         ({"ADAPTER_TYPE": "lora", "LR": "3e-4"}, "3e-4"),
     ],
 )

@@ -298,7 +298,7 @@ def test_values_follow_the_base_and_the_method(page: Page) -> None:
     """Another base or method fills its own values in; what was typed stays."""
     page.get_by_text("Method, factors").click()
     rate, steps = field(page, "learning_rate"), field(page, "max_train_steps")
-    expect(rate).to_have_value("0.002")
+    expect(rate).to_have_value("0.003")
     expect(steps).to_have_value("150")
     choose(page, "pretrained_model_name_or_path", "black-forest-labs/FLUX.2-klein-base-4B")
     expect(rate).to_have_value("0.0006")

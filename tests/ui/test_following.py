@@ -75,8 +75,9 @@ def test_the_form_begins_as_the_scripts_do(
 
 def test_the_bases_resolution_and_rate_are_shown() -> None:
     usual = usual_values(typed("pocket"), {})
-    assert usual["resolution"] == "64" and usual["learning_rate"] == "0.002"
+    assert usual["resolution"] == "64" and usual["learning_rate"] == "0.003"
     assert usual["validation_guidance_scale"] == "3.0"
+    assert usual_values(typed("pocket", "lora"), {})["learning_rate"] == "0.0006"
     usual = usual_values(typed(FLUX2_KLEIN.default_base, "lora"), {})
     assert usual["resolution"] == "1024" and usual["learning_rate"] == "0.0001"
     assert usual["mixed_precision"] == ("bf16" if torch.accelerator.is_available() else "no")

@@ -56,7 +56,7 @@ def plain_linear(layer: nn.Module, name: str) -> nn.Linear:
     if not isinstance(layer, nn.Linear) or type(layer) is not nn.Linear or biased:
         raise UserError(
             f"Layer {name} of the base holds several projections and cannot be split as "
-            f"{type(layer).__name__}: put our adapter on before quantising it or loading others."
+            f"{type(layer).__name__}: add the adapter before quantising it or loading others."
         )
     return layer
 

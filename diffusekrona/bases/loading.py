@@ -337,8 +337,9 @@ def check_zero_snr(base: str, config: Mapping[str, Any]) -> None:
     kind = config.get("prediction_type", "epsilon")
     if config.get("rescale_betas_zero_snr") and kind == "epsilon":
         raise UserError(
-            f"Base model {base!r} predicts noise (epsilon), which --rescale_betas_zero_snr leaves "
-            "nothing to draw from: give --prediction_type v_prediction too."
+            f"Base model {base!r} predicts noise (epsilon), which says nothing of the picture at "
+            "the last timestep of --rescale_betas_zero_snr: give --prediction_type v_prediction "
+            "too."
         )
 
 

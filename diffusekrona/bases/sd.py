@@ -157,9 +157,9 @@ def for_encoder(ids: torch.Tensor, encoder: Any) -> torch.Tensor:
         words, places = encoder.config.vocab_size, encoder.config.max_position_embeddings
         if ids.shape[-1] > places or int(ids.max()) >= words:
             raise UserError(
-                f"The tokenizer gives {ids.shape[-1]} tokens up to {int(ids.max())}, but the text "
-                f"encoder has {places} places and {words} tokens: one of the two is another "
-                "model's, or is damaged."
+                f"The tokenizer gives {ids.shape[-1]} tokens with ids up to {int(ids.max())}, but "
+                f"the text encoder has {places} positions and {words} token embeddings: one of the "
+                "two belongs to another model, or is damaged."
             )
     return ids.to(encoder.device)
 

@@ -111,7 +111,10 @@ def prepare(settings: ChooseSettings, state: Any, with_result: bool = True) -> W
     listed = about.prompts if about.prompts != "auto" else "pocket" if bundled else "object"
     prompts = get_prompts(listed)
     if len(prompts) * len(about.seeds) < 2:
-        raise UserError("One picture per candidate has no interval: give more --seeds or prompts.")
+        raise UserError(
+            "With one picture per candidate there is no confidence interval: give more --seeds or "
+            "prompts."
+        )
     names, missing = choose_names(encoders, bundled)
     device = choose_device(settings.model.device, state.device)
     scorers = load_scorers(names, device)

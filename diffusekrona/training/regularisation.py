@@ -44,7 +44,10 @@ class Regulariser:
         self.name, self.dropout, self.limit, self.seed = adapter_name, dropout, limit, seed
         self.method = method
         if dropout and method.delta is None:
-            raise UserError(f"--adapter_dropout is not for {method.title}, which cannot be scaled.")
+            raise UserError(
+                f"--adapter_dropout does not apply to {method.title}, whose adapters cannot be "
+                "scaled: leave it out."
+            )
         active = bool(dropout or limit)
         self.layers: list[Any] = []
         if active:

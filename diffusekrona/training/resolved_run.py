@@ -118,7 +118,8 @@ def resolve_run(
             raise ValueError("a size is not a positive whole number")
     if resolution % scale or resolution < pixel_step:
         raise UserError(
-            f"--resolution {resolution}: this base takes multiples of {scale} from {pixel_step} on."
+            f"--resolution {resolution}: this base takes multiples of {scale}, at least "
+            f"{pixel_step}."
         )
     return ResolvedRun(
         place, family, method, configs, layers, resolution, pixel_step, vae_config, config

@@ -230,7 +230,7 @@ def test_oft_turns_weights_and_is_drawn_whole(run_flags, tiny_sd1: Path, tmp_pat
         convert_file(file, tmp_path / "lora.safetensors", "lora")
     with pytest.raises(UserError, match="but not converted, inspected"):
         facts_of(adapter, "oft")
-    with pytest.raises(UserError, match="--adapter_dropout is not for OFT"):
+    with pytest.raises(UserError, match="--adapter_dropout does not apply to OFT"):
         train([*flags, "--adapter_dropout", "0.1", "--output_dir", str(tmp_path / "dropped")])
 
 

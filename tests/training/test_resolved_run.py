@@ -53,5 +53,5 @@ def test_text_encoders_are_counted_too(tmp_path: Path) -> None:
 
 
 def test_a_resolution_that_the_base_cannot_take(tiny_sd1: Path) -> None:
-    with pytest.raises(UserError, match="multiples of 2 from 4 on"):
+    with pytest.raises(UserError, match="multiples of 2, at least 4"):
         planned(tiny_sd1, "--a2", "16", "--resolution", "33")

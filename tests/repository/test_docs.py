@@ -114,7 +114,8 @@ def recipes() -> list[str]:
 def flags_of(command: str, folder: Path) -> list[str]:
     """What a fine-tuning command passes to the program, on the small base of its kind."""
     stub = folder / "python"
-    stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    real = f'[ "$1" != -c ] || exec "{sys.executable}" "$@"'  # for what a script asks the package
+    stub.write_text(f'#!/bin/sh\n{real}\nprintf "%s\\n" "$@"\n')
     stub.chmod(0o755)
     # What needs a GPU, and what would train on a published base.
     command = re.sub(r"\b(?:MODEL_NAME|NUM_PROCESSES|PRECISION|LOW_VRAM)=\S+ ", "", command)

@@ -321,6 +321,10 @@ LYCORIS_ALGORITHMS = {
     "LoKr, rs_lora": {"algo": "lokr", "factor": 4, "rs_lora": True},
     "GLoRA, use_scalar": {"algo": "glora", "use_scalar": True},
     "DyLoRA": {"algo": "dylora", "block_size": 1},
+    "diag-OFT": {"algo": "diag-oft"},
+    "BOFT": {"algo": "boft"},
+    "(IA)^3": {"algo": "ia3"},
+    "T-LoRA": {"algo": "tlora"},
 }
 CHOICES = (
     ("diffusers, `pipe.load_lora_weights`", "--to lora"),

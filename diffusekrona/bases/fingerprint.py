@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import islice
 from pathlib import Path
 
+from ..common.errors import UserError
 from .loading import BUNDLED
 
+_MOST_FILES = 10_000
 _ENDS = 1 << 16  # bytes read of each end of a file: retrained weights differ everywhere
 
 
@@ -14,12 +17,18 @@ def fingerprint_of(name_or_path: str | None) -> str | None:
     """A short hash of a model's folder or single file: every file's name, size, beginning and end.
 
     Of a hub's model, whose files the hub vouches for, and of none, None. SDXL takes milliseconds.
+
+    Raises:
+        UserError: a folder of more files than any model has, such as a home or the whole disk.
     """
     if name_or_path is None:
         return None
     bundled = BUNDLED / name_or_path
     folder = bundled if bundled.is_dir() else Path(name_or_path).expanduser()
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = list(islice(folder.rglob("*"), _MOST_FILES + 1))
+    if len(found) > _MOST_FILES:
+        raise UserError(f"{folder} holds thousands of files: give the folder of one model.")
+    paths = sorted(path for path in found if path.is_file())
     if folder.is_file():
         paths, folder = [folder], folder.parent
     if not folder.is_dir():

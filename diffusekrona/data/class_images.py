@@ -81,8 +81,11 @@ def refuse_pictures_of(subject: Iterable[Path], folder: Path) -> None:
     Raises:
         UserError: naming the first.
     """
+    subject = list(subject)
+    sizes = {path.stat().st_size for path in subject}  # so that few files are read
     of_subject = {content_key(path): path for path in subject}
-    for path in _usable(folder)[0]:
+    entries = sorted(folder.iterdir()) if folder.is_dir() else ()
+    for path in (p for p in entries if p.is_file() and p.stat().st_size in sizes):
         if (same := of_subject.get(content_key(path))) is not None:
             raise UserError(
                 f"--class_data_dir {folder}: {path.name} is a picture of the subject ({same}); "
@@ -145,15 +148,17 @@ def draw_class_pictures(
         bar.close()
         del pipeline
     accelerator.wait_for_everyone()
-    found = class_pictures(folder, wanted)
+    found, skipped = _usable(folder)
     if accelerator.is_main_process:
-        _tell_of_others(folder, found, prompt)
-    return found
+        _tell_of_others(folder, found[:wanted], skipped, prompt)
+    return found[:wanted]
 
 
-def _tell_of_others(folder: Path, used: Sequence[Path], prompt: str) -> None:
+def _tell_of_others(
+    folder: Path, used: Sequence[Path], skipped: Sequence[str], prompt: str
+) -> None:
     """Log which pictures are left out, and how many only their owner can vouch for."""
-    for line in _usable(folder)[1]:
+    for line in skipped:
         log.warning("skipped in %s: %s", folder, line)
     unknown = [path for path in used if not (path.suffix == ".png" and read_recipe(path))]
     if unknown:

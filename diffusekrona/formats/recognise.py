@@ -26,6 +26,7 @@ _MERGE = "merge it with the program that made it, and convert the whole model"
 _STRANGERS = (
     (".oft_", "an OFT", _MERGE),
     (".on_input", "an (IA)^3", _MERGE),
+    (".lambda_layer", "a T-LoRA", "its rank depends on the noise level; draw where it was made"),
     ("emb_params", "a textual inversion", "load it beside the model"),
     ("double_blocks", "an adapter for FLUX.1", "its base is not supported"),
     ("single_blocks", "an adapter for FLUX.1", "its base is not supported"),

@@ -617,3 +617,15 @@ def test_names_of_lycoris(tmp_path: Path) -> None:
     )
     report = convert(tmp_path / "in.safetensors", tmp_path / "o.safetensors", "lokr-lycoris")
     assert any("LyCORIS' loader will refuse" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [("oft_blocks", "an OFT"), ("on_input", r"an \(IA\)\^3"), ("lambda_layer", "a T-LoRA")],
+)
+def test_networks_that_no_other_format_holds_are_named(tmp_path, key: str, kind: str) -> None:
+    stem = "lycoris_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    names = (f"{stem}.{key}", f"{stem}.alpha")
+    save_file({name: torch.ones(2) for name in names}, tmp_path / "in.safetensors")
+    with pytest.raises(UserError, match=f"is {kind}.*cannot be converted"):
+        convert(tmp_path / "in.safetensors", tmp_path / "o.safetensors", "lora", family="sd1")

@@ -7,7 +7,7 @@ import shlex
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import inference
 from ..bases.schedulers import SCHEDULERS
@@ -17,6 +17,9 @@ from ..common.settings import Option, build, check_limits, flat, options_of, wit
 from ..sampling.settings import InferenceSettings, check_size, parse_steps
 from .libraries import wait_for_libraries
 from .places import Workspace, adapter_files, inside
+
+if TYPE_CHECKING:
+    from ..adapters.mixing import WeightedAdapter
 
 PICTURES = "outputs/pictures"
 CONVERTED = "outputs/converted"
@@ -109,7 +112,7 @@ def draw(settings: InferenceSettings) -> list[Path]:
         prompts = inference.choose_prompts(settings.pictures, adapters)
         reading = reading_options(adapters, settings.reading.options())
         base = choose_base(model.pretrained_model_name_or_path, adapters, model.revision)
-        files = tuple((str(one.path), one.path.stat().st_mtime_ns) for one in adapters)
+        files = _files(adapters)
         settings = inference.with_defaults(settings, base, reading)
         options = {"vae": model.vae, "variant": model.variant, "low_vram": machine.low_vram}
         options |= {"mixed_precision": machine.mixed_precision}
@@ -127,6 +130,14 @@ def draw(settings: InferenceSettings) -> list[Path]:
         recipe = inference.recipe_of(settings, base, adapters, pipeline)
         state = process_state(machine.device)
         return inference.draw(settings, prompts, pipeline, None, recipe, state)
+
+
+def _files(adapters: Sequence[WeightedAdapter]) -> tuple[tuple[str, int], ...]:
+    """Adapters by path and time of change. Raises UserError for one that is gone meanwhile."""
+    try:
+        return tuple((str(one.path), one.path.stat().st_mtime_ns) for one in adapters)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}.") from error
 
 
 def usable(workspace: Workspace, name: str) -> str:

@@ -125,6 +125,10 @@ def _run(workspace: Workspace, tool: Tool, typed: dict[str, Any]) -> Iterator[tu
     while process.poll() is None:
         yield view("output", command=words, log=log_tail(folder), running=True), ""
         time.sleep(_PAUSE)
+    if not folder.is_dir():
+        name = workspace.relative(folder)
+        yield say(mistakes=[f"{name} is gone, and what the program wrote there with it."]), ""
+        return
     done = view("output", command=words, log=log_tail(folder), running=False)
     run = workspace.root / values.get("run", folder)
     made = _files(workspace, str(values["destination"])) if "destination" in values else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -94,6 +95,12 @@ def test_weights_change_without_loading_and_recipes_come_back(
     assert found["num_inference_steps"] == 2 and "scheduler" not in found
     Path(RUN).unlink()
     assert drawing.values_of_recipe(workspace, recipe)[2] != []
+
+
+def test_an_adapter_that_is_deleted_while_the_base_is_loaded(tmp_path: Path) -> None:
+    one = SimpleNamespace(path=tmp_path / "adapter.safetensors")
+    with pytest.raises(UserError, match=r"adapter.safetensors cannot be read: No such file"):
+        drawing._files([one])
 
 
 def test_adapters_are_swapped_on_one_base(workspace: Workspace, tiny_sd1: Path) -> None:

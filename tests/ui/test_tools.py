@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +62,19 @@ def test_every_page_is_listed_but_linked_ones(tmp_path: Path) -> None:
     assert set(tools.reports(Workspace(tmp_path))) == {
         "outputs/dog/run/inspect.html", "outputs/dog/run/README.md",
     }  # fmt: skip
+
+
+def test_a_folder_that_is_deleted_while_its_program_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools_tab = pytest.importorskip("diffusekrona.ui.tools_tab", reason="gradio is not installed")
+    workspace, folder = Workspace(tmp_path), tmp_path / "outputs/reports/convert-1"
+    folder.mkdir(parents=True)
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    monkeypatch.setattr(tools_tab, "start", lambda *_: (folder, process, ["diffusekrona"]))
+    typed = {"source": "outputs/a", "destination": "outputs/b", "to": "lokr"}
+    said = tools_tab._run(workspace, CONVERT, typed)
+    assert "running" in next(said)[0]
+    shutil.rmtree(folder)
+    process.communicate(b"\n")
+    assert "outputs/reports/convert-1 is gone" in list(said)[-1][0]

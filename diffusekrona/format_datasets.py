@@ -20,6 +20,7 @@ from pathlib import Path
 
 from diffusekrona.common.command_line import parse
 from diffusekrona.common.errors import UserError, exit_on_user_error, writing
+from diffusekrona.common.files import replace_whole
 from diffusekrona.common.pictures import PICTURE_SUFFIXES, content_key
 from diffusekrona.common.settings import setting
 from diffusekrona.data.caption_files import CAPTION_SUFFIXES
@@ -178,12 +179,8 @@ def bring(source: Path, target: Path, move: bool, overwrite: bool) -> None:
             except OSError as error:
                 if error.errno != errno.EXDEV:  # another disk: copy, then remove
                     raise
-        temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.part")
-        try:
+        with replace_whole(target) as temporary:
             shutil.copyfile(source, temporary)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
         if move:
             source.unlink()
 

@@ -10,12 +10,12 @@ settings with this machine's paths. `HF_ENDPOINT` and the hub's login are huggin
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.errors import UserError
+from ..common.files import temporary_folder
 from ..common.own_files import write_result
 from .card import CARD, GRID, plain, write_model_card
 
@@ -82,7 +82,7 @@ def push_conversion(report: Report, repo_id: str, *, private: bool = False) -> s
         if not (report.destination / CARD).exists():
             write_result(report.destination / CARD, card)
         return push_to_hub(report.destination, repo_id, private=private, patterns=("*",))
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copyfile(report.destination, Path(folder) / report.destination.name)
-        write_result(Path(folder) / CARD, card)
+    with temporary_folder() as folder:
+        shutil.copyfile(report.destination, folder / report.destination.name)
+        write_result(folder / CARD, card)
         return push_to_hub(folder, repo_id, private=private, patterns=("*",))

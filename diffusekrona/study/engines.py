@@ -104,8 +104,9 @@ def _output_to(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):  # the log's disk is full: it is said elsewhere
+                stream.flush()
         for number, handle in enumerate(kept, 1):
             os.dup2(handle, number)
             os.close(handle)

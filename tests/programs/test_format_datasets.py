@@ -109,6 +109,14 @@ def test_a_different_file_is_never_overwritten_unasked(download: Path, tmp_path:
     assert mine.read_bytes() == (download / "dog" / "00.jpg").read_bytes()
 
 
+def test_what_a_killed_copy_left_goes_with_the_next(download: Path, tmp_path: Path) -> None:
+    dead = tmp_path / "data" / "dog" / "input" / ".diffusekrona-partial-dead"
+    (dead / "new").mkdir(parents=True)
+    (dead / "new" / "00.jpg").write_bytes(b"half a pic")
+    format_datasets.main([str(download), "--data_dir", str(tmp_path / "data")])
+    assert not dead.exists()
+
+
 def test_move(download: Path, tmp_path: Path) -> None:
     link = download / "dog" / "02.jpg"
     link.symlink_to("01.JPG")

@@ -629,3 +629,13 @@ def test_a_failed_cell_is_told_and_missing(subject, scoring, tmp_path) -> None:
     assert "a1=7" in (cells[0].folder(tmp_path) / "log.txt").read_text()
     results = gather(study, cells, tmp_path)
     assert results.missing == [cell.title() for cell in cells] and not results.points
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_output_comes_back_from_a_log_on_a_full_disk(capfd, monkeypatch) -> None:
+    with open(1, "w", closefd=False) as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with engines._output_to(Path("/dev/full")):
+            print("does not fit")
+        print("after it")
+    assert "after it" in capfd.readouterr().out

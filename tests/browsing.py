@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Page, expect
+from processes import Program
 
+# One port for every server, so that the browser keeps what comes from there.
+with socket.socket() as _probe:
+    _probe.bind(("127.0.0.1", 0))
+    PORT = _probe.getsockname()[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ROOT = Path(__file__).parents[1]
 PATIENCE = 1000 * float(os.environ.get("BROWSER_PATIENCE", "120"))  # milliseconds
@@ -25,46 +29,63 @@ SLOWER = float(os.environ.get("BROWSER_SLOWER", "1"))  # times that the browser 
 
 
 class Server:
-    """The page's server over a folder of its own."""
+    """The page's server over a folder of its own.
+
+    Args:
+        through: a command that starts it with other rights; then it imports all libraries itself.
+    """
 
     def __init__(self, folder: Path, through: Sequence[str] = ()) -> None:
         self.folder, self.through = folder, through
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.address = f"http://127.0.0.1:{self.port}/"
+        self.address = f"http://127.0.0.1:{PORT}/"
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "diffusekrona.ui", "--no_browser"]
-        self.process = subprocess.Popen(
-            [*self.through, *command, "--port", str(self.port)],
-            cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stderr=subprocess.STDOUT,
-            stdout=open(self.folder / "server.txt", "ab"),  # noqa: SIM115
-        )
+        flags = ("--no_browser", "--port", str(PORT), "--folder", str(self.folder))
+        said = self.folder / "server.txt"
+        if self.through:
+            self.process: Any = subprocess.Popen(
+                [*self.through, sys.executable, "-m", "diffusekrona.ui", *flags],
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stderr=subprocess.STDOUT,
+                stdout=open(said, "ab"),  # noqa: SIM115
+            )
+            alive, self.wait = lambda: self.process.poll() is None, self.process.wait
+        else:
+            program = Program("diffusekrona.ui", *flags, said=said, PYTHONPATH=str(ROOT))
+            self.process = program.process
+            alive, self.wait = self.process.is_alive, self.process.join
         end = time.monotonic() + PATIENCE / 1000
-        while time.monotonic() < end and self.process.poll() is None:
+        while time.monotonic() < end and alive():
             try:
                 urllib.request.urlopen(self.address)
                 return
             except OSError:
-                time.sleep(0.2)
+                time.sleep(0.1)
         self.kill()
-        raise AssertionError((self.folder / "server.txt").read_text())
+        raise AssertionError(said.read_text())
 
     def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+        self.process.kill()
+        self.wait()
 
 
 def opened(context: Any, server: Server) -> Page:
-    """The page in a new tab; what its console says, or is asked of other servers, fails."""
+    """The page, loaded anew in the context's tab, where the browser has it compiled from the last
+    time. What its console says, or is asked of other servers, fails."""
+    page = context.pages[0] if context.pages else _new_tab(context, server)
+    page.unroute_all()
+    page.goto("about:blank")
+    page.complaints = []
+    page.goto(server.address)
+    expect(page.locator("#plan")).to_contain_text("parameters")
+    return page
+
+
+def _new_tab(context: Any, server: Server) -> Any:
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
     expect.set_options(timeout=PATIENCE)
-    page.complaints = []
     page.on("console", lambda message: complain(page, message))
     page.on("pageerror", lambda error: page.complaints.append(str(error)))
     page.on(
@@ -76,8 +97,6 @@ def opened(context: Any, server: Server) -> Page:
         ),
     )
     slow_down(context, page)
-    page.goto(server.address)
-    expect(page.locator("#plan")).to_contain_text("parameters")
     return page
 
 

@@ -18,7 +18,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["tiny_models", "diffusekrona.training.setup"])
+# Of these, what is not installed is passed over.
+_SERVER.set_forkserver_preload(
+    ["tiny_models", "diffusekrona.training.setup", "uvicorn", "diffusekrona.ui.page"]
+)
 
 
 class Program:

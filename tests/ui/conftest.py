@@ -11,7 +11,7 @@ import pytest
 
 if TYPE_CHECKING:
     from browsing import Server
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, BrowserContext, Page
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.kill()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     from browsing import CHROMIUM
     from playwright.sync_api import sync_playwright
@@ -39,14 +39,16 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(scope="session")
+def context(browser: Browser) -> BrowserContext:
+    return browser.new_context(viewport={"width": 1280, "height": 1000})
+
+
 @pytest.fixture
-def page(server: Server, browser: Browser) -> Iterator[Page]:
+def page(server: Server, context: BrowserContext) -> Page:
     from browsing import opened
 
-    context = browser.new_context(viewport={"width": 1280, "height": 1000})
-    page = opened(context, server)
-    yield page
-    context.close()
+    return opened(context, server)
 
 
 @pytest.fixture(scope="module")

@@ -90,3 +90,13 @@ def _run(words: list[str], environment: dict[str, str], folder: str, said: Path)
         os.dup2(file.fileno(), 2)
     sys.argv = words
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+
+
+def printing_python(folder: Path) -> Path:
+    """A Python that prints its arguments, one per line, in place of running a program; what a
+    script asks the package with `-c` is answered."""
+    path = folder / "python"
+    real = f'[ "$1" != -c ] || exec "{sys.executable}" "$@"'
+    path.write_text(f'#!/bin/sh\n{real}\nprintf "%s\\n" "$@"\n')
+    path.chmod(0o755)
+    return path

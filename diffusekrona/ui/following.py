@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..adapters.method import Method
 from ..adapters.methods import METHODS
 from ..bases.loading import is_bundled, resolve_base
 from ..bases.settings import BaseSettings
@@ -39,6 +40,12 @@ def base_of(typed: Mapping[str, Any]) -> BaseSettings | None:
     return BaseSettings(**given) if given.get("pretrained_model_name_or_path") else None
 
 
+def method_of(typed: Mapping[str, Any]) -> Method | None:
+    """The method that a form's contents or values name, KronA if they name none; None for one that
+    does not exist."""
+    return METHODS.get(str(typed.get("adapter_type") or "krona"))
+
+
 def check_base(typed: Mapping[str, Any]) -> None:
     """Raise UserError for a base that is not there; of one on the hub only the name is seen."""
     if base := base_of(typed):
@@ -47,7 +54,7 @@ def check_base(typed: Mapping[str, Any]) -> None:
 
 def defaults_of(typed: Mapping[str, Any]) -> dict[str, Any]:
     """What training takes for settings that are left out, where it is not the program's own."""
-    base, method = base_of(typed), METHODS.get(str(typed.get("adapter_type") or "krona"))
+    base, method = base_of(typed), method_of(typed)
     return {
         **({"learning_rate": method.learning_rate} if method else {}),
         **(family_defaults(base, bool(typed.get("low_vram"))) if base else {}),
@@ -65,7 +72,7 @@ def usual_values(typed: Mapping[str, Any], before: Mapping[str, Any]) -> dict[st
 
     base, options = base_of(typed), options_of(TrainSettings)
     defaults, usual = defaults_of(typed), usual_settings(base) if base else {}
-    method = METHODS.get(str(typed.get("adapter_type") or "krona"))
+    method = method_of(typed)
     if usual and method and is_bundled(base.pretrained_model_name_or_path):
         usual["learning_rate"] = method.pocket_learning_rate
     if not usual:

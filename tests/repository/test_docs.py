@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from processes import printing_python
 
 from diffusekrona.__main__ import available
 
@@ -113,10 +114,7 @@ def recipes() -> list[str]:
 
 def flags_of(command: str, folder: Path) -> list[str]:
     """What a fine-tuning command passes to the program, on the small base of its kind."""
-    stub = folder / "python"
-    real = f'[ "$1" != -c ] || exec "{sys.executable}" "$@"'  # for what a script asks the package
-    stub.write_text(f'#!/bin/sh\n{real}\nprintf "%s\\n" "$@"\n')
-    stub.chmod(0o755)
+    stub = printing_python(folder)
     # What needs a GPU, and what would train on a published base.
     command = re.sub(r"\b(?:MODEL_NAME|NUM_PROCESSES|PRECISION|LOW_VRAM)=\S+ ", "", command)
     base = "pocket-sdxl" if "finetune_sdxl" in command else "pocket"

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from processes import printing_python
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,10 +29,7 @@ def launch() -> ModuleType:
 @pytest.fixture
 def words(tmp_path: Path):
     """Run a script with a Python that prints its arguments, one per line; returns them."""
-    stub = tmp_path / "python"
-    real = f'[ "$1" != -c ] || exec "{sys.executable}" "$@"'  # for what a script asks the package
-    stub.write_text(f'#!/bin/sh\n{real}\nprintf "%s\\n" "$@"\n')
-    stub.chmod(0o755)
+    stub = printing_python(tmp_path)
 
     def run(script: str, *arguments: str, **variables: str) -> list[str]:
         env = {"PATH": os.environ["PATH"], "PYTHON": str(stub), **variables}

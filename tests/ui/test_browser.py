@@ -20,6 +20,7 @@ from browsing import (
     fill,
     opened,
     start,
+    wait_until,
     write,
 )
 from PIL import Image
@@ -36,8 +37,8 @@ pytestmark = [
 def test_from_pictures_to_an_adapter(
     page: Page, server: Server, context: BrowserContext, tmp_path: Path
 ) -> None:
-    """Upload, caption, train, watch; close the page, kill the server; draw, stop, clone. (Save
-    and resume: test_browser_keyboard.py.)"""
+    """Upload, caption, train, watch; close the page, kill the server; draw, save, stop, resume,
+    clone."""
     files = []
     for number, colour in enumerate(("red", "green", "blue")):
         files.append(tmp_path / f"My Toy {number}.png")
@@ -69,9 +70,17 @@ def test_from_pictures_to_an_adapter(
     shown = page.locator(".dk-strip figure").count()
     page.get_by_role("button", name="Draw now").click()
     expect(page.locator(".dk-strip figure")).not_to_have_count(shown)
+    page.get_by_role("button", name="Save now").click()
+    expect(page.locator("#watch-said")).to_contain_text("save a checkpoint")
+    wait_until(lambda: list(run.glob("checkpoint-*")))
+    expect(page.locator(".dk-run .dk-state")).to_have_text("running")
     page.get_by_role("button", name="Stop and save").click()
     expect(page.locator(".dk-run .dk-state")).to_have_text("stopped")
     assert list(run.glob("checkpoint-*")) and not (run / "adapter.safetensors").exists()
+    page.get_by_role("button", name="Resume").click()
+    expect(page.locator(".dk-run .dk-state")).to_have_text("running")
+    page.get_by_role("button", name="Stop and save").click()
+    expect(page.locator(".dk-run .dk-state")).to_have_text("stopped")
     page.get_by_role("button", name="Clone").click()
     expect(field(page, "output_dir")).to_have_value("outputs/my-toy/krona-2")
     expect(field(page, "max_train_steps")).to_have_value("40000")

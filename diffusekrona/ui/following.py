@@ -73,7 +73,7 @@ def usual_values(typed: Mapping[str, Any], before: Mapping[str, Any]) -> dict[st
     base, options = base_of(typed), options_of(TrainSettings)
     defaults, usual = defaults_of(typed), usual_settings(base) if base else {}
     method = method_of(typed)
-    if usual and method and is_bundled(base.pretrained_model_name_or_path):
+    if base and usual and method and is_bundled(base.pretrained_model_name_or_path):
         usual["learning_rate"] = method.pocket_learning_rate
     if not usual:
         rate = defaults.get("learning_rate")

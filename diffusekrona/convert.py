@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from .bases.precision import STORED, dtype_of
 from .common.command_line import parse
 from .common.errors import exit_on_user_error
+from .common.paths import as_path
 from .common.settings import setting
 from .common.weights import given_weight
 
@@ -129,7 +129,7 @@ def _base(settings: ConvertSettings, source: str) -> str | None:
 
     if settings.base or settings.to != "merged":
         return settings.base
-    path = Path(source).expanduser()
+    path = as_path(source)
     return read_metadata(path / ADAPTER_FILE if path.is_dir() else path).get("base_model")
 
 

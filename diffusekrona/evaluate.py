@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .adapters.mixing import choose_base, read_weighted, reading_options, run_name
 from .common.devices import choose_device, process_state
 from .common.errors import UserError, exit_on_user_error
+from .common.paths import as_path
 from .evaluation.settings import ComparedSettings, EvaluateSettings, parse_settings
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def read_variants(compared: ComparedSettings) -> list[Variant]:
 
 def _split_name(text: str) -> tuple[str, str]:
     name, sign, rest = text.partition("=")
-    named = sign and "/" not in name and not Path(text).expanduser().exists()
+    named = sign and "/" not in name and not as_path(text).exists()
     return (name, rest) if named else ("", text)
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from diffusekrona.common.command_line import parse
 from diffusekrona.common.errors import UserError, exit_on_user_error, writing
 from diffusekrona.common.files import replace_whole
+from diffusekrona.common.paths import as_path
 from diffusekrona.common.pictures import PICTURE_SUFFIXES, content_key
 from diffusekrona.common.settings import setting
 from diffusekrona.data.caption_files import CAPTION_SUFFIXES
@@ -240,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
         FormatSettings, argv, prog="diffusekrona.format_datasets", description=__doc__ or ""
     )
     settings = replace(
-        settings, source=settings.source.expanduser(), data_dir=settings.data_dir.expanduser()
+        settings, source=as_path(settings.source), data_dir=as_path(settings.data_dir)
     )
     found, unusable = [], []
     for name, folder in find_subjects(settings.source, settings.subjects):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .common.command_line import parse
 from .common.errors import exit_on_user_error
+from .common.paths import as_path
 from .common.settings import COUNTS, SEEDS, SIDES, setting
 from .sampling.settings import GUIDANCE_HELP
 
@@ -127,9 +128,9 @@ def read(texts: Sequence[str]) -> list[Facts]:
 def _split_name(text: str) -> tuple[str, Path]:
     """NAME=PATH, or a path that may hold an equals sign itself."""
     name, sign, rest = text.partition("=")
-    if sign and "/" not in name and not Path(text).expanduser().exists():
-        return name, Path(rest).expanduser()
-    return "", Path(text).expanduser()
+    if sign and "/" not in name and not as_path(text).exists():
+        return name, as_path(rest)
+    return "", as_path(text)
 
 
 def _distinct(named: Sequence[tuple[str, Path]]) -> list[str]:

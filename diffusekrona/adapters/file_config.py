@@ -77,22 +77,29 @@ def pattern(
 
 
 def literal(key: Any, where: object, field: str) -> str:
-    r"""A key of a pattern as the name it denotes: `^to\.k$` is to.k.
+    r"""A key of a pattern as the name it denotes: `to\.k$` is to.k, and `^to\.k` is ^to.k, which is
+    the whole path of one layer.
 
-    PEFT and diffusers write names with these marks; any other regular expression is refused.
+    Raises:
+        UserError: any other regular expression; PEFT and diffusers write names with these marks.
     """
+    start = "^" if isinstance(key, str) and key.startswith("^") else ""
     name = key.removeprefix("^").removesuffix("$") if isinstance(key, str) else ""
     name = re.sub(r"\\([.\-_])", r"\1", name[: 2 * LONGEST_KEY])
     if len(name) > LONGEST_KEY or not _NAME.fullmatch(name):
-        raise _damaged(where, f"{field} has {shortened(repr(key))} where a layer's name is needed")
-    return name
+        raise UserError(
+            f"{where}: {field} has {shortened(repr(key))}, and of files only names of layers are "
+            "read, no regular expressions: write the layers' names instead, or merge with PEFT's "
+            "merge_and_unload and convert the whole model that this gives."
+        )
+    return start + name
 
 
 def lookup(patterns: Mapping[str, T], path: str, default: T) -> T:
     """The value for a layer: of the first name that is its path or the end of it, as in PEFT."""
     if not patterns:
         return default
-    ends = {path, *(path[found.end() :] for found in re.finditer(r"\.", path))}
+    ends = {path, "^" + path, *(path[found.end() :] for found in re.finditer(r"\.", path))}
     return next((value for name, value in patterns.items() if name in ends), default)
 
 
@@ -262,8 +269,8 @@ def targets(values: Mapping[str, Any], layers: Iterable[str]) -> list[str]:
 
 
 def _alphas(values: Mapping[str, Any], ranks: Mapping[str, int], where: object) -> dict[str, float]:
-    given = pattern(values, "rank_pattern", where, count)
     alphas = pattern(values, "alpha_pattern", where, number)
+    given = pattern(values, "rank_pattern", where, count)
     for path, rank in ranks.items():
         noted = lookup(given, path, count(values["r"], where, "r") if "r" in values else rank)
         if noted != rank:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
+from ..common.paths import as_path
 from ..common.weights import given_weight, is_weight, split_weight
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def reading_options(
             found.setdefault("prediction_type", note["prediction_type"])
         if note.get("rescale_betas_zero_snr") == "true":
             found.setdefault("rescale_betas_zero_snr", True)
-        if Path(note.get("single_file_config") or "/nowhere").expanduser().is_dir():
+        if as_path(note.get("single_file_config") or "/nowhere").is_dir():
             found.setdefault("single_file_config", note["single_file_config"])
     return found
 
@@ -183,7 +184,7 @@ def default_weight(metadata: Mapping[str, str]) -> float:
 
 
 def _file(path: str) -> Path:
-    file = Path(path).expanduser()
+    file = as_path(path)
     return file / ADAPTER_FILE if file.is_dir() else file
 
 

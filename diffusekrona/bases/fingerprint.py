@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from itertools import islice
-from pathlib import Path
 
 from ..common.errors import UserError
+from ..common.paths import as_path
 from .loading import BUNDLED
 
 _MOST_FILES = 10_000
@@ -24,7 +24,7 @@ def fingerprint_of(name_or_path: str | None) -> str | None:
     if name_or_path is None:
         return None
     bundled = BUNDLED / name_or_path
-    folder = bundled if bundled.is_dir() else Path(name_or_path).expanduser()
+    folder = bundled if bundled.is_dir() else as_path(name_or_path)
     found = list(islice(folder.rglob("*"), _MOST_FILES + 1))
     if len(found) > _MOST_FILES:
         raise UserError(f"{folder} holds thousands of files: give the folder of one model.")

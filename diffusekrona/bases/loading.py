@@ -15,6 +15,7 @@ from typing import Any
 
 from ..common.errors import UserError, reason_of, shortened
 from ..common.json_files import parse_json
+from ..common.paths import as_path
 from .published import published_json
 
 log = logging.getLogger("diffusekrona")
@@ -52,7 +53,7 @@ def bundled_models() -> list[str]:
 
 def is_bundled(base: str) -> bool:
     """Whether a base, by its name or its folder, is one that ships with the package."""
-    return base in bundled_models() or Path(base).expanduser().resolve().parent == BUNDLED.resolve()
+    return base in bundled_models() or as_path(base).resolve().parent == BUNDLED.resolve()
 
 
 class SingleFile(str):
@@ -99,7 +100,7 @@ def resolve_base(name_or_path: str, single_file_config: str | None = None) -> st
         return name_or_path
     if name_or_path in bundled_models():
         return str(BUNDLED / name_or_path)
-    path = Path(name_or_path).expanduser()
+    path = as_path(name_or_path)
     if path.is_file():
         from .single_file import open_single_file
 

@@ -28,6 +28,7 @@ import torch
 
 from ..common.errors import UserError, shortened
 from ..common.files import temporary_folder
+from ..common.paths import as_path
 from ..common.tensor_files import opened, read_shapes
 from .base import Family
 from .families import FAMILIES
@@ -68,7 +69,7 @@ def open_single_file(path: str, configs: str | None = None) -> SingleFile:
         UserError: a pickle, a file that is damaged, holds no whole model, or one that its configs
             do not fit.
     """
-    file = Path(path).expanduser()
+    file = as_path(path)
     if file.suffix.lower() == ".ckpt":
         raise UserError(
             f"Base model {file} is a .ckpt file, a pickle, which can run code when it is opened: "

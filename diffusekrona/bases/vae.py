@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..common.paths import as_path
 from .loading import BUNDLED, bundled_models, load_part, read_part_config
 
 # What diffusers' AutoencoderKL takes for a key that an old config leaves out.
@@ -18,11 +18,11 @@ def vae_place(base: str, other: str | None = None) -> tuple[str, str]:
     """(model, subfolder) of the VAE: the base's, or another given by itself or in a pipeline."""
     if other is None:
         return base, "vae"
-    if Path(other).expanduser().is_file():
+    if as_path(other).is_file():
         from .single_file import open_vae_file
 
-        return open_vae_file(str(Path(other).expanduser()), base), "vae"
-    folder = BUNDLED / other if other in bundled_models() else Path(other).expanduser()
+        return open_vae_file(str(as_path(other)), base), "vae"
+    folder = BUNDLED / other if other in bundled_models() else as_path(other)
     return str(folder) if folder.is_dir() else other, "vae" if (folder / "vae").is_dir() else ""
 
 

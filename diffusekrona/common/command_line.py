@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,10 +22,10 @@ from tyro.constructors import (
 )
 
 from .errors import UserError
+from .paths import as_path
 from .settings import (
     Option,
     Settings,
-    as_path,
     check_limits,
     did_you_mean,
     kind_in_words,
@@ -65,7 +66,7 @@ def parse(
     values = dict(defaults or {})
     if config is not None:
         values |= read_settings_file(cls, as_path(config))
-    with errors.on_parse_error(functools.partial(_refuse, cls)):
+    with errors.on_parse_error(functools.partial(_refuse, cls, argv)):
         settings = tyro.cli(
             cls,
             args=argv,
@@ -190,19 +191,23 @@ def _reader(option: Option) -> PrimitiveConstructorSpec[Any]:
     )
 
 
-def _refuse(cls: type, event: errors.ParseErrorEvent) -> None:
+def _refuse(cls: type, argv: Sequence[str], event: errors.ParseErrorEvent) -> None:
     """Raise UserError for what tyro could not parse, in one line."""
+    known = ["--help", "--config", *(option.flag for option in options_of(cls).values())]
     unknown: Sequence[str] = ()
     if isinstance(event, errors.UnrecognizedArgs):
         unknown = event.tokens
     elif isinstance(event, errors.MissingArgs):
         unknown = event.unrecognized_tokens
+    elif isinstance(event, errors.BadValue) and not _flag_of(event.argument).startswith("-"):
+        unknown = [a for a in argv if a.startswith("-") and a.partition("=")[0] not in known]
     if unknown:
         flag = unknown[0].partition("=")[0]
         if not flag.startswith("-"):
             raise UserError(f"{flag!r} belongs to no flag: put text with spaces into quotes.")
-        known = [option.flag for option in options_of(cls).values()]
-        raise UserError(f"{flag} is not a flag of {event.prog}{did_you_mean(flag, known)}.")
+        path = "/" in flag or os.path.lexists(flag)
+        instead = f": write ./{flag} if it is a path" if path else did_you_mean(flag, known)
+        raise UserError(f"{flag} is not a flag of {event.prog}{instead}.")
     if isinstance(event, errors.MissingArgs):
         flags = [_flag_of(argument.arg) for argument in event.missing_arguments]
         raise UserError(f"Required: {', '.join(flags)}.")
@@ -213,4 +218,6 @@ def _refuse(cls: type, event: errors.ParseErrorEvent) -> None:
 
 
 def _flag_of(argument: Any) -> str:
-    return argument.lowered.name_or_flags[0] if argument.lowered.name_or_flags else "a value"
+    """The flag, or a positional's name without its group's."""
+    name = argument.lowered.name_or_flags[0] if argument.lowered.name_or_flags else "a value"
+    return name if name.startswith("-") else name.rpartition(".")[2]

@@ -40,11 +40,14 @@ def reason_of(error: BaseException) -> str:
 
 
 def shortened(text: object, length: int = 60) -> str:
-    """Text from a file or a library, for a message: on one line and of at most `length`."""
+    """Text from a file or a library, for a message: on one line, what a terminal would obey written
+    as `\\x1b`, and of at most `length` characters: what is over goes from the middle."""
     if isinstance(text, int) and abs(text) >= 10**length:  # Python refuses to write the longest
         return "a number of more digits"
     line = " ".join(str(text).split())
-    return line if len(line) <= length else line[: length - 1] + "…"
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    end = (length - 1) // 2
+    return line if len(line) <= length else f"{line[: length - 1 - end]}…{line[-end:]}"
 
 
 def not_installed(flag: str, package: str) -> UserError:
@@ -108,13 +111,9 @@ def _has_no_room(path: str | os.PathLike[str], error: Exception) -> bool:
 
 
 def _complain(line: str) -> None:
-    # Names from a file may be long, or hold what a terminal would obey.
-    line = "".join(c if c.isprintable() else " " for c in " ".join(line.split()))
-    if len(line) > _LONGEST:  # the reason, and what to do, are at the end
-        line = f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 2 :]}"
     with suppress(OSError):  # where nothing can be printed, the exit code remains
         _end_progress_bars()
-        print("error: " + line, file=sys.stderr, flush=True)
+        print("error: " + shortened(line, _LONGEST), file=sys.stderr, flush=True)
 
 
 def _end_progress_bars() -> None:
@@ -132,8 +131,6 @@ def _line_for(error: RuntimeError) -> str | None:
         return "Out of memory: smaller batches or pictures need less."
     if "Symlink loop" in str(error):  # pathlib's as well
         return f"{error}: symbolic links that lead in a circle."
-    if "home directory" in str(error):  # pathlib's, which does not say of whom
-        return "A path begins with ~ and the name of a user that this machine does not know."
     return None
 
 

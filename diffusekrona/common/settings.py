@@ -12,7 +12,6 @@ import dataclasses
 import difflib
 import functools
 import math
-import os
 import types
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass
@@ -156,12 +155,6 @@ def build(cls: type[Settings], values: Mapping[str, Any]) -> Settings:
 def with_values(settings: Settings, **changes: Any) -> Settings:
     """The same settings but for `changes`, by name."""
     return build(type(settings), flat(settings) | changes)
-
-
-def as_path(text: str) -> Path:
-    """A path as users write it. The shell leaves the `~` of `--output_dir=~/runs` as it is, and a
-    folder of that name is best never made."""
-    return Path(os.path.expanduser(text))
 
 
 # --- limits ---------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import yaml
 
 from .errors import UserError
 from .own_files import write_result
-from .settings import Option, as_path, did_you_mean, flat, kind_in_words, options_of
+from .paths import as_path
+from .settings import Option, did_you_mean, flat, kind_in_words, options_of
 from .yaml_files import read_mapping
 
 

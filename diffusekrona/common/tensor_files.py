@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import UserError, shortened
+from .paths import as_path
 
 DTYPES = {
     "F64": torch.float64,
@@ -116,10 +117,10 @@ def read_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], dict[str, s
 
 def read_metadata(path: Path | str) -> dict[str, str]:
     """The metadata of a safetensors file; {} of any other file, of a folder, and of none."""
-    if not Path(path).expanduser().is_file():
+    if not as_path(path).is_file():
         return {}
     try:
-        with safe_open(Path(path).expanduser(), "pt") as file:
+        with safe_open(as_path(path), "pt") as file:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError):
         return {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .errors import UserError, reason_of
+from .paths import as_path
 
 MOST_BYTES = 16 << 20
 MOST_METADATA = 256 << 20  # of one file with the captions of many pictures
@@ -20,7 +21,7 @@ def read_text(path: Path | str, most: int = MOST_BYTES) -> str:
         UserError: it is missing, not a file, larger, not UTF-8, or cannot be read.
     """
     try:
-        path = Path(path).expanduser()
+        path = as_path(path)
         if path.exists() and not path.is_file():  # reading a named pipe would wait for ever
             raise ValueError("it is not a file")
         with open(path, "rb") as file:
@@ -32,5 +33,5 @@ def read_text(path: Path | str, most: int = MOST_BYTES) -> str:
         raise UserError(f"Cannot read {path}: it is not UTF-8 text; save it as UTF-8.") from None
     except OSError as error:
         raise UserError(f"Cannot read {path}: {(error.strerror or str(error)).lower()}.") from error
-    except (ValueError, RuntimeError) as error:  # RuntimeError: of ~nouser
+    except ValueError as error:
         raise UserError(f"Cannot read {path}: {reason_of(error)}.") from error

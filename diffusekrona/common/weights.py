@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 from .errors import UserError
+from .paths import as_path
 from .settings import LARGEST
 
 
@@ -30,7 +30,7 @@ def given_weight(text: str) -> tuple[str, float | None]:
         UserError: a weight that is not a finite number of 32 bits.
     """
     head, colon, tail = text.rpartition(":")
-    if not colon or Path(text).expanduser().exists():
+    if not colon or as_path(text).exists():
         return text, None
     try:
         weight = float(tail)

@@ -31,6 +31,7 @@ from ..bases.loading import SingleFile, read_json_of
 from ..common.errors import UserError
 from ..common.files import replace_whole, write_text
 from ..common.json_files import read_json
+from ..common.paths import as_path
 from ..common.pictures import content_key
 from .settings import DataSettings
 
@@ -240,7 +241,7 @@ def report_other_base(base: str, adapters: Sequence[Any]) -> None:
         base: as the user named it.
         adapters: `adapters.mixing.WeightedAdapter`s.
     """
-    path = Path(base).expanduser()
+    path = as_path(base)
     trained_on = {mixed.adapter.metadata.get("base_sha256") for mixed in adapters} - {None}
     if (
         trained_on

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..common.errors import UserError
+from ..common.paths import as_path
 from ..common.pictures import content_key, picture_size
 from .caption_files import caption_lines, read_metadata, unused_entries
 from .captions import SHUFFLES, alternatives, shuffled, with_trigger
@@ -107,7 +108,7 @@ def look_through(data: DataSettings, seed: int) -> tuple[list[Example], list[Fin
     several = names_folders(data.instance_data_dir)
     examples: list[Example] = []
     findings: list[Finding] = []
-    if several and data.instance_data_dir.expanduser().is_dir():
+    if several and as_path(data.instance_data_dir).is_dir():
         findings += [
             Finding(f"left out: {folder}, which has no pictures or no name such as 10_sks dog")
             for folder in read_folder_names(data.instance_data_dir)[1]

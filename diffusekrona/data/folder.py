@@ -12,6 +12,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from ..common.errors import UserError
+from ..common.paths import as_path
 from ..common.pictures import PICTURE_SUFFIXES, why_not
 from .caption_files import CAPTION_SUFFIXES, plain_name
 from .masks import picture_of_mask
@@ -30,7 +31,7 @@ def find_pictures(folder: Path) -> tuple[list[Path], list[str]]:
     Raises:
         UserError: `folder` is missing, is not a folder, is empty, or has no usable picture.
     """
-    folder = Path(folder).expanduser()
+    folder = as_path(folder)
     pictures: list[Path] = []
     skipped: list[str] = []
     entries = _entries(folder)
@@ -58,7 +59,7 @@ def find_pictures(folder: Path) -> tuple[list[Path], list[str]]:
 def first_pictures(folder: Path, count: int) -> list[Path]:
     """At most `count` usable pictures of `folder`, the first by name; none if it is gone."""
     try:
-        entries = _entries(Path(folder).expanduser())
+        entries = _entries(as_path(folder))
     except UserError:
         return []
     entries = [entry for entry in entries if picture_of_mask(entry.name) is None]
@@ -69,7 +70,7 @@ def unread_captions(folder: Path, pictures: Sequence[Path]) -> list[str]:
     """One line (`name: reason`) for each caption file that belongs to no picture."""
     stems = {plain_name(picture.stem) for picture in pictures}
     lines = []
-    for entry in _entries(Path(folder).expanduser()):
+    for entry in _entries(as_path(folder)):
         kind = entry.suffix.lower()
         if kind not in CAPTION_SUFFIXES or entry.name.startswith("."):
             continue

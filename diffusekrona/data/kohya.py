@@ -15,6 +15,7 @@ from typing import Any
 
 from ..common.errors import UserError, shortened
 from ..common.json_files import parse_json
+from ..common.paths import as_path
 from ..common.text_files import MOST_METADATA, read_text
 from .folder import first_pictures
 
@@ -163,7 +164,7 @@ def read_folder_names(parent: Path) -> tuple[list[dict[str, Any]], list[Path]]:
         The entries, sorted by name, none if `parent` holds pictures itself or no such folder; and
         the folders beside them that are left out: without a number, or without a picture.
     """
-    parent = parent.expanduser()
+    parent = as_path(parent)
     if first_pictures(parent, 1):
         return [], []
     entries, left_out = _named_folders(parent, False)

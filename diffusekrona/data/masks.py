@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageChops
 
 from ..common.errors import UserError
+from ..common.paths import as_path
 from ..common.pictures import fit_picture, load_alpha, load_picture
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def picture_of_mask(name: str) -> str | None:
 
 def mask_files(folder: Path) -> list[Path]:
     """The files in `folder` that are masks by their name, sorted."""
-    entries = sorted(Path(folder).expanduser().iterdir())
+    entries = sorted(as_path(folder).iterdir())
     return [entry for entry in entries if picture_of_mask(entry.name) and entry.is_file()]
 
 

@@ -25,6 +25,7 @@ from pydantic import Field
 
 from ..common.errors import UserError
 from ..common.json_files import check_value
+from ..common.paths import as_path
 from ..common.settings import did_you_mean
 from ..common.yaml_files import read_mapping
 from .folder import first_pictures
@@ -83,7 +84,7 @@ class Source:
 
     @property
     def path(self) -> Path:
-        return Path(self.folder).expanduser()
+        return as_path(self.folder)
 
     def options(self) -> str:
         """What a resumed run must agree in, beside pictures, captions and masks."""
@@ -97,7 +98,7 @@ class Source:
 def names_folders(place: Path) -> bool:
     """Whether `--instance_data_dir` is a file that names folders, or a folder of folders named in
     kohya's manner, rather than a folder of pictures."""
-    if place.expanduser().is_dir():
+    if as_path(place).is_dir():
         return bool(read_folder_names(place)[0])
     return place.suffix.lower() in _SUFFIXES
 
@@ -111,7 +112,7 @@ def sources_of(data: DataSettings) -> list[Source]:
     place = data.instance_data_dir
     if not names_folders(place):
         return [Source(str(place), **_defaults(data))]
-    if place.expanduser().is_dir():
+    if as_path(place).is_dir():
         # The first line of a caption file alone, as kohya's scripts take it.
         common: Mapping[str, Any] = {"first_line": not data.caption_lines}
         entries: Sequence[Mapping[str, Any]] = read_folder_names(place)[0]
@@ -160,7 +161,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
         entry = dict(entry)
         for name in ("folder", "metadata"):
             if isinstance(entry.get(name), str):
-                entry[name] = str(path.expanduser().parent / Path(entry[name]).expanduser())
+                entry[name] = str(as_path(path).parent / as_path(entry[name]))
         found.append(entry)
     return content, found
 

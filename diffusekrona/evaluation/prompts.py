@@ -15,9 +15,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..common.errors import UserError, shortened
+from ..common.paths import as_path
 from ..common.text_files import read_text
 
 
@@ -136,7 +136,7 @@ def get_prompts(name_or_file: str) -> tuple[Prompt, ...]:
     """
     if name_or_file in LISTS:
         return LISTS[name_or_file]
-    path = Path(os.path.expanduser(name_or_file))
+    path = as_path(name_or_file)
     if not os.path.exists(path):
         raise UserError(
             f"No prompts {shortened(name_or_file)}: give a text file, or one of: "

@@ -1,5 +1,6 @@
 """One adapter or model in, another format out, read back and compared before it takes its place.
 
+from ..common.paths import as_path
 from diffusekrona.formats.conversion import convert
 report = convert("pytorch_lora_weights.safetensors", "adapter.safetensors", "krona")
 """
@@ -14,6 +15,7 @@ import torch
 from ..adapters.deltas import difference
 from ..common.errors import UserError
 from ..common.files import clean_leftovers, replace_folder, replace_whole
+from ..common.paths import as_path
 from ..common.tensor_files import entries_of, write_entries
 from . import full_finetune, krona_file, lokr, lora, merged, peft_folder
 from .delta_set import DeltaSet, Hints, check_sizes, mix
@@ -72,9 +74,9 @@ def convert(
     """
     options = options or Options()
     _check_request(target, base, options)
-    destination = place(Path(destination).expanduser(), target)
+    destination = place(as_path(destination), target)
     for path in (destination, source, *(path for path, _ in adapters), base or "."):
-        clean_leftovers(Path(path).expanduser().absolute().parent)
+        clean_leftovers(as_path(path).absolute().parent)
     model = open_model(base, family) if base is not None else None
     skip = options.skip_unsupported
     family_of_base = model.family if model else None

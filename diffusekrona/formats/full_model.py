@@ -21,6 +21,7 @@ from ..bases.loading import resolve_base
 from ..bases.single_file import family_of_keys, refuse_quantised
 from ..common.errors import UserError
 from ..common.json_files import read_json
+from ..common.paths import as_path
 from ..common.tensor_files import DTYPES, opened, read_shapes, refuse_pickle
 from . import ldm_layout
 from .refs import Ref
@@ -136,7 +137,7 @@ def open_model(name_or_path: str | Path, family: str | None = None) -> FullModel
     Raises:
         UserError: it cannot be loaded, or its weights are pickles or unreadable.
     """
-    path = Path(name_or_path).expanduser()
+    path = as_path(name_or_path)
     if path.is_file():
         return _open_single(path, family)
     root = Path(resolve_base(str(name_or_path)))

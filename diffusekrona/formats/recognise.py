@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..common.errors import UserError
+from ..common.paths import as_path
 from ..common.tensor_files import opened, refuse_pickle
 from . import adapter_layers, krona_file, ldm_layout, peft_folder, published
 from .delta_set import DeltaSet, Hints
@@ -43,7 +44,7 @@ def recognise(source: Path | str, wanted: str | None = None) -> tuple[str, Path]
     Raises:
         UserError: nothing there, or nothing known; a key is named.
     """
-    path = Path(source).expanduser()
+    path = as_path(source)
     if wanted is not None:
         inside = _only_file(path) if path.is_dir() and wanted not in ("peft", "full") else path
         if not inside.exists():

@@ -11,7 +11,6 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +37,7 @@ from ..bases.meta import trusting_no_config
 from ..bases.offload import offload_blocks, offload_layers
 from ..bases.vae import channels_last
 from ..common.errors import UserError, reason_of, shortened
+from ..common.paths import as_path
 from ..common.pictures import to_image
 from ..common.prompts import warn_of_syntax
 
@@ -151,7 +151,7 @@ def load_refiner(pipeline: Any, name: str, dtype: torch.dtype, **options: Any) -
 
     if "denoising_end" not in inspect.signature(pipeline.__call__).parameters:
         raise UserError("This base model cannot hand over to a refiner: leave out --refiner.")
-    if Path(name).expanduser().is_file():
+    if as_path(name).is_file():
         raise UserError(f"--refiner {name} is a file: give a diffusers folder or a hub name.")
     name = resolve_base(name)
     options = {key: value for key, value in options.items() if value is not None}

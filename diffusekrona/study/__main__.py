@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..common.errors import UserError, exit_on_user_error
+from ..common.paths import as_path
 from .settings import ChosenSettings, PlaceSettings, ScoredSettings, parse_settings
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def choose_subjects(chosen: ChosenSettings) -> list[Subject]:
     samples = ("dog", "cat", "teapot", "backpack", "duck", "car")
     for text in chosen.subject or [str(data / name) for name in samples]:
         folder, colon, word = text.rpartition(":")
-        path = Path(folder if colon else text).expanduser()
+        path = as_path(folder if colon else text)
         path = path / "input" if (path / "input").is_dir() else path
         name = path.parent.name if path.name == "input" else path.name
         folder = str(path.absolute())  # a cluster's workers are elsewhere

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..adapters.file import Adapter, read_adapter
 from ..common.errors import UserError
+from ..common.paths import as_path
 from ..common.settings_files import read_settings_file
 from ..data.captions import with_trigger
 from ..data.examples import read_examples
@@ -111,7 +112,7 @@ def _one_of(sources: Sequence[Source], asked: Path | None, place: Path) -> Sourc
     folders = {one.path.resolve(): one for one in sources if not one.regularisation}
     if asked is None and len(folders) == 1:
         return next(iter(folders.values()))
-    found = asked and folders.get(asked.expanduser().resolve())
+    found = asked and folders.get(as_path(asked).resolve())
     if found is None:
         names = ", ".join(map(str, folders))
         raise UserError(f"{place} names several subjects: give --subject_dir, one of {names}.")

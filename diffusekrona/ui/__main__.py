@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..common.command_line import parse
 from ..common.errors import UserError, exit_on_user_error
+from ..common.paths import as_path
 from ..common.settings import setting
 
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if find_spec("gradio") is None:
         raise UserError("The page needs gradio: pip install -r requirements-ui.txt")
     check_host(settings)
-    root = settings.folder.expanduser().resolve()
+    root = as_path(settings.folder).resolve()
     if not root.is_dir():
         raise UserError(f"--folder {settings.folder} is not a folder.")
     _check_port(settings)

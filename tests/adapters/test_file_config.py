@@ -176,7 +176,10 @@ def test_names_are_literal() -> None:
     assert lookup(patterns, "a.attn2.q_proj", 0) == 2
     assert lookup(patterns, "a.attn2.k_proj", 0) == 0  # a dot is a dot
     assert lookup(patterns, "a.xq_proj", 0) == 0
-    assert literal(r"^mid\.q_proj$", "file", "rank_pattern") == "mid.q_proj"
+    assert literal(r"mid\.q_proj$", "file", "rank_pattern") == "mid.q_proj"
+    whole = {literal(r"^mid\.q_proj$", "file", "rank_pattern"): 1}
+    assert lookup(whole, "mid.q_proj", 0) == 1
+    assert lookup(whole, "down.mid.q_proj", 0) == 0  # as in PEFT: ^ is where the path begins
     for key in (EVIL, "to_(q|k)", ".*", "", "a b", 3, "a" * 301):
-        with pytest.raises(UserError, match="rank_pattern"):
+        with pytest.raises(UserError, match=r"rank_pattern.*write the layers' names"):
             literal(key, "file", "rank_pattern")

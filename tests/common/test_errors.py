@@ -8,12 +8,20 @@ import sys
 
 import pytest
 
-from diffusekrona.common.errors import UserError, exit_on_user_error, reason_of
+from diffusekrona.common.errors import UserError, exit_on_user_error, reason_of, shortened
 
 
 def test_the_reason_is_the_first_line_or_the_type() -> None:
     assert reason_of(ValueError("\nno such file\nand more")) == "no such file"
     assert reason_of(ValueError(" ")) == "ValueError"
+
+
+def test_text_from_a_file_is_short_and_harmless() -> None:
+    assert shortened("a\n  b\x1b[31m\udcff") == r"a b\x1b[31m\udcff"
+    assert shortened("a" * 40 + "b" * 40, 9) == "aaaa…bbbb"
+    for length in (3, 60, 1000):
+        assert len(shortened("x" * 5000, length)) == length
+    assert shortened(10**5000) == "a number of more digits"
 
 
 def test_an_error_does_not_share_its_line_with_a_progress_bar() -> None:

@@ -53,7 +53,7 @@ def save_sd15(folder: Path) -> Path:
     )
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    from diffusekrona.bases.loading import BUNDLED
+    from diffusekrona.bases.bundled import BUNDLED
 
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(BUNDLED / "pocket" / "tokenizer")

@@ -20,7 +20,7 @@ from adapter_step import DTYPES, in_turns, interval_in_words, ratio_with_interva
 from diffusers import AutoencoderKL
 from record import show, write_record
 
-from diffusekrona.bases.loading import BUNDLED
+from diffusekrona.bases.bundled import BUNDLED
 from diffusekrona.bases.published import VAE
 from diffusekrona.bases.vae import channels_last
 from diffusekrona.common.cpu_memory import keep_freed_memory

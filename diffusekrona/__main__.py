@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import runpy
 import sys
-from importlib.util import find_spec
 
 # Subcommand to (module, what it does). A module is imported when its subcommand is run.
 PROGRAMS = {
-    "train": ("train_dreambooth", "fine-tune a base model on pictures of a subject"),
-    "data": ("check_data", "show what a folder would be trained on, and what is wrong"),
-    "draw": ("inference", "draw pictures with a base model and adapters"),
-    "convert": ("convert", "convert adapters from and to other programs' formats"),
-    "evaluate": ("evaluate", "score adapters: CLIP-I, CLIP-T, DINO, diversity"),
-    "study": ("study", "sweep settings over training runs, and report"),
-    "inspect": ("inspect", "show what an adapter has learned, layer by layer"),
-    "plan": ("plan", "find the Kronecker factors for a base model and a budget"),
-    "choose": ("choose", "choose the checkpoint and the weight of a finished run"),
-    "format-datasets": ("format_datasets", "bring downloaded subjects into data/"),
-    "ui": ("ui", "open the programs as a page in the browser"),
+    "train": ("diffusekrona.train_dreambooth", "fine-tune a base model on pictures of a subject"),
+    "data": (
+        "diffusekrona.check_data",
+        "show what a folder would be trained on, and what is wrong",
+    ),
+    "draw": ("diffusekrona.inference", "draw pictures with a base model and adapters"),
+    "convert": ("diffusekrona.convert", "convert adapters from and to other programs' formats"),
+    "evaluate": ("diffusekrona.evaluate", "score adapters: CLIP-I, CLIP-T, DINO, diversity"),
+    "study": ("diffusekrona.study", "sweep settings over training runs, and report"),
+    "inspect": ("diffusekrona.inspect", "show what an adapter has learned, layer by layer"),
+    "plan": ("diffusekrona.plan", "find the Kronecker factors for a base model and a budget"),
+    "choose": ("diffusekrona.choose", "choose the checkpoint and the weight of a finished run"),
+    "format-datasets": ("diffusekrona.format_datasets", "bring downloaded subjects into data/"),
+    "ui": ("diffusekrona.ui", "open the programs as a page in the browser"),
 }
-
-
-def available() -> dict[str, tuple[str, str]]:
-    """The subcommands whose program this installation has, with the program's full name."""
-    named = {name: (f"diffusekrona.{module}", what) for name, (module, what) in PROGRAMS.items()}
-    return {name: value for name, value in named.items() if find_spec(value[0])}
 
 
 def usage() -> str:
     """The help text."""
-    lines = [f"  {name:17}{what}" for name, (_, what) in available().items()]
+    lines = [f"  {name:17}{what}" for name, (_, what) in PROGRAMS.items()]
     foot = "`diffusekrona COMMAND --help` lists the flags of a command."
     return "\n".join(["usage: diffusekrona COMMAND ...", "", "commands:", *lines, "", foot])
 
@@ -44,11 +40,11 @@ def main() -> None:
         from diffusekrona import __version__
 
         print(__version__)
-    elif name in available():
+    elif name in PROGRAMS:
         sys.argv = [f"diffusekrona {name}", *sys.argv[2:]]
-        runpy.run_module(available()[name][0], run_name="__main__", alter_sys=True)
+        runpy.run_module(PROGRAMS[name][0], run_name="__main__", alter_sys=True)
     else:
-        names = ", ".join(available())
+        names = ", ".join(PROGRAMS)
         print(f"error: {name} is not a command: use one of {names}", file=sys.stderr)
         sys.exit(2)
 

@@ -94,7 +94,9 @@ class ConvertSettings:
     dtype: str | None = setting(
         None, choices=STORED, help="Write in this precision; by default the source's, if exact."
     )
-    drop_convolutions: bool = setting(False, help="Leave out what KronA has no place for.")
+    drop_convolutions: bool = setting(
+        False, help="Leave out convolutions, which KronA cannot hold."
+    )
     skip_unsupported: bool = setting(False, help="Leave out what the target cannot hold.")
     overwrite: bool = setting(False, help="Replace what convert did not write.")
     push_to_hub: str | None = setting(

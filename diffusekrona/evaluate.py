@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .adapters.mixing import choose_base, read_weighted, reading_options, run_name
 from .common.devices import choose_device, process_state
 from .common.errors import UserError, exit_on_user_error
-from .common.paths import as_path
+from .common.weights import split_name
 from .evaluation.settings import ComparedSettings, EvaluateSettings, parse_settings
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def read_variants(compared: ComparedSettings) -> list[Variant]:
 
     variants = []
     for text in compared.adapter:
-        name, path = _split_name(text)
+        name, path = split_name(text)
         if path == "none":
             variants.append(Variant(name or "base", compared.class_word))
             continue
@@ -50,12 +50,6 @@ def read_variants(compared: ComparedSettings) -> list[Variant]:
     return variants
 
 
-def _split_name(text: str) -> tuple[str, str]:
-    name, sign, rest = text.partition("=")
-    named = sign and "/" not in name and not as_path(text).exists()
-    return (name, rest) if named else ("", text)
-
-
 def relative_norm(variant: Variant) -> float | None:
     """The median of ||delta W|| / ||W|| as the adapter's file has it, times its weight."""
     from .adapters.norms import norms_in
@@ -67,7 +61,7 @@ def relative_norm(variant: Variant) -> float | None:
 
 def evaluate(settings: EvaluateSettings, state: Any) -> Evaluation | None:
     """Draw what is missing and score it all; None on other than the main process."""
-    from .bases.loading import is_bundled
+    from .bases.bundled import is_bundled
     from .data.disk_cache import report_other_base
     from .data.folder import find_pictures
     from .data.photographs import report_photographs

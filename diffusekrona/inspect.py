@@ -17,6 +17,7 @@ from .common.command_line import parse
 from .common.errors import exit_on_user_error
 from .common.paths import as_path
 from .common.settings import COUNTS, SEEDS, SIDES, setting
+from .common.weights import split_name
 from .sampling.settings import GUIDANCE_HELP
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def read(texts: Sequence[str]) -> list[Facts]:
     from .adapters.mixing import parse_adapter, run_name
     from .inspection.facts import facts_of
 
-    named = [_split_name(text) for text in texts]
+    named = [(split_name(text)[0], _path_of(text)) for text in texts]
     adapters = [read_adapter(path) for _, path in named]
     files = [parse_adapter(str(path))[0] for _, path in named]
     runs = [
@@ -125,12 +126,9 @@ def read(texts: Sequence[str]) -> list[Facts]:
     return [facts_of(adapter, label) for adapter, label in zip(adapters, labels, strict=True)]
 
 
-def _split_name(text: str) -> tuple[str, Path]:
-    """NAME=PATH, or a path that may hold an equals sign itself."""
-    name, sign, rest = text.partition("=")
-    if sign and "/" not in name and not as_path(text).exists():
-        return name, as_path(rest)
-    return "", as_path(text)
+def _path_of(text: str) -> Path:
+    """The path in NAME=PATH."""
+    return as_path(split_name(text)[1])
 
 
 def _distinct(named: Sequence[tuple[str, Path]]) -> list[str]:
@@ -163,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     inspected = settings.inspected
     check_names(inspected.output, inspected.json)
     facts = read(inspected.adapter)
-    path = inspected.output or _beside(_split_name(inspected.adapter[0])[1])
+    path = inspected.output or _beside(_path_of(inspected.adapter[0]))
     if base := inspected.base or _base_at_hand(facts):
         configs = {one.metadata.get("single_file_config") for one in facts}
         add_base_norms(facts, base, configs.pop() if len(configs) == 1 else None)
@@ -181,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _base_at_hand(facts: Sequence[Facts]) -> str | None:
     """The base that all adapters were trained on, if it need not be fetched."""
-    from .bases.loading import bundled_models
+    from .bases.bundled import bundled_models
 
     named = {one.metadata.get("base_model") for one in facts}
     base = named.pop() if len(named) == 1 else None
@@ -199,8 +197,9 @@ def draw_sheets(
     import torch
 
     from .adapters.mixing import choose_base, read_adapters, reading_options
+    from .bases.bundled import is_bundled
     from .bases.families import identify
-    from .bases.loading import is_bundled, resolve_base
+    from .bases.loading import resolve_base
     from .bases.precision import dtype_of
     from .common.devices import choose_device
     from .common.files import slugs
@@ -216,7 +215,7 @@ def draw_sheets(
     device = choose_device(
         sheets.device, torch.device("cuda" if torch.cuda.is_available() else "cpu")
     )
-    adapters = read_adapters([str(_split_name(text)[1]) for text in inspected.adapter])
+    adapters = read_adapters([str(_path_of(text)) for text in inspected.adapter])
     photos = find_pictures(sheets.photos)[0] if sheets.photos else []
     squares = [load_square(path) for path in photos]
     drawn = []

@@ -206,8 +206,9 @@ def run(
     if shard:  # one process alone cannot call a sharded base
         loss_of = None
     measured = ValidationLoss(
-        validation, output.output_dir, accelerator, data, objective, models, loss_of, first
-    )
+        validation, output.output_dir, accelerator, data, objective, models, loss_of, first,
+        held_out or examples,
+    )  # fmt: skip
     early = setup.make_early_stop(settings, measured, state, trained)
     peaks.end("loading")
     if measured.is_due(first):  # a run that was stopped leaves its last step to the next one

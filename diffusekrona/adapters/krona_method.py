@@ -131,7 +131,9 @@ def _krona_fill(own: Tensors, delta: Delta | None, config: Any) -> dict[str, tor
             raise UserError(f"it needs --output_order {delta.output_order}.")
         terms, a1, a2 = delta.a.shape
         if (a1, a2) != tuple(terms_a.shape[1:]) or delta.b.shape[1:] != terms_b.shape[1:]:
-            raise UserError(f"it has factors a1={a1}, a2={a2}: give --a1, --a2 or --factors so.")
+            raise UserError(
+                f"it has factors a1={a1}, a2={a2}: set them with --a1, --a2 or --factors."
+            )
         if terms > len(terms_a):
             raise UserError(f"it has {terms} terms: give --terms {terms}.")
         terms_a[:terms] = delta.a

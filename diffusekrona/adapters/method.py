@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
+from ..bases.bundled import is_bundled
 from ..common.errors import UserError
 
 if TYPE_CHECKING:
@@ -106,6 +107,11 @@ class Method:
     variants: tuple[tuple[str, ...], ...] = ()
     zero_tensors: tuple[str, ...] = ()
     merge_without_copy: Mapping[str, Any] = field(default_factory=dict)
+
+    def usual_rate(self, base: str) -> float:
+        """The learning rate that the scripts and the page begin with on a base, by its name or
+        folder."""
+        return self.pocket_learning_rate if is_bundled(base) else self.learning_rate
 
     @property
     def config_class(self) -> Callable[..., PeftConfig]:

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from .loading import is_bundled, load_part
+from .bundled import BUNDLED_TRAINING, USUAL_TRAINING, is_bundled
+from .loading import load_part
 from .meta import build_empty
 from .names import LayerNames
 from .places import Place, transformer_place
@@ -107,21 +108,6 @@ class DrawingDefaults:
 #: nothing.
 BUNDLED_DRAWING = DrawingDefaults(guidance=3.0, steps=25)
 
-# Training settings of a usual run on a GPU, as the scripts have them; of the bundled bases on a
-# CPU. The learning rate is the method's.
-USUAL_TRAINING: Mapping[str, Any] = {
-    "max_train_steps": 1000,
-    "gradient_accumulation_steps": 4,
-    "mixed_precision": "fp16",
-}
-BUNDLED_TRAINING: Mapping[str, Any] = {
-    "lr_scheduler": "cosine",
-    "max_train_steps": 300,
-    "train_batch_size": 4,
-    "mixed_precision": "no",
-    "validation_steps": 100,
-}
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Family(LayerNames, ABC):
@@ -138,6 +124,7 @@ class Family(LayerNames, ABC):
         tokens: that the text encoders read.
         text_states: names of the text states that condition the denoiser, to their dimensions.
         host_states: text states that stay in host memory, because shapes depend on what they hold.
+        channels: of the latents, where the denoiser's config leaves them out.
         resolution: pixels a side that the published models were trained at.
         default_base: a public base that exists today.
         letters: k, q, v, o to the ends of the denoiser's layer names.
@@ -167,6 +154,7 @@ class Family(LayerNames, ABC):
     tokens: int
     text_states: Mapping[str, int]
     host_states: tuple[str, ...] = ()
+    channels: int = 4
     resolution: int
     default_base: str
     letters: Mapping[str, tuple[str, ...]]
@@ -235,18 +223,18 @@ class Family(LayerNames, ABC):
         """What the sides of any picture must be multiples of, in pixels."""
         return self.latent_scale(vae_config)
 
-    @abstractmethod
     def pixel_step(self, config: Mapping[str, Any], vae_config: Mapping[str, Any]) -> int:
         """What picture sides must be multiples of in buckets, in pixels."""
+        return self.side_step(config, vae_config)
 
     def native_resolution(self, config: Mapping[str, Any], vae_config: Mapping[str, Any]) -> int:
         """Pixels a side that this base was trained at."""
         size = config.get("sample_size")
         return int(size) * self.latent_scale(vae_config) if size else self.resolution
 
-    @abstractmethod
     def latent_shape(self, config: Mapping[str, Any], side: int) -> tuple[int, int, int]:
         """(c, h, w) of square latents that the denoiser takes, `side` latents a side."""
+        return config.get("in_channels", self.channels), side, side
 
     @abstractmethod
     def text_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

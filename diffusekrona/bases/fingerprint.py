@@ -7,7 +7,7 @@ from itertools import islice
 
 from ..common.errors import UserError
 from ..common.paths import as_path
-from .loading import BUNDLED
+from .bundled import BUNDLED
 
 _MOST_FILES = 10_000
 _ENDS = 1 << 16  # bytes read of each end of a file: retrained weights differ everywhere

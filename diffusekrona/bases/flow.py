@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from .loading import load_part
+
 TRAIN_TIMESTEPS = 1000
 WEIGHTING_SCHEMES = ("logit_normal", "none", "sigma_sqrt", "cosmap")
 
@@ -94,3 +96,15 @@ class FlowObjective:
         sigmas = timesteps / TRAIN_TIMESTEPS
         weight: torch.Tensor = compute_loss_weighting_for_sd3(self.weighting_scheme, sigmas)
         return weight
+
+
+def load_flow_objective(base: str, patch: int, **options: Any) -> FlowObjective:
+    """The objective on a base's own schedule, for a family's `load_objective`.
+
+    Args:
+        patch: as `FlowObjective` has it.
+        options: weighting_scheme, None for the default, and what `load_part` takes.
+    """
+    scheme = options.pop("weighting_scheme", None) or "logit_normal"
+    scheduler = load_part(base, "FlowMatchEulerDiscreteScheduler", "scheduler", **options)
+    return FlowObjective(dict(scheduler.config), patch, scheme)

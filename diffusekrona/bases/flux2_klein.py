@@ -16,9 +16,9 @@ import torch.nn.functional as F
 
 from . import qwen
 from .base import USUAL_TRAINING, DrawingDefaults, Family, Objective, TextStates
-from .flow import TRAIN_TIMESTEPS, FlowObjective, flow_refusal
+from .flow import TRAIN_TIMESTEPS, flow_refusal, load_flow_objective
 from .fused import ColumnSplit, RowSplit, plain_linear
-from .loading import load_part, read_json_of
+from .loading import read_json_of
 from .offload import input_device
 from .vae import encode_pictures, vae_scale
 
@@ -26,7 +26,7 @@ PATCH = 2  # of the VAE's latents, along one side, make one that the transformer
 STATES = (9, 18, 27)  # of the text encoder, joined
 THINKING = False  # as Flux2KleinPipeline sets the chat template's option
 # diffusers' Flux2Transformer2DModel takes these for keys that a config leaves out.
-_CHANNELS, _TEXT_WIDTH = 128, 15360
+_TEXT_WIDTH = 15360
 
 
 _SLICES = (".to_q", ".to_k", ".to_v")  # of `to_qkv_mlp_proj`
@@ -54,12 +54,6 @@ class Flux2KleinFamily(Family):
 
     def latent_scale(self, vae_config: Mapping[str, Any]) -> int:
         return vae_scale(vae_config) * PATCH
-
-    def pixel_step(self, config: Mapping[str, Any], vae_config: Mapping[str, Any]) -> int:
-        return self.latent_scale(vae_config)
-
-    def latent_shape(self, config: Mapping[str, Any], side: int) -> tuple[int, int, int]:
-        return config.get("in_channels", _CHANNELS), side, side
 
     def text_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         return {"prompt_embeds": (self.tokens, config.get("joint_attention_dim", _TEXT_WIDTH))}
@@ -116,9 +110,7 @@ class Flux2KleinFamily(Family):
         return super().fused_slices(path, shape)
 
     def load_objective(self, base: str, **options: Any) -> Objective:
-        scheme = options.pop("weighting_scheme", None) or "logit_normal"
-        scheduler = load_part(base, "FlowMatchEulerDiscreteScheduler", "scheduler", **options)
-        return FlowObjective(dict(scheduler.config), 1, scheme)
+        return load_flow_objective(base, 1, **options)
 
     def tokenize(self, tokenizers: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
         return qwen.tokenize(tokenizers[0], prompts, self.tokens, THINKING)
@@ -203,6 +195,7 @@ FLUX2_KLEIN = Flux2KleinFamily(
     tokenizers={"tokenizer": "Qwen2TokenizerFast"},
     tokens=512,
     text_states={"prompt_embeds": 3},
+    channels=128,
     resolution=1024,
     default_base="black-forest-labs/FLUX.2-klein-base-4B",
     letters={

@@ -16,12 +16,12 @@ from typing import Any
 from ..common.errors import UserError, reason_of, shortened
 from ..common.json_files import parse_json
 from ..common.paths import as_path
+from .bundled import BUNDLED, bundled_models
 from .published import published_json
 
 log = logging.getLogger("diffusekrona")
 
 MOST_TIMESTEPS = 100_000  # published models have 1000
-BUNDLED = Path(__file__).parents[1] / "pocket" / "models"
 
 
 def quiet_libraries() -> None:
@@ -42,18 +42,6 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="Already found a `peft_config`")
     warnings.filterwarnings("ignore", message="Could not find a config file")
     warnings.filterwarnings("ignore", module="huggingface_hub")
-
-
-def bundled_models() -> list[str]:
-    """Names of the base models that ship with the package."""
-    if not BUNDLED.is_dir():
-        return []
-    return sorted(p.name for p in BUNDLED.iterdir() if (p / "model_index.json").is_file())
-
-
-def is_bundled(base: str) -> bool:
-    """Whether a base, by its name or its folder, is one that ships with the package."""
-    return base in bundled_models() or as_path(base).resolve().parent == BUNDLED.resolve()
 
 
 class SingleFile(str):

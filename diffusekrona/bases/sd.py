@@ -21,7 +21,7 @@ TOKENS = 77  # that CLIP reads
 _MOST_TOKENS = 1024  # of any CLIP
 SD2_CONTEXT = 1024  # width of SD 2.x's text states
 # diffusers' UNet2DConditionModel takes these for keys that a config leaves out.
-_CHANNELS, _BLOCKS, _CONTEXT = 4, (320, 640, 1280, 1280), 1280
+_BLOCKS, _CONTEXT = (320, 640, 1280, 1280), 1280
 # Widths of the published UNets' blocks that have attentions.
 _WIDTHS = {
     **{f"down_blocks.{i}": width for i, width in enumerate(_BLOCKS[:3])},
@@ -54,8 +54,8 @@ class StableDiffusion(Family):
         return is_sd2 == (self.files.context == SD2_CONTEXT)
 
     def refusal(self, config: Mapping[str, Any], index: Mapping[str, Any]) -> str | None:
-        channels = config.get("in_channels", _CHANNELS)
-        if channels != config.get("out_channels", _CHANNELS):
+        channels = config.get("in_channels", self.channels)
+        if channels != config.get("out_channels", self.channels):
             what = _BY_CHANNELS.get(channels, "a UNet of another kind")
             return f"{what} ({channels} input channels)"
         for key, usual, what in _UNUSUAL:
@@ -83,9 +83,6 @@ class StableDiffusion(Family):
     def pixel_step(self, config: Mapping[str, Any], vae_config: Mapping[str, Any]) -> int:
         halvings = len(config.get("block_out_channels", _BLOCKS)) - 1
         return self.latent_scale(vae_config) * 2**halvings
-
-    def latent_shape(self, config: Mapping[str, Any], side: int) -> tuple[int, int, int]:
-        return (config.get("in_channels", _CHANNELS), side, side)
 
     def text_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         return {"prompt_embeds": (self.tokens, config.get("cross_attention_dim", _CONTEXT))}

@@ -12,14 +12,13 @@ import torch
 import torch.nn.functional as F
 
 from .base import USUAL_TRAINING, DrawingDefaults, Family, Objective, TextStates
-from .flow import FlowObjective, flow_refusal
-from .loading import load_part
+from .flow import flow_refusal, load_flow_objective
 from .offload import input_device
 
 CLIP_TOKENS, T5_TOKENS = 77, 256  # as StableDiffusion3Pipeline reads them
 _LENGTHS = (CLIP_TOKENS, CLIP_TOKENS, T5_TOKENS)
 # diffusers' SD3Transformer2DModel takes these for keys that a config leaves out.
-_PATCH, _CHANNELS, _TEXT_WIDTH, _POOLED_WIDTH = 2, 16, 4096, 2048
+_PATCH, _TEXT_WIDTH, _POOLED_WIDTH = 2, 4096, 2048
 
 
 class StableDiffusion35Family(Family):
@@ -38,12 +37,6 @@ class StableDiffusion35Family(Family):
     def side_step(self, config: Mapping[str, Any], vae_config: Mapping[str, Any]) -> int:
         return self.latent_scale(vae_config) * config.get("patch_size", _PATCH)
 
-    def pixel_step(self, config: Mapping[str, Any], vae_config: Mapping[str, Any]) -> int:
-        return self.side_step(config, vae_config)
-
-    def latent_shape(self, config: Mapping[str, Any], side: int) -> tuple[int, int, int]:
-        return config.get("in_channels", _CHANNELS), side, side
-
     def text_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         return {
             "prompt_embeds": (self.tokens, config.get("joint_attention_dim", _TEXT_WIDTH)),
@@ -51,9 +44,7 @@ class StableDiffusion35Family(Family):
         }
 
     def load_objective(self, base: str, **options: Any) -> Objective:
-        scheme = options.pop("weighting_scheme", None) or "logit_normal"
-        scheduler = load_part(base, "FlowMatchEulerDiscreteScheduler", "scheduler", **options)
-        return FlowObjective(dict(scheduler.config), _PATCH, scheme)
+        return load_flow_objective(base, _PATCH, **options)
 
     def tokenize(self, tokenizers: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
         options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
@@ -125,6 +116,7 @@ SD35 = StableDiffusion35Family(
     },
     tokens=CLIP_TOKENS + T5_TOKENS,
     text_states={"prompt_embeds": 3, "pooled_prompt_embeds": 2},
+    channels=16,
     resolution=1024,
     default_base="stabilityai/stable-diffusion-3.5-medium",
     letters={

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ..common.paths import as_path
-from .loading import BUNDLED, bundled_models, load_part, read_part_config
+from .bundled import BUNDLED, bundled_models
+from .loading import load_part, read_part_config
 
 # What diffusers' AutoencoderKL takes for a key that an old config leaves out.
 _DEFAULTS = {"block_out_channels": (64,), "latent_channels": 4, "scaling_factor": 0.18215}

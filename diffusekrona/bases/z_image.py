@@ -9,15 +9,14 @@ import torch
 
 from . import qwen
 from .base import USUAL_TRAINING, DrawingDefaults, Family, Objective, TextStates
-from .flow import TRAIN_TIMESTEPS, FlowObjective, flow_refusal
-from .loading import load_part, read_json_of
+from .flow import TRAIN_TIMESTEPS, flow_refusal, load_flow_objective
+from .loading import read_json_of
 from .offload import input_device
-from .places import Place, transformer_place
 
 PATCH = 2  # latents per token, along one side
 TURBO_SHIFT = 3.0
 # diffusers' ZImageTransformer2DModel takes these for keys that a config leaves out.
-_CHANNELS, _CAPTION = 16, 2560
+_CAPTION = 2560
 THINKING = True  # as ZImagePipeline sets the chat template's option
 
 _LISTS = ("layers", "noise_refiner", "context_refiner")
@@ -37,9 +36,6 @@ class ZImageFamily(Family):
     def schedule_refusal(self, config: Mapping[str, Any]) -> str | None:
         return flow_refusal(config)
 
-    def place(self, name: str) -> Place:
-        return transformer_place(name, self.letters, "joint")
-
     def is_distilled(self, base: str, revision: str | None) -> bool:
         """Only the schedule tells them apart: Z-Image-Turbo's shift is 3, Z-Image's 6."""
         schedule = read_json_of(base, "scheduler", "scheduler_config.json", revision)
@@ -48,20 +44,12 @@ class ZImageFamily(Family):
     def side_step(self, config: Mapping[str, Any], vae_config: Mapping[str, Any]) -> int:
         return self.latent_scale(vae_config) * PATCH
 
-    def pixel_step(self, config: Mapping[str, Any], vae_config: Mapping[str, Any]) -> int:
-        return self.side_step(config, vae_config)
-
-    def latent_shape(self, config: Mapping[str, Any], side: int) -> tuple[int, int, int]:
-        return config.get("in_channels", _CHANNELS), side, side
-
     def text_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         width = config.get("cap_feat_dim", _CAPTION)
         return {"prompt_embeds": (self.tokens, width), "prompt_mask": (self.tokens,)}
 
     def load_objective(self, base: str, **options: Any) -> Objective:
-        scheme = options.pop("weighting_scheme", None) or "logit_normal"
-        scheduler = load_part(base, "FlowMatchEulerDiscreteScheduler", "scheduler", **options)
-        return FlowObjective(dict(scheduler.config), PATCH, scheme)
+        return load_flow_objective(base, PATCH, **options)
 
     def tokenize(self, tokenizers: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
         return qwen.tokenize(tokenizers[0], prompts, self.tokens, THINKING)
@@ -140,6 +128,7 @@ Z_IMAGE = ZImageFamily(
     tokens=512,
     text_states={"prompt_embeds": 3, "prompt_mask": 2},
     host_states=("prompt_mask",),
+    channels=16,
     resolution=1024,
     default_base="Tongyi-MAI/Z-Image",
     letters={"k": ("to_k",), "q": ("to_q",), "v": ("to_v",), "o": ("to_out.0",)},

@@ -117,7 +117,10 @@ def set_aside(path: Path) -> Path:
         os.rename(path, aside)
     except OSError as error:  # a mount point, say
         reason = error.strerror or type(error).__name__
-        raise UserError(f"{path} is not ours to replace and cannot be renamed: {reason}") from error
+        raise UserError(
+            f"{path} was not written by DiffuseKronA, so it is not replaced, and it cannot be "
+            f"renamed: {reason}"
+        ) from error
     log.warning("%s is kept as %s", path, aside.name)
     return aside
 

@@ -1,4 +1,4 @@
-"""`PATH[:WEIGHT]` and `NAME=WEIGHT`, as several programs' flags take them."""
+"""`[NAME=]PATH[:WEIGHT]` and `NAME=WEIGHT`, as several programs' flags take them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ from .settings import LARGEST
 def is_weight(number: float) -> bool:
     """Whether a number is one that 32 bits hold: neither NaN nor infinite nor 1e39."""
     return math.isfinite(number) and abs(number) <= LARGEST
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """`[NAME=]PATH` to the name, "" without one, and the path, which may hold an equals sign."""
+    name, sign, rest = text.partition("=")
+    named = sign and "/" not in name and not as_path(text).exists()
+    return (name, rest) if named else ("", text)
 
 
 def split_weight(text: str) -> tuple[str, float]:

@@ -85,7 +85,9 @@ def read_metadata(path: Path) -> dict[str, str]:
         try:
             entry = parse_json(line, object)
         except ValueError as error:
-            raise UserError(f"{where}: not valid JSON ({error}); one object a line") from None
+            raise UserError(
+                f"{where}: not valid JSON ({error}); write one object per line"
+            ) from None
         if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
             raise UserError(f'{where}: needs {{"file_name": "…", "text": "…"}}')
         key = next((key for key in _TEXT_KEYS if key in entry), None)
@@ -94,8 +96,8 @@ def read_metadata(path: Path) -> dict[str, str]:
         name, caption = plain_name(entry["file_name"]), " ".join((entry[key] or "").split())
         if table.setdefault(name, caption) != caption:
             raise UserError(
-                f"{where}: {name} has another caption above; a picture with several takes a .txt "
-                "file with one a line, and --caption_lines"
+                f"{where}: {name} has another caption above; for several captions write one per "
+                f"line into a .txt file, and give --caption_lines"
             )
     return table
 

@@ -150,11 +150,11 @@ def draw_class_pictures(
     accelerator.wait_for_everyone()
     found, skipped = _usable(folder)
     if accelerator.is_main_process:
-        _tell_of_others(folder, found[:wanted], skipped, prompt)
+        _report_origins(folder, found[:wanted], skipped, prompt)
     return found[:wanted]
 
 
-def _tell_of_others(
+def _report_origins(
     folder: Path, used: Sequence[Path], skipped: Sequence[str], prompt: str
 ) -> None:
     """Log which pictures are left out, and how many only their owner can vouch for."""

@@ -221,7 +221,7 @@ class DiskCache:
         self.writable = False
         if self.folder not in _reported:  # a run opens its cache more than once
             _reported.add(self.folder)
-            log.warning("nothing is kept for the next run: %s", error)
+            log.warning("latents and text states are not cached: %s", error)
 
 
 OFF = DiskCache(None)
@@ -308,7 +308,7 @@ def _check(
     for name, tensor in tensors.items():
         fits = [want in (None, have) for want, have in zip(shapes[name], tensor.shape, strict=True)]
         if not all(fits) or not torch.isfinite(tensor).all():
-            raise ValueError(f"its {name} cannot be")
+            raise ValueError(f"its {name} has a wrong shape or is not finite")
     if notes.get("checksum") != _checksum(tensors):
         raise ValueError("it is damaged")
 

@@ -125,7 +125,7 @@ def bucket_sizes(resolution: int, step: int = 64, max_aspect: float = 2.0) -> li
     if step < 1 or max_aspect < 1:
         raise ValueError(f"step and max_aspect must be at least 1, got {step} and {max_aspect}")
     if resolution < step:
-        raise UserError(f"a resolution of {resolution} pixels is below the least, {step}")
+        raise UserError(f"a resolution of {resolution} pixels is below the minimum, {step}")
     side = resolution // step * step
     sizes = {(side, side)}
     for short in range(step, side + 1, step):

@@ -61,7 +61,7 @@ def load_mask(mask: Path, picture: Path) -> Image.Image:
     alpha = load_alpha(mask)
     if mask == picture:
         if alpha is None:
-            raise UserError(f"{picture} has no alpha channel to be its mask")
+            raise UserError(f"{picture} has no alpha channel to use as its mask")
         return alpha
     grey = load_picture(mask).convert("L")
     return grey if alpha is None else ImageChops.multiply(grey, alpha)

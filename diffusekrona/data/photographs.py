@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..bases.loading import is_bundled
+from ..bases.bundled import is_bundled
 from ..common.pictures import picture_size
 
 log = logging.getLogger(__name__)

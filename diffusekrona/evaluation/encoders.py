@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..bases.loading import BUNDLED
+from ..bases.bundled import BUNDLED
 from ..bases.meta import trusting_no_config
 from ..common.errors import UserError, reason_of
 from .pixels import read_pixels

@@ -123,7 +123,7 @@ def convert(
 
 def _check_request(target: str, base: object, options: Options) -> None:
     if target not in TARGETS:
-        raise UserError(f"--to {target}: no such format; there are {', '.join(TARGETS)}.")
+        raise UserError(f"--to {target} is not a format: choose one of {', '.join(TARGETS)}.")
     if target == "merged" and base is None:
         raise UserError("--to merged needs the base model to merge into: add --base.")
     if options.rank is not None and target not in LOW_RANK:
@@ -140,7 +140,7 @@ def _check_request(target: str, base: object, options: Options) -> None:
 
 def _read(kind: str, path: Path, hints: Hints, base: FullModel | None, target: str) -> DeltaSet:
     if kind not in SOURCES:
-        raise UserError(f"--from {kind}: no such format; there are {', '.join(SOURCES)}.")
+        raise UserError(f"--from {kind} is not a format: choose one of {', '.join(SOURCES)}.")
     if kind != "full":
         found = with_base(READERS[kind](path, hints), base)
         check_sizes(found.layers, path)

@@ -24,7 +24,10 @@ def read(tuned: FullModel, base: FullModel) -> DeltaSet:
         UserError: models of different families or sizes.
     """
     if tuned.family and base.family and tuned.family != base.family:
-        raise UserError(f"{tuned.root} is {tuned.family}, the base {base.root} {base.family}.")
+        raise UserError(
+            f"{tuned.root} is {tuned.family}, the base {base.root} is {base.family}: give the base "
+            "that it was fine-tuned from."
+        )
     layers = {}
     for name in sorted(set(tuned.projections())):
         found, own = base.locate(name), tuned.locate(name)

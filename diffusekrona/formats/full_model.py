@@ -147,7 +147,7 @@ def open_model(name_or_path: str | Path, family: str | None = None) -> FullModel
     config = read_json(root / denoiser / "config.json", dict[str, Any])
     per_block = config.get("layers_per_block", 2)
     if not isinstance(per_block, int):
-        raise UserError(f"{root}: the UNet's blocks differ in depth, which no file format counts.")
+        raise UserError(f"{root}: the UNet's blocks differ in depth, which no format can number.")
     parts = {}
     for component in (denoiser, "vae", "text_encoder", "text_encoder_2"):
         if (root / component).is_dir():

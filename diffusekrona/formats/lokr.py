@@ -42,7 +42,7 @@ def single_products(source: DeltaSet, a1: int | None, a2: int | None) -> DeltaSe
         for name, delta in layers.items():
             if not krons_equally(delta):
                 raise UserError(
-                    f"{name} {_why_not(delta)}, and LoKr has no place for that: write it exactly "
+                    f"{name} {_why_not(delta)}, which LoKr cannot hold: write it exactly "
                     "with --to lora or --to merged, or the nearest LoKr with --a1 and --a2."
                 )
         return plain
@@ -120,7 +120,7 @@ def _transformer_tensors(
         stem = f"{component}.{place}"
         if f"{stem}.alpha" in tensors:
             raise UserError(
-                f"{stem} holds several projections, and LoKr has no place for two products in one "
+                f"{stem} holds several projections, and LoKr cannot hold two products in one "
                 "layer: write --to lora or --to merged."
             )
         tensors[f"{stem}.lokr_w1"], tensors[f"{stem}.lokr_w2"] = _factors(delta)
@@ -160,7 +160,7 @@ def diffusers_tensors(
 def _refuse_slices(names: list[str], way_out: str) -> None:
     if names:
         raise UserError(
-            f"{names[0]} is a slice of a layer of the base, and LoKr has no place for several in "
+            f"{names[0]} is a slice of a layer of the base, and LoKr cannot hold several in "
             f"one: write it exactly with {way_out} or --to merged."
         )
 

@@ -95,7 +95,7 @@ def from_tensors(
         if not whole or (_SQUARE.search(names[stem]) and not _is_square_product(parts)):
             raise UserError(
                 f"{where}: the factors of {stem}, {tuple(down.shape)} and {tuple(up.shape)}, "
-                "make no weight of that layer."
+                "do not make a weight of that layer."
             )
         # Not contiguous(): that keeps a one-row view's odd strides, which torch.kron trips over.
         a = down.float().t().clone(memory_format=torch.contiguous_format)

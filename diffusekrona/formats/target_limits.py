@@ -66,7 +66,7 @@ def held_by(target: str, source: DeltaSet, skip: bool) -> DeltaSet:
         names = f"{len(parts)} {what}, the first {next(iter(parts))}"
         if not skip:
             raise UserError(
-                f"--to {target} has no place for {names}: {way_out}, or leave out what it cannot "
+                f"--to {target} cannot hold {names}: {way_out}, or leave out what it cannot "
                 "hold with --skip_unsupported."
             )
         notes.append(f"left out {names}")
@@ -83,5 +83,5 @@ def held_by(target: str, source: DeltaSet, skip: bool) -> DeltaSet:
         leave_out(others, "layers of text encoders", "write --to lora")
         layers = {n: d for n, d in layers.items() if n not in others}
     if not layers and not vectors:
-        raise UserError(f"Of {source.title}, --to {target} can hold nothing.")
+        raise UserError(f"--to {target} can hold no layer of {source.title}.")
     return replace(source, layers=layers, vectors=vectors, bundled=bundled, notes=notes)

@@ -89,8 +89,8 @@ def _linear_only(source: DeltaSet, drop: bool) -> dict[str, Delta]:
     odd = [n for n, d in source.layers.items() if d.kernel or is_convolution(n, linear)]
     if odd and not drop:
         raise UserError(
-            f"{len(odd)} layers are convolutions, which a Kronecker adapter of linear layers has "
-            f"no place for, the first {odd[0]}: add --drop_convolutions, or write LoRA or merged."
+            f"{len(odd)} layers are convolutions, which a Kronecker adapter cannot "
+            f"hold, the first {odd[0]}: add --drop_convolutions, or write LoRA or merged."
         )
     if odd:
         source.notes.append(f"left out {len(odd)} convolutions: {', '.join(odd)}")

@@ -155,7 +155,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: select the study, run it, report. Returns 1 if cells failed."""
     settings = parse_settings(argv)
     chosen, place = settings.chosen, settings.place
-    from ..bases.loading import is_bundled, quiet_libraries, resolve_base
+    from ..bases.bundled import is_bundled
+    from ..bases.loading import quiet_libraries, resolve_base
 
     if place.results:
         from .page import markdown

@@ -79,7 +79,7 @@ def prepare(settings: ChooseSettings, state: Any, with_result: bool = True) -> W
         UserError: whatever is missing or damaged.
     """
     from ..adapters.file import read_adapter
-    from ..bases.loading import is_bundled
+    from ..bases.bundled import is_bundled
     from ..data.photographs import report_photographs
     from ..evaluation.candidates import make_judge
     from ..evaluation.encoders import choose_names, load_scorers

@@ -83,7 +83,9 @@ class EarlyStopByLoss(EarlyStop):
             UserError: the validation loss cannot be measured.
         """
         if not measured.every:
-            raise UserError("--early_stop needs the validation loss, which a sharded base has not.")
+            raise UserError(
+                "--early_stop needs the validation loss, which is not measured with a sharded base."
+            )
         self.patience, self.measured, self.state, self.trained = patience, measured, state, trained
         self.path, self.accelerator = folder / LOWEST, measured.accelerator
 

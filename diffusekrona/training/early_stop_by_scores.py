@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.file import Adapter, read_adapter
-from ..bases.loading import is_bundled
+from ..bases.bundled import is_bundled
 from ..common.settings import build
 from ..evaluation.choice_settings import ChooseSettings
 from ..evaluation.encoders import choose_names, load_clip_encoder

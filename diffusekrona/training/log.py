@@ -168,7 +168,7 @@ class RunLog:
             self.file.write(line)
         except OSError as error:
             if not self.incomplete:
-                log.warning("%s lacks lines: %s", self.path, error.strerror or error)
+                log.warning("lines are missing from %s: %s", self.path, error.strerror or error)
             self.incomplete = True
 
     def _diverged(self, what: str, step: int) -> UserError:

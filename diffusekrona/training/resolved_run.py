@@ -11,12 +11,12 @@ from ..adapters.layers import AdaptedLayer, adapted_layers
 from ..adapters.methods import METHODS, Method, targets_of
 from ..adapters.settings import AdapterSettings
 from ..bases.base import Family, empty_part
+from ..bases.bundled import is_bundled
 from ..bases.components import is_text_encoder
 from ..bases.families import check_schedule, identify
 from ..bases.loading import (
     SingleFile,
     check_zero_snr,
-    is_bundled,
     read_json_of,
     read_part_config,
     report_assumed,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..adapters.file import config_to_json
+from ..bases.loading import read_json_of
 from ..bases.settings import BaseSettings
 from ..bases.vae import vae_place
 from ..common.errors import UserError
@@ -34,6 +35,7 @@ OUTCOMES = {
     "batch over all processes": "--train_batch_size times processes",
     "pictures and captions (hash)": "the pictures and captions of --instance_data_dir (hash)",
     "class pictures (hash)": "the pictures of --class_data_dir (hash)",
+    "base configs (hash)": "the configs of --pretrained_model_name_or_path (hash)",
     "base weights (hash)": "the weights of --pretrained_model_name_or_path (hash)",
 }
 _FORMER_NAMES = {"base model": "pretrained_model_name_or_path"}  # in the checkpoints of older runs
@@ -62,7 +64,8 @@ def fixed_settings(
         "batch over all processes": (
             settings.optimisation.train_batch_size * accelerator.num_processes
         ),
-        "pictures and captions (hash)": _hash(example.content() for example in examples),
+        "pictures and captions (hash)": hash_of(example.content() for example in examples),
+        "base configs (hash)": base_configs_hash(settings.base, resolved),
     }
     fixed = json.loads(json.dumps(fixed | outcomes, default=str))
     return with_content(fixed, settings.base, settings.data, settings.prior, resolved)
@@ -91,7 +94,20 @@ def class_pictures_hash(prior: PriorSettings) -> str | None:
     if not prior.with_prior_preservation or prior.class_data_dir is None:
         return None
     found = class_pictures(prior.class_data_dir, prior.num_class_images)
-    return _hash(map(content_key, found)) if len(found) == prior.num_class_images else None
+    return hash_of(map(content_key, found)) if len(found) == prior.num_class_images else None
+
+
+def base_configs_hash(base: BaseSettings, resolved: ResolvedRun) -> str:
+    """Of what the run reads beside the weights: the configs of denoiser, VAE and noise schedule."""
+    name = "scheduler_config.json"
+    configs = (
+        resolved.denoiser_config,
+        resolved.vae_config,
+        read_json_of(resolved.base, "scheduler", name, base.revision),
+    )
+    # A name that begins with an underscore says who wrote the file.
+    plain = ({k: v for k, v in each.items() if not k.startswith("_")} for each in configs)
+    return hash_of(json.dumps(each, sort_keys=True) for each in plain)
 
 
 def base_weights_hash(base: BaseSettings, data: DataSettings, resolved: ResolvedRun) -> str | None:
@@ -105,10 +121,11 @@ def base_weights_hash(base: BaseSettings, data: DataSettings, resolved: Resolved
         cache.weights_digest(place, name, base.revision, base.variant)
         for place, name in [*parts, (vae, subfolder)]
     ]
-    return None if None in digests else _hash(map(str, digests))
+    return None if None in digests else hash_of(map(str, digests))
 
 
-def _hash(lines: Any) -> str:
+def hash_of(lines: Iterable[str]) -> str:
+    """16 hexadecimal digits that differ if a line does."""
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()[:16]
 
 

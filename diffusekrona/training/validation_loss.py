@@ -28,7 +28,9 @@ from ..common.json_files import parse_json
 from ..common.own_files import keep_foreign
 from ..common.seeds import seed_for
 from ..data.cache import Data
+from ..data.examples import Example
 from ..data.latents import Item
+from .resume import hash_of
 from .settings import ValidationSettings
 
 log = logging.getLogger("diffusekrona")
@@ -49,6 +51,7 @@ class LossLine:
         loss: the mean over pictures and timesteps.
         timesteps, losses: the fixed timesteps, and the mean over pictures at each.
         pictures: "held out" or "training".
+        content: hash of the pictures and captions measured; "" in lines of older versions.
     """
 
     step: int
@@ -56,6 +59,7 @@ class LossLine:
     timesteps: list[FiniteFloat]
     losses: list[FiniteFloat]
     pictures: str
+    content: str = ""
 
 
 class ValidationLoss:
@@ -75,12 +79,15 @@ class ValidationLoss:
         models: Mapping[str, nn.Module],
         loss_of: Callable[[dict[str, Any]], torch.Tensor] | None,
         first: int,
+        examples: Sequence[Example],
     ) -> None:
         """
         Args:
             models: component name to unwrapped model, for evaluation mode while it measures.
             loss_of: the mean loss of a batch as `fixed_batches` makes it; None: no process can.
-            first: the steps done already; lines of later steps are dropped.
+            first: the steps done already; lines of later steps are dropped, and those of other
+                pictures, which a resumed run may have: their losses do not compare.
+            examples: those that are measured, or more.
         """
         asked = validation.validation_loss_steps
         self.every = (DEFAULT_STEPS if data.held_out else 0) if asked is None else asked
@@ -91,9 +98,14 @@ class ValidationLoss:
         self.loss_of = loss_of
         self.lines: list[LossLine] = []
         self.pictures = "held out" if data.held_out else "training"
+        self.content = ""
         self.batches: list[dict[str, Any]] = []
         if self.every and accelerator.is_main_process:
-            self.lines = [line for line in read_losses(self.path) if 0 < first >= line.step]
+            self.content = hash_of(one.content() for one in examples[:MOST_PICTURES])
+            there = [line for line in read_losses(self.path) if 0 < first >= line.step]
+            self.lines = [line for line in there if line.content in ("", self.content)]
+            if len(self.lines) < len(there):
+                log.warning("the validation loss begins anew: it was measured on other pictures")
             self.batches = fixed_batches(data.held_out or data.instance, objective)
 
     def is_due(self, step: int) -> bool:
@@ -126,7 +138,7 @@ class ValidationLoss:
         if not math.isfinite(loss):
             log.warning("the validation loss at step %d is not finite", step)
             return
-        self.lines.append(LossLine(step, loss, list(found), losses, self.pictures))
+        self.lines.append(LossLine(step, loss, list(found), losses, self.pictures, self.content))
         keep_foreign(self.path)
         write_text(self.path, "".join(json.dumps(asdict(line)) + "\n" for line in self.lines))
         values = {f"validation_loss/t{t:g}": one for t, one in zip(found, losses, strict=True)}

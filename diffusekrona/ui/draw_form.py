@@ -94,7 +94,7 @@ def _read(workspace: Workspace, given: Sequence[Any]) -> tuple[list[Variant], st
     names, weights = given[:ROWS], given[ROWS : 2 * ROWS]
     kinds, rest = given[2 * ROWS : 2 * ROWS + 3], given[2 * ROWS + 3 :]
     base_too, grid, checkpoints, photos = rest[:4]
-    typed = dict(zip(NAMES, rest[4:], strict=True))
+    typed: dict[str, Any] = dict(zip(NAMES, rest[4:], strict=True))
     values, mistakes = read_form(InferenceSettings, typed)
     if mistakes:
         raise UserError("; ".join(f"{label_of(OPTIONS[n])} {what}" for n, what in mistakes.items()))
@@ -134,7 +134,7 @@ def _switched(
     return off
 
 
-def drawn(workspace: Workspace, given: Sequence[Any]) -> Iterator[tuple[str, str]]:
+def drawn(workspace: Workspace, given: Sequence[Any]) -> Iterator[tuple[str, Any]]:
     """Notes and the result so far, column by column."""
     try:
         columns, photos = _read(workspace, given)

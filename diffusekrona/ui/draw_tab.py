@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..bases.loading import bundled_models
+from ..bases.bundled import bundled_models
 from . import draw_form
 from .draw_form import FILLED, FIRST, MORE, NAMES, OPTIONS, ROWS, SWITCHES
 from .fields import Renewed, component_for

@@ -8,9 +8,9 @@ from typing import Any
 
 from ..adapters.method import Method
 from ..adapters.methods import METHODS
-from ..bases.loading import is_bundled, resolve_base
+from ..bases.loading import resolve_base
 from ..bases.settings import BaseSettings
-from ..common.settings import options_of
+from ..common.settings import build, options_of
 from ..training.resolved_run import (
     TEXT_SETTINGS,
     family_defaults,
@@ -37,7 +37,7 @@ def base_of(typed: Mapping[str, Any]) -> BaseSettings | None:
     names = ("pretrained_model_name_or_path", "single_file_config", "revision",
              "pretrained_vae_model_name_or_path")  # fmt: skip
     given = {name: str(typed[name]).strip() for name in names if typed.get(name)}
-    return BaseSettings(**given) if given.get("pretrained_model_name_or_path") else None
+    return build(BaseSettings, given) if given.get("pretrained_model_name_or_path") else None
 
 
 def method_of(typed: Mapping[str, Any]) -> Method | None:
@@ -73,8 +73,8 @@ def usual_values(typed: Mapping[str, Any], before: Mapping[str, Any]) -> dict[st
     base, options = base_of(typed), options_of(TrainSettings)
     defaults, usual = defaults_of(typed), usual_settings(base) if base else {}
     method = method_of(typed)
-    if base and usual and method and is_bundled(base.pretrained_model_name_or_path):
-        usual["learning_rate"] = method.pocket_learning_rate
+    if base and usual and method:
+        usual["learning_rate"] = method.usual_rate(base.pretrained_model_name_or_path)
     if not usual:
         rate = defaults.get("learning_rate")
         return {**before, **({"learning_rate": str(rate)} if rate else {})}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.themes import Base, Default
 
 from . import draw_tab, tools_tab, train_tab, watch_tab
 from .fields import renew
@@ -57,11 +58,11 @@ def build(workspace: Workspace) -> gr.Blocks:
     return page
 
 
-def theme() -> gr.themes.Base:
+def theme() -> Base:
     """Gradio's plain theme with the system's own fonts, as nothing is loaded from elsewhere, and
     with letters that stand out from what is behind them (a contrast of 4.5 or more)."""
     fonts = ("system-ui", "sans-serif")
-    plain = gr.themes.Default(font=fonts, font_mono=("ui-monospace", "monospace"))
+    plain = Default(font=fonts, font_mono=("ui-monospace", "monospace"))
     return plain.set(
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_dark="*primary_700",

@@ -80,7 +80,7 @@ def first_plan(workspace: Workspace) -> None:
     planned(workspace, dict(zip(NAMES, values, strict=True)), ())
 
 
-def _preset_values(preset: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
+def _preset_values(preset: Mapping[str, Any], kept: dict[str, Any]) -> dict[str, Any]:
     """The contents of all fields with a preset: those kept, its own, and else the usual ones."""
     own = field_values(TrainSettings, preset)
     usual = usual_values(own | kept, {})
@@ -107,7 +107,8 @@ def with_preset(name: str, applied: str, usual: Usual, *typed: Any) -> list[Any]
 
 def followed(workspace: Workspace, usual: Usual, output: str, *leading: Any) -> Usual:
     """What the page had filled in, and what it fills in now, for another base or method."""
-    before, typed = dict(usual[1]), dict(zip(LEADING, leading, strict=True))
+    before = dict(usual[1])
+    typed: dict[str, Any] = dict(zip(LEADING, leading, strict=True))
     now = usual_values(typed, before)
     own = re.fullmatch(r"outputs/([^/]+)/(\w+)-\d+", output)
     method = str(typed["adapter_type"])

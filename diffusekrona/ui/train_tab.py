@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
+from ..bases.bundled import bundled_models
 from ..bases.families import FAMILIES
-from ..bases.loading import bundled_models
 from ..common.settings import Option
 from ..training.settings import TrainSettings
 from . import pictures, train_form

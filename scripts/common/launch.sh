@@ -22,14 +22,23 @@ launch() {
     -m "$module" "$@"
 }
 
-# defaults_for MODEL_NAME: set the values that differ from a script's own on the small bundled models.
-# A value that is set already stays.
+# defaults_for MODEL_NAME: set the values of a usual run on the small bundled models, where they are not
+# the script's own. A value that is set already stays.
 defaults_for() {
-  case "$1" in pocket*)
-    STEPS="${STEPS:-300}" SCHEDULE="${SCHEDULE:-cosine}" BATCH_SIZE="${BATCH_SIZE:-4}"
-    ACCUMULATION="${ACCUMULATION:-1}" PRECISION="${PRECISION:-no}" VARIANT="${VARIANT-}"
-    CHECKPOINTING="${CHECKPOINTING:-no}" TEXT_ENCODER="${TEXT_ENCODER:-no}" ;;
-  esac
+  local found name value
+  found="$("$PYTHON" -c 'import sys
+from diffusekrona.bases.bundled import BUNDLED_TRAINING, is_bundled
+names = {
+    "STEPS": "max_train_steps", "SCHEDULE": "lr_scheduler", "BATCH_SIZE": "train_batch_size",
+    "ACCUMULATION": "gradient_accumulation_steps", "PRECISION": "mixed_precision",
+    "CHECKPOINTING": "gradient_checkpointing", "TEXT_ENCODER": "train_text_encoder",
+}
+for name, setting in names.items() if is_bundled(sys.argv[1]) else ():
+    value = BUNDLED_TRAINING[setting]
+    print(name, {True: "yes", False: "no"}[value] if isinstance(value, bool) else value)' "$1")"
+  while read -r name value; do
+    [ -z "$name" ] || [ -n "${!name:-}" ] || printf -v "$name" %s "$value"
+  done <<< "$found"
 }
 
 # default_rate METHOD MODEL_NAME: the learning rate of the method's record for the base, such as 6e-4.
@@ -37,9 +46,7 @@ default_rate() {
   "$PYTHON" -c 'import sys
 from diffusekrona.adapters.methods import METHODS
 if method := METHODS.get(sys.argv[1]):  # the program refuses another
-    pocket = sys.argv[2].startswith("pocket")
-    rate = method.pocket_learning_rate if pocket else method.learning_rate
-    digits, exponent = f"{rate:e}".split("e")
+    digits, exponent = f"{method.usual_rate(sys.argv[2]):e}".split("e")
     print(f"{float(digits):g}e{int(exponent)}")' "$1" "$2"
 }
 
@@ -58,6 +65,8 @@ value_of() {
 
 # finetune FLAG...: train with the values of the script.
 finetune() {
+  local method; method="$(value_of --adapter_type "$@")"
+  ADAPTER_TYPE="${method:-$ADAPTER_TYPE}"
   [ -n "$LR" ] || LR="$(default_rate "$ADAPTER_TYPE" "$MODEL_NAME")"
   local shape="${A1}x$A2${FACTORS:+_$FACTORS}" name flags=()
   [ "$ADAPTER_TYPE" = krona ] || shape="r$RANK"

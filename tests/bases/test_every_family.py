@@ -25,8 +25,8 @@ from diffusekrona.adapters.file import (
 from diffusekrona.adapters.layers import add_adapters
 from diffusekrona.adapters.methods import targets_of
 from diffusekrona.bases.base import BUNDLED_DRAWING
+from diffusekrona.bases.bundled import bundled_models
 from diffusekrona.bases.families import FAMILIES, drawing_defaults, identify
-from diffusekrona.bases.loading import bundled_models
 from diffusekrona.common.errors import UserError
 from diffusekrona.inference import main as draw
 from diffusekrona.inspect import main as inspect

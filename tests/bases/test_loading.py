@@ -11,7 +11,8 @@ import pytest
 from chances import chances
 from PIL import Image
 
-from diffusekrona.bases.loading import BUNDLED, is_bundled, load_part, quiet_libraries
+from diffusekrona.bases.bundled import BUNDLED, is_bundled
+from diffusekrona.bases.loading import load_part, quiet_libraries
 from diffusekrona.common.errors import UserError
 from diffusekrona.sampling.pipeline import encode, load_pipeline
 from diffusekrona.train_dreambooth import train

@@ -133,7 +133,7 @@ def test_what_the_system_will_not_rename_is_one_line(tmp_path: Path, monkeypatch
 
     (tmp_path / "a.html").write_text("mine")
     monkeypatch.setattr(os, "rename", busy)
-    with pytest.raises(UserError, match=r"a\.html is not ours to replace.*busy"):
+    with pytest.raises(UserError, match=r"a\.html was not written by DiffuseKronA.*busy"):
         write_result(tmp_path / "a.html", "<html>")
     assert (tmp_path / "a.html").read_text() == "mine"
 

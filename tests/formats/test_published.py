@@ -108,7 +108,7 @@ def test_a_damaged_layer_is_named(tmp_path: Path) -> None:
     key = next(k for k in tensors if "attn1.processor.to_q_lora.up" in k)
     tensors[key] = tensors[key][:-1].contiguous()
     save_file(tensors, source)
-    with pytest.raises(UserError, match=r"attn1\.processor\.to_q.*make no weight"):
+    with pytest.raises(UserError, match=r"attn1\.processor\.to_q.*do not make a weight"):
         convert(source, tmp_path / "a.safetensors", "krona")
     del tensors[key]
     save_file(tensors, source)

@@ -559,6 +559,12 @@ def test_a_resume_with_other_content_is_refused(tiny_sd1, pictures, tmp_path: Pa
     with pytest.raises(UserError, match="the pictures of --class_data_dir"):
         run(base, pictures, tmp_path / "out", *resume)
     Image.new("RGB", (32, 32), "red").save(classes / "a.png")
+    schedule = base / "scheduler/scheduler_config.json"
+    written = schedule.read_text()
+    schedule.write_text(json.dumps(json.loads(written) | {"prediction_type": "v_prediction"}))
+    with pytest.raises(UserError, match="the configs of --pretrained_model_name_or_path"):
+        run(base, pictures, tmp_path / "out", *resume)
+    schedule.write_text(written)
     weights = next(base.glob("vae/*.safetensors"))
     tensors = load_file(weights)
     tensors[min(tensors)].view(-1)[0] += 1

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from processes import printing_python
 
-from diffusekrona.__main__ import available
+from diffusekrona.__main__ import PROGRAMS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -75,7 +75,7 @@ def test_scripts_and_programs_that_are_named_exist() -> None:
             assert (ROOT / script).is_file(), f"{document}: {line}"
         if match := PROGRAM.search(line):
             module, name, _ = match.groups()
-            there = name in available() if name else find_spec(f"diffusekrona.{module}")
+            there = name in PROGRAMS if name else find_spec(f"diffusekrona.{module}")
             assert there, f"{document}: {line}"
 
 
@@ -94,7 +94,7 @@ def test_flags_that_are_named_exist() -> None:
         if not (match := PROGRAM.search(line)):
             continue
         module, name, rest = match.groups()
-        module = available()[name][0] if name else f"diffusekrona.{module}"
+        module = PROGRAMS[name][0] if name else f"diffusekrona.{module}"
         for flag in re.findall(r"(?<!\S)--([a-z0-9_-]+)", rest.split("#")[0]):
             if not re.search(rf"\b_*{flag.replace('-', '_')}\b", help_of(module)):
                 unknown.append(f"{document}: --{flag} in {line}")
@@ -172,7 +172,7 @@ def program_lines() -> list[str]:
         for line in commands(document)
         if "`" not in line  # prose
         and (match := PROGRAM.search(line))
-        and (match[1] or available().get(match[2], ("",))[0].removeprefix("diffusekrona."))
+        and (match[1] or PROGRAMS.get(match[2], ("",))[0].removeprefix("diffusekrona."))
         in ("inference", "convert", "inspect", "plan", "study")
     ]
     return list(dict.fromkeys(found))
@@ -199,7 +199,7 @@ def test_documented_programs_run_on_pocket(
 ) -> None:
     """Each with a small adapter, base and number of steps; a study up to its description."""
     _, name, rest = (match := PROGRAM.search(line)).groups()
-    module = available()[name][0] if name else f"diffusekrona.{match[1]}"
+    module = PROGRAMS[name][0] if name else f"diffusekrona.{match[1]}"
     words = shlex.split(rest)
     if module.endswith("study") and any(word.endswith(".yaml") for word in words):
         pytest.skip("needs a study of the reader's own")

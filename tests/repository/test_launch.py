@@ -13,6 +13,8 @@ from types import ModuleType
 import pytest
 from processes import printing_python
 
+from diffusekrona.bases.bundled import BUNDLED
+
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
@@ -81,6 +83,20 @@ def test_the_rate_suits_the_method_and_the_base(words, variables: dict, rate: st
     said = words("finetune_sd.sh", **variables)
     assert value(said, "--learning_rate") == rate
     assert value(said, "--output_dir").endswith(f"_lr{rate}")
+
+
+def test_a_method_given_as_a_flag_has_its_rate(words) -> None:
+    said = words("finetune_sd.sh", "--adapter_type", "lora")
+    assert value(said, "--learning_rate") == "1e-4"
+    assert Path(value(said, "--output_dir")).name.startswith("lora_kqvo_r4_")
+
+
+def test_a_bundled_base_has_its_values_by_its_folder_too(words) -> None:
+    said = words("finetune_sd.sh", MODEL_NAME=str(BUNDLED / "pocket"), STEPS="7")
+    assert value(said, "--learning_rate") == "3e-3" and value(said, "--max_train_steps") == "7"
+    assert value(said, "--lr_scheduler") == "cosine" and "--train_text_encoder" not in said
+    other = words("finetune_sd.sh", MODEL_NAME="pockets/own")
+    assert value(other, "--lr_scheduler") == "constant" and "--train_text_encoder" in other
 
 
 @pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "scripts").glob("study_*.sh")))

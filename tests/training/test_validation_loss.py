@@ -80,6 +80,20 @@ def test_a_resumed_run_leaves_the_same_curve(tiny_sd1, pictures, tmp_path: Path)
     assert {line.pictures for line in curve(tmp_path / "1")} == {"held out"}
 
 
+def test_losses_of_other_pictures_are_not_compared(tiny_sd1, pictures, tmp_path, caplog) -> None:
+    """A resumed run may measure on other pictures: its curve, and --early_stop, begin anew."""
+    folders = [tmp_path / colour for colour in ("black", "white")]
+    for folder in folders:
+        folder.mkdir()
+        Image.new("RGB", (48, 40), folder.name).save(folder / "a.png")
+    out, more = tmp_path / "out", ("--validation_loss_steps", "1", "--holdout_data_dir")
+    run(tiny_sd1, pictures, out, *more, str(folders[0]))
+    (out / "adapter.safetensors").unlink()
+    run(tiny_sd1, pictures, out, *more, str(folders[1]), "--resume_from_checkpoint", "latest")
+    assert [line.step for line in curve(out)] == [3, 4, 5]
+    assert "measured on other pictures" in caplog.text
+
+
 def test_it_falls_where_the_step_losses_are_noise(tiny_sd1, pictures, tmp_path: Path) -> None:
     more = ("--max_train_steps", "20", "--learning_rate", "1e-2", "--validation_loss_steps", "5")
     run(tiny_sd1, pictures, tmp_path, *more, "--train_batch_size", "4")

@@ -12,8 +12,8 @@ import yaml
 
 from diffusekrona import KronAConfig, save_adapter
 from diffusekrona.adapters.methods import METHODS
+from diffusekrona.bases.bundled import BUNDLED
 from diffusekrona.bases.families import FLUX2_KLEIN
-from diffusekrona.bases.loading import BUNDLED
 from diffusekrona.common.settings import Option
 from diffusekrona.formats.conversion import convert
 from diffusekrona.sampling.pipeline import load_pipeline

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import random
 
+from diffusekrona.evaluation import prompts
+
 from .records import COLOURS, KINDS, PLACES, Identity, Picture
 
 RARE_WORDS = ("sks", "zwx", "xjy", "qrv", "olis", "ktn", "vbp", "phm")
@@ -23,7 +25,7 @@ EXTRA_WORDS = ("the", "my", "with", "one", "small", "big", "cute", "toy", "very"
 
 def article(words: str) -> str:
     """The words with "a" or "an" before them."""
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+    return f"{prompts.article(words)} {words}"
 
 
 def view_word(yaw: float) -> str:

@@ -30,7 +30,7 @@ def component_for(option: Option, prefix: str = "setting", **look: Any) -> Any:
     """
     given: dict[str, Any] = {"label": label_of(option), "info": help_of(option)}
     given |= {"elem_id": f"{prefix}-{option.name}", **look}
-    custom = {"allow_custom_value": True}
+    custom: dict[str, Any] = {"allow_custom_value": True}
     if "choices" in given:
         return gr.Dropdown(**{**custom, **given})
     value = field_value(option, option.default)

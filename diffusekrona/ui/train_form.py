@@ -160,7 +160,9 @@ def cloned(workspace: Workspace, folder: Path) -> tuple[Usual, Answer]:
 # --- read -----------------------------------------------------------------------------------------
 
 
-def _mistakes(workspace: Workspace, typed: Mapping[str, Any]) -> tuple[dict, dict[str, str]]:
+def _mistakes(
+    workspace: Workspace, typed: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
     """The values typed, and what is wrong with them by field. Fields that are hidden are not read:
     their settings have their defaults."""
     hidden = hidden_settings(typed)

@@ -12,7 +12,7 @@ difference is of the paired difference.
    those with at least half of the largest gain in likeness. `balance`: the highest geometric mean
    of the gain in likeness, as a part of the largest, and the obedience kept, as a part of what the
    base has above pictures that ignore the prompt.
-3. Those whose difference from the best has 0 in its interval cannot be told apart from it: the
+3. Those whose difference from the best has 0 in its interval cannot be distinguished from it: the
    earliest checkpoint of them is taken, and of its weights the better.
 """
 
@@ -82,7 +82,7 @@ class Verdict:
         gain: likeness above the base's with the same words; kept: obedience above the base's.
         learned: `gain` is above 0; eligible: it may be chosen under the preference.
         value: what the preference maximises; behind: how far it is behind the best one's.
-        tied: it cannot be told apart from the best.
+        tied: it cannot be distinguished from the best.
     """
 
     gain: Interval
@@ -101,7 +101,7 @@ class Choice:
     Attributes:
         chosen: number of the candidate; None if none has learned.
         best: number of the one with the highest value.
-        undecided: the others that cannot be told apart from the best.
+        undecided: the others that cannot be distinguished from the best.
         rule: what was maximised among which, in words.
         repeats: whether other random numbers of the bootstrap give the same choice.
     """
@@ -187,7 +187,7 @@ def _choose(
 def _best(
     candidates: Sequence[Candidate], values: np.ndarray, eligible: Sequence[bool]
 ) -> tuple[int | None, int | None, list[int]]:
-    """The best candidate's number, the chosen one's, and all that cannot be told apart."""
+    """The best candidate's number, the chosen one's, and all that cannot be distinguished."""
     numbers = [n for n, ok in enumerate(eligible) if ok]
     if not numbers:
         return None, None, []

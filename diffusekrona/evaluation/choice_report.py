@@ -6,7 +6,7 @@
     sentences       what was chosen and why, one or more lines for people
     chosen          {name, step, weight, file}; null where nothing was chosen
     best_file       "best.safetensors", relative to the run; null where nothing was chosen
-    undecided       names of the other candidates that cannot be told apart from the best
+    undecided       names of the other candidates that cannot be distinguished from the best
     repeats         whether other random numbers of the bootstrap give the same choice
     prefer, rule    the preference, and what it maximised in words
     subject, class_word, texts, seeds   "sks dog", "dog", what CLIP-T compares with, the seeds
@@ -148,7 +148,7 @@ def sentences(report: ChoiceReport) -> list[str]:
     if choice.undecided:
         names = ", ".join(report.rows[n].name for n in choice.undecided)
         lines.append(
-            f"It cannot be told apart from {names}: the earliest checkpoint of them is taken."
+            f"It cannot be distinguished from {names}: the earliest checkpoint among them is taken."
         )
     if not choice.repeats:
         lines.append("Other random numbers of the intervals choose another of these.")

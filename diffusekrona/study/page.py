@@ -24,9 +24,9 @@ from .yaml_files import to_yaml
 
 DIFFERENCES = (
     "Differences between runs of the same subject and training seed, picture by picture of the "
-    "same prompt and picture seed, with 95 % intervals over subjects. *: apart from 0 with all "
-    "comparisons of the table taken together (permutation of signs by subject, largest effect). "
-    "?: the interval ends at 0 within its own resampling error"
+    "same prompt and picture seed, with 95 % intervals over subjects. *: differs from 0 after "
+    "correction for all comparisons of the table (permutation of signs by subject, largest "
+    "effect). ?: the interval ends at 0 within its own resampling error"
 )
 SPREAD = (
     "How far apart an arm's points are: 1 − cosine of each picture to the centre of its sweep in "
@@ -40,7 +40,7 @@ TOLERANCE = (
 BEST = (
     "Each arm at its best: for every subject the point that the other subjects choose (by the "
     "geometric mean of likeness, the mean of CLIP-I and DINO, and CLIP-T), then differences, with "
-    "95 % intervals over subjects; *: apart from 0 with all of them taken together"
+    "95 % intervals over subjects; *: differs from 0 after correction for all of them"
 )
 
 

@@ -168,7 +168,7 @@ def difference(point: Point, other: Point, metric: str) -> np.ndarray | None:
 def differences_table(results: Results) -> tuple[list[str], list[list[str]]] | None:
     """Head and rows: every trained point less the reference; None if there is only one.
 
-    `*` marks what stays apart from 0 with all of the table's comparisons taken together, `?` an
+    `*` marks what differs from 0 after correction for all of the table's comparisons, `?` an
     interval that ends at 0 within its own error.
     """
     reference = reference_of(results)

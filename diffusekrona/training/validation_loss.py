@@ -105,7 +105,7 @@ class ValidationLoss:
             there = [line for line in read_losses(self.path) if 0 < first >= line.step]
             self.lines = [line for line in there if line.content in ("", self.content)]
             if len(self.lines) < len(there):
-                log.warning("the validation loss begins anew: it was measured on other pictures")
+                log.warning("the validation loss starts again: it was measured on other pictures")
             self.batches = fixed_batches(data.held_out or data.instance, objective)
 
     def is_due(self, step: int) -> bool:

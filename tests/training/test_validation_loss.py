@@ -81,7 +81,7 @@ def test_a_resumed_run_leaves_the_same_curve(tiny_sd1, pictures, tmp_path: Path)
 
 
 def test_losses_of_other_pictures_are_not_compared(tiny_sd1, pictures, tmp_path, caplog) -> None:
-    """A resumed run may measure on other pictures: its curve, and --early_stop, begin anew."""
+    """A resumed run may measure on other pictures: its curve, and --early_stop, start again."""
     folders = [tmp_path / colour for colour in ("black", "white")]
     for folder in folders:
         folder.mkdir()

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# KronA, LoRA with as many parameters, and LoRA at its usual size, each over rates around its own best.
+# KronA, LoRA and LoKr with about as many parameters, and LoRA of rank 4, each over rates around its own
+# best.
 # One page with scores, charts and pictures; run again, it continues where it stopped. From anywhere:
 #   SUBJECTS=dog SEEDS="0 1" bash scripts/study_comparison.sh
 set -euo pipefail

@@ -23,7 +23,7 @@ from .common.settings import setting
 from .common.weights import given_weight
 
 TARGETS = {
-    "krona": "our adapter file",
+    "krona": "DiffuseKronA's adapter file",
     "lokr": "LoKr under kohya's names, for ComfyUI, Forge, A1111, InvokeAI",
     "lokr-diffusers": "LoKr under diffusers' names, for unet.load_lora_adapter (square factors)",
     "lokr-lycoris": "LoKr under LyCORIS' names, for its wrapper and SimpleTuner (square factors)",
@@ -55,7 +55,7 @@ class ConvertSettings:
     source: str = setting(
         positional=True,
         metavar="SOURCE[:WEIGHT]",
-        help="File or folder; with :0.8 at its end it is taken at weight 0.8.",
+        help="File or folder; append :0.8 to convert it at weight 0.8.",
     )
     destination: str = setting(
         positional=True, metavar="DESTINATION", help="File or folder to write."
@@ -66,7 +66,7 @@ class ConvertSettings:
         flag="from",
         choices=SOURCES,
         metavar="FORMAT",
-        help=f"Format of the source, if it is not to be recognised: {', '.join(SOURCES)}.",
+        help=f"Format of the source, instead of recognising it: {', '.join(SOURCES)}.",
     )
     adapter: tuple[str, ...] = setting(
         (), append=True, metavar="PATH[:WEIGHT]", help="Mix another adapter in; repeat for several."
@@ -110,7 +110,7 @@ def description() -> str:
     targets = "\n".join(f"  {name:<16} {what}" for name, what in TARGETS.items())
     return (
         "Convert an adapter, or a fine-tuned model, from one format to another.\n"
-        "A whole model as SOURCE, with --base, is read as what it changed there.\n\n"
+        "Of a fine-tuned whole model as SOURCE, its change relative to --base is converted.\n\n"
         f"formats to write:\n{targets}"
     )
 

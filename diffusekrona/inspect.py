@@ -94,7 +94,9 @@ class SheetSettings:
         metavar="NAME_OR_PATH",
         help="CLIP model that scores; auto: ViT-B/32, or the bundled one on a bundled base.",
     )
-    device: str | None = setting(None, help="Such as cuda or cpu; by default the best available.")
+    device: str | None = setting(
+        None, help="Device, such as cuda or cpu; by default the best available."
+    )
 
 
 @dataclass(frozen=True)

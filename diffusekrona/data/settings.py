@@ -43,7 +43,7 @@ class TreatmentSettings:
         False, help="Shuffle the tags of captions, which are separated by commas."
     )
     keep_tokens: int = setting(
-        0, minimum=0, help="Leave this many first tags in their place when shuffling."
+        0, minimum=0, help="Keep this many first tags in place when shuffling."
     )
     caption_dropout: float = setting(
         0.0, minimum=0, maximum=1, help="Train without a caption with this probability."

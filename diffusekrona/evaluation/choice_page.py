@@ -36,7 +36,7 @@ def choice_page(report: ChoiceReport) -> str:
     summaries = report.summaries(report.base)
     return render(
         "evaluation/choice.html",
-        title=f"Which checkpoint of “{report.run.resolve().name}” to keep",
+        title=f"Choosing a checkpoint of “{report.run.resolve().name}”",
         lead=f"“{report.subject}” on {settings['base']}: {settings['steps']} denoising steps, "
         f"guidance {settings['guidance']:g}, preference {report.prefer}.",
         sentences=sentences(report),

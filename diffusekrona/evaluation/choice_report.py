@@ -151,7 +151,9 @@ def sentences(report: ChoiceReport) -> list[str]:
             f"It cannot be distinguished from {names}: the earliest checkpoint among them is taken."
         )
     if not choice.repeats:
-        lines.append("Other random numbers of the intervals choose another of these.")
+        lines.append(
+            "With other seeds of the intervals (--bootstrap_seed) another of these is chosen."
+        )
     risk = report.summaries(chosen).get("copy_risk")
     if risk and risk.low is not None and risk.low > 0:
         lines.append(

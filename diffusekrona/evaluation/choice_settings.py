@@ -36,13 +36,13 @@ class CandidatesSettings:
         (1.0, 0.85, 0.7),
         above=0,
         metavar="WEIGHT",
-        help="Try every checkpoint at these weights (an OFT at 1 alone).",
+        help="Try every checkpoint at these weights (OFT only at 1).",
     )
     every: int | None = setting(
         None,
         minimum=1,
         metavar="STEPS",
-        help="Only checkpoints at multiples of this many steps, and the last.",
+        help="Compare only checkpoints at multiples of this many steps, and the last.",
     )
     budget: str | None = setting(
         None,
@@ -60,8 +60,8 @@ class SubjectSettings:
     subject_dir: Path | None = setting(
         None,
         metavar="FOLDER",
-        help="The pictures that the run was trained on; of a run with several subjects, the folder "
-        "of one.",
+        help="Pictures that the run was trained on; for a run with several subjects, the folder of "
+        "one of them.",
     )
     holdout_data_dir: Path | None = setting(
         None, metavar="FOLDER", help="Photos of the subject that were not trained on."

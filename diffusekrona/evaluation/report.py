@@ -17,11 +17,12 @@ from .scoring import METRICS, Scores
 from .statistics import Summary, summarise
 
 DIFFERENCES = (
-    "Differences between pictures of the same prompt and seed; an interval without 0 separates two"
+    "Differences between pictures of the same prompt and seed; where an interval excludes 0, "
+    "the two rows differ"
 )
 ONE_RUN = (
-    "One training run and one subject per row: the intervals do not say how much of a difference "
-    "is the chance of a single run. diffusekrona.study repeats runs over seeds and subjects."
+    "One training run and one subject per row: the intervals do not cover the variation between "
+    "training runs. diffusekrona.study repeats runs over seeds and subjects."
 )
 
 

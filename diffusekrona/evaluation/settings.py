@@ -62,7 +62,7 @@ class EvaluatedModelSettings:
         False, help="Keep only the active part on the GPU, and decode large pictures in tiles."
     )
     device: str | None = setting(
-        None, help="Such as cuda, cuda:1, cpu; by default chosen by accelerate."
+        None, help="Device, such as cuda, cuda:1 or cpu; by default chosen by accelerate."
     )
 
 

@@ -14,7 +14,7 @@ from .facts import Facts, effective_rank, rank_holding, shares
 from .lowered import Lowered, smaller
 
 LAYER_HEAD = ["layer", "out×in", "factors", "‖ΔW‖", "‖ΔW‖/‖W‖", "σ₁", "eff. rank", "of A", "of B"]
-LOWERED_HEAD = ["(a1, a2)", "parameters", "of the present", "error", "worst layer"]
+LOWERED_HEAD = ["(a1, a2)", "parameters", "relative size", "error", "worst layer"]
 
 
 def totals(facts: Sequence[Facts]) -> tuple[list[str], list[list[str]]]:

@@ -43,10 +43,10 @@ class DrawSettings:
     )
     negative_prompt: str | None = setting(None, help="What the pictures must not show.")
     height: int | None = setting(
-        None, metavar="PIXELS", multiple_of=8, **SIDES, help="By default the base's own."
+        None, metavar="PIXELS", multiple_of=8, **SIDES, help="Height; by default the base's own."
     )
     width: int | None = setting(
-        None, metavar="PIXELS", multiple_of=8, **SIDES, help="By default the base's own."
+        None, metavar="PIXELS", multiple_of=8, **SIDES, help="Width; by default the base's own."
     )
 
     @property
@@ -85,7 +85,7 @@ class MachineSettings:
         None, help="Precision; by default the base's on a GPU, fp16 or bf16, otherwise no."
     )
     device: str | None = setting(
-        None, help="Such as cuda, cuda:1, mps, cpu; by default the best available."
+        None, help="Device, such as cuda, cuda:1, mps or cpu; by default the best available."
     )
     low_vram: bool = setting(
         False,
@@ -138,8 +138,8 @@ class ModelSettings:
     adapter_steps: str | None = setting(
         None,
         metavar="FROM-TO",
-        help="Part of the denoising steps in which adapters take part, such as 0.0-0.4: the first "
-        "determine shapes, the last add detail. Keeps adapters unmerged.",
+        help="Activate adapters only between these fractions of the denoising steps, such as "
+        "0.0-0.4: the first steps determine shapes, the last add detail. Keeps adapters unmerged.",
     )
     vae: str | None = setting(
         None, metavar="NAME_OR_PATH", help="Use another VAE, such as one made for fp16."
@@ -148,7 +148,7 @@ class ModelSettings:
         None, metavar="NAME_OR_PATH", help="Use a refiner for the last steps."
     )
     refiner_start: float = setting(
-        0.8, above=0, below=1, help="Part of the steps after which the refiner takes over."
+        0.8, above=0, below=1, help="Fraction of the steps after which the refiner takes over."
     )
     revision: str | None = setting(None, help="Use this revision of the base on the hub.")
     variant: str | None = setting(None, help="Use this variant of the base's files, such as fp16.")

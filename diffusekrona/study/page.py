@@ -122,7 +122,7 @@ def _warnings(results: Results) -> list[str]:
     if counts and max(counts) == 1:
         warnings.append(
             "One training run (one subject, one training seed) per row: the intervals cover "
-            "prompts and pictures, not how another run would have come out."
+            "prompts and pictures, not the variation between runs."
         )
     return warnings
 

@@ -57,7 +57,7 @@ class ScoredSettings:
     prompts: str = setting(
         "auto",
         metavar="LIST|FILE",
-        help="Of prompts: object, live, pocket, pocket-colours, or a file.",
+        help="Prompts: object, live, pocket, pocket-colours, or a file of templates.",
     )
     image_seeds: tuple[int, ...] = setting(
         (0, 1), **SEEDS, help="Draw each prompt with these seeds."
@@ -97,7 +97,7 @@ class PlaceSettings:
     """Where runs go, and who runs them."""
 
     output_dir: Path | None = setting(
-        None, metavar="FOLDER", help="By default outputs/studies/<name>."
+        None, metavar="FOLDER", help="Write results here; by default outputs/studies/<name>."
     )
     cells_dir: Path | None = setting(
         None,
@@ -117,7 +117,7 @@ class PlaceSettings:
     )
     cpus_per_cell: float = setting(1.0, minimum=0, help="ray: CPU cores per cell.")
     device: Literal["cpu", "cuda"] | None = setting(
-        None, help="By default the GPU if there is one."
+        None, help="Train and draw on this; by default the GPU if there is one."
     )
     report_only: bool = setting(False, help="Run nothing; report existing results.")
     results: Path | None = setting(

@@ -196,7 +196,7 @@ def draw_curve(found: Sweep) -> bytes:
         )  # fmt: skip
     axis.set_xscale("log")
     axis.set_xlabel("learning rate", fontsize=8)
-    axis.set_ylabel("loss, as a part of the untrained adapter's", fontsize=8)
+    axis.set_ylabel("loss, relative to the untrained adapter", fontsize=8)
     axis.grid(alpha=0.3)
     return chart_png(figure)
 

@@ -175,9 +175,9 @@ def _killed(folder: Path, state: str, log: str) -> str:
         return ""
     steps = [path.name.rpartition("-")[2] for path in folder.glob("checkpoint-*")]
     last = max((int(step) for step in steps if step.isdigit()), default=0)
-    then = f"continues from the checkpoint of step {last}" if last else "begins again at step 0"
-    why = "killed, stopped while it was loading, or the machine went off"
-    return f"It ended without a message: {why}. Resume {then}."
+    then = f"continues from the checkpoint of step {last}" if last else "starts again at step 0"
+    why = "it was killed, stopped while loading, or the machine was switched off"
+    return f"The run ended without a message: {why}. Resume {then}."
 
 
 def _total(log: str) -> int:

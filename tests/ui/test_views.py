@@ -67,7 +67,7 @@ def test_a_killed_run_says_so_and_where_it_continues(tmp_path: Path) -> None:
     (folder / "train_log.jsonl").write_text('{"step": 3, "loss": 0.5}\n')
     (folder / "log.txt").write_text("train: 3/9 [")
     run = read_run(Workspace(tmp_path), folder)
-    assert run.state == "stopped" and "killed" in run.error and "begins again" in run.error
+    assert run.state == "stopped" and "killed" in run.error and "starts again" in run.error
     (folder / "checkpoint-2").mkdir()
     assert "checkpoint of step 2" in read_run(Workspace(tmp_path), folder).error
     (folder / "log.txt").write_text("train: 3/9 [\nstopped at step 3, saved in checkpoint-3\n")

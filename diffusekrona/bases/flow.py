@@ -16,7 +16,6 @@ import torch
 from .loading import load_part
 
 TRAIN_TIMESTEPS = 1000
-WEIGHTING_SCHEMES = ("logit_normal", "none", "sigma_sqrt", "cosmap")
 
 
 def flow_refusal(config: Mapping[str, Any]) -> str | None:

@@ -20,14 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
 from .statistics import CONFIDENCE, bootstrap_means
 
 Preference = Literal["likeness", "obedience", "balance"]
-PREFERENCES: tuple[str, ...] = get_args(Preference)
 # The standard error of a bound is then some 1.4 % of half the interval, three at 2000.
 RESAMPLES = 10_000
 OTHER_SEEDS = (1, 2)  # of the bootstrap, under which the choice must be the same

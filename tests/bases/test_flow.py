@@ -15,7 +15,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_loss_weighting_for_sd3
 
 from diffusekrona.bases.families import identify
-from diffusekrona.bases.flow import WEIGHTING_SCHEMES, FlowObjective
+from diffusekrona.bases.flow import FlowObjective
+from diffusekrona.common.settings import options_of
 from diffusekrona.sampling.pipeline import load_pipeline
 from diffusekrona.training.losses import batch_loss
 from diffusekrona.training.settings import LossSettings
@@ -93,7 +94,7 @@ def test_a_steps_loss_is_that_of_diffusers_example(name: str, tmp_path: Path) ->
     text = family.encode_text(encoders, family.tokenize(tokenizers, prompts))
     family.split_fused(pipeline.transformer)
     prediction = family.predict(pipeline.transformer, noisy, timesteps, text, torch.zeros(2, 6))
-    for scheme in WEIGHTING_SCHEMES:
+    for scheme in options_of(LossSettings)["weighting_scheme"].choices:
         weights = compute_loss_weighting_for_sd3(weighting_scheme=scheme, sigmas=sigmas)
         want = (weights.float() * errors).reshape(2, -1).mean(1).mean()
         weighted = family.load_objective(folder, weighting_scheme=scheme)

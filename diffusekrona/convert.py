@@ -116,7 +116,7 @@ def description() -> str:
 
 
 def _source(text: str) -> tuple[str, float]:
-    """`PATH[:WEIGHT]`; without a weight, the one that an adapter file of ours names, or 1."""
+    """`PATH[:WEIGHT]`; without a weight, the one that this package's adapter file names, or 1."""
     from .adapters.mixing import default_weight
     from .common.tensor_files import read_metadata
 
@@ -125,7 +125,7 @@ def _source(text: str) -> tuple[str, float]:
 
 
 def _base(settings: ConvertSettings, source: str) -> str | None:
-    """The base asked for, or the one to merge into: that which an adapter file of ours names."""
+    """The base asked for, or for a merged model that which our adapter file names."""
     from .adapters.mixing import ADAPTER_FILE
     from .common.tensor_files import read_metadata
 

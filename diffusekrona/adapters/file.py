@@ -154,8 +154,8 @@ def read_adapter(path: Path | str) -> Adapter:
     """Read and check an adapter file; nothing in it is trusted.
 
     Raises:
-        UserError: no such file, not safetensors, no adapter of ours, a factor without its partner,
-            a tensor of a wrong shape or with values that are not finite; the key is named.
+        UserError: no such file, not safetensors, not this package's adapter, a factor without its
+            partner, a tensor of a wrong shape or with values that are not finite; the key is named.
     """
     path, folders = Path(path), {}
     if path.is_dir():

@@ -173,7 +173,7 @@ def exit_on_user_error(main: Callable[[], int | None]) -> None:
         where = error.filename2 or error.filename
         if _is_disk_full(error):
             _complain(_disk_full_line(where or "the output"))
-            with suppress(OSError):  # of a stream that is no file
+            with suppress(OSError):  # of a stream that is not a file
                 discard(sys.stdout.fileno())  # what it still holds cannot be written
         elif error.errno in _REFUSED and (where or error.errno == errno.EIO):
             _complain(f"cannot use {where or 'a file'}: {_REFUSED[error.errno]}")

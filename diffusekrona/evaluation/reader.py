@@ -78,7 +78,7 @@ class Reading:
 class Reader(nn.Module):
     """The network: residual blocks, maps of where to look, and one head for each label.
 
-    What tells a pattern or an accessory is a few pixels of the thing, wherever it stands: each of
+    A pattern or an accessory shows in a few pixels of the thing, wherever it stands: each of
     `LOOKS` maps weighs the features of all positions by softmax, and the heads see the sums.
 
     Args:

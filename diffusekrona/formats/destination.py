@@ -111,7 +111,7 @@ def check_unedited(destination: Path, new: Path, overwrite: bool) -> None:
             continue
         if file.read_bytes() != (new / name).read_bytes():
             raise UserError(
-                f"{destination / name} is not as the base has it: choose another destination, or "
+                f"{destination / name} differs from the base's: choose another destination, or "
                 "add --overwrite to replace it."
             )
 

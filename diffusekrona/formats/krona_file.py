@@ -34,7 +34,7 @@ CARRIED = (
 
 
 def read(path: Path, hints: Hints) -> DeltaSet:
-    """An adapter file of ours, KronA or LoRA. Raises UserError."""
+    """An adapter file of this package, KronA or LoRA. Raises UserError."""
     adapter = read_adapter(path)
     layers: dict[str, Delta] = {}
     for component, config in adapter.configs.items():

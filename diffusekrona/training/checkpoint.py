@@ -190,7 +190,7 @@ def what_is_wrong(checkpoint: Path) -> str | None:
     try:
         record = read_json(checkpoint / STATE, Record)
         if record.digest != record.own_digest():
-            return f"its {STATE} is not as it was written"
+            return f"its {STATE} has changed since it was written"
     except (UserError, ValueError, RecursionError):
         return f"its {STATE} cannot be read"
     named = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
@@ -204,7 +204,7 @@ def what_is_wrong(checkpoint: Path) -> str | None:
         if path is None:
             return f"its {shortened(name)} is missing"
         if _fingerprint(path) != fingerprint:
-            return f"its {shortened(name)} is not as it was written"
+            return f"its {shortened(name)} has changed since it was written"
     return None
 
 
@@ -228,7 +228,8 @@ def _is_pickled(checkpoint: Path) -> bool:
 
 
 def checkpoints_in(output_dir: Path) -> list[Path]:
-    """Checkpoint folders of ours, newest first. What else has such a name is left alone."""
+    """Checkpoint folders that this package wrote, newest first; others of such a name are left
+    out."""
     found = []
     for path in output_dir.glob("checkpoint-*"):
         match = re.fullmatch(r"checkpoint-(\d{1,18})", path.name)

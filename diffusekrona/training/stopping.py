@@ -59,7 +59,7 @@ class Vote:
         self.pending: tuple[torch.Tensor, torch.cuda.Event | None] | None = None
 
     def __call__(self, *wishes: bool) -> tuple[bool, ...]:
-        """Of each wish whether any process has it; always as many in the same order."""
+        """For each request, whether any process made it; given in the same order every time."""
         if self.accelerator.num_processes == 1:
             return wishes
         flags = torch.tensor([float(wish) for wish in wishes], device=self.accelerator.device)

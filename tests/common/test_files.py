@@ -135,6 +135,7 @@ def test_names_of_several_texts_differ() -> None:
     assert slugs(["dog", "teapot"]) == ["dog", "teapot"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_a_temporary_folder_goes_with_its_process_or_with_the_next(tmp_path: Path) -> None:
     code = """
 import os, signal, sys

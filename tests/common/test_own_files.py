@@ -97,6 +97,7 @@ def test_a_marked_object_is_json(tmp_path: Path, text: str) -> None:
     assert is_own(path)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
 @pytest.mark.parametrize("through_a_link", [False, True])
 def test_devices_and_pipes_stay_what_they_are(tmp_path: Path, through_a_link: bool) -> None:
     """As the superuser, `--output /dev/null` would take the device from the whole machine."""

@@ -34,6 +34,7 @@ def test_what_is_not_text_is_one_line(raw: bytes | None, says: str, tmp_path: Pa
     assert "a.txt" in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
 def test_nothing_waits_for_a_pipe_or_a_folder(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path):

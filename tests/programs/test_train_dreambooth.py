@@ -493,7 +493,7 @@ def test_damaged_newest_checkpoint_falls_back(tiny_sd1, pictures, tmp_path: Path
     assert "checkpoint-4 is damaged" in caplog.text and "checkpoint-1" in caplog.text
     (tmp_path / "checkpoint-4" / "training_state.safetensors").write_bytes(b"")
     with pytest.raises(
-        UserError, match=r"checkpoint-4: its training_state\.safetensors is not as it was"
+        UserError, match=r"checkpoint-4: its training_state\.safetensors has changed"
     ):
         run(tiny_sd1, pictures, tmp_path, "--resume_from_checkpoint", "checkpoint-4")
 

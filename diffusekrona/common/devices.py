@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import datetime
-from typing import TYPE_CHECKING
+import logging
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from .errors import UserError, reason_of
 
@@ -11,8 +16,10 @@ if TYPE_CHECKING:
     import torch
     from accelerate import PartialState
 
-# How long processes wait for one another: the main one may draw or score alone meanwhile.
-TIMEOUT = datetime.timedelta(hours=1)
+log = logging.getLogger("diffusekrona")
+
+TIMEOUT = datetime.timedelta(hours=1)  # of a process that waits for another
+HEARTBEAT = 60.0  # seconds between the signs of life of one that works alone
 
 
 def has_bf16() -> bool:
@@ -33,6 +40,47 @@ def process_state(device: str | None) -> PartialState:
 
     there_is_one = torch.cuda.is_available() or torch.accelerator.is_available()
     return PartialState(cpu=device == "cpu" or not there_is_one, timeout=TIMEOUT)
+
+
+@contextmanager
+def main_works_alone(state: Any, what: str) -> Generator[None]:
+    """While the block runs on the main process the others, which have nothing to do in it, wait at
+    its end, for as long as it takes: every minute the main one tells them, and the log, that it is
+    at work, so neither their time limit ends the run nor does anyone take it for dead.
+
+    Args:
+        state: accelerate's Accelerator or PartialState.
+        what: what it does, such as "validation pictures".
+    """
+    if not state.is_main_process:
+        yield
+        while from_main(state, False):
+            pass
+        return
+    over, began = threading.Event(), time.monotonic()
+
+    def beat() -> None:
+        while not over.wait(HEARTBEAT):
+            log.info("%s: at work for %.0f min", what, (time.monotonic() - began) / 60)
+            from_main(state, True)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        from_main(state, False)
+
+
+def from_main(state: Any, answer: bool) -> bool:
+    """The main process's answer, on every process."""
+    if state.num_processes == 1:
+        return answer
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([answer])[0]
 
 
 def choose_device(name: str | None, default: torch.device) -> torch.device:

@@ -108,7 +108,10 @@ class _FusedKronLinear(torch.autograd.Function):
             db = _sum_of_products(V.reshape(-1, b1), X.reshape(-1, b2))
             T = torch.mm(X.reshape(-1, b2), b.t()).view(-1, a2, b1)
             da = _contract(way, Y, T)
-        da, db = da.to(factors[0].dtype), db.to(factors[1].dtype)
+        # Laid out as the factors are, or autograd would copy the gradient a second time.
+        layout = torch.contiguous_format
+        da = da.to(factors[0].dtype, memory_format=layout)
+        db = db.to(factors[1].dtype, memory_format=layout)
         return dx, None, None, da * ctx.scale if ctx.scale != 1.0 else da, db, None
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..adapters.mixing import WeightedAdapter, choose_base, reading_options
-from ..common.devices import choose_device
+from ..common.devices import choose_device, from_main, main_works_alone
 from ..common.errors import UserError
 from ..evaluation.choice_settings import (
     CHOICE_FOLDER,
@@ -42,12 +42,7 @@ def coarse_to_fine(count: int) -> Iterator[int]:
 
 def within(began: float, budget: float | None, state: Any) -> bool:
     """Whether there is time for one more candidate; the main process's clock counts."""
-    answer = [budget is None or time.monotonic() - began < budget]
-    if state.num_processes > 1:
-        from accelerate.utils import broadcast_object_list
-
-        broadcast_object_list(answer)
-    return answer[0]
+    return from_main(state, budget is None or time.monotonic() - began < budget)
 
 
 @dataclass(frozen=True)
@@ -162,8 +157,9 @@ def draw_and_score(
         Variant("base with the identifier", subject.name),
     ):
         gallery.draw(variant)
-        if state.is_main_process:
-            bases.append(Row(variant.name, 0, 0.0, None, *gallery.score(variant, judge)))
+        with main_works_alone(state, "scores"):
+            if state.is_main_process:
+                bases.append(Row(variant.name, 0, 0.0, None, *gallery.score(variant, judge)))
     steps = sorted({step for step, _ in work.weighted})
     weights = dict.fromkeys(weight for _, weight in work.weighted)
     order = [(steps[n], weight) for weight in weights for n in coarse_to_fine(len(steps))]
@@ -174,9 +170,10 @@ def draw_and_score(
             continue
         variant = Variant(name, subject.name, (adapter,))
         gallery.draw(variant)
-        if state.is_main_process:
-            rows.append(Row(name, step, weight, adapter.path, *gallery.score(variant, judge)))
-            log.info("%d of %d candidates done", len(rows), len(order))
+        with main_works_alone(state, "scores"):
+            if state.is_main_process:
+                rows.append(Row(name, step, weight, adapter.path, *gallery.score(variant, judge)))
+                log.info("%d of %d candidates done", len(rows), len(order))
     return bases, sorted(rows, key=lambda row: (row.step, -row.weight)), left
 
 

@@ -18,6 +18,7 @@ from peft import set_peft_model_state_dict
 from torch import nn
 
 from ..adapters.file import Adapter, read_adapter, save_adapter
+from ..common.devices import from_main
 from ..common.errors import UserError
 from .optimizer import set_mode
 from .training_state import TrainingState
@@ -100,7 +101,7 @@ class EarlyStopByLoss(EarlyStop):
             if lowest is not None and lowest.step == step:
                 self._keep(step)
             stop = should_stop(self.measured.lines, self.patience)
-        return agreed(self.accelerator, stop)
+        return from_main(self.accelerator, stop)
 
     def _keep(self, step: int) -> None:
         state = self.state
@@ -133,16 +134,6 @@ class EarlyStopByLoss(EarlyStop):
     def forget(self) -> None:
         if self.accelerator.is_main_process:
             self.path.unlink(missing_ok=True)
-
-
-def agreed(accelerator: Any, stop: bool) -> bool:
-    """The main process's answer, on every process."""
-    answer = [stop]
-    if accelerator.num_processes > 1:
-        from accelerate.utils import broadcast_object_list
-
-        broadcast_object_list(answer)
-    return answer[0]
 
 
 def put_back(state: TrainingState, adapter: Adapter) -> None:

@@ -13,12 +13,13 @@ from typing import Any
 
 from ..adapters.file import Adapter, read_adapter
 from ..bases.bundled import is_bundled
+from ..common.devices import from_main
 from ..common.settings import build
 from ..evaluation.choice_settings import ChooseSettings
 from ..evaluation.encoders import choose_names, load_clip_encoder
 from .checkpoint import ADAPTER
 from .choosing import choose_candidate
-from .early_stop import EarlyStop, agreed, put_back
+from .early_stop import EarlyStop, put_back
 from .finished_run import read_subject
 from .training_state import TrainingState
 
@@ -80,7 +81,7 @@ class EarlyStopByScores(EarlyStop):
             self.best = report.chosen.step
             log.info("best so far: the checkpoint of step %d", self.best)
             stop = sum(row.step > self.best for row in report.rows) >= self.patience
-        return agreed(self.accelerator, stop)
+        return from_main(self.accelerator, stop)
 
     def restore(self, done: int, ended: bool) -> int | None:
         """As above; a run that is not stopped early has the adapter of its last step."""

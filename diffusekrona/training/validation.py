@@ -19,6 +19,7 @@ from ..bases.loading import load_sampler
 from ..bases.precision import dtype_of
 from ..bases.settings import BaseSettings, PrecisionSettings
 from ..bases.vae import tile_vae
+from ..common.devices import main_works_alone
 from ..common.errors import UserError, shortened
 from ..common.pictures import load_square, open_png
 from ..data.cache import Data, cache_texts
@@ -51,7 +52,11 @@ def validate(
     Args:
         folder: where the pictures are saved; photos: --instance_data_dir, to compare with.
     """
-    if validation.validation_prompt and accelerator.is_main_process:
+    if not validation.validation_prompt:
+        return
+    with main_works_alone(accelerator, "validation pictures"):
+        if not accelerator.is_main_process:
+            return
         try:
             states = text_states(validation, base, resolved, data)
             vae = load_decoder(base, precision, resolved)
@@ -76,7 +81,6 @@ def validate(
             if step == 0:
                 raise
             log.warning("no validation pictures at step %d: %s", step, shortened(error, 300))
-    accelerator.wait_for_everyone()
 
 
 def text_states(

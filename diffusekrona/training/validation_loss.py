@@ -22,6 +22,7 @@ from pydantic import FiniteFloat
 from torch import nn
 
 from ..bases.base import Objective
+from ..common.devices import main_works_alone
 from ..common.errors import shortened
 from ..common.files import write_text
 from ..common.json_files import parse_json
@@ -115,14 +116,14 @@ class ValidationLoss:
         """Measure after `step` steps, on the main process. A failure costs no training."""
         if not self.every:
             return
-        if self.accelerator.is_main_process and all(line.step != step for line in self.lines):
-            try:
-                self._measure(step)
-            except Exception as error:
-                if step == 0:  # it would repeat every time
-                    raise
-                log.warning("no validation loss at step %d: %s", step, shortened(error, 300))
-        self.accelerator.wait_for_everyone()
+        with main_works_alone(self.accelerator, "validation loss"):
+            if self.accelerator.is_main_process and all(line.step != step for line in self.lines):
+                try:
+                    self._measure(step)
+                except Exception as error:
+                    if step == 0:  # it would repeat every time
+                        raise
+                    log.warning("no validation loss at step %d: %s", step, shortened(error, 300))
 
     @torch.no_grad()
     def _measure(self, step: int) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusekrona.krona.config import KronAConfig
 from diffusekrona.krona.functional import kron_linear
@@ -242,3 +243,31 @@ def test_half_precision_launches_and_moves_less_than_lora(pair, size) -> None:
     krona = counted(KronAConfig(target_modules=["0"], a1=pair[0], a2=pair[1]))
     lora = counted(LoraConfig(r=4, target_modules=["0"]))
     assert krona.count <= lora.count and krona.bytes < lora.bytes
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies of tensors of one shape, turned on its side or not."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        super().__init__()
+        self.shapes, self.count = (shape, shape[::-1]), 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        copies = ("aten.copy_.default", "aten._to_copy.default", "aten.clone.default")
+        if str(function) in copies and tuple(args[0].shape) in self.shapes:
+            self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("pair", [(4, 64, 80, 5), (5, 4, 12, 20)])
+def test_the_gradient_of_b_is_copied_once(pair) -> None:
+    """Into the precision of the factor and its layout; autograd would make a second copy of one
+    that is transposed."""
+    a1, a2, b1, b2 = pair
+    a, b = torch.randn(a1, a2, requires_grad=True), torch.randn(b1, b2, requires_grad=True)
+    x = torch.randn(2, 7, a2 * b2, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(a1 * b1, a2 * b2, dtype=torch.bfloat16)
+    y = fused_kron_linear(x, weight, None, a, b)
+    with Copies((b1, b2)) as copies:
+        y.sum().backward()
+    assert copies.count == 1 and b.grad.is_contiguous()

@@ -100,8 +100,7 @@ def resolve_base(name_or_path: str, single_file_config: str | None = None) -> st
                 "diffusers pipeline, a hub name, or one of: " + ", ".join(bundled_models()) + "."
             )
         return str(path)
-    looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") != 1
-    if looks_local or path.exists():
+    if looks_local(name_or_path) or path.exists():
         raise UserError(
             f"No base model at {name_or_path!r}: give a diffusers folder, a hub name like "
             "stabilityai/stable-diffusion-xl-base-1.0, or one of: "
@@ -109,6 +108,11 @@ def resolve_base(name_or_path: str, single_file_config: str | None = None) -> st
             + "."
         )
     return name_or_path
+
+
+def looks_local(name_or_path: str) -> bool:
+    """Whether a text can only be a path: the hub's names are `owner/name`."""
+    return name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") != 1
 
 
 def load_part(base: str, kind: str, subfolder: str, **options: Any) -> Any:

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from ..common.errors import UserError
 from ..common.paths import as_path
 from .bundled import BUNDLED, bundled_models
-from .loading import load_part, read_part_config
+from .loading import load_part, looks_local, read_part_config
 
 # What diffusers' AutoencoderKL takes for a key that an old config leaves out.
 _DEFAULTS = {"block_out_channels": (64,), "latent_channels": 4, "scaling_factor": 0.18215}
@@ -24,6 +25,11 @@ def vae_place(base: str, other: str | None = None) -> tuple[str, str]:
 
         return open_vae_file(str(as_path(other)), base), "vae"
     folder = BUNDLED / other if other in bundled_models() else as_path(other)
+    if looks_local(other) and not folder.is_dir():
+        raise UserError(
+            f"No VAE at {other!r}: give the folder of one or of a pipeline, a .safetensors file, "
+            "or a hub name like madebyollin/sdxl-vae-fp16-fix."
+        )
     return str(folder) if folder.is_dir() else other, "vae" if (folder / "vae").is_dir() else ""
 
 

@@ -43,7 +43,7 @@ def replace_whole(path: Path | str) -> Generator[Path]:
         UserError: the disk is full or refuses the write, or `path` is a device or a pipe; `path`
             is as it was.
     """
-    path = Path(path)
+    path = _followed(Path(path))
     refuse_special(path)
     with writing(path), _working_folder(path.parent) as work:
         yield work / "new" / path.name
@@ -89,7 +89,7 @@ def replace_folder(destination: Path | str) -> Generator[Path]:
     Raises:
         UserError: the disk is full or refuses the write; `destination` is as it was.
     """
-    destination = Path(os.path.abspath(destination))
+    destination = _followed(Path(os.path.abspath(destination)))
     refuse_special(destination)
     with writing(destination), _working_folder(destination.parent) as work:
         new, old = work / "new" / destination.name, work / "old" / destination.name
@@ -108,6 +108,19 @@ def replace_folder(destination: Path | str) -> Generator[Path]:
                 os.replace(old, destination)
                 raise
         _flush_folder(destination.parent)
+
+
+def _followed(path: Path) -> Path:
+    """Where a symbolic link leads, such as to a larger disk: that is replaced, and the link stays.
+
+    Raises:
+        UserError: it leads in a circle.
+    """
+    if not path.is_symlink():
+        return path
+    with writing(path), contextlib.suppress(FileNotFoundError):
+        path.stat()
+    return Path(os.path.realpath(path))
 
 
 def refuse_special(path: Path) -> None:

@@ -56,8 +56,11 @@ class Entry:
 
 def refuse_pickle(path: Path) -> None:
     """Raise UserError for a pickle, by its name or its first bytes, without opening it as one."""
-    with open(path, "rb") as file:
-        head = file.read(9)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(9)
+    except OSError as error:  # which of a failed read does not say the name
+        raise UserError(f"Cannot read {path}: {(error.strerror or str(error)).lower()}.") from error
     # The length of a safetensors header may begin with the same bytes: a brace follows it.
     is_pickle = head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04") and head[8:] != b"{"
     if path.suffix.lower() in _PICKLES or is_pickle:

@@ -97,5 +97,6 @@ def _load(name: str) -> tuple[Any, Any]:
         except (OSError, ValueError) as error:
             reason = reason_of(error)
             raise UserError(
-                f"--caption_with {name}: cannot be loaded as an image-to-text model: {reason}"
+                f"--caption_with {name}: cannot be loaded ({reason}): give the hub name or the "
+                "folder of an image-to-text model."
             ) from error

@@ -184,7 +184,10 @@ def load_dino_encoder(name: str, device: torch.device | str = "cpu") -> Encoder:
             model = AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
         except (OSError, ValueError, SafetensorError) as error:
             reason = reason_of(error)
-            raise UserError(f"Cannot load the image encoder {name!r}: {reason}") from error
+            raise UserError(
+                f"Cannot load the image encoder {name!r} ({reason}): give a hub name, the folder "
+                f"of a model, or {BUNDLED_DINO}."
+            ) from error
     model = model.to(device).eval().requires_grad_(False)
 
     def encode(batch: Sequence[Image.Image]) -> torch.Tensor:

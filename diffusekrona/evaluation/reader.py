@@ -249,5 +249,8 @@ def load_reader(folder: str | Path) -> Reader:
         floats = {name: value.float() for name, value in weights.items()}
         reader.load_state_dict(floats, assign=True)
     except _READ_ERRORS as error:
-        raise UserError(f"Cannot load the reader {folder}: {shortened(error, 200)}") from error
+        raise UserError(
+            f"Cannot load the reader {folder} ({shortened(error, 200)}): give the folder of one, "
+            "or install the package again for its own."
+        ) from error
     return reader.eval().requires_grad_(False)

@@ -58,7 +58,10 @@ def load_clip(name_or_path: str | None = None, device: torch.device | str = "cpu
             tokenizer = CLIPTokenizer.from_pretrained(source)
         except (OSError, ValueError, SafetensorError) as error:
             reason = reason_of(error)
-            raise UserError(f"Cannot load the CLIP model {name!r}: {reason}") from error
+            raise UserError(
+                f"Cannot load the CLIP model {name!r} ({reason}): give a hub name, the folder of a "
+                f"model, or {BUNDLED_CLIP.name}."
+            ) from error
     model = model.to(device).eval().requires_grad_(False)
     return Clip(name, model, read_pixels(source), tokenizer)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from diffusekrona.common.errors import UserError
 from diffusekrona.common.files import (
     clean_leftovers,
     replace_folder,
@@ -153,3 +154,22 @@ with temporary_folder() as folder:
     with temporary_folder() as folder:
         assert folder.is_dir() and not any(folder.iterdir())
     assert not folder.parent.exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_link_leads_to_is_replaced_and_the_link_stays(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "large disk").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to("large disk/real")  # nothing is there yet
+    for text in ("first", "second"):
+        write(kind, link, text)
+        assert link.is_symlink() and content(tmp_path / "large disk" / "real") == text
+    assert [p.name for p in (tmp_path / "large disk").iterdir()] == ["real"]
+
+
+def test_a_link_in_a_circle_stays(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    for kind in ("file", "folder"):
+        with pytest.raises(UserError, match="lead in a circle"):
+            write(kind, tmp_path / "circle", "text")
+    assert (tmp_path / "circle").is_symlink()

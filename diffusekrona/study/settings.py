@@ -28,8 +28,8 @@ class ChosenSettings:
         (),
         append=True,
         metavar="FOLDER[:WORD]",
-        help="Pictures, and what they show; repeat the flag for several. By default the "
-        "six of data/.",
+        help="Folder of a subject's pictures, and the word for what they show; repeat the flag for "
+        "several. By default the six in data/.",
     )
     identifier: str = setting("sks", help="The subjects' name in prompts.")
     seeds: tuple[int, ...] = setting((), **SEEDS, help="Training seeds, one run for each.")
@@ -85,11 +85,15 @@ class ScoredSettings:
         help="Keep only the active part on the GPU while drawing; for training, use --set "
         "low_vram=true.",
     )
-    clip: str = setting("auto", metavar="NAME_OR_PATH", help="As in diffusekrona.evaluate.")
-    clip_backend: Literal["transformers", "openai"] = setting(
-        "transformers", help="As in diffusekrona.evaluate."
+    clip: str = setting(
+        "auto", metavar="NAME_OR_PATH", help="CLIP model, as for diffusekrona evaluate."
     )
-    dino: str = setting("auto", metavar="NAME_OR_PATH", help="As in diffusekrona.evaluate.")
+    clip_backend: Literal["transformers", "openai"] = setting(
+        "transformers", help="Library that runs it."
+    )
+    dino: str = setting(
+        "auto", metavar="NAME_OR_PATH", help="DINO model, as for diffusekrona evaluate."
+    )
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,9 @@ class PlaceSettings:
         help="Keep runs here, by default in OUTPUT_DIR/cells; studies that share it share their "
         "runs.",
     )
-    engine: Literal["local", "ray"] = setting("local", help="Engine that runs the cells.")
+    engine: Literal["local", "ray"] = setting(
+        "local", help="Run the cells on this machine, or on a Ray cluster."
+    )
     workers: int | None = setting(
         None, **COUNTS, help="local: cells at once; by default one, or one per GPU."
     )

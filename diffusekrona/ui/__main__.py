@@ -36,7 +36,10 @@ class UiSettings:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: check, build, serve until Ctrl-C. Runs that were started continue."""
     settings = parse(
-        UiSettings, argv, prog="diffusekrona ui", description="The programs as a page."
+        UiSettings,
+        argv,
+        prog="diffusekrona ui",
+        description="Serve the programs as a page in the browser.",
     )
     if find_spec("gradio") is None:
         raise UserError("The page needs gradio: pip install -r requirements-ui.txt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -65,6 +66,7 @@ def test_flags_make_settings() -> None:
     assert not cake("--pan", "tin", "--gluten", "--no-gluten").gluten
 
 
+@pytest.mark.skipif(os.name != "posix", reason="home folders by name")
 def test_a_home_that_the_shell_left_alone(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cake("--pan=~/tin").pan == tmp_path / "tin"

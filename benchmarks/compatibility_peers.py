@@ -1,4 +1,4 @@
-"""The neighbours' own code, run from checkouts of their repositories, for `compatibility.py`.
+"""Other programs' own code, run from checkouts of their repositories, for `compatibility.py`.
 
 Each function loads our file, or makes one for us to read, with a program's own loader or layer.
 Modules that such a program imports and that play no part here (its logging, its web server) are

@@ -73,7 +73,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 seconds = step_seconds(args, processes, Path(folder) / "out")
             found[processes].append(seconds)
-            print(f"turn {turn + 1}, {processes} process(es): {seconds:.3f} s a step")
+            print(f"turn {turn + 1}, {processes} process(es): {seconds:.3f} s per step")
     least = args.processes[0]
     rows = []
     for processes, seconds in found.items():

@@ -6,8 +6,8 @@ Three kinds, for reading any of the formats and writing any other:
     LowRankDelta   up (out, r) @ down (r, in)
     DenseDelta     the matrix itself
 
-A convolution's weight (out, in, kh, kw) counts as the matrix (out, in*kh*kw), which is how the
-neighbours read a Kronecker product of it; `kernel` keeps (kh, kw).
+A convolution's weight (out, in, kh, kw) counts as the matrix (out, in*kh*kw), which is how other
+programs read a Kronecker product of it; `kernel` keeps (kh, kw).
 
 rank(kron(A, B)) = rank(A) * rank(B), and with A = Ua Va, B = Ub Vb the mixed-product property
 gives kron(A, B) = kron(Ua, Ub) kron(Va, Vb), so a Kronecker product is a LoRA of that rank,

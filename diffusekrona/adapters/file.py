@@ -48,7 +48,7 @@ LAYOUT_VERSION = "1"
 
 @dataclass
 class Adapter:
-    """An adapter file's content: tensors by full key, one PEFT config a component, metadata."""
+    """An adapter file's content: tensors by full key, one PEFT config per component, metadata."""
 
     tensors: dict[str, torch.Tensor]
     configs: dict[str, PeftConfig]

@@ -125,7 +125,7 @@ class Family(LayerNames, ABC):
         text_states: names of the text states that condition the denoiser, to their dimensions.
         host_states: text states that stay in host memory, because shapes depend on what they hold.
         channels: of the latents, where the denoiser's config leaves them out.
-        resolution: pixels a side that the published models were trained at.
+        resolution: pixels per side that the published models were trained at.
         default_base: a public base that exists today.
         letters: k, q, v, o to the ends of the denoiser's layer names.
         feed_forward: ends of the names of its feed-forward layers.
@@ -228,12 +228,12 @@ class Family(LayerNames, ABC):
         return self.side_step(config, vae_config)
 
     def native_resolution(self, config: Mapping[str, Any], vae_config: Mapping[str, Any]) -> int:
-        """Pixels a side that this base was trained at."""
+        """Pixels per side that this base was trained at."""
         size = config.get("sample_size")
         return int(size) * self.latent_scale(vae_config) if size else self.resolution
 
     def latent_shape(self, config: Mapping[str, Any], side: int) -> tuple[int, int, int]:
-        """(c, h, w) of square latents that the denoiser takes, `side` latents a side."""
+        """(c, h, w) of square latents that the denoiser takes, `side` latents per side."""
         return config.get("in_channels", self.channels), side, side
 
     @abstractmethod

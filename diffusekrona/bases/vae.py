@@ -82,7 +82,7 @@ def vae_scale(config: Mapping[str, Any]) -> int:
 
 
 def tile_vae(vae: Any, pixels: int = 512) -> None:
-    """Let an AutoencoderKL encode and decode in overlapping tiles of at most `pixels` a side."""
+    """Let an AutoencoderKL encode and decode in overlapping tiles of at most `pixels` per side."""
     scale = vae_scale(vae.config)
     vae.enable_tiling()
     vae.tile_sample_min_size = min(pixels, vae.tile_sample_min_size)

@@ -6,7 +6,7 @@ somewhere or beside something and must leave it as it is; an "attribute" changes
     {subject}   becomes "a sks dog" (with the right article)
     {name}      becomes "sks dog", for words between article and name: "a wet {name}"
 
-A list of one's own is a text file with a template a line; `attribute:` before it says its kind,
+Your own list is a text file with one template per line; `attribute:` before it says its kind,
 `#` begins a comment.
 """
 

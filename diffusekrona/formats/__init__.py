@@ -1,4 +1,4 @@
-"""File formats of the neighbours, one file per format; `conversion.convert` goes between them.
+"""File formats of other programs, one file per format; `conversion.convert` goes between them.
 
 recognise       which format a source is in
 delta_set       what every format is read into: one delta per layer

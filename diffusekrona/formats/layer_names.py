@@ -1,6 +1,6 @@
-"""One name a layer, whatever program wrote it: `unet.down_blocks.1…`, `text_encoder.text_model…`.
+"""One name per layer, whatever program wrote it: `unet.down_blocks.1…`, `text_encoder.text_model…`.
 
-The neighbours' names differ in prefix, in dots against underscores, and in diffusers' against the
+Their names differ in prefix, in dots against underscores, and in diffusers' against the
 original's block numbers. Every name is brought to underscores, read by the grammar of the models'
 modules, and given back as component + module path. What the grammar does not know is refused: no
 name from a file reaches the disk or an attribute look-up.

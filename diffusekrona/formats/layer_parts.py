@@ -1,4 +1,4 @@
-"""The tensors of one layer in the neighbours' adapter files, and what they make of its weight.
+"""The tensors of one layer in other programs' adapter files, and what they make of its weight.
 
     LoRA     scale * up @ down; with a third factor "mid" for convolutions
     LoKr     scale * kron(w1, w2), each factor whole or a product; a Tucker core t2

@@ -115,7 +115,7 @@ def _families_with(name: str, rows: int, columns: int) -> list[str]:
 
 
 def metadata_for(family: str, title: str, kind: str, source: Mapping[str, str]) -> dict[str, str]:
-    """`ss_*` and modelspec entries of an adapter file for the neighbours.
+    """`ss_*` and modelspec entries of an adapter file for other programs.
 
     Args:
         kind: "lokr" or "lora".

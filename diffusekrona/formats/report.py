@@ -60,7 +60,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """The report for people, one fact a line."""
+        """The report for people, one fact per line."""
         numbers = f"{self.parameters_written:,} numbers, " if self.parameters_written else ""
         where = f", largest relative {self.relative:.3g} ({self.worst_layer})"
         where = where if self.largest else " in every layer"

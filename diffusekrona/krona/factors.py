@@ -13,7 +13,7 @@ Pair = tuple[int, int]
 def multiplications(
     a1: int, a2: int, b1: int, b2: int, terms: int = 1, order: str | None = None
 ) -> int:
-    """Multiplications a token costs; `order` is "a_first", "b_first" or None for the cheaper."""
+    """Multiplications per token; `order` is "a_first", "b_first" or None for the cheaper."""
     a_first = terms * (a1 * a2 * b2 + a1 * b2 * b1)
     b_first = terms * (a2 * b2 * b1 + a1 * a2 * b1)
     return {"a_first": a_first, "b_first": b_first, None: min(a_first, b_first)}[order]

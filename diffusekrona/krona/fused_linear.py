@@ -154,7 +154,7 @@ def _sum_of_products(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def _way(m: int, k: int, x: torch.Tensor) -> str:
     """How to multiply x (tokens, k, w) by a matrix (m, k) from the left, by what was fastest.
 
-    "batched" is a product a token, slow where its rows are short. "dense" is one product with
+    "batched" is a product per token, slow where its rows are short. "dense" is one product with
     matrix (x) I_w, which multiplies by zeros and yet wins while that costs little; "turned" lays x
     on its side, so that one product serves all tokens, for a matrix too large for that.
     """

@@ -255,7 +255,7 @@ def generate(
             prompts.
     """
     if len(prompts) != len(seeds):
-        raise ValueError(f"{len(prompts)} prompts for {len(seeds)} seeds: one seed a prompt")
+        raise ValueError(f"{len(prompts)} prompts for {len(seeds)} seeds: give one seed per prompt")
     states = dict(text_states) or encode(pipeline, prompts, negative_prompt)
     if guidance > 1 and "negative_prompt_embeds" not in states:
         if not pipeline.config.get("force_zeros_for_empty_prompt"):

@@ -43,7 +43,7 @@ class ResolvedRun:
         method: the adapter method.
         configs: component to the PEFT configuration of what is put on it.
         layers: every layer that is adapted, with its factors and parameter count.
-        resolution: pixels a side.
+        resolution: pixels per side.
         pixel_step: what picture sides must be multiples of, in pixels.
         vae_config: of the VAE that makes the latents.
         denoiser_config: of the base's denoiser.

@@ -4,7 +4,7 @@ Plain data parallel: each process holds everything, accelerate (DDP) averages th
 `--shard_base` (or accelerate configured for FSDP) each process holds a share of the frozen base,
 gathered block by block when it is needed (PyTorch's FSDP2). The factors, a thousandth of the base,
 stay whole on each process: so the adapter file, checkpoints and clipping are what they always are,
-and one all-reduce a step averages the gradients.
+and one all-reduce per step averages the gradients.
 
 accelerate's own FSDP would shard the factors too and put the whole base into each checkpoint, so a
 run takes from it only the number of processes and the precision.

@@ -1,4 +1,4 @@
-"""The neighbours' rules, written down again from their descriptions, to check our files against.
+"""Other programs' rules, written down again from their descriptions, to check our files against.
 
 Nothing here uses the code under test.
 """

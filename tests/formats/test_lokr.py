@@ -1,4 +1,4 @@
-"""LoKr in and out, against the neighbours' rule and their own loaders."""
+"""LoKr in and out, against other programs' rules and their own loaders."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ SEEDS="${SEEDS:-0 1 2 3}"          # one picture per prompt and seed
 STEPS="${STEPS:-}"                 # denoising steps; empty: the base's own, 50 or, distilled, fewer
 GUIDANCE="${GUIDANCE:-}"           # empty: the base's own, 7, or 4 of FLUX.2-klein and Z-Image
 PRECISION="${PRECISION:-}"         # no, fp16 or bf16; empty: the base's on a GPU, no on a CPU
+LOW_VRAM="${LOW_VRAM:-no}"         # yes: fit a small GPU
 CLIP="${CLIP:-auto}"               # auto: ViT-B/32, on a bundled base the bundled one
 CLIP_BACKEND="${CLIP_BACKEND:-transformers}"  # or openai, if its package is installed
 DINO="${DINO:-auto}"               # auto: DINO ViT-S/16; facebook/dinov2-small; none

@@ -149,6 +149,7 @@ evaluate() {
     "script, or set ADAPTERS"
   [ -z "$newest_run" ] || flags=(--adapter none --adapter "$newest_run")
   for adapter in $ADAPTERS; do flags+=(--adapter "$adapter"); done
+  [ "$LOW_VRAM" != yes ] || flags+=(--low_vram)
   launch evaluate \
     ${MODEL_NAME:+--pretrained_model_name_or_path "$MODEL_NAME"} ${VARIANT:+--variant "$VARIANT"} \
     "${flags[@]}" \

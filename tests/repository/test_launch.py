@@ -59,6 +59,14 @@ def test_fine_tuning_passes_its_block_on(words) -> None:
     assert value(words("finetune_sd.sh", NUM_PROCESSES="2"), "--num_processes") == "2"
 
 
+def test_scoring_passes_its_block_on(words) -> None:
+    passed = words("evaluate.sh", ADAPTERS="none one", LOW_VRAM="yes", VARIANT="fp16")
+    assert passed.count("--adapter") == 2 and "--low_vram" in passed
+    assert value(passed, "--variant") == "fp16" and "--low_vram" not in words(
+        "evaluate.sh", ADAPTERS="none"
+    )
+
+
 @pytest.mark.parametrize("family", ["flux2_klein", "z_image"])
 def test_transformers_are_fine_tuned_and_drawn_with_values_of_their_own(words, family) -> None:
     passed = words(f"finetune_{family}.sh")

@@ -150,9 +150,9 @@ def family_defaults(base: BaseSettings, low_vram: bool = False) -> dict[str, Any
     return {**changed, **family.defaults, **small}
 
 
-def usual_settings(base: BaseSettings) -> dict[str, Any]:
-    """Training settings that a run on this base usually has, by name; {} for a base that cannot
-    be read."""
+def usual_settings(base: BaseSettings, method: Method = METHODS["krona"]) -> dict[str, Any]:
+    """Training settings that a run of a method on this base usually has, by name, as the scripts
+    have them; {} for a base that cannot be read."""
     try:
         place = resolve_base(base.pretrained_model_name_or_path, base.single_file_config)
         family, config = identify(place, base.revision)
@@ -161,7 +161,8 @@ def usual_settings(base: BaseSettings) -> dict[str, Any]:
             resolution = family.native_resolution(config, vae)
     except UserError:
         return {}
-    return {**family.usual_training(place), "resolution": resolution}
+    rate = method.usual_rate(place)
+    return {**family.usual_training(place), "learning_rate": rate, "resolution": resolution}
 
 
 # Settings of the loss and the noise schedule that only some families' objectives read.

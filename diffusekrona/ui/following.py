@@ -71,10 +71,8 @@ def usual_values(typed: Mapping[str, Any], before: Mapping[str, Any]) -> dict[st
     import torch
 
     base, options = base_of(typed), options_of(TrainSettings)
-    defaults, usual = defaults_of(typed), usual_settings(base) if base else {}
-    method = method_of(typed)
-    if base and usual and method:
-        usual["learning_rate"] = method.usual_rate(base.pretrained_model_name_or_path)
+    method = method_of(typed) or METHODS["krona"]
+    defaults, usual = defaults_of(typed), usual_settings(base, method) if base else {}
     if not usual:
         rate = defaults.get("learning_rate")
         return {**before, **({"learning_rate": str(rate)} if rate else {})}

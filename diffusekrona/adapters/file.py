@@ -26,7 +26,6 @@ from typing import Any, cast
 import torch
 from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import save_file
 from torch import nn
 
 from ..bases.base import Family
@@ -36,7 +35,7 @@ from ..common.errors import UserError, shortened
 from ..common.files import replace_whole
 from ..common.json_files import parse_json
 from ..common.own_files import keep_foreign
-from ..common.tensor_files import read_tensors
+from ..common.tensor_files import entries_of, read_tensors, write_entries
 from ..krona import target_layers
 from .foreign import FILES, component_folders, in_own_layout, read_component_folders
 from .layers import tensor_shapes
@@ -123,7 +122,7 @@ def write_adapter(adapter: Adapter, path: Path | str) -> Path:
     """Write an adapter file atomically. Raises OSError (a full disk, no permission)."""
     keep_foreign(Path(path))
     with replace_whole(path) as temporary:
-        save_file(adapter.tensors, temporary, metadata=adapter.metadata)
+        write_entries(entries_of(adapter.tensors), temporary, adapter.metadata)
     return Path(path)
 
 

@@ -138,7 +138,8 @@ def read_shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
 def write_entries(
     entries: Iterable[Entry], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write entries one by one, each made when its turn comes.
+    """Write entries one by one, each made when its turn comes. The same content is the same bytes,
+    which safetensors' own writer does not promise: its metadata are in random order.
 
     Args:
         path: a file that `replace_whole` puts into place.
@@ -148,7 +149,9 @@ def write_entries(
     """
     # Wide dtypes first, as the format's own writer does, so that every tensor is aligned.
     entries = sorted(entries, key=lambda e: (-e.dtype.itemsize, e.name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    header: dict[str, Any] = {
+        "__metadata__": dict(sorted({"format": "pt", **(metadata or {})}.items()))
+    }
     offset = 0
     for entry in entries:
         size = entry.dtype.itemsize

@@ -75,6 +75,18 @@ def test_the_default_weight_is_that_of_the_file(tmp_path: Path) -> None:
     assert not torch.equal(found["half"], found["one"])
 
 
+def test_the_same_adapter_is_the_same_bytes(tmp_path: Path) -> None:
+    """Its SHA-256 is in the recipe of every picture."""
+    config = LoraConfig(r=4, target_modules=["to_q", "to_v", "to_k", "to_out.0"])
+    notes = {"seed": 1, "instance_prompt": "a sks dog", "steps": 3, "learning_rate": 0.1}
+    written = [
+        save_adapter(trained_unet(config=config), tmp_path / f"{n}.safetensors", metadata=notes)
+        for n in range(4)
+    ]
+    assert len({path.read_bytes() for path in written}) == 1
+    assert load_file(written[0]).keys() == read_adapter(written[0]).tensors.keys()
+
+
 def test_the_file_describes_itself(tmp_path: Path) -> None:
     path = save_adapter(trained_unet(), tmp_path / "a.safetensors", metadata={"steps": 7})
     with safe_open(path, "pt") as file:

@@ -97,7 +97,7 @@ def test_an_edited_model_is_kept(tmp_path: Path, adapter, tiny_sd1) -> None:
         convert(adapter, tmp_path / "model", "merged", base=tiny_sd1)
     config = tmp_path / "model" / "scheduler" / "scheduler_config.json"
     config.write_text(config.read_text().replace("{", '{"edited": true,', 1))
-    with pytest.raises(UserError, match=r"scheduler_config\.json is not as the base has it"):
+    with pytest.raises(UserError, match=r"scheduler_config\.json differs from the base's"):
         convert(adapter, tmp_path / "model", "merged", base=tiny_sd1)
     assert "edited" in config.read_text()
     convert(adapter, tmp_path / "model", "merged", base=tiny_sd1, overwrite=True)

@@ -65,7 +65,7 @@ def test_a_lora_of_any_rank_up_to_this_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"a1": 8, "a2": 16}, "a1=4, a2=16: give --a1"),
+        ({"a1": 8, "a2": 16}, "a1=4, a2=16: set them with --a1"),
         ({"a1": 4, "a2": 16, "output_order": "interleaved"}, "needs --output_order kron"),
         ({"a1": 4, "a2": 16, "target_modules": ["to_q"]}, "layers that this run does not"),
     ],

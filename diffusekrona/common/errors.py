@@ -19,6 +19,7 @@ _REFUSED = {
     errno.EPERM: "not permitted",
     errno.EROFS: "the disk is read-only",
     errno.ENAMETOOLONG: "the name is too long",
+    errno.EFBIG: "the file is larger than this disk, or the limits of this user, allow",
     errno.EIO: "its disk reports an error",
     errno.ELOOP: "symbolic links that lead in a circle",
 }
@@ -134,6 +135,15 @@ def _line_for(error: RuntimeError) -> str | None:
     return None
 
 
+def _refuse_lost_folder() -> None:
+    """End the process where its folder was deleted: libraries would do so in words of their own."""
+    try:
+        os.getcwd()
+    except OSError:
+        _complain("The folder that this was started in no longer exists: change to another.")
+        sys.exit(2)
+
+
 def exit_on_user_error(main: Callable[[], int | None]) -> None:
     """Run an entry point and leave the process with its exit code.
 
@@ -146,6 +156,7 @@ def exit_on_user_error(main: Callable[[], int | None]) -> None:
     """
     use_utf8()
     prepare_streams()
+    _refuse_lost_folder()
     # Where it is installed, it warns on import of kernels that only a CPU would want.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:

@@ -69,6 +69,7 @@ def first_pictures(folder: Path, count: int) -> list[Path]:
 def unread_captions(folder: Path, pictures: Sequence[Path]) -> list[str]:
     """One line (`name: reason`) for each caption file that belongs to no picture."""
     stems = {plain_name(picture.stem) for picture in pictures}
+    names = {plain_name(picture.name) for picture in pictures}
     lines = []
     for entry in _entries(as_path(folder)):
         kind = entry.suffix.lower()
@@ -76,6 +77,9 @@ def unread_captions(folder: Path, pictures: Sequence[Path]) -> list[str]:
             continue
         if kind == ".jsonl" and entry.name != "metadata.jsonl":
             lines.append(f"{entry.name}: not read; only metadata.jsonl is")
+        elif kind != ".jsonl" and plain_name(entry.stem) in names - stems:
+            own = Path(entry.stem).stem + kind
+            lines.append(f"{entry.name}: not read; the caption of {entry.stem} is called {own}")
         elif kind != ".jsonl" and plain_name(entry.stem) not in stems:
             lines.append(f"{entry.name}: a caption, but no picture is called {entry.stem}")
     return lines

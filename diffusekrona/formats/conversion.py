@@ -94,7 +94,7 @@ def convert(
         raise UserError(
             "A whole model and adapters cannot be merged together: merge one after the other."
         )
-    whole = held_by(target, mix(sets), skip)
+    whole = held_by(target, mix(sets), skip, model)
     check_sizes(whole.layers, whole.title)
     if model is not None:
         merged.edits_of(whole, model)  # the checks alone

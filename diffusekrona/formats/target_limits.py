@@ -38,11 +38,12 @@ def with_base(source: DeltaSet, base: FullModel | None) -> DeltaSet:
     return replace(source, layers=source.layers | made, need_base={})
 
 
-def held_by(target: str, source: DeltaSet, skip: bool) -> DeltaSet:
+def held_by(target: str, source: DeltaSet, skip: bool, base: FullModel | None = None) -> DeltaSet:
     """The source without what `target` has no place for.
 
     Args:
         skip: leave it out and say so in the notes; otherwise it is refused.
+        base: what is merged into.
 
     Raises:
         UserError: naming the part, or because nothing would be left.
@@ -75,6 +76,10 @@ def held_by(target: str, source: DeltaSet, skip: bool) -> DeltaSet:
     if target != "merged":
         leave_out(vectors, "changes of norms and biases", "write --to merged")
         vectors = {}
+    elif base is not None:  # PEFT's lora_bias gives a bias to layers that have none
+        lacking = {n: v for n, v in vectors.items() if not base.locate(*n.rsplit(".", 1))}
+        leave_out(lacking, f"changes of what {base.root} lacks", "choose another base")
+        vectors = {n: v for n, v in vectors.items() if n not in lacking}
     if target not in KOHYA:
         leave_out(bundled, "textual inversions", f"write --to {' or '.join(KOHYA)}")
         bundled = {}

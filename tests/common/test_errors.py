@@ -50,6 +50,10 @@ exit_on_user_error(main)
     ("error", "line"),
     [
         (OSError(errno.EIO, "…"), "a file: its disk reports an error"),  # as `read` raises it
+        (
+            OSError(errno.EFBIG, "…", "a"),
+            "a: the file is larger than this disk, or the limits of this user, allow",
+        ),
         (OSError(errno.ELOOP, "…", "a/b"), "a/b: symbolic links that lead in a circle"),
     ],
 )
@@ -81,3 +85,13 @@ def test_links_in_a_circle_are_one_line(tmp_path, capsys) -> None:
     assert ended.value.code in (0, 2)  # newer Pythons resolve it as far as they can
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == (ended.value.code == 2) and all("lead in a circle" in x for x in lines)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="such a folder cannot be deleted there")
+def test_a_folder_that_was_deleted_is_one_line(tmp_path) -> None:
+    (tmp_path / "gone").mkdir()
+    program = f'"{sys.executable}" -m diffusekrona.convert a b --to lora'
+    command = f'cd "{tmp_path}/gone" && rmdir "{tmp_path}/gone" && {program}'
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: The folder that this was started in")

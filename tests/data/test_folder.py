@@ -375,6 +375,10 @@ def test_captions_of_other_tools_are_read_or_named(tmp_path: Path) -> None:
     assert skipped == ["b.json: not read; captions come from .txt and .caption files"]
     (line,) = unread_captions(tmp_path, pictures)
     assert line == "B.txt: a caption, but no picture is called B"
+    (tmp_path / "B.txt").rename(tmp_path / f"{pictures[0].name}.txt")
+    (line,) = unread_captions(tmp_path, pictures)
+    named = f"the caption of {pictures[0].name} is called {pictures[0].stem}.txt"
+    assert line == f"{pictures[0].name}.txt: not read; {named}"
 
 
 def test_captions_from_text_files_then_metadata_then_the_prompt(tmp_path: Path) -> None:

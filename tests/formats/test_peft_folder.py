@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from diffusekrona import KronAConfig, load_adapter, save_adapter
 from diffusekrona.common.errors import UserError
-from diffusekrona.formats.conversion import convert
+from diffusekrona.formats.conversion import Options, Report, convert
 
 PATTERN = {"a1": 4, "a2": 16, "scale": 0.5, "factor_pattern": {"to_k": (8, 32)}}
 
@@ -135,3 +135,25 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
         convert(tmp_path / "a.safetensors", tmp_path / "folder", "peft")
     assert (tmp_path / "folder" / "thesis.tex").read_text() == "years of work"
     assert not list(tmp_path.glob(".folder*"))
+
+
+def test_biases_that_the_base_lacks_are_named_or_left_out(tmp_path: Path, tiny_sd1: Path) -> None:
+    """PEFT's lora_bias gives one to every layer, also to those that have none."""
+    config = LoraConfig(r=2, target_modules=["to_q", "to_out.0"], lora_bias=True)
+    model = get_peft_model(peers.plain_unet(), config)
+    tiny_models.random_factors(model)
+    model.save_pretrained(tmp_path / "folder")
+
+    def merge(**options) -> Report:
+        return convert(tmp_path / "folder", tmp_path / "merged", "merged", base=tiny_sd1, **options)
+
+    with pytest.raises(UserError, match=r"8 changes of what .*to_q\.bias.*--skip_unsupported"):
+        merge()
+    report = merge(options=Options(skip_unsupported=True))
+    assert any("left out 8 changes of what" in note for note in report.notes)
+    unet = DiffusionPipeline.from_pretrained(tmp_path / "merged").unet
+    plain = DiffusionPipeline.from_pretrained(tiny_sd1).unet
+    path = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0"
+    change = unet.get_submodule(path).bias - plain.get_submodule(path).bias
+    trained_bias = model.base_model.model.get_submodule(path).lora_B.default.bias
+    torch.testing.assert_close(change, 4 * trained_bias)  # alpha / r

@@ -132,11 +132,11 @@ def fill(page: Page, **values: object) -> None:
 
 
 def write(page: Page, box: Any, text: str) -> None:
-    """Replace a field's text by the keyboard: the page looks at every key."""
+    """Replace a field's text at once, as one who pastes it does. (The keyboard's test types.)"""
     box.focus()
     page.keyboard.press("ControlOrMeta+A")
     page.keyboard.press("Delete")
-    page.keyboard.type(text)
+    page.keyboard.insert_text(text)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..bases.bundled import bundled_models
 from ..common.errors import UserError
 from ..common.paths import as_path
 from ..common.weights import given_weight, is_weight, split_weight
@@ -110,8 +111,9 @@ def reading_options(
             found.setdefault("prediction_type", note["prediction_type"])
         if note.get("rescale_betas_zero_snr") == "true":
             found.setdefault("rescale_betas_zero_snr", True)
-        if as_path(note.get("single_file_config") or "/nowhere").is_dir():
-            found.setdefault("single_file_config", note["single_file_config"])
+        configs = note.get("single_file_config") or "/nowhere"
+        if configs in bundled_models() or as_path(configs).is_dir():
+            found.setdefault("single_file_config", configs)
     return found
 
 

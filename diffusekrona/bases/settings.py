@@ -16,8 +16,8 @@ class ReadingSettings:
     single_file_config: str | None = setting(
         None,
         metavar="FOLDER",
-        help="Read the configs and tokenizers of a single-file base from this diffusers folder; by "
-        "default the published models' configs, and tokenizers from the hub.",
+        help="Read the configs and tokenizers of a single-file base from this diffusers folder or "
+        "bundled model; by default the published models' configs, and tokenizers from the hub.",
     )
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = setting(
         None, help="Set what the denoiser predicts; by default as the base says."

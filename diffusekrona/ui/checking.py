@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from ..common.own_files import write_result
+from .form import without_flags
 from .jobs import settings_from
 from .libraries import wait_for_libraries
 from .places import Workspace, inside
@@ -31,6 +33,7 @@ def check_pictures(workspace: Workspace, values: Mapping[str, Any]) -> str:
     data, base = settings.data, settings.base
     target = target_of(base.pretrained_model_name_or_path, data.resolution, base.single_file_config)
     found = survey(data, target, settings.optimisation.seed, SHOWN)
+    found = dataclasses.replace(found, notes=[without_flags(line) for line in found.notes])
     for one in found.pictures:
         inside(workspace, one.example.path)
     page = new_folder(workspace, "data") / "index.html"

@@ -111,7 +111,8 @@ def draw(settings: InferenceSettings) -> list[Path]:
         adapters = read_adapters(model.adapter, groups)
         prompts = inference.choose_prompts(settings.pictures, adapters)
         reading = reading_options(adapters, settings.reading.options())
-        base = choose_base(model.pretrained_model_name_or_path, adapters, model.revision)
+        configs = reading.get("single_file_config")
+        base = choose_base(model.pretrained_model_name_or_path, adapters, model.revision, configs)
         files = _files(adapters)
         settings = inference.with_defaults(settings, base, reading)
         options = {"vae": model.vae, "variant": model.variant, "low_vram": machine.low_vram}

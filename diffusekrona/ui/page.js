@@ -69,6 +69,16 @@
   };
   for (const kind of ["input", "drop", "mousedown", "keydown", "click"])
     document.addEventListener(kind, note, true);
+  // Gradio's text fields report pressed keys only: not what is pasted, cut, deleted, or typed on a
+  // phone's keyboard.
+  let pressed = false;
+  const press = ({ type, key }) => { pressed = type === "keypress" && key !== "Enter"; };
+  for (const kind of ["keydown", "keypress"]) document.addEventListener(kind, press, true);
+  document.addEventListener("input", ({ target }) => {
+    if (!pressed && target.matches("[data-testid=textbox]"))
+      target.dispatchEvent(new KeyboardEvent("keypress", { bubbles: true }));
+    pressed = false;
+  }, true);
   // A field that is still being typed in holds its old value until it is left: pictures that are
   // dropped would be another subject's.
   document.addEventListener("drop", () => document.activeElement?.blur(), true);

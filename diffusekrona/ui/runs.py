@@ -41,6 +41,7 @@ class Run:
         pictures: (step, name from the workspace on) of the validation pictures, newest first.
         photo: the subject's, to compare them with.
         error: the last line of a run that failed, or that one was killed.
+        ahead: the run that one which waits is next after.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Run:
     pictures: tuple[tuple[int, str], ...] = ()
     photo: str | None = None
     error: str = ""
+    ahead: str = ""
 
     @property
     def seconds_left(self) -> float | None:
@@ -81,7 +83,8 @@ def read_run(workspace: Workspace, folder: Path) -> Run:
     lines = log_lines(folder / LOG_LINES)
     step = int(lines[-1]["step"]) if lines else 0
     log = log_tail(folder)
-    state = _state(workspace, folder, record is not None, step, log)
+    ahead = _ahead(workspace, folder)
+    state = _state(workspace, folder, record is not None, step, log, ahead)
     return Run(
         name=workspace.relative(folder),
         folder=folder,
@@ -91,24 +94,34 @@ def read_run(workspace: Workspace, folder: Path) -> Run:
         curves={**measured, **curves_of(lines)},
         turned=in_words(losses) if len(losses) > 1 else "",
         speed=speed_of(lines),
-        memory=(record.peak_memory if record else None) or _memory(workspace, folder, log),
+        memory=(record.peak_memory if record else None)
+        or ("" if state == "waiting" else _memory(workspace, folder, log)),
         pictures=_pictures(workspace, folder),
         photo=_photo(workspace, values),
         error=_error(log) if state == "failed" else _killed(folder, state, log),
+        ahead=ahead if state == "waiting" else "",
     )
 
 
-def _state(workspace: Workspace, folder: Path, finished: bool, step: int, log: str) -> str:
+def _state(
+    workspace: Workspace, folder: Path, finished: bool, step: int, log: str, ahead: str
+) -> str:
     if is_locked(folder):
         return "running" if step else "starting"
-    if ticket := ticket_of(workspace, folder):
-        older = [t for t in tickets(workspace.outputs / ".queue") if t.number < ticket.number]
-        return "waiting" if older else "starting"
+    if ticket_of(workspace, folder):
+        return "waiting" if ahead else "starting"
     if finished:
         return "finished"
     if _error(log):
         return "failed"
     return "stopped" if step or list(folder.glob("checkpoint-*")) else "new"
+
+
+def _ahead(workspace: Workspace, folder: Path) -> str:
+    """The run before this one in the queue, from the workspace on; "" if there is none."""
+    folders = [one.folder for one in tickets(workspace.outputs / ".queue")]
+    place = folders.index(str(folder)) if str(folder) in folders else 0
+    return folders[place - 1].removeprefix(f"{workspace.root}/") if place else ""
 
 
 def log_lines(path: Path) -> list[dict[str, float]]:

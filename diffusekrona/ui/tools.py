@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -104,7 +105,7 @@ _ROOMS = {
 
 
 def check_places(workspace: Workspace, values: Mapping[str, Any]) -> None:
-    """Refuse paths outside data/ and outputs/, and words that would be flags.
+    """Refuse paths outside data/ and outputs/, what is not there, and words that would be flags.
 
     Raises:
         UserError: naming the field.
@@ -114,7 +115,19 @@ def check_places(workspace: Workspace, values: Mapping[str, Any]) -> None:
             if isinstance(one, str) and one.startswith("-"):
                 raise UserError(f"{name}: {one} begins with a hyphen.")
             if name in _ROOMS and str(one) != "none":
-                inside(workspace, split_weight(str(one))[0], _ROOMS[name])
+                place = split_weight(str(one))[0]
+                path = inside(workspace, place, _ROOMS[name])
+                if name != "destination":
+                    _check_there(place, path)
+
+
+def _check_there(name: str, path: Path) -> None:
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        raise UserError(f"{name} is not there.") from None
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror}.") from error
 
 
 def start(

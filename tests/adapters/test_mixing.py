@@ -11,7 +11,8 @@ from peft import LoraConfig
 from torch import nn
 
 from diffusekrona import KronAConfig
-from diffusekrona.adapters.mixing import merge_for_now
+from diffusekrona.adapters.file import Adapter
+from diffusekrona.adapters.mixing import WeightedAdapter, merge_for_now, reading_options
 
 NAMES = ["to_q", "to_k", "to_v", "to_out.0"]
 
@@ -69,3 +70,11 @@ def test_a_merge_that_fails_leaves_nothing_behind(
         merge_for_now(unet)
     assert torch.equal(draw(unet), live)
     assert isinstance(layers[0].get_base_layer(), nn.Linear)
+
+
+@pytest.mark.parametrize(("configs", "used"), [("pocket", True), (".", True), ("/gone", False)])
+def test_a_single_file_is_read_with_the_configs_of_training(configs: str, used: bool) -> None:
+    """A bundled model or a folder, where it is still there."""
+    trained = Adapter({}, {}, {"single_file_config": configs})
+    found = reading_options([WeightedAdapter(Path("a.safetensors"), 1, trained)])
+    assert found == ({"single_file_config": configs} if used else {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -49,6 +50,24 @@ def page(server: Server, context: BrowserContext) -> Page:
     from browsing import opened
 
     return opened(context, server)
+
+
+@pytest.fixture
+def one_file(tmp_path: Path) -> Path:
+    """The bundled base in one file, whose layers are not those of the published model, and beside
+    it outputs/zero.safetensors, an adapter that was trained on it and changes nothing."""
+    from diffusekrona.adapters.file import save_adapter
+    from diffusekrona.formats.conversion import convert
+    from diffusekrona.krona import KronAConfig
+    from diffusekrona.sampling.pipeline import load_pipeline
+
+    file, adapter = tmp_path / "base.safetensors", tmp_path / "outputs/zero.safetensors"
+    pipe = load_pipeline("pocket")
+    pipe.unet.add_adapter(KronAConfig(a1=4, a2=8))
+    trained = {"base_model": str(file), "single_file_config": "pocket"}
+    save_adapter(pipe, adapter, metadata=trained)
+    convert(adapter, file, "merged", base="pocket")
+    return file
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,7 +24,7 @@ from browsing import (
     write,
 )
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from diffusekrona.sampling.grids import read_recipe
 
@@ -87,10 +87,9 @@ def test_from_pictures_to_an_adapter(
     assert page.complaints == []
 
 
-def test_drawing_with_adapters_and_a_recipe(
-    page: Page, server: Server, adapters: list[str]
-) -> None:
-    """Two adapters, one of them foreign, beside the base; then the form from the picture."""
+def test_drawing(page: Page, server: Server, adapters: list[str]) -> None:
+    """Two adapters, one of them foreign, beside the base; the form from the picture; a projection
+    and a block off, two weights: each picture with its scores and recipe."""
     page.get_by_role("tab", name="Draw").click()
     page.get_by_text("More adapters").click()
     for number, name in enumerate((adapters[0], adapters[2])):
@@ -109,60 +108,7 @@ def test_drawing_with_adapters_and_a_recipe(
     page.locator("#recipe input[type=file]").set_input_files(drawn[1])
     expect(control(page, "draw-prompt")).to_have_value("a <i>sks</i> dog in the snow")
     assert control(page, "adapter-0").input_value() == adapters[0]
-    assert page.complaints == []
 
-
-def test_converting_and_downloading(page: Page, server: Server, adapters: list[str]) -> None:
-    page.get_by_role("tab", name="Reports").click()
-    page.get_by_role("tab", name="Convert").click()
-    destination = control(page, "convert-destination")
-    write(page, control(page, "convert-source"), adapters[0])
-    page.keyboard.press("Tab")
-    expect(destination).to_have_value("outputs/converted/dog-one.safetensors")
-    expect(page.locator("#convert-source ul[role=listbox]")).to_have_count(0)  # closed again
-    for words, name in (("LoKr under kohya", "lokr"), ("the whole model", "merged")):
-        write(page, control(page, "convert-to"), words)
-        page.keyboard.press("Enter")
-        expect(destination).to_have_value(f"outputs/converted/dog-one-{name}.safetensors")
-        page.get_by_role("button", name="Convert", exact=True).click()
-        with page.expect_download() as download:
-            page.get_by_role("link", name=f"-{name}.safetensors").click()
-        made = server.folder / f"outputs/converted/dog-one-{name}.safetensors"
-        assert download.value.path().read_bytes() == made.read_bytes()
-    write(page, control(page, "convert-source"), adapters[1])
-    page.keyboard.press("Tab")
-    page.keyboard.press("Tab")
-    write(page, destination, "outputs/mine.safetensors")  # at once
-    filled = control(page, "convert-filled")  # what the page would have put there
-    expect(filled).to_have_value("outputs/converted/dog-two-merged.safetensors")
-    expect(destination).to_have_value("outputs/mine.safetensors")
-    assert page.complaints == []
-
-
-def test_runs_are_chosen_by_a_part_of_their_name(page: Page, adapters: list[str]) -> None:
-    """Typed and left with the Tab key; what is not there is said."""
-    page.get_by_role("tab", name="Watch").click()
-    box, titles = page.locator("#runs input"), page.locator(".dk-run h3")
-    expect(titles).to_have_count(1)
-    for text in ("dog/one", "dog/two"):
-        box.focus()
-        page.keyboard.type(text)
-        page.keyboard.press("Tab")
-        expect(titles.filter(has_text=f"outputs/{text}")).to_have_count(1)
-    box.focus()
-    page.keyboard.type("dog/none")
-    page.keyboard.press("Tab")
-    expect(page.locator("#watched")).to_contain_text("There is no run dog/none")
-    assert page.complaints == []
-
-
-def test_parts_switched_off_and_scores(page: Page, server: Server, adapters: list[str]) -> None:
-    """A projection and a block off, two weights: each picture with its scores and recipe."""
-    before = set((server.folder / "outputs/pictures").glob("*.png"))
-    page.get_by_role("tab", name="Draw").click()
-    write(page, control(page, "adapter-0"), adapters[0])
-    page.keyboard.press("Tab")
-    write(page, control(page, "draw-num_inference_steps"), "2")
     page.get_by_text("Compare", exact=True).click()
     write(page, control(page, "grid-weights"), "0.5 1")
     write(page, control(page, "score-photos"), "dog")
@@ -177,16 +123,86 @@ def test_parts_switched_off_and_scores(page: Page, server: Server, adapters: lis
     expect(page.locator("#drawn small")).to_have_count(3)
     for text in page.locator("#drawn small").all_inner_texts():
         assert re.fullmatch(r"CLIP-I -?\d\.\d\d, CLIP-T -?\d\.\d\d", text)
-    drawn = sorted(set((server.folder / "outputs/pictures").glob("*.png")) - before)
-    assert len({path.read_bytes() for path in drawn}) == 3
-    used = (read_recipe(drawn[-1]) or {})["adapters"][0]
+    new = sorted(set((server.folder / "outputs/pictures").glob("*.png")) - set(drawn))
+    assert len({path.read_bytes() for path in new}) == 3
+    used = (read_recipe(new[-1]) or {})["adapters"][0]
     assert used["weight"] == 1 and used["projections"] == {"q": 0} and used["blocks"] == {block: 0}
+    assert page.complaints == []
+
+
+def test_converting_and_downloading(page: Page, server: Server, adapters: list[str]) -> None:
+    """The whole model, and a place of one's own; an adapter's format is in the keyboard's test."""
+    page.get_by_role("tab", name="Reports", exact=True).click()
+    page.get_by_role("tab", name="Convert").click()
+    destination = control(page, "convert-destination")
+    write(page, control(page, "convert-source"), adapters[0])
+    page.keyboard.press("Tab")
+    expect(destination).to_have_value("outputs/converted/dog-one.safetensors")
+    expect(page.locator("#convert-source ul[role=listbox]")).to_have_count(0)  # closed again
+    write(page, control(page, "convert-to"), "the whole model")
+    page.keyboard.press("Enter")
+    expect(destination).to_have_value("outputs/converted/dog-one-merged.safetensors")
+    page.get_by_role("button", name="Convert", exact=True).click()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="dog-one-merged.safetensors").click()
+    made = server.folder / "outputs/converted/dog-one-merged.safetensors"
+    assert download.value.path().read_bytes() == made.read_bytes()
+    write(page, control(page, "convert-source"), adapters[1])
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    write(page, destination, "outputs/mine.safetensors")  # at once
+    filled = control(page, "convert-filled")  # what the page would have put there
+    expect(filled).to_have_value("outputs/converted/dog-two-merged.safetensors")
+    expect(destination).to_have_value("outputs/mine.safetensors")
+    assert page.complaints == []
+
+
+def test_runs_by_a_part_of_their_name(page: Page, server: Server, adapters: list[str]) -> None:
+    """Typed and left with the Tab key. What is not there is said: watched, drawn with,
+    converted."""
+    page.get_by_role("tab", name="Watch").click()
+    box, titles = page.locator("#runs input"), page.locator(".dk-run h3")
+    expect(titles).to_have_count(1)
+    for text in ("dog/one", "dog/two"):
+        box.focus()
+        page.keyboard.type(text)
+        page.keyboard.press("Tab")
+        expect(titles.filter(has_text=f"outputs/{text}")).to_have_count(1)
+    box.focus()
+    page.keyboard.type("dog/none")
+    page.keyboard.press("Tab")
+    expect(page.locator("#watched")).to_contain_text("There is no run dog/none")
+
+    run, name = server.folder / "outputs/dog/gone", "outputs/dog/gone/adapter.safetensors"
+    shutil.copytree(server.folder / "outputs/dog/two", run)
+    page.get_by_role("tab", name="Draw").click()
+    write(page, control(page, "adapter-0"), name)
+    page.keyboard.press("Tab")
+    page.get_by_role("tab", name="Watch").click()
+    write(page, box, "dog/gone")
+    page.keyboard.press("Tab")
+    title = titles.filter(has_text="dog/gone")
+    expect(title).to_be_visible()
+    shutil.rmtree(run)
+    expect(title).to_have_count(0)
+    expect(page.locator("#watched")).to_contain_text("There is no run dog/gone")
+    page.get_by_role("tab", name="Draw").click()
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(page.locator("#draw-said")).to_contain_text(f"{name} cannot be read")
+    page.get_by_role("tab", name="Reports", exact=True).click()
+    page.get_by_role("tab", name="Convert").click()
+    write(page, control(page, "convert-source"), name)
+    page.keyboard.press("Tab")
+    write(page, control(page, "convert-to"), "LoKr under kohya")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Convert", exact=True).click()
+    expect(page.locator("#said-convert")).to_contain_text(f"{name} is not there")
     assert page.complaints == []
 
 
 def test_reports_are_made_and_shown(page: Page, server: Server, adapters: list[str]) -> None:
     """Choose, evaluate and inspect: from the form to the page in its frame, and the list of all."""
-    page.get_by_role("tab", name="Reports").click()
+    page.get_by_role("tab", name="Reports", exact=True).click()
     prompts = server.folder / "data/prompts.txt"
     prompts.write_text("{subject} in the snow\na red {name}\n")
     forms: dict[str, tuple[dict[str, str], str]] = {
@@ -218,15 +234,12 @@ def test_reports_are_made_and_shown(page: Page, server: Server, adapters: list[s
     assert page.complaints == []
 
 
-def test_pictures_are_checked(page: Page) -> None:
+def test_pictures_are_checked_and_settings_too(page: Page) -> None:
+    """What training would make of the pictures; mistakes at their field."""
     page.get_by_role("button", name="Check the pictures").click()
     expect(page.locator("#checked")).to_contain_text("2 pictures")
     sheet = page.frame_locator("#checked iframe")
     expect(sheet.locator("h1")).to_contain_text("would be trained on")
-    assert page.complaints == []
-
-
-def test_mistakes_are_shown_at_their_field(page: Page) -> None:
     page.get_by_text("Method, factors").click()
     fill(page, max_train_steps="many")
     expect(page.locator("#problems")).to_contain_text("steps: must be a whole number")
@@ -241,60 +254,15 @@ def test_mistakes_are_shown_at_their_field(page: Page) -> None:
     assert page.complaints == []
 
 
-def test_a_run_that_is_gone(page: Page, server: Server, adapters: list[str]) -> None:
-    """Watched, drawn with, converted: said in words."""
-    run, name = server.folder / "outputs/dog/gone", "outputs/dog/gone/adapter.safetensors"
-    shutil.copytree(server.folder / "outputs/dog/two", run)
-    page.get_by_role("tab", name="Draw").click()
-    write(page, control(page, "adapter-0"), name)
-    page.keyboard.press("Tab")
-    page.get_by_role("tab", name="Watch").click()
-    write(page, page.locator("#runs input"), "dog/gone")
-    page.keyboard.press("Tab")
-    title = page.locator(".dk-run h3", has_text="dog/gone")
-    expect(title).to_be_visible()
-    shutil.rmtree(run)
-    expect(title).to_have_count(0)
-    expect(page.locator("#watched")).to_contain_text("There is no run dog/gone")
-    page.get_by_role("tab", name="Draw").click()
-    page.get_by_role("button", name="Draw", exact=True).click()
-    expect(page.locator("#draw-said")).to_contain_text(f"{name} cannot be read")
-    page.get_by_role("tab", name="Reports").click()
-    page.get_by_role("tab", name="Convert").click()
-    write(page, control(page, "convert-source"), name)
-    page.keyboard.press("Tab")
-    write(page, control(page, "convert-to"), "LoKr under kohya")
-    page.keyboard.press("Enter")
-    page.get_by_role("button", name="Convert", exact=True).click()
-    expect(page.locator("#said-convert")).to_contain_text("error: ")
-    assert page.complaints == []
-
-
 def choose(page: Page, name: str, text: str) -> None:
     """Type into a field with choices, and leave it."""
     write(page, field(page, name), text)
     page.keyboard.press("Tab")
 
 
-def test_a_preset_fills_the_form_only_when_it_is_chosen(page: Page) -> None:
-    """Passed by the Tab key it leaves what was typed."""
-    steps, plan = field(page, "max_train_steps"), control(page, "preset")
-    write(page, steps, "77")
-    plan.focus()
-    page.keyboard.press("Tab")
-    page.get_by_role("button", name="run.yaml").click()
-    yaml = page.locator("#yaml textarea")
-    expect(yaml).to_have_value(re.compile("max_train_steps: 77"))
-    write(
-        page, field(page, "instance_prompt"), "a sks hound"
-    )  # its answer comes after the preset's
-    expect(yaml).to_have_value(re.compile("a sks hound"))
-    expect(steps).to_have_value("77")
-    assert page.complaints == []
-
-
 def test_values_follow_the_base_and_the_method(page: Page) -> None:
-    """Another base or method fills its own values in; what was typed stays."""
+    """Another base or method fills its own values in; what was typed stays. A preset does when it
+    is chosen, not when it is passed by the Tab key."""
     page.get_by_text("Method, factors").click()
     rate, steps = field(page, "learning_rate"), field(page, "max_train_steps")
     expect(rate).to_have_value("0.003")
@@ -320,28 +288,42 @@ def test_values_follow_the_base_and_the_method(page: Page) -> None:
     expect(field(page, "output_dir")).to_have_value(re.compile("outputs/dog/krona-"))
     expect(rate).to_have_value("0.005")
     expect(steps).to_have_value("77")
+
+    control(page, "preset").focus()
+    page.keyboard.press("Tab")
+    page.get_by_role("button", name="run.yaml").click()
+    yaml = page.locator("#yaml textarea")
+    expect(yaml).to_have_value(re.compile("max_train_steps: 77"))
+    write(
+        page, field(page, "instance_prompt"), "a sks hound"
+    )  # its answer comes after the preset's
+    expect(yaml).to_have_value(re.compile("a sks hound"))
+    expect(steps).to_have_value("77")
     assert page.complaints == []
 
 
+REPORTS = ("Choose", "Evaluate", "Inspect", "Convert", "All reports")
 WIDTH = """() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(
     () => done(document.documentElement.scrollWidth))))"""  # once it has been laid out
 
 
-@pytest.mark.parametrize("width", [400, 1280])
-def test_it_fits_the_screen(server: Server, browser: Browser, width: int) -> None:
-    """In light and in dark, which the page follows while it is open."""
-    size: Any = {"width": width, "height": 900}
-    context = browser.new_context(viewport=size, color_scheme="light")
-    page = opened(context, server)
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
-        expect(page.locator("body.dark")).to_have_count(1 if scheme == "dark" else 0)
-        for tab in page.get_by_role("tab").all_inner_texts():
+def test_it_fits_the_screen(page: Page) -> None:
+    """At both widths, in light and in dark, which the page follows while it is open."""
+    try:
+        for tab in ("Train", "Watch", "Draw", *REPORTS):
+            if tab in REPORTS:
+                page.get_by_role("tab", name="Reports", exact=True).click()
             button = page.get_by_role("tab", name=tab, exact=True)
             button.click()
             expect(button).to_have_attribute("aria-selected", "true")
-            assert page.evaluate(WIDTH) <= width, tab
-            if folder := os.environ.get("SCREENSHOTS"):
-                page.screenshot(path=f"{folder}/{tab}-{width}-{scheme}.png", full_page=True)
-    assert page.complaints == []
-    context.close()
+            for width, scheme in itertools.product((400, 1280), ("light", "dark")):
+                page.set_viewport_size({"width": width, "height": 900})
+                page.emulate_media(color_scheme=scheme)
+                expect(page.locator("body.dark")).to_have_count(1 if scheme == "dark" else 0)
+                assert page.evaluate(WIDTH) <= width, tab
+                if folder := os.environ.get("SCREENSHOTS"):
+                    page.screenshot(path=f"{folder}/{tab}-{width}-{scheme}.png", full_page=True)
+        assert page.complaints == []
+    finally:
+        page.set_viewport_size({"width": 1280, "height": 1000})
+        page.emulate_media(color_scheme="light")

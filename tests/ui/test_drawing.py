@@ -103,6 +103,17 @@ def test_an_adapter_that_is_deleted_while_the_base_is_loaded(tmp_path: Path) -> 
         drawing._files([one])
 
 
+def test_a_base_in_one_file(
+    one_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read with the configs that the adapter was trained with."""
+    monkeypatch.chdir(tmp_path)
+    values = {"adapter": ("outputs/zero.safetensors:1",), "prompt": ("a dog",)}
+    values |= {"num_inference_steps": 1, "seeds": (3,)}
+    (picture,) = drawing.draw(drawing.settings_from(Workspace(tmp_path), values))
+    assert (read_recipe(picture) or {})["base"] == str(one_file)
+
+
 def test_adapters_are_swapped_on_one_base(workspace: Workspace, tiny_sd1: Path) -> None:
     """Each checkpoint's picture is that of a base loaded for it alone; one that fails does no
     harm."""

@@ -10,13 +10,10 @@ import pytest
 pytest.importorskip("gradio", reason="gradio is not installed")
 import yaml
 
-from diffusekrona import KronAConfig, save_adapter
 from diffusekrona.adapters.methods import METHODS
 from diffusekrona.bases.bundled import BUNDLED
 from diffusekrona.bases.families import FLUX2_KLEIN
 from diffusekrona.common.settings import Option
-from diffusekrona.formats.conversion import convert
-from diffusekrona.sampling.pipeline import load_pipeline
 from diffusekrona.ui import train_form
 from diffusekrona.ui.following import hidden_settings
 from diffusekrona.ui.places import Workspace
@@ -71,14 +68,14 @@ def test_every_field_reaches_the_yaml(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_files_and_folders_that_are_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, one_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is said at its field; another program's configs fit a base in one file, or are named."""
     (tmp_path / "data/dog/input").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     workspace = Workspace(tmp_path)
     usual = dict(zip(train_form.NAMES, train_form.first_values(workspace)[1:], strict=True))
-    file = convert_to_one_file(tmp_path)
+    file = one_file.name
     configs = "single_file_config"
     wrong = {
         "pretrained_model_name_or_path": ["pock", "/nowhere", "data/dog/input"],
@@ -123,12 +120,3 @@ def test_what_does_not_fit_the_base_is_said_at_its_field(
         assert misfits == () and look["elem_classes"] == [] and "✗" not in look["info"]
     said, _, run = train_form.started(workspace, {**usual, "a1": "7"})
     assert "a1=7" in said and not run and not (tmp_path / "outputs").exists()
-
-
-def convert_to_one_file(folder: Path) -> str:
-    """The bundled base in one file, whose layers are not those of the published model."""
-    pipe = load_pipeline("pocket")
-    pipe.unet.add_adapter(KronAConfig(a1=4, a2=8))  # which starts at zero: nothing changes
-    save_adapter(pipe, folder / "zero.safetensors")
-    convert(folder / "zero.safetensors", folder / "base.safetensors", "merged", base="pocket")
-    return "base.safetensors"

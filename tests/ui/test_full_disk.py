@@ -119,6 +119,7 @@ def test_reports(
     def no_room(*_args: object, **_options: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    (workspace.outputs / "a").touch()
     monkeypatch.setattr(Path, "mkdir", no_room)
     with pytest.raises(UserError, match=SAID):
         tools.start(workspace, tools.TOOLS[-1], {"source": "outputs/a", "destination": "outputs/b"})

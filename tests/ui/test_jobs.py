@@ -70,7 +70,8 @@ def test_runs_wait_for_each_other(workspace: Workspace, sleeping: None) -> None:
     wait_until((first / "begun").exists)
     second = jobs.start(workspace, values("b"))
     wait_until(lambda: jobs.ticket_of(workspace, second))
-    assert read_run(workspace, second).state == "waiting"
+    waiting = read_run(workspace, second)
+    assert (waiting.state, waiting.ahead) == ("waiting", workspace.relative(first))
     time.sleep(0.5)
     assert not (second / "begun").exists()
     with pytest.raises(UserError, match="running or waiting"):

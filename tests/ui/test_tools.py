@@ -49,7 +49,12 @@ def test_flags_give_a_program_the_values(tool: tools.Tool, values: dict) -> None
 def test_what_leads_out_is_refused(tmp_path: Path, values: dict) -> None:
     with pytest.raises(UserError):
         tools.check_places(Workspace(tmp_path), values)
-    tools.check_places(Workspace(tmp_path), {"adapter": ("none", "outputs/x:0.5")})
+    values = {"adapter": ("none", "outputs/x:0.5"), "destination": "outputs/new"}
+    with pytest.raises(UserError, match=r"^outputs/x is not there\.$"):
+        tools.check_places(Workspace(tmp_path), values)
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs/x").touch()
+    tools.check_places(Workspace(tmp_path), values)
 
 
 def test_every_page_is_listed_but_linked_ones(tmp_path: Path) -> None:

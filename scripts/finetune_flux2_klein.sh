@@ -21,6 +21,7 @@ A2="${A2:-64}"                       # parameters of LoRA r=4; 4 x 64 has 1.5 ti
 FACTORS="${FACTORS:-}"               # other factors for single projections: k=8x64,o=2x64
 RANK="${RANK:-4}"                    # of LoRA and LoKr
 LR="${LR:-}"                         # empty: the method's own, as --help says; not tuned on this base
+MAX_NORM="${MAX_NORM:-}"             # largest ||delta W|| / ||W|| of a layer; empty: no limit
 SCHEDULE="${SCHEDULE:-constant}"     # of the learning rate: constant, cosine, linear, ...
 STEPS="${STEPS:-1000}"               # 500 for an easy subject, 1000 for a complex one or prompt
 BATCH_SIZE="${BATCH_SIZE:-1}"        # pictures per batch on each GPU

@@ -23,6 +23,7 @@ RANK="${RANK:-4}"                    # of LoRA and LoKr
 LR="${LR:-}"                         # empty: the method's own, as --help says. 5e-4 to 6e-4 is best
                                      # for KronA; above 1e-3 it overfits and ignores the prompt,
                                      # below 1e-4 it underfits
+MAX_NORM="${MAX_NORM:-}"             # largest ||delta W|| / ||W|| of a layer; empty: no limit
 SCHEDULE="${SCHEDULE:-constant}"     # of the learning rate: constant, cosine, linear, ...
 STEPS="${STEPS:-1000}"               # 500 for an easy subject, 1000 for a complex one or prompt
 BATCH_SIZE="${BATCH_SIZE:-1}"        # pictures per batch on each GPU

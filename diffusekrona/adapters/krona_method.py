@@ -199,6 +199,6 @@ KRONA = Method(
     merging_code=_krona_merging_code,
     autocast=False,  # its layers cast their factors themselves
     learning_rate=6e-4,  # the paper's optimum is 5e-4 to 6e-4
-    pocket_learning_rate=3e-3,
+    pocket_learning_rate=6e-3,
     merge_without_copy={"keep_base": False},
 )  # fmt: skip

@@ -22,7 +22,8 @@ USUAL_TRAINING: Mapping[str, Any] = {
 }
 BUNDLED_TRAINING: Mapping[str, Any] = {
     "lr_scheduler": "cosine",
-    "max_train_steps": 300,
+    "max_train_steps": 900,
+    "max_relative_norm": 0.15,  # a rate this high would otherwise overwrite the base
     "train_batch_size": 4,
     "gradient_accumulation_steps": 1,
     "mixed_precision": "no",

@@ -25,8 +25,8 @@ LEADING = (
     "single_file_config", "adapter_type", "low_vram",
 )  # fmt: skip
 FOLLOWING = (
-    "a1", "a2", "learning_rate", "lr_scheduler", "max_train_steps", "train_batch_size",
-    "gradient_accumulation_steps", "resolution", "mixed_precision", "gradient_checkpointing",
+    "a1", "a2", "learning_rate", "lr_scheduler", "max_relative_norm", "max_train_steps",
+    "train_batch_size", "gradient_accumulation_steps", "resolution", "mixed_precision", "gradient_checkpointing",
     "cpu_offload_checkpointing", "quantize_base", "vae_tiling", "train_text_encoder",
     "validation_steps", "validation_inference_steps", "validation_guidance_scale",
 )  # fmt: skip

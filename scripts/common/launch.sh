@@ -32,6 +32,7 @@ names = {
     "STEPS": "max_train_steps", "SCHEDULE": "lr_scheduler", "BATCH_SIZE": "train_batch_size",
     "ACCUMULATION": "gradient_accumulation_steps", "PRECISION": "mixed_precision",
     "CHECKPOINTING": "gradient_checkpointing", "TEXT_ENCODER": "train_text_encoder",
+    "MAX_NORM": "max_relative_norm",
 }
 for name, setting in names.items() if is_bundled(sys.argv[1]) else ():
     value = BUNDLED_TRAINING[setting]
@@ -103,7 +104,7 @@ training() {
     --attn_update_unet "$ATTN" --a1 "$A1" --a2 "$A2" --factors "$FACTORS" --rank "$RANK" \
     ${LR:+--learning_rate "$LR"} --lr_scheduler "$SCHEDULE" --max_train_steps "$STEPS" \
     --train_batch_size "$BATCH_SIZE" --gradient_accumulation_steps "$ACCUMULATION" \
-    ${RESOLUTION:+--resolution "$RESOLUTION"} \
+    ${MAX_NORM:+--max_relative_norm "$MAX_NORM"} ${RESOLUTION:+--resolution "$RESOLUTION"} \
     --mixed_precision "$PRECISION" --seed "$SEED" \
     --validation_prompt "$VALIDATION" "$@"
 }

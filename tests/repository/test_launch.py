@@ -82,7 +82,7 @@ def test_transformers_are_fine_tuned_and_drawn_with_values_of_their_own(words, f
     [
         ({}, "6e-4"),
         ({"ADAPTER_TYPE": "lora"}, "1e-4"),
-        ({"MODEL_NAME": "pocket"}, "3e-3"),
+        ({"MODEL_NAME": "pocket"}, "6e-3"),
         ({"MODEL_NAME": "pocket", "ADAPTER_TYPE": "lora"}, "6e-4"),
         ({"ADAPTER_TYPE": "lora", "LR": "3e-4"}, "3e-4"),
     ],
@@ -101,10 +101,12 @@ def test_a_method_given_as_a_flag_has_its_rate(words) -> None:
 
 def test_a_bundled_base_has_its_values_by_its_folder_too(words) -> None:
     said = words("finetune_sd.sh", MODEL_NAME=str(BUNDLED / "pocket"), STEPS="7")
-    assert value(said, "--learning_rate") == "3e-3" and value(said, "--max_train_steps") == "7"
+    assert value(said, "--learning_rate") == "6e-3" and value(said, "--max_train_steps") == "7"
+    assert value(said, "--max_relative_norm") == "0.15"
     assert value(said, "--lr_scheduler") == "cosine" and "--train_text_encoder" not in said
     other = words("finetune_sd.sh", MODEL_NAME="pockets/own")
     assert value(other, "--lr_scheduler") == "constant" and "--train_text_encoder" in other
+    assert "--max_relative_norm" not in other
 
 
 @pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "scripts").glob("study_*.sh")))

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 
 from ..adapters.groups import layers_with
 from ..adapters.method import Method
 from ..common.errors import UserError
 from ..common.seeds import seed_for
-from ..krona.layer import is_plain
 
 
 class Regulariser:
@@ -38,8 +38,7 @@ class Regulariser:
             method: of the adapter.
 
         Raises:
-            UserError: a limit on a quantised base, whose weights are codes; dropout of a method
-                whose layers have no weight.
+            UserError: dropout of a method whose layers have no weight.
         """
         self.name, self.dropout, self.limit, self.seed = adapter_name, dropout, limit, seed
         self.method = method
@@ -53,10 +52,10 @@ class Regulariser:
         if active:
             self.layers = [layer for _, _, layer in layers_with(models, adapter_name)]
         self.most: list[torch.Tensor] = []
-        for layer in self.layers if limit is not None else ():
-            weight = layer.get_base_layer().weight
-            if not is_plain(weight):
-                raise UserError("--max_relative_norm needs a base that is not quantised.")
+        if limit is None:
+            return
+        for layer in self.layers:
+            weight = dequantize_module_weight(layer.get_base_layer())
             self.most.append(weight.detach().float().norm() * limit)
 
     @contextmanager

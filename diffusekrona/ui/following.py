@@ -26,9 +26,10 @@ LEADING = (
 )  # fmt: skip
 FOLLOWING = (
     "a1", "a2", "learning_rate", "lr_scheduler", "max_relative_norm", "max_train_steps",
-    "train_batch_size", "gradient_accumulation_steps", "resolution", "mixed_precision", "gradient_checkpointing",
-    "cpu_offload_checkpointing", "quantize_base", "vae_tiling", "train_text_encoder",
-    "validation_steps", "validation_inference_steps", "validation_guidance_scale",
+    "train_batch_size", "gradient_accumulation_steps", "resolution", "mixed_precision",
+    "gradient_checkpointing", "cpu_offload_checkpointing", "quantize_base", "vae_tiling",
+    "train_text_encoder", "validation_steps", "validation_inference_steps",
+    "validation_guidance_scale",
 )  # fmt: skip
 
 

@@ -35,6 +35,6 @@ def test_the_notebook_trains_and_draws_on_pocket(
     nbclient.NotebookClient(notebook, timeout=600, resources=resources).execute()
     run = tmp_path / "outputs/dog/notebook"
     assert (run / "dog_lokr.safetensors").is_file() and (run / "images/grid.png").is_file()
-    assert "learning_rate: 0.003\n" in (run / "run.yaml").read_text()  # pocket's, as the scripts'
+    assert "learning_rate: 0.006\n" in (run / "run.yaml").read_text()  # pocket's, as the scripts'
     shown = [out for cell in notebook.cells for out in cell.get("outputs", []) if "data" in out]
     assert sum("image/png" in out["data"] for out in shown) >= 4  # photos, loss, pictures, grid

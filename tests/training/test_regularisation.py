@@ -8,7 +8,8 @@ from peft import LoKrConfig, LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from diffusekrona.adapters.method import Method
-from diffusekrona.adapters.methods import method_of
+from diffusekrona.adapters.methods import METHODS, method_of
+from diffusekrona.bases.quantisation import quantise
 from diffusekrona.krona import KronAConfig
 from diffusekrona.training.regularisation import Regulariser
 
@@ -82,3 +83,19 @@ def test_without_either_nothing_is_touched(model: nn.Module, method) -> None:
         regulariser.limit_norms()
     assert regulariser.layers == []
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_quantised_base_has_the_limit_of_its_own_weights(kind: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    parts = nn.ModuleDict({"q": nn.Linear(64, 64), "k": nn.Linear(64, 64)})
+    block = nn.Module()
+    block.transformer_blocks = nn.ModuleList([parts])
+    weights = [layer.weight.detach().clone() for layer in parts.values()]
+    model = quantise(block, kind).to("cpu")
+    config = KronAConfig(a1=4, a2=8, target_modules=["q", "k"])
+    model = inject_adapter_in_model(config, model, "default")
+    regulariser = Regulariser({"unet": model}, "default", 0.0, 0.1, 0, METHODS["krona"])
+    assert len(regulariser.most) == 2
+    for most, weight in zip(regulariser.most, weights, strict=True):
+        assert most.item() == pytest.approx(0.1 * weight.norm().item(), rel=0.02)

@@ -265,7 +265,7 @@ def test_values_follow_the_base_and_the_method(page: Page) -> None:
     is chosen, not when it is passed by the Tab key."""
     page.get_by_text("Method, factors").click()
     rate, steps = field(page, "learning_rate"), field(page, "max_train_steps")
-    expect(rate).to_have_value("0.003")
+    expect(rate).to_have_value("0.006")
     expect(steps).to_have_value("150")
     choose(page, "pretrained_model_name_or_path", "black-forest-labs/FLUX.2-klein-base-4B")
     expect(rate).to_have_value("0.0006")

@@ -75,7 +75,7 @@ def test_the_form_begins_as_the_scripts_do(
 
 def test_the_bases_resolution_and_rate_are_shown() -> None:
     usual = usual_values(typed("pocket"), {})
-    assert usual["resolution"] == "64" and usual["learning_rate"] == "0.003"
+    assert usual["resolution"] == "64" and usual["learning_rate"] == "0.006"
     assert usual["validation_guidance_scale"] == "3.0"
     assert usual_values(typed("pocket", "lora"), {})["learning_rate"] == "0.0006"
     usual = usual_values(typed(FLUX2_KLEIN.default_base, "lora"), {})

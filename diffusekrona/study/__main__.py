@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..common.errors import UserError, exit_on_user_error
+from ..common.errors import UserError, exit_on_user_error, writing
 from ..common.paths import as_path
 from .settings import ChosenSettings, PlaceSettings, ScoredSettings, parse_settings
 
@@ -195,6 +195,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_flags(cells)
     root = place.output_dir or Path("outputs/studies") / study.name
     cells_dir = (place.cells_dir or root / "cells").absolute()
+    if not place.report_only:  # a file in the place of a folder is named before anything runs
+        for folder in (root, cells_dir):
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
     failed = [] if place.report_only else run(place, cells, cells_dir)
     results = gather(study, cells, cells_dir)
     if not results.points:

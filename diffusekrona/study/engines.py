@@ -88,7 +88,7 @@ def _marked(path: Path) -> Iterator[None]:
 
 
 def _add_to(path: Path, words: str) -> None:
-    with open(path, "a", encoding="utf-8") as file:
+    with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:  # any file's name
         file.write(words)
 
 

@@ -206,7 +206,7 @@ def test_reports_are_made_and_shown(page: Page, server: Server, adapters: list[s
     prompts = server.folder / "data/prompts.txt"
     prompts.write_text("{subject} in the snow\na red {name}\n")
     forms: dict[str, tuple[dict[str, str], str]] = {
-        "choose": ({"run": "outputs/dog/one", "weights": "1"}, "Which checkpoint of"),
+        "choose": ({"run": "outputs/dog/one", "weights": "1"}, "Choosing a checkpoint of"),
         "evaluate": (
             {"adapter": adapters[0], "subject_dir": "data/dog/input", "class_word": "dog"},
             "Scores of",
@@ -230,7 +230,7 @@ def test_reports_are_made_and_shown(page: Page, server: Server, adapters: list[s
     write(page, control(page, "report"), "outputs/dog/one/choice/index.html")
     page.keyboard.press("Enter")  # before the list has come, too
     shown = page.frame_locator("#report-shown iframe")
-    expect(shown.locator("h1")).to_contain_text("Which checkpoint of")
+    expect(shown.locator("h1")).to_contain_text("Choosing a checkpoint of")
     assert page.complaints == []
 
 

@@ -43,8 +43,8 @@ def replace_whole(path: Path | str) -> Generator[Path]:
         UserError: the disk is full or refuses the write, or `path` is a device or a pipe; `path`
             is as it was.
     """
+    refuse_special(Path(path))
     path = _followed(Path(path))
-    refuse_special(path)
     with writing(path), _working_folder(path.parent) as work:
         yield work / "new" / path.name
         _flush(work / "new" / path.name)
@@ -89,8 +89,8 @@ def replace_folder(destination: Path | str) -> Generator[Path]:
     Raises:
         UserError: the disk is full or refuses the write; `destination` is as it was.
     """
+    refuse_special(Path(destination))
     destination = _followed(Path(os.path.abspath(destination)))
-    refuse_special(destination)
     with writing(destination), _working_folder(destination.parent) as work:
         new, old = work / "new" / destination.name, work / "old" / destination.name
         new.mkdir()

@@ -46,10 +46,12 @@ def context(browser: Browser) -> BrowserContext:
 
 
 @pytest.fixture
-def page(server: Server, context: BrowserContext) -> Page:
+def page(server: Server, context: BrowserContext) -> Iterator[Page]:
     from browsing import opened
 
-    return opened(context, server)
+    page = opened(context, server)
+    yield page
+    page.goto("about:blank")  # or it would load itself anew when the next server answers
 
 
 @pytest.fixture

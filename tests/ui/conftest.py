@@ -49,9 +49,9 @@ def context(browser: Browser) -> BrowserContext:
 def page(server: Server, context: BrowserContext) -> Iterator[Page]:
     from browsing import opened
 
-    page = opened(context, server)
-    yield page
-    page.goto("about:blank")  # or it would load itself anew when the next server answers
+    yield opened(context, server)
+    for tab in context.pages:  # or it would load itself anew when the next server answers
+        tab.goto("about:blank")
 
 
 @pytest.fixture

@@ -145,6 +145,9 @@ def late_answers(page: Page) -> Iterator[None]:
     held: list[Any] = []
     page.route("**/queue/join*", lambda route: held.append(route))
     yield
+    end = time.monotonic() + PATIENCE / 1000
+    while not held and time.monotonic() < end:  # the page may wait for its last answer first
+        page.wait_for_timeout(100)
     page.wait_for_timeout(300)  # as long as the page waits before it asks
     assert held
     for route in held:

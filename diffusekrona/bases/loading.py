@@ -147,7 +147,7 @@ def load_part(base: str, kind: str, subfolder: str, **options: Any) -> Any:
     if subfolder == "scheduler":
         check_timesteps(base, options.get("revision"))
     load = functools.partial(cls.from_pretrained, base, subfolder=subfolder or None)
-    with trusting_no_config(f"{subfolder or 'the files'} of base model {base!r}"):
+    with trusting_no_config(f"{subfolder or 'the files'} of model {base!r}"):
         try:
             return aligned(or_of_fp16_files(load, **options))
         except (OSError, ValueError) as error:
@@ -160,7 +160,7 @@ def check_timesteps(base: str, revision: str | None = None) -> None:
     steps = config.get("num_train_timesteps", 1000)
     if type(steps) is not int or not 1 <= steps <= MOST_TIMESTEPS:
         raise UserError(
-            f"Cannot read scheduler of base model {base!r}: its num_train_timesteps is "
+            f"Cannot read scheduler of model {base!r}: its num_train_timesteps is "
             f"{shortened(repr(steps))}."
         )
 
@@ -304,7 +304,7 @@ def _load_tokenizer(base: SingleFile, cls: Any, subfolder: str) -> Any:
         return load(local=False)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"The {subfolder} of base model {base} is not on this machine and cannot be loaded "
+            f"The {subfolder} of model {base} is not on this machine and cannot be loaded "
             f"from {base.tokenizers}: give --single_file_config, the folder of a diffusers "
             "pipeline of the same family with its JSON files and tokenizers (no weights needed)."
         ) from error
@@ -381,7 +381,7 @@ def _unreadable(base: str, subfolder: str, error: Exception) -> UserError:
         chain.append(link)
         link = link.__cause__ or link.__context__
     kinds = {type(link).__name__ for link in chain}
-    what = f"Cannot read {subfolder or 'the weights'} of base model {base!r}: "
+    what = f"Cannot read {subfolder or 'the weights'} of model {base!r}: "
     if "GatedRepoError" in kinds:
         return UserError(what + "accept its licence on the hub and log in.")
     if "RepositoryNotFoundError" in kinds:

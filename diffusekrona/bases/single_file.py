@@ -284,7 +284,7 @@ def load_single_file_part(
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         line = shortened(error, 200)
-        raise UserError(f"Cannot read {subfolder} of base model {base}: {line}") from error
+        raise UserError(f"Cannot read {subfolder} of model {base}: {line}") from error
     missing = [name for name, tensor in model.named_parameters() if tensor.is_meta]
     if missing:
         raise UserError(

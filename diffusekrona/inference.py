@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -157,8 +157,12 @@ def draw(
     refiner: Any,
     recipe: dict[str, Any],
     state: Any,
+    on_step: Callable[[], object] = lambda: None,
 ) -> list[Path]:
     """Draw this process's share of prompts times seeds, and save each picture as it comes out.
+
+    Args:
+        on_step: called after every denoising step; what it raises ends the drawing.
 
     Returns:
         The paths of all pictures of the run, those of other processes too: prompt by prompt. A name
@@ -193,6 +197,7 @@ def draw(
         finish=refiner and refine_with(refiner, prompts, drawing.negative_prompt, start),
         handover=start,
         adapter_steps=parse_steps(settings.model.adapter_steps),
+        on_step=on_step,
     )
     saved = []
     for n, image in zip(mine, images, strict=True):

@@ -104,9 +104,8 @@ class DrawingDefaults:
     precision: str = "fp16"
 
 
-#: Of the bundled bases: stronger guidance blurs what they were fine-tuned to, and more steps change
-#: nothing.
-BUNDLED_DRAWING = DrawingDefaults(guidance=3.0, steps=25)
+#: Of the bundled bases: stronger guidance blurs what they were fine-tuned to.
+BUNDLED_DRAWING = DrawingDefaults(guidance=3.0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

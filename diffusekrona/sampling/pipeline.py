@@ -291,6 +291,7 @@ def iter_pictures(
     finish: Finish | None = None,
     handover: float | None = None,
     adapter_steps: tuple[float, float] | None = None,
+    on_step: Callable[[], object] = lambda: None,
 ) -> Iterator[Image.Image]:
     """Pictures one by one, as they come out.
 
@@ -301,6 +302,7 @@ def iter_pictures(
             from 0 to 1.
         adapter_steps: the part of the steps, from 0 (noise) to 1 (picture), in which the
             denoiser's adapters take part; they must be live, not merged.
+        on_step: called after every step; what it raises ends the drawing.
     """
     height, width = size or (None, None)
     if pipeline._execution_device.type == "cpu":  # measured there only
@@ -321,7 +323,7 @@ def iter_pictures(
                 name: tensor[rows if len(tensor) > 1 else [0] * len(rows)].to(device, dtype)
                 for name, tensor in states.items()
             }
-            with explain_out_of_memory():
+            with explain_out_of_memory(), _adapters_back_on(pipeline, adapter_steps):
                 if adapter_steps:
                     enable_adapters(denoiser_of(pipeline), adapter_steps[0] <= 0)
                 latents = family.draw(
@@ -332,13 +334,12 @@ def iter_pictures(
                     num_inference_steps=steps,
                     guidance_scale=guidance,
                     generator=generators,
-                    callback_on_step_end=_ticker(bar, own_steps, adapter_steps),
+                    callback_on_step_end=_ticker(bar, own_steps, on_step, adapter_steps),
                     **extra,
                 )
-                if adapter_steps:
-                    enable_adapters(denoiser_of(pipeline), True)
+            with explain_out_of_memory():
                 if finish is not None:
-                    ticker = _ticker(bar, steps - own_steps)
+                    ticker = _ticker(bar, steps - own_steps, on_step)
                     latents = finish(latents, rows, generators, steps, guidance, ticker)
             for latent in latents:
                 with explain_out_of_memory():
@@ -378,8 +379,21 @@ def explain_out_of_memory() -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _adapters_back_on(pipeline: Any, adapter_steps: tuple[float, float] | None) -> Iterator[None]:
+    """Adapters that took part in some of the steps take part again, also where drawing failed."""
+    try:
+        yield
+    finally:
+        if adapter_steps:
+            enable_adapters(denoiser_of(pipeline), True)
+
+
 def _ticker(
-    bar: tqdm, steps: int, adapter_steps: tuple[float, float] | None = None
+    bar: tqdm,
+    steps: int,
+    on_step: Callable[[], object],
+    adapter_steps: tuple[float, float] | None = None,
 ) -> Callable[..., dict]:
     """A callback that moves `bar` by `steps` in all, and switches adapters on and off for the step
     that comes next. Some schedulers call the denoiser more often than once per step."""
@@ -387,6 +401,7 @@ def _ticker(
     def tick(pipeline: Any, step: int, timestep: Any, values: dict) -> dict:
         calls = pipeline.num_timesteps
         bar.update((step + 1) * steps // calls - step * steps // calls)
+        on_step()
         if adapter_steps:
             start, end = adapter_steps
             enable_adapters(denoiser_of(pipeline), start <= (step + 1) / calls < end)

@@ -24,6 +24,7 @@ _BASE_HELP = (
 )
 
 STEPS = 50  # denoising steps, if neither the user nor the base asks for another number
+STEPS_HELP = f"Denoising steps; by default {STEPS}, or what a distilled base asks for."
 GUIDANCE_HELP = (
     "Classifier-free guidance; by default what the base asks for: 7 for Stable Diffusion, 4 for "
     "FLUX.2-klein and Z-Image, 3 for pocket, none for distilled models."
@@ -34,9 +35,7 @@ GUIDANCE_HELP = (
 class DrawSettings:
     """How pictures are drawn."""
 
-    num_inference_steps: int | None = setting(
-        None, **COUNTS, help="Denoising steps; by default 50, or what a distilled base asks for."
-    )
+    num_inference_steps: int | None = setting(None, **COUNTS, help=STEPS_HELP)
     guidance_scale: float | None = setting(None, help=GUIDANCE_HELP)
     scheduler: str | None = setting(
         None, choices=tuple(SCHEDULERS), help="Sampler; by default the base's own."

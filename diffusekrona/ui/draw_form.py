@@ -15,6 +15,7 @@ from ..common.settings import options_of, with_values
 from ..sampling.grids import read_recipe
 from ..sampling.settings import InferenceSettings
 from .drawing import (
+    Stopped,
     Variant,
     command_of,
     draw,
@@ -154,6 +155,8 @@ def drawn(workspace: Workspace, given: Sequence[Any]) -> Iterator[tuple[str, Any
             command = command_of(with_values(variant.settings, no_merge=not merged))
             done.append(Column(variant.label, pictures, command, scores))
         yield "", view("draw", columns=done, rows=rows)
+    except Stopped:
+        return
     except UserError as error:
         yield say(mistakes=[str(error)]), gr.skip()
 

@@ -11,13 +11,11 @@ import gradio as gr
 from ..bases.bundled import bundled_models
 from . import draw_form
 from .draw_form import FILLED, FIRST, MORE, NAMES, OPTIONS, ROWS, SWITCHES
+from .drawing import stop
 from .fields import Renewed, component_for
 from .filling import QUIET, answer, answered, ask, fill, when_filled
-from .form import field_value
 from .places import Workspace, adapter_files, subjects
 from .views import say, view
-
-_USUAL = {"num_inference_steps": 25}
 
 
 @dataclass(frozen=True)
@@ -87,10 +85,12 @@ def build(workspace: Workspace, tabs: gr.Tabs) -> DrawTab:
         drawn, inputs, [said, result, end], concurrency_limit=1, concurrency_id="draw",
         show_progress="minimal",
     )  # fmt: skip
-    end.click(
-        lambda: (say(note="Stopped."), gr.Button(visible=False)), None, [said, end],
-        cancels=[drawing],
-    )  # fmt: skip
+
+    def stopped() -> tuple[Any, Any]:
+        stop()
+        return say(note="Stopped."), gr.Button(visible=False)
+
+    end.click(stopped, None, [said, end], cancels=[drawing])
     known = gr.State(())
 
     def blocks_of(*given: Any) -> tuple[Any, Any]:
@@ -135,10 +135,7 @@ def _field(name: str) -> Any:
     if name == "pretrained_model_name_or_path":
         choices = ["", *bundled_models()]
         return component_for(option, "draw", choices=choices, value="")
-    look = {"value": field_value(option, _USUAL[name])} if name in _USUAL else {}
-    field = component_for(option, "draw")
-    field.value = look.get("value", field.value)
-    return field
+    return component_for(option, "draw")
 
 
 def _adapter_row(workspace: Workspace, number: int, names: list[Any], weights: list[Any]) -> None:

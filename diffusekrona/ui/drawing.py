@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 PICTURES = "outputs/pictures"
 CONVERTED = "outputs/converted"
 _one_at_a_time = threading.Lock()  # two browsers share the base and its adapters
+_stops: set[threading.Event] = set()  # that of the drawing under way
+
+
+class Stopped(Exception):
+    """The drawing was stopped by `stop`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +98,30 @@ def _step(path: Path) -> tuple[int, str]:
 # --- drawing --------------------------------------------------------------------------------------
 
 
+def stop() -> None:
+    """End the drawing under way after the denoising step at hand, instead of after its pictures."""
+    for one in tuple(_stops):
+        one.set()
+
+
+@contextmanager
+def _stoppable() -> Generator[Callable[[], None]]:
+    """What raises Stopped once `stop` was called."""
+    stopped = threading.Event()
+
+    def check() -> None:
+        if stopped.is_set():
+            raise Stopped
+
+    _stops.add(stopped)
+    try:
+        yield check
+    finally:
+        _stops.discard(stopped)
+
+
 def draw(settings: InferenceSettings) -> list[Path]:
-    """Draw and save; the pictures' paths, prompt by prompt. Raises UserError.
+    """Draw and save; the pictures' paths, prompt by prompt. Raises UserError, and Stopped.
 
     Weights and adapters change without loading the base again. Adapters that are drawn a second
     time with the same weights are merged, which is faster and the same picture but for rounding.
@@ -106,7 +134,7 @@ def draw(settings: InferenceSettings) -> list[Path]:
 
     wait_for_libraries()
     model, machine = settings.model, settings.machine
-    with _one_at_a_time:
+    with _one_at_a_time, _stoppable() as check:
         groups = parse_groups(model.blocks, model.projections, model.attention)
         adapters = read_adapters(model.adapter, groups)
         prompts = inference.choose_prompts(settings.pictures, adapters)
@@ -130,7 +158,7 @@ def draw(settings: InferenceSettings) -> list[Path]:
         settings = with_values(settings, no_merge=not merged)
         recipe = inference.recipe_of(settings, base, adapters, pipeline)
         state = process_state(machine.device)
-        return inference.draw(settings, prompts, pipeline, None, recipe, state)
+        return inference.draw(settings, prompts, pipeline, None, recipe, state, check)
 
 
 def _files(adapters: Sequence[WeightedAdapter]) -> tuple[tuple[str, int], ...]:

@@ -127,6 +127,15 @@ def test_drawing(page: Page, server: Server, adapters: list[str]) -> None:
     assert len({path.read_bytes() for path in new}) == 3
     used = (read_recipe(new[-1]) or {})["adapters"][0]
     assert used["weight"] == 1 and used["projections"] == {"q": 0} and used["blocks"] == {block: 0}
+
+    write(page, control(page, "draw-num_inference_steps"), "1000")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.locator("#draw-said")).to_contain_text("Stopped.")
+    write(page, control(page, "draw-num_inference_steps"), "3")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(page.locator("#draw-said")).not_to_contain_text("Stopped.")
+    expect(page.locator("#drawn small")).to_have_count(3)
     assert page.complaints == []
 
 

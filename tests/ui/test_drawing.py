@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -190,3 +192,21 @@ def test_foreign_adapters_are_converted_once(workspace: Workspace) -> None:
     assert name.startswith("outputs/converted/") and read_adapter(name).method.name == "lora"
     assert drawing.usable(workspace, name) == name
     assert drawing.usable(workspace, RUN) == RUN
+
+
+def test_a_drawing_that_is_stopped_ends_at_its_step(workspace: Workspace, tiny_sd1: Path) -> None:
+    """No picture is left, and the next one is drawn with its adapters."""
+    before = values(tiny_sd1, prompt=("a dog",))
+    drawn = drawing.draw(drawing.settings_from(workspace, before))[0]
+    late = values(tiny_sd1, prompt=("a dog",), num_inference_steps=900, adapter_steps="0.9-1")
+    with ThreadPoolExecutor() as threads:
+        long = threads.submit(drawing.draw, drawing.settings_from(workspace, late))
+        while not long.done() and not drawing._stops:
+            time.sleep(0.01)
+        drawing.stop()
+        with pytest.raises(drawing.Stopped):
+            long.result(timeout=60)
+    assert not drawing._stops
+    again = drawing.draw(drawing.settings_from(workspace, before))[0]
+    assert np.array_equal(Image.open(drawn), Image.open(again))
+    assert len(list((workspace.root / drawing.PICTURES).glob("*.png"))) == 2

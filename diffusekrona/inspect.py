@@ -79,7 +79,7 @@ class SheetSettings:
     )
     seeds: tuple[int, ...] = setting((0, 1), **SEEDS, help="Draw each variant with these seeds.")
     num_inference_steps: int | None = setting(
-        None, **COUNTS, help="Denoising steps; by default 20, or what a distilled base asks for."
+        None, **COUNTS, help="Denoising steps; by default 20, or fewer on distilled models."
     )
     guidance_scale: float | None = setting(None, help=GUIDANCE_HELP)
     resolution: int | None = setting(

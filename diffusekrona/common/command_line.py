@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -204,7 +205,11 @@ def _refuse(cls: type, argv: Sequence[str], event: errors.ParseErrorEvent) -> No
     if unknown:
         flag = unknown[0].partition("=")[0]
         if not flag.startswith("-"):
-            raise UserError(f"{flag!r} belongs to no flag: put text with spaces into quotes.")
+            before = itertools.takewhile(lambda word: word != unknown[0], argv)
+            raise UserError(
+                f"{flag!r} belongs to no flag: put text with spaces into quotes"
+                f"{_repeated(cls, list(before))}."
+            )
         path = "/" in flag or os.path.lexists(flag)
         instead = f": write ./{flag} if it is a path" if path else did_you_mean(flag, known)
         raise UserError(f"{flag} is not a flag of {event.prog}{instead}.")
@@ -215,6 +220,13 @@ def _refuse(cls: type, argv: Sequence[str], event: errors.ParseErrorEvent) -> No
         raise UserError(f"{_flag_of(event.argument)} needs a value.")
     if isinstance(event, errors.InstantiationFailure):
         raise UserError(event.message)
+
+
+def _repeated(cls: type, before: Sequence[str]) -> str:
+    """That the last flag of `before` is given once for each value, where it is such a flag."""
+    last = next((word.partition("=")[0] for word in reversed(before) if word[:1] == "-"), "")
+    once_each = {o.flag for o in options_of(cls).values() if o.metadata.get("append")}
+    return f", and repeat {last} for each further value" if last in once_each else ""
 
 
 def _flag_of(argument: Any) -> str:

@@ -24,7 +24,10 @@ _BASE_HELP = (
 )
 
 STEPS = 50  # denoising steps, if neither the user nor the base asks for another number
-STEPS_HELP = f"Denoising steps; by default {STEPS}, or what a distilled base asks for."
+STEPS_HELP = (
+    f"Denoising steps; by default {STEPS}, or fewer where the base asks for it: 25 on pocket, "
+    "fewer still on distilled models."
+)
 GUIDANCE_HELP = (
     "Classifier-free guidance; by default what the base asks for: 7 for Stable Diffusion, 4 for "
     "FLUX.2-klein and Z-Image, 3 for pocket, none for distilled models."

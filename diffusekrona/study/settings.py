@@ -63,7 +63,7 @@ class ScoredSettings:
         (0, 1), **SEEDS, help="Draw each prompt with these seeds."
     )
     num_inference_steps: int | None = setting(
-        None, **COUNTS, help="Denoising steps; by default 25, or what a distilled base asks for."
+        None, **COUNTS, help="Denoising steps; by default 25, or fewer on distilled models."
     )
     guidance_scale: float | None = setting(None, help=GUIDANCE_HELP)
     scheduler: str | None = setting(

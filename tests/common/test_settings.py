@@ -81,7 +81,8 @@ def test_a_home_that_the_shell_left_alone(tmp_path: Path, monkeypatch) -> None:
     [
         ("", "Required: --pan."),
         ("--pan a --sweetnes 1", r"--sweetnes is not a flag of cake \(did you mean --sweetness\?"),
-        ("--pan a b", "'b' belongs to no flag"),
+        ("--pan a b", "'b' belongs to no flag: put text with spaces into quotes\\."),
+        ("--pan a --topping b c", "'c' .* quotes, and repeat --topping for each further value"),
         ("--pan", "--pan needs a value"),
         ("--pan a --salt x", "--salt must be a whole number, not 'x'"),
         ("--pan a --salt 0", "--salt must be a positive number, not 0"),

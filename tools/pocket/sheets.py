@@ -28,7 +28,7 @@ def draw_prompts(
     pipeline: DiffusionPipeline,
     prompts: tuple[str, ...] = FIXED_PROMPTS,
     seed: int = 0,
-    steps: int = 50,
+    steps: int = 25,
     guidance: float = 3.0,
 ) -> list[Image.Image]:
     """One picture for each prompt, prompt i from seed `seed` + i."""

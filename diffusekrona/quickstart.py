@@ -16,7 +16,7 @@ from typing import Any
 from .common.command_line import parse
 from .common.errors import exit_on_user_error
 from .common.settings import COUNTS, SEEDS, setting
-from .sampling.settings import GUIDANCE_HELP, STEPS_HELP, guidance_or, steps_or
+from .sampling.settings import GUIDANCE_HELP, guidance_or
 
 PLACES = ("in the forest", "on the beach", "in the snow", "in front of mountains")
 
@@ -47,7 +47,7 @@ class QuickstartSettings:
     seeds: tuple[int, ...] = setting(
         (0, 1, 2, 3), **SEEDS, help="Score pictures of all these seeds, and show the first two."
     )
-    num_inference_steps: int | None = setting(None, **COUNTS, help=STEPS_HELP)
+    num_inference_steps: int = setting(25, **COUNTS, help="Denoising steps.")
     guidance_scale: float | None = setting(None, help=GUIDANCE_HELP)
     output: Path = setting(
         Path("outputs/quickstart.png"), metavar="FILE", help="Write the picture here."
@@ -166,12 +166,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     paths, _ = find_pictures(settings.photos)
     photos = [load_picture(path) for path in paths]
     base = choose_base(settings.pretrained_model_name_or_path, adapters)
-    defaults = drawing_defaults(base)
-    settings = replace(
-        settings,
-        num_inference_steps=steps_or(settings.num_inference_steps, defaults),
-        guidance_scale=guidance_or(settings.guidance_scale, defaults),
-    )
+    guidance = guidance_or(settings.guidance_scale, drawing_defaults(base))
+    settings = replace(settings, guidance_scale=guidance)
     report_photographs(base, paths)
     clip = load_clip(settings.clip)
     pipeline = load_pipeline(base)

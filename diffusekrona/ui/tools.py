@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -145,7 +146,22 @@ def start(
     ordered = {name: values[name] for name in options_of(tool.settings) if name in values}
     words = [tool.name, *flags_of(tool.settings, ordered)]
     process = spawn(workspace, [sys.executable, "-m", "diffusekrona", *words], folder / LOG)
+    _started[folder] = process
     return folder, process, ["diffusekrona", *words]
+
+
+_started: dict[Path, subprocess.Popen[bytes]] = {}  # by the report's folder
+
+
+def stop(workspace: Workspace, folder: str) -> None:
+    """End a program that was started here; one that has ended, or is unknown, is left alone."""
+    if process := _started.get(workspace.root / folder):
+        process.terminate()
+
+
+def stopped(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it was ended by `stop`, or by another's SIGTERM."""
+    return process.returncode == -signal.SIGTERM
 
 
 def new_folder(workspace: Workspace, name: str) -> Path:

@@ -15,10 +15,11 @@ from ..common.errors import UserError
 from ..common.settings import options_of
 from ..formats.destination import FOLDER_TARGETS
 from .fields import Renewed, component_for
+from .filling import QUIET
 from .form import label_of, read_form
 from .places import Workspace, served
 from .runs import log_tail
-from .tools import TOOLS, Tool, reports, start
+from .tools import TOOLS, Tool, reports, start, stop, stopped
 from .views import say, view
 
 _PAUSE = 0.5  # seconds between two looks at a process
@@ -69,6 +70,7 @@ def _tool(workspace: Workspace, tool: Tool) -> tuple[dict[str, Any], Any]:
                 for name in rest:
                     fields[name] = _field(workspace, tool, name)
             begin = gr.Button(tool.name.capitalize(), variant="primary", elem_id=f"run-{tool.name}")
+            end = gr.Button("Stop", elem_id=f"stop-{tool.name}", visible=False)
         with gr.Column(scale=3, min_width=320):
             said = gr.HTML(elem_id=f"said-{tool.name}")
             shown = gr.HTML(elem_id=f"shown-{tool.name}")
@@ -80,11 +82,16 @@ def _tool(workspace: Workspace, tool: Tool) -> tuple[dict[str, Any], Any]:
             [destination, filled], js=DESTINATION,
         )  # fmt: skip
 
-    def run(*typed: Any) -> Iterator[tuple[str, Any]]:
-        yield from _run(workspace, tool, dict(zip(fields, typed, strict=True)))
+    running = gr.Textbox("", visible="hidden")  # the folder of the report that is being made
+    end.click(lambda folder: stop(workspace, folder), running, None, **QUIET)
 
-    inputs = list(fields.values())
-    return fields, begin.click(run, inputs, [said, shown], show_progress="minimal")
+    def run(*typed: Any) -> Iterator[tuple[Any, ...]]:
+        values = dict(zip(fields, typed, strict=True))
+        for said_now, shown_now, folder in _run(workspace, tool, values):
+            yield said_now, shown_now, folder, gr.Button(visible=bool(folder))
+
+    outputs = [said, shown, running, end]
+    return fields, begin.click(run, list(fields.values()), outputs, show_progress="minimal")
 
 
 def _field(workspace: Workspace, tool: Tool, name: str) -> Any:
@@ -107,8 +114,8 @@ DESTINATION = f"""(source, to, destination, filled) => {{
 }}"""
 
 
-def _run(workspace: Workspace, tool: Tool, typed: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The program's output while it runs, then what it made."""
+def _run(workspace: Workspace, tool: Tool, typed: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """The program's output and the folder of its report while it runs, then what it made."""
     typed = {n: "\n".join(v) if isinstance(v, list) else v for n, v in typed.items()}
     values, mistakes = read_form(tool.settings, typed)
     options = options_of(tool.settings)
@@ -119,17 +126,18 @@ def _run(workspace: Workspace, tool: Tool, typed: dict[str, Any]) -> Iterator[tu
             raise UserError("; ".join(words))
         folder, process, command = start(workspace, tool, values)
     except UserError as error:
-        yield say(mistakes=[str(error)]), gr.skip()
+        yield say(mistakes=[str(error)]), gr.skip(), ""
         return
-    words = shlex.join(command)
+    words, name = shlex.join(command), workspace.relative(folder)
     while process.poll() is None:
-        yield view("output", command=words, log=log_tail(folder), running=True), ""
+        yield view("output", command=words, log=log_tail(folder), running=True), "", name
         time.sleep(_PAUSE)
     if not folder.is_dir():
-        name = workspace.relative(folder)
-        yield say(mistakes=[f"{name} is gone, and what the program wrote there with it."]), ""
+        gone = f"{name} is gone, and what the program wrote there with it."
+        yield say(mistakes=[gone]), "", ""
         return
-    done = view("output", command=words, log=log_tail(folder), running=False)
+    log = f"{log_tail(folder)}\n\nStopped." if stopped(process) else log_tail(folder)
+    done = view("output", command=words, log=log, running=False)
     run = workspace.root / values.get("run", folder)
     made = _files(workspace, str(values["destination"])) if "destination" in values else []
     made += [workspace.relative(path) for path in run.glob("best.safetensors")]
@@ -137,7 +145,7 @@ def _run(workspace: Workspace, tool: Tool, typed: dict[str, Any]) -> Iterator[tu
     pages = [workspace.relative(path) for path in sorted(found)]
     files = [name for name in made if served(workspace, name)]
     failed = process.returncode != 0
-    yield done, "" if failed else view("report", pages=pages, files=files, text="")
+    yield done, "" if failed else view("report", pages=pages, files=files, text=""), ""
 
 
 def _files(workspace: Workspace, name: str) -> list[str]:

@@ -222,6 +222,13 @@ def test_reports_are_made_and_shown(page: Page, server: Server, adapters: list[s
         ),
         "inspect": ({"adapter": adapters[0]}, "Inside"),
     }
+    page.get_by_role("tab", name="Choose").click()
+    write(page, control(page, "choose-run"), "outputs/dog/one")
+    page.keyboard.press("Tab")
+    page.get_by_role("button", name="Choose", exact=True).click()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.locator("#said-choose")).to_contain_text("Stopped.")
+    expect(page.get_by_role("button", name="Stop", exact=True)).to_be_hidden()
     for name, (values, words) in forms.items():
         page.get_by_role("tab", name=name.capitalize()).click()
         if name != "inspect":

@@ -3,7 +3,7 @@
     python -m tools.pocket.judge outputs/dog/run outputs/cat/run ... [--output FILE.json]
 
 Each run is of a subject of `data/`, on its own base. Drawn are "a sks dog ..." and "a dog ..." in
-the eight places of `--prompts pocket`, none of which is in a training picture, with two seeds.
+the eight places of `--prompts pocket`, none of which is in a training picture, with six seeds.
 
 A picture counts as the subject if it is read as its class and its identity score is at least the
 tolerance: what 95 % of other things of the class, rendered in the same places and poses as the
@@ -33,7 +33,7 @@ from .records import HELD_OUT_FROM, draw_identity
 from .render import render
 from .subjects import HELD_OUT_PLACES, HELD_OUT_POSES, pictures_of
 
-OTHERS, SEEDS = 40, (0, 1)
+OTHERS, SEEDS = 40, range(6)
 
 
 def photos_of(folder: Path) -> list[Image.Image]:

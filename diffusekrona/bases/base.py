@@ -105,7 +105,7 @@ class DrawingDefaults:
 
 
 #: Of the bundled bases: stronger guidance blurs what they were fine-tuned to, and more steps change
-#: nothing (of 48 pictures each of three subjects, identity .90 with 25 and .89 with 50).
+#: nothing (identity .90 of the photos' with 25, .89 with 50; 48 pictures each of three subjects).
 BUNDLED_DRAWING = DrawingDefaults(guidance=3.0, steps=25)
 
 

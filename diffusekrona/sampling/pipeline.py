@@ -323,9 +323,7 @@ def iter_pictures(
                 name: tensor[rows if len(tensor) > 1 else [0] * len(rows)].to(device, dtype)
                 for name, tensor in states.items()
             }
-            with explain_out_of_memory(), _adapters_back_on(pipeline, adapter_steps):
-                if adapter_steps:
-                    enable_adapters(denoiser_of(pipeline), adapter_steps[0] <= 0)
+            with explain_out_of_memory(), _adapters_for_some_steps(pipeline, adapter_steps):
                 latents = family.draw(
                     pipeline,
                     text,
@@ -337,7 +335,6 @@ def iter_pictures(
                     callback_on_step_end=_ticker(bar, own_steps, on_step, adapter_steps),
                     **extra,
                 )
-            with explain_out_of_memory():
                 if finish is not None:
                     ticker = _ticker(bar, steps - own_steps, on_step)
                     latents = finish(latents, rows, generators, steps, guidance, ticker)
@@ -380,8 +377,12 @@ def explain_out_of_memory() -> Iterator[None]:
 
 
 @contextmanager
-def _adapters_back_on(pipeline: Any, adapter_steps: tuple[float, float] | None) -> Iterator[None]:
-    """Adapters that took part in some of the steps take part again, also where drawing failed."""
+def _adapters_for_some_steps(
+    pipeline: Any, adapter_steps: tuple[float, float] | None
+) -> Iterator[None]:
+    """Adapters on or off as the first step asks; on again afterwards, also where drawing failed."""
+    if adapter_steps:
+        enable_adapters(denoiser_of(pipeline), adapter_steps[0] <= 0)
     try:
         yield
     finally:

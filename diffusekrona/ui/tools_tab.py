@@ -130,22 +130,25 @@ def _run(workspace: Workspace, tool: Tool, typed: dict[str, Any]) -> Iterator[tu
         return
     words, name = shlex.join(command), workspace.relative(folder)
     while process.poll() is None:
-        yield view("output", command=words, log=log_tail(folder), running=True), "", name
+        log = log_tail(folder)
+        now = view("output", command=words, log=log, running=True, above_page=False)
+        yield now, "", name
         time.sleep(_PAUSE)
     if not folder.is_dir():
         gone = f"{name} is gone, and what the program wrote there with it."
         yield say(mistakes=[gone]), "", ""
         return
-    log = f"{log_tail(folder)}\n\nStopped." if stopped(process) else log_tail(folder)
-    done = view("output", command=words, log=log, running=False)
     run = workspace.root / values.get("run", folder)
     made = _files(workspace, str(values["destination"])) if "destination" in values else []
     made += [workspace.relative(path) for path in run.glob("best.safetensors")]
     found = {*folder.glob("*.html"), *run.glob("choice*.html"), *run.glob("choice/*.html")}
     pages = [workspace.relative(path) for path in sorted(found)]
     files = [name for name in made if served(workspace, name)]
-    failed = process.returncode != 0
-    yield done, "" if failed else view("report", pages=pages, files=files, text=""), ""
+    worked = process.returncode == 0
+    log = f"{log_tail(folder)}\n\nStopped." if stopped(process) else log_tail(folder)
+    above_page = worked and bool(pages)  # else the last lines matter most
+    done = view("output", command=words, log=log, running=False, above_page=above_page)
+    yield done, view("report", pages=pages, files=files, text="") if worked else "", ""
 
 
 def _files(workspace: Workspace, name: str) -> list[str]:

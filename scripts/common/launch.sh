@@ -32,7 +32,7 @@ names = {
     "STEPS": "max_train_steps", "SCHEDULE": "lr_scheduler", "BATCH_SIZE": "train_batch_size",
     "ACCUMULATION": "gradient_accumulation_steps", "PRECISION": "mixed_precision",
     "CHECKPOINTING": "gradient_checkpointing", "TEXT_ENCODER": "train_text_encoder",
-    "MAX_NORM": "max_relative_norm",
+    "MAX_NORM": "max_relative_norm", "A1": "a1",
 }
 for name, setting in names.items() if is_bundled(sys.argv[1]) else ():
     value = BUNDLED_TRAINING[setting]

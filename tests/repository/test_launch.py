@@ -102,11 +102,11 @@ def test_a_method_given_as_a_flag_has_its_rate(words) -> None:
 def test_a_bundled_base_has_its_values_by_its_folder_too(words) -> None:
     said = words("finetune_sd.sh", MODEL_NAME=str(BUNDLED / "pocket"), STEPS="7")
     assert value(said, "--learning_rate") == "6e-3" and value(said, "--max_train_steps") == "7"
-    assert value(said, "--max_relative_norm") == "0.15"
+    assert value(said, "--max_relative_norm") == "0.15" and value(said, "--a1") == "2"
     assert value(said, "--lr_scheduler") == "cosine" and "--train_text_encoder" not in said
     other = words("finetune_sd.sh", MODEL_NAME="pockets/own")
     assert value(other, "--lr_scheduler") == "constant" and "--train_text_encoder" in other
-    assert "--max_relative_norm" not in other
+    assert "--max_relative_norm" not in other and value(other, "--a1") == "4"
 
 
 @pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "scripts").glob("study_*.sh")))

@@ -300,7 +300,7 @@ def test_values_follow_the_base_and_the_method(page: Page) -> None:
     expect(page.locator("#plan")).to_contain_text("64 px")
     choose(page, "adapter_type", "krona")
     expect(page.locator("#setting-a1")).to_have_count(1)
-    expect(field(page, "a1")).to_have_value("4")
+    expect(field(page, "a1")).to_have_value("2")
     expect(field(page, "output_dir")).to_have_value(re.compile("outputs/dog/krona-"))
     expect(rate).to_have_value("0.005")
     expect(steps).to_have_value("77")

@@ -1,6 +1,9 @@
 """Draws the sample subjects of `data/`: six held-out things, each in ten pictures.
 
     python -m tools.pocket.subjects [--data_dir data]
+    python -m tools.pocket.subjects --others --data_dir DIR
+
+`--others` draws twelve other things, to choose settings on.
 
 `data/<subject>/input/` has five pictures to train on with their captions, `heldout/` five others in
 other places and poses, for scoring. `labels.json` beside them holds what is exactly true of them.
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,6 +32,21 @@ SUBJECTS = {
     "backpack": FIRST + 7,
     "duck": FIRST + 7,
     "car": FIRST + 5,
+}
+#: Things that no published score is of: settings are chosen on them.
+OTHERS = {
+    "rabbit": FIRST + 100,
+    "bear": FIRST + 101,
+    "robot": FIRST + 102,
+    "mug": FIRST + 103,
+    "boot": FIRST + 104,
+    "bird": FIRST + 105,
+    "clock": FIRST + 106,
+    "dog": FIRST + 107,
+    "cat": FIRST + 108,
+    "teapot": FIRST + 109,
+    "duck": FIRST + 110,
+    "car": FIRST + 111,
 }
 INPUT_PLACES = ("grass", "floor", "white", "brick", "kitchen")
 HELD_OUT_PLACES = ("forest", "beach", "snow", "city", "sunset")
@@ -72,9 +91,13 @@ def write_pictures(pictures: list[Picture], folder: Path) -> list[dict]:
     return labels
 
 
-def write_subjects(data_dir: Path) -> None:
-    """Writes all subjects' pictures, in place of those that are there."""
-    for noun, seed in SUBJECTS.items():
+def write_subjects(data_dir: Path, subjects: Mapping[str, int] = SUBJECTS) -> None:
+    """Writes all subjects' pictures, in place of those that are there.
+
+    Args:
+        subjects: class word -> seed.
+    """
+    for noun, seed in subjects.items():
         identity, folder = draw_identity(noun, seed), data_dir / noun
         sets = {"input": (INPUT_PLACES, INPUT_POSES), "heldout": (HELD_OUT_PLACES, HELD_OUT_POSES)}
         labels = {
@@ -91,7 +114,9 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data_dir", type=Path, default=Path(__file__).parents[2] / "data")
-    write_subjects(parser.parse_args(argv).data_dir)
+    parser.add_argument("--others", action="store_true", help="Not the subjects: OTHERS.")
+    args = parser.parse_args(argv)
+    write_subjects(args.data_dir, OTHERS if args.others else SUBJECTS)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Records, captions and pictures: the same for the same seed, and true to each other."""
 
 import dataclasses
+import json
 import random
 
 import numpy as np
@@ -147,6 +148,17 @@ def test_subjects_are_shown_in_other_places_and_poses_when_held_out():
     assert not set(subjects.INPUT_PLACES) & set(subjects.HELD_OUT_PLACES)
     assert not {p[0] for p in subjects.INPUT_POSES} & {p[0] for p in subjects.HELD_OUT_POSES}
     assert len(subjects.SUBJECTS) == 6
+
+
+def test_settings_are_chosen_on_things_that_are_no_subjects(tmp_path):
+    others = set(subjects.OTHERS.items())
+    assert others.isdisjoint(subjects.SUBJECTS.items()) and len(others) == 12
+    assert min(subjects.OTHERS.values()) >= HELD_OUT_FROM
+    subjects.write_subjects(tmp_path, {"mug": subjects.OTHERS["mug"]})
+    assert [p.name for p in tmp_path.iterdir()] == ["mug"]
+    assert len(list(tmp_path.glob("mug/input/*.png"))) == 5
+    labels = json.loads((tmp_path / "mug/labels.json").read_text())
+    assert labels["identity"]["seed"] == subjects.OTHERS["mug"]
 
 
 @pytest.mark.parametrize("row", range(4))

@@ -95,7 +95,7 @@ def test_files_and_folders_that_are_not_there(
     typed = {**usual, "pretrained_model_name_or_path": file, configs: str(BUNDLED / "pocket")}
     text, _, mistaken, *_ = train_form.checked(workspace, typed, ())
     assert not mistaken and yaml.safe_load(text)[configs] == str(BUNDLED / "pocket")
-    assert "12,800 parameters" in train_form.planned(workspace, typed, ())[0]
+    assert "13,312 parameters" in train_form.planned(workspace, typed, ())[0]
 
 
 def test_what_does_not_fit_the_base_is_said_at_its_field(

@@ -80,6 +80,7 @@ def _take(page: Page, into: Path) -> None:
     _shoot(page, into / "ui-watch.png")
     page.get_by_role("button", name="Draw with it").click()
     _write(page, "draw-prompt", "a sks dog in the snow\na sks dog on a beach")
+    _write(page, "draw-seeds", "2")
     page.get_by_text("Compare", exact=True).click()
     _write(page, "grid-weights", "0.6 1")
     _write(page, "score-photos", "dog")

@@ -1,9 +1,9 @@
 """Draws the sample subjects of `data/`: six held-out things, each in ten pictures.
 
     python -m tools.pocket.subjects [--data_dir data]
-    python -m tools.pocket.subjects --others --data_dir DIR
+    python -m tools.pocket.subjects --others DIR
 
-`--others` draws twelve other things, to choose settings on.
+`--others` draws twelve other things into DIR, to choose settings on; `data/` stays as it is.
 
 `data/<subject>/input/` has five pictures to train on with their captions, `heldout/` five others in
 other places and poses, for scoring. `labels.json` beside them holds what is exactly true of them.
@@ -33,7 +33,7 @@ SUBJECTS = {
     "duck": FIRST + 7,
     "car": FIRST + 5,
 }
-#: Things that no published score is of: settings are chosen on them.
+#: Other things, none of them a subject: settings are chosen on them.
 OTHERS = {
     "rabbit": FIRST + 100,
     "bear": FIRST + 101,
@@ -114,9 +114,12 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data_dir", type=Path, default=Path(__file__).parents[2] / "data")
-    parser.add_argument("--others", action="store_true", help="Not the subjects: OTHERS.")
+    parser.add_argument("--others", type=Path, metavar="DIR", help="Draw OTHERS, into DIR.")
     args = parser.parse_args(argv)
-    write_subjects(args.data_dir, OTHERS if args.others else SUBJECTS)
+    if args.others:
+        write_subjects(args.others, OTHERS)
+    else:
+        write_subjects(args.data_dir)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from diffusekrona.common.errors import UserError
+from diffusekrona.data.folder import find_pictures
 from diffusekrona.evaluation.encoders import Encoder, Scorers, choose_names, load_scorers
 from diffusekrona.evaluation.reader import Reader, Reading, average, likeness, load_reader, turned
 from diffusekrona.evaluation.scoring import read_reference, score
@@ -110,7 +111,7 @@ def test_the_bundled_reader_tells_the_subjects_apart() -> None:
     assert reader is not None
 
     def read(subject: str, kind: str) -> list[Reading]:
-        paths = sorted((DATA / subject / kind).glob("*.png"))
+        paths, _ = find_pictures(DATA / subject / kind)
         return reader.read([Image.open(path) for path in paths])
 
     subjects = [path.parent.name for path in sorted(DATA.glob("*/input"))]

@@ -25,6 +25,8 @@ from PIL import Image
 from diffusekrona.adapters.file import read_adapter
 from diffusekrona.adapters.mixing import WeightedAdapter, apply_adapters
 from diffusekrona.adapters.norms import norms_in
+from diffusekrona.common.pictures import load_picture
+from diffusekrona.data.folder import find_pictures
 from diffusekrona.evaluation.prompts import POCKET
 from diffusekrona.evaluation.reader import Reader, Reading, average, likeness, load_reader
 
@@ -38,7 +40,7 @@ OTHERS, SEEDS = 40, range(6)
 
 def photos_of(folder: Path) -> list[Image.Image]:
     """The pictures of a folder, in order of name."""
-    return [Image.open(path).convert("RGB") for path in sorted(folder.glob("*.png"))]
+    return [load_picture(path) for path in find_pictures(folder)[0]]
 
 
 def tolerance(reader: Reader, noun: str, photos: Reading) -> float:

@@ -1,9 +1,10 @@
 """Draws the sample subjects of `data/`: six held-out things, each in ten pictures.
 
     python -m tools.pocket.subjects [--data_dir data]
-    python -m tools.pocket.subjects --others DIR
+    python -m tools.pocket.subjects --others DIR [--masks]
 
 `--others` draws twelve other things into DIR, to choose settings on; `data/` stays as it is.
+`--masks` adds to each picture to train on its exact mask, for `--masked_loss`.
 
 `data/<subject>/input/` has five pictures to train on with their captions, `heldout/` five others in
 other places and poses, for scoring. `labels.json` beside them holds what is exactly true of them.
@@ -21,7 +22,7 @@ from pathlib import Path
 from PIL import Image
 
 from .records import HELD_OUT_FROM, PLACES, Identity, Picture, Pose, Setting, draw_identity
-from .render import render
+from .render import coverage, render
 
 FIRST = HELD_OUT_FROM + 10_000_000  # no test picture has these seeds either
 #: Subject, which is also its class word -> seed.
@@ -77,13 +78,16 @@ def pictures_of(identity: Identity, places: tuple[str, ...], poses) -> list[Pict
     return out
 
 
-def write_pictures(pictures: list[Picture], folder: Path) -> list[dict]:
-    """Writes `00.png`, `00.txt` ("a sks dog on the grass") and so on; returns what is true."""
+def write_pictures(pictures: list[Picture], folder: Path, masks: bool = False) -> list[dict]:
+    """Writes `00.png`, `00.txt` ("a sks dog on the grass"), with `masks` `00.mask.png`, and so on;
+    returns what is true."""
     folder.mkdir(parents=True, exist_ok=True)
     labels = []
     for number, picture in enumerate(pictures):
         image = Image.fromarray(render(picture, SIZE))
         image.save(folder / f"{number:02d}.png", optimize=True)
+        if masks:
+            Image.fromarray(coverage(picture, SIZE)).save(folder / f"{number:02d}.mask.png")
         place = PLACES[picture.setting.place]
         (folder / f"{number:02d}.txt").write_text(f"a sks {picture.identity.noun} {place}\n")
         yaw = round(math.degrees(picture.pose.yaw))
@@ -91,17 +95,22 @@ def write_pictures(pictures: list[Picture], folder: Path) -> list[dict]:
     return labels
 
 
-def write_subjects(data_dir: Path, subjects: Mapping[str, int] = SUBJECTS) -> None:
+def write_subjects(
+    data_dir: Path, subjects: Mapping[str, int] = SUBJECTS, masks: bool = False
+) -> None:
     """Writes all subjects' pictures, in place of those that are there.
 
     Args:
         subjects: class word -> seed.
+        masks: add the exact mask of every picture of `input/`.
     """
     for noun, seed in subjects.items():
         identity, folder = draw_identity(noun, seed), data_dir / noun
         sets = {"input": (INPUT_PLACES, INPUT_POSES), "heldout": (HELD_OUT_PLACES, HELD_OUT_POSES)}
         labels = {
-            name: write_pictures(pictures_of(identity, places, poses), folder / name)
+            name: write_pictures(
+                pictures_of(identity, places, poses), folder / name, masks and name == "input"
+            )
             for name, (places, poses) in sets.items()
         }
         labels["identity"] = asdict(identity)
@@ -115,11 +124,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--data_dir", type=Path, default=Path(__file__).parents[2] / "data")
     parser.add_argument("--others", type=Path, metavar="DIR", help="Draw OTHERS, into DIR.")
+    parser.add_argument("--masks", action="store_true", help="Write masks of the pictures too.")
     args = parser.parse_args(argv)
     if args.others:
-        write_subjects(args.others, OTHERS)
+        write_subjects(args.others, OTHERS, args.masks)
     else:
-        write_subjects(args.data_dir)
+        write_subjects(args.data_dir, masks=args.masks)
 
 
 if __name__ == "__main__":

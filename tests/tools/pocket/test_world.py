@@ -7,6 +7,8 @@ import random
 import numpy as np
 import pytest
 
+from diffusekrona.data.folder import find_pictures
+from diffusekrona.data.masks import find_mask, load_mask
 from tools.pocket import data, subjects
 from tools.pocket.captions import PATTERN_WORDS, RARE_WORDS, VIEWS, caption, known_words, view_word
 from tools.pocket.clip import batch_rows
@@ -154,9 +156,16 @@ def test_settings_are_chosen_on_things_that_are_no_subjects(tmp_path):
     others = set(subjects.OTHERS.items())
     assert others.isdisjoint(subjects.SUBJECTS.items()) and len(others) == 12
     assert min(subjects.OTHERS.values()) >= HELD_OUT_FROM
-    subjects.write_subjects(tmp_path, {"mug": subjects.OTHERS["mug"]})
+    subjects.write_subjects(tmp_path, {"mug": subjects.OTHERS["mug"]}, masks=True)
     assert [p.name for p in tmp_path.iterdir()] == ["mug"]
-    assert len(list(tmp_path.glob("mug/input/*.png"))) == 5
+    (pictures, left_out), (held_out, _) = (
+        find_pictures(tmp_path / "mug" / name) for name in ("input", "heldout")
+    )
+    assert len(pictures) == len(held_out) == 5 and not left_out
+    masks = [find_mask(path) for path in pictures]
+    assert [mask and mask.name for mask in masks] == [f"0{n}.mask.png" for n in range(5)]
+    assert 0.1 < np.asarray(load_mask(masks[0], pictures[0])).mean() / 255 < 0.6
+    assert not any(map(find_mask, held_out))
     labels = json.loads((tmp_path / "mug/labels.json").read_text())
     assert labels["identity"]["seed"] == subjects.OTHERS["mug"]
 

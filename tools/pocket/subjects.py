@@ -1,6 +1,6 @@
 """Draws the sample subjects of `data/`: six held-out things, each in ten pictures.
 
-    python -m tools.pocket.subjects [--data_dir data]
+    python -m tools.pocket.subjects [--data_dir data] [--masks]
     python -m tools.pocket.subjects --others DIR [--masks]
 
 `--others` draws twelve other things into DIR, to choose settings on; `data/` stays as it is.
@@ -20,6 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from PIL import Image
+
+from diffusekrona.data.masks import MASK_ENDINGS
 
 from .records import HELD_OUT_FROM, PLACES, Identity, Picture, Pose, Setting, draw_identity
 from .render import coverage, render
@@ -78,7 +80,7 @@ def pictures_of(identity: Identity, places: tuple[str, ...], poses) -> list[Pict
     return out
 
 
-def write_pictures(pictures: list[Picture], folder: Path, masks: bool = False) -> list[dict]:
+def write_pictures(pictures: list[Picture], folder: Path, masks: bool) -> list[dict]:
     """Writes `00.png`, `00.txt` ("a sks dog on the grass"), with `masks` `00.mask.png`, and so on;
     returns what is true."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +89,8 @@ def write_pictures(pictures: list[Picture], folder: Path, masks: bool = False) -
         image = Image.fromarray(render(picture, SIZE))
         image.save(folder / f"{number:02d}.png", optimize=True)
         if masks:
-            Image.fromarray(coverage(picture, SIZE)).save(folder / f"{number:02d}.mask.png")
+            mask = Image.fromarray(coverage(picture, SIZE))
+            mask.save(folder / f"{number:02d}{MASK_ENDINGS[0]}")
         place = PLACES[picture.setting.place]
         (folder / f"{number:02d}.txt").write_text(f"a sks {picture.identity.noun} {place}\n")
         yaw = round(math.degrees(picture.pose.yaw))
@@ -95,12 +98,11 @@ def write_pictures(pictures: list[Picture], folder: Path, masks: bool = False) -
     return labels
 
 
-def write_subjects(
-    data_dir: Path, subjects: Mapping[str, int] = SUBJECTS, masks: bool = False
-) -> None:
+def write_subjects(data_dir: Path, subjects: Mapping[str, int], masks: bool) -> None:
     """Writes all subjects' pictures, in place of those that are there.
 
     Args:
+        data_dir: gets a folder for each subject.
         subjects: class word -> seed.
         masks: add the exact mask of every picture of `input/`.
     """
@@ -124,12 +126,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--data_dir", type=Path, default=Path(__file__).parents[2] / "data")
     parser.add_argument("--others", type=Path, metavar="DIR", help="Draw OTHERS, into DIR.")
-    parser.add_argument("--masks", action="store_true", help="Write masks of the pictures too.")
+    parser.add_argument("--masks", action="store_true", help="Write the masks of input/ too.")
     args = parser.parse_args(argv)
-    if args.others:
-        write_subjects(args.others, OTHERS, args.masks)
-    else:
-        write_subjects(args.data_dir, masks=args.masks)
+    folder, subjects = (args.others, OTHERS) if args.others else (args.data_dir, SUBJECTS)
+    write_subjects(folder, subjects, args.masks)
 
 
 if __name__ == "__main__":

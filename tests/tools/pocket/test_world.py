@@ -152,11 +152,12 @@ def test_subjects_are_shown_in_other_places_and_poses_when_held_out():
     assert len(subjects.SUBJECTS) == 6
 
 
-def test_settings_are_chosen_on_things_that_are_no_subjects(tmp_path):
+def test_settings_are_chosen_on_things_that_are_no_subjects(tmp_path, monkeypatch):
     others = set(subjects.OTHERS.items())
     assert others.isdisjoint(subjects.SUBJECTS.items()) and len(others) == 12
     assert min(subjects.OTHERS.values()) >= HELD_OUT_FROM
-    subjects.write_subjects(tmp_path, {"mug": subjects.OTHERS["mug"]}, masks=True)
+    monkeypatch.setattr(subjects, "OTHERS", {"mug": subjects.OTHERS["mug"]})  # one is enough
+    subjects.main(["--others", str(tmp_path), "--masks"])
     assert [p.name for p in tmp_path.iterdir()] == ["mug"]
     (pictures, left_out), (held_out, _) = (
         find_pictures(tmp_path / "mug" / name) for name in ("input", "heldout")

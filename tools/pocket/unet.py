@@ -49,9 +49,10 @@ def new_unet(config: dict | None = None) -> UNet2DConditionModel:
 
 
 def on_device(unet: UNet2DConditionModel, device: torch.device) -> UNet2DConditionModel:
-    """The UNet on `device`, with the attention that is fastest there."""
+    """The UNet on `device`, with the attention that is fastest there; compiled on a GPU."""
     if device.type == "cuda":
         unet.set_attn_processor(AttnProcessor2_0())
+        unet.compile()
     return unet.to(device)
 
 

@@ -60,14 +60,20 @@ def when_filled(pressed: Any) -> Any:
 
 
 def fill(
-    event: Any, place: Any, names: Sequence[str], fields: Sequence[Any], asked_by: str = ""
+    event: Any,
+    place: Any,
+    names: Sequence[str],
+    fields: Sequence[Any],
+    asked_by: str = "",
+    awaited: bool = True,
 ) -> Any:
     """Fill the fields from the answer that `event` has put into `place`.
 
     Args:
         asked_by: id of the control that asked; "" for the page when it is opened.
+        awaited: it asked with `ask`, so that buttons wait for it.
     """
     ids = json.dumps([field.elem_id for field in fields])
     who = json.dumps(asked_by)
-    script = _FILL % (json.dumps(list(names)), ids, answered(asked_by), who)
+    script = _FILL % (json.dumps(list(names)), ids, answered(asked_by) if awaited else "", who)
     return event.then(None, [place, *fields], list(fields), js=script, **QUIET)

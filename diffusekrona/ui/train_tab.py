@@ -47,6 +47,7 @@ FOCUS = """() => {
   if (!pressed || pressed === document.body || !pressed.offsetParent)
     document.querySelector("[role=tab][aria-selected=true]")?.focus();
 }"""
+NEXT = "number => number + 1"
 
 
 def _field(option: Option) -> Any:
@@ -123,19 +124,22 @@ def build(workspace: Workspace, running: gr.State, tabs: gr.Tabs) -> TrainTab:
         found = train_form.planned(workspace, by_name(typed), before)
         return [*found, *unfold(found[1], before)]
 
-    def then_check(event: Any) -> Any:
-        return and_plan(event.then(check, [mistaken, *ordered], shown, **QUIET))
+    # One event checks and one estimates, whatever changed the form: of several, an earlier one
+    # could answer last, for a form that was half filled in.
+    changed = gr.Number(0, visible="hidden")
+    checked = changed.change(check, [mistaken, *ordered], shown, **QUIET)
+    fill(checked, yaml, ["yaml"], [text], "apply-yaml", awaited=False)
+    planned = [plan, misfit, *ordered, *accordions]
+    checked.then(plan_of, [misfit, *ordered], planned, **QUIET)
 
-    def and_plan(checked: Any) -> Any:
-        fill(checked, yaml, ["yaml"], [text], "apply-yaml")
-        planned = [plan, misfit, *ordered, *accordions]
-        return checked.then(plan_of, [misfit, *ordered], planned, **QUIET)
+    def then_check(event: Any) -> None:
+        event.then(None, changed, changed, js=NEXT, **QUIET)
 
     def then_fill(event: Any, place: Any, asked_by: str, names: Sequence[str] = NAMES) -> None:
         then_check(fill(event, place, names, [fields[name] for name in names], asked_by))
 
     edited = [fields[name].input for name in NAMES if name not in LEADING]
-    and_plan(gr.on(edited, check, [mistaken, *ordered], shown, **QUIET))
+    gr.on(edited, None, changed, changed, js=NEXT, **QUIET)
     begun, taken, named, next_one, opened = (answer() for _ in range(5))
     chosen = preset.input(
         train_form.with_preset, [preset, applied, usual, *ordered], [applied, usual, begun],

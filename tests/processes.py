@@ -55,6 +55,13 @@ class Program:
         return self.said.read_text(errors="replace")[-3000:] if self.said.exists() else ""
 
 
+def wait_until(condition: Callable[[], object], seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
 def wait_for(path: Path, alive: Callable[[], bool], text: Callable[[], str] = str) -> None:
     """Wait until the file at `path` has content, at most as long as its writer lives."""
     end = time.monotonic() + 180

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from processes import run_two
+from processes import run_two, wait_until
 
 from diffusekrona.common import devices
 
@@ -18,7 +18,7 @@ def test_what_takes_long_is_in_the_log(monkeypatch, caplog) -> None:
     monkeypatch.setattr(devices, "HEARTBEAT", 0.02)
     state = SimpleNamespace(is_main_process=True, num_processes=1)
     with devices.main_works_alone(state, "validation pictures"):
-        time.sleep(0.1)
+        wait_until(lambda: len(caplog.messages) >= 2)
     assert caplog.messages[:2] == ["validation pictures: at work for 0 min"] * 2
     told = len(caplog.messages)
     time.sleep(0.05)

@@ -9,7 +9,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -140,10 +139,8 @@ def test_a_decompression_bomb_is_refused_and_large_photos_are_not(tmp_path: Path
     pictures, skipped = find_pictures(tmp_path)
     assert [p.name for p in pictures] == ["big.jpg"]
     assert skipped == ["bomb.png: over 180 million pixels; make it smaller"]
-    start = time.monotonic()
     image = load_picture(tmp_path / "big.jpg", min_size=512)
-    assert time.monotonic() - start < 5
-    assert min(image.size) >= 1024 and image.width < 5472
+    assert min(image.size) >= 1024 and image.width < 5472  # decoded at a part of its size
     fitted, original, _ = fit_picture(image, (512, 512))
     assert fitted.size == (512, 512) and original == (3648, 5472)
 

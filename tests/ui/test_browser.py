@@ -20,11 +20,11 @@ from browsing import (
     fill,
     opened,
     start,
-    wait_until,
     write,
 )
 from PIL import Image
 from playwright.sync_api import BrowserContext, Page, expect
+from processes import wait_until
 
 from diffusekrona.sampling.grids import read_recipe
 

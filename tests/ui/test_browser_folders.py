@@ -12,8 +12,9 @@ import pytest
 
 pytest.importorskip("gradio", reason="gradio is not installed")
 pytest.importorskip("playwright", reason="playwright is not installed")
-from browsing import CHROMIUM, ROOT, Server, control, wait_until, write
+from browsing import CHROMIUM, ROOT, Server, control, write
 from playwright.sync_api import Page, expect
+from processes import wait_until
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium"),

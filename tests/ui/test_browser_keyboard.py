@@ -10,9 +10,10 @@ import pytest
 
 pytest.importorskip("gradio", reason="gradio is not installed")
 pytest.importorskip("playwright", reason="playwright is not installed")
-from browsing import CHROMIUM, Server, wait_until
+from browsing import CHROMIUM, Server
 from PIL import Image
 from playwright.sync_api import Page, expect
+from processes import wait_until
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium"),

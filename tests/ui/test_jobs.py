@@ -6,11 +6,11 @@ import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from processes import wait_until
 
 from diffusekrona import train_dreambooth
 from diffusekrona.common.errors import UserError
@@ -34,13 +34,6 @@ def workspace(tmp_path: Path) -> Workspace:
     return Workspace(tmp_path)
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
-
-
 def values(name: str, **more: object) -> dict:
     return {
         "pretrained_model_name_or_path": "pocket",
@@ -61,7 +54,7 @@ def sleeping(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def sleep(workspace: Workspace, folder: Path, *more: str) -> None:
     turn = [sys.executable, "-m", "diffusekrona.ui.turn", str(jobs.queue(workspace)), str(folder)]
-    program = f"open({str(folder / 'begun')!r}, 'w'); import time; time.sleep(60)"
+    program = f"open({str(folder / 'begun')!r}, 'w'); import time; time.sleep(600)"
     jobs.spawn(workspace, [*turn, sys.executable, "-c", program], folder / jobs.LOG)
 
 
@@ -111,7 +104,7 @@ def test_a_shells_run_is_found_by_its_lock(workspace: Workspace) -> None:
     folder = workspace.outputs / "shell"
     folder.mkdir()
     program = "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]);"
-    program += "lock.acquire(); print('locked', flush=True); time.sleep(60)"
+    program += "lock.acquire(); print('locked', flush=True); time.sleep(600)"
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(folder / ".lock")], stdout=subprocess.PIPE
     )
@@ -134,7 +127,7 @@ def test_a_shells_run_is_found_by_its_lock(workspace: Workspace) -> None:
 @pytest.mark.slow
 def test_a_run_of_the_page_equals_the_shells(workspace: Workspace) -> None:
     folder = jobs.start(workspace, values("page"))
-    wait_until(lambda: read_run(workspace, folder).state in ("finished", "failed"), 300)
+    wait_until(lambda: read_run(workspace, folder).state in ("finished", "failed"))
     shell = workspace.outputs / "shell"
     words = [f"--{name}={value}" for name, value in values("shell").items()]
     with contextlib.chdir(workspace.root):

@@ -329,12 +329,13 @@ LYCORIS_ALGORITHMS = {
 CHOICES = (
     ("diffusers, `pipe.load_lora_weights`", "--to lora"),
     ("PEFT, `PeftModel.from_pretrained`", "--to peft-lora"),
-    ("ComfyUI, Forge, InvokeAI: smallest file", "--to lokr"),
+    ("ComfyUI, Forge, InvokeAI, AUTOMATIC1111: smallest file", "--to lokr"),
     (
-        "ComfyUI, Forge, InvokeAI: adapters with several terms or the published row order",
+        "ComfyUI, Forge, InvokeAI, AUTOMATIC1111: adapters with several terms or the published row "
+        "order",
         "--to lora-kohya",
     ),
-    ("AUTOMATIC1111, kohya sd-scripts", "--to lora-kohya"),
+    ("kohya sd-scripts", "--to lora-kohya"),
     (
         "LyCORIS' own wrapper, SimpleTuner: square A, n x n with n at most the root of both sizes",
         "--to lokr-lycoris",

@@ -24,7 +24,7 @@ pyright & types=$!
 ruff check .
 ruff format --check .
 lint-imports --no-cache
-NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict --site-dir "${TMPDIR:-/tmp}/diffusekrona-site"
+NO_MKDOCS_2_WARNING=1 mkdocs build --strict --site-dir "${TMPDIR:-/tmp}/diffusekrona-site"
 wait "$types"
 wait
 # The tests on every core, one thread each, a file's on one core: they share what they make. Files in

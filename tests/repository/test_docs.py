@@ -87,6 +87,15 @@ def help_of(module: str) -> str:
     return done.stdout.replace("-", "_")  # a flag may be written either way
 
 
+def test_tests_that_are_named_exist() -> None:
+    for document in (*DOCUMENTS, *(ROOT / "configs").rglob("*.yaml")):
+        text = document.read_text(encoding="utf-8")
+        for file, name in re.findall(r"\b(tests/[\w/]+\.py)(?:::(\w+))?", text):
+            assert (ROOT / file).is_file(), f"{document.name}: {file}"
+            there = (ROOT / file).read_text(encoding="utf-8")
+            assert f"def {name}" in there, f"{document.name}: {file}::{name}"
+
+
 @pytest.mark.slow
 def test_flags_that_are_named_exist() -> None:
     unknown = []

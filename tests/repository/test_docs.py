@@ -212,9 +212,9 @@ def test_documented_programs_run_on_pocket(
     words = shlex.split(rest)
     if module.endswith("study") and any(word.endswith(".yaml") for word in words):
         pytest.skip("needs a study of the reader's own")
-    for folder in re.findall(r"outputs/((?:dog|cat)/\w+)", rest):
+    for folder in re.findall(r"outputs/((?:rex|dog|cat)/\w+)", rest):
         shutil.copytree(trained, tmp_path / folder, dirs_exist_ok=True)
-    words = [re.sub(r"^outputs/(?=(?:dog|cat)/)", f"{tmp_path}/", word) for word in words]
+    words = [re.sub(r"^outputs/(?=(?:rex|dog|cat)/)", f"{tmp_path}/", word) for word in words]
     words = ["pocket" if word.startswith("stabilityai/") else word for word in words]
     words = [str(tmp_path / word) if word.endswith(".safetensors") else word for word in words]
     if module.endswith("inference"):

@@ -194,10 +194,10 @@ def plain_config(
             continue
         if isinstance(default, bool):
             plain[field.name] = choice(value, (True, False), where, field.name)
+        elif isinstance(default, float) or field.name == "alpha":  # by default a whole number
+            plain[field.name] = number(value, where, field.name)
         elif isinstance(default, int):
             plain[field.name] = count(value, where, field.name)
-        elif isinstance(default, float):
-            plain[field.name] = number(value, where, field.name)
     try:
         return kind(target_modules=targets(values, layers), **plain)
     except (TypeError, ValueError) as error:

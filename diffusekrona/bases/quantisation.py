@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..common.errors import UserError
@@ -19,7 +20,8 @@ NF4_BLOCK = 64  # weights that share one scale; the scales are 8 bit, in blocks 
 def quantisable(
     model: nn.Module, block_lists: Sequence[str] = ("transformer_blocks",)
 ) -> dict[str, nn.Linear]:
-    """The layers that are quantised: every linear layer of the transformer blocks.
+    """The layers that are quantised: every linear layer of the base's transformer blocks, also
+    under an adapter, whose own factors stay as they are.
 
     Args:
         block_lists: names of the lists that these blocks lie in, as the family has them.
@@ -27,10 +29,18 @@ def quantisable(
     That is most of a base. Convolutions stay (no library quantises them), and so do the few small
     layers of the time embedding, on which everything depends.
     """
+    factors = {
+        module
+        for layer in model.modules()
+        if isinstance(layer, BaseTunerLayer)
+        for module in {*layer.modules()} - {*layer.get_base_layer().modules()}
+    }
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not {*block_lists}.isdisjoint(name.split("."))
+        if isinstance(module, nn.Linear)
+        and module not in factors
+        and not {*block_lists}.isdisjoint(name.split("."))
     }
 
 

@@ -14,7 +14,7 @@ from peft import LoHaConfig
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from diffusekrona import load_adapter
+from diffusekrona import load_adapter, save_adapter
 from diffusekrona.adapters.deltas import DenseDelta
 from diffusekrona.adapters.file import put_adapter, read_adapter
 from diffusekrona.adapters.groups import GroupWeights, set_group_weights
@@ -171,6 +171,18 @@ def test_lokr_is_trained_loaded_and_converted(
         assert delta.norm() <= 0.01001 * module.get_base_layer().weight.norm()
     for target in ("lokr", "lokr-diffusers", "lora", "krona"):
         assert convert([str(file), str(tmp_path / f"{target}.safetensors"), "--to", target]) == 0
+
+
+@pytest.mark.parametrize("alpha", [2.0, 0.5])
+def test_lokr_with_an_alpha_of_its_own_is_read(alpha: float, tmp_path: Path) -> None:
+    settings = AdapterSettings(rank=4, lora_alpha=alpha)
+    unet = tiny_models.unet("sd1")
+    lokr = METHODS["lokr"]
+    unet.add_adapter(lokr.make_config(settings, targets_of("q", SD_LETTERS, "unet")))
+    adapter = read_adapter(save_adapter(unet, tmp_path / "adapter.safetensors"))
+    assert adapter.configs["unet"].alpha == alpha
+    name, own = next(iter(lokr.by_layer(adapter.tensors).items()))
+    assert lokr.delta_of(own, adapter.configs["unet"], name).scale == alpha / 4
 
 
 def test_lokr_factors_that_are_not_a_layer(run_flags, tmp_path: Path) -> None:

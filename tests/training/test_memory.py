@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file
 from torch.profiler import ProfilerActivity, profile
@@ -301,6 +302,22 @@ def test_an_adapter_over_a_quantised_layer(kind) -> None:
     with pytest.raises(ValueError, match="quantised"):
         wrapped.merge()
     torch.testing.assert_close(wrapped(x), before + x @ delta.T, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "nf4"])
+def test_an_adapter_below_which_the_base_is_quantised_stays_as_it_is(kind) -> None:
+    """As drawing does it, which puts the adapters on first."""
+    if kind == "nf4":
+        pytest.importorskip("bitsandbytes")
+    unet = tiny_models.unet("sd1").requires_grad_(False)
+    names = [*quantisation.quantisable(unet)]
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"]))
+    tiny_models.random_factors(unet)
+    factors = {name: p.clone() for name, p in unet.named_parameters() if "lora_" in name}
+    linear = quantisation.quantisable(unet)
+    assert [name.removesuffix(".base_layer") for name in linear] == names
+    quantisation.quantise(unet, kind)
+    assert all(torch.equal(unet.get_parameter(name), p) for name, p in factors.items())
 
 
 @pytest.mark.parametrize("adapter", ["krona", "lora"])

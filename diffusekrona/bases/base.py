@@ -7,13 +7,14 @@ else in the package knows its names (docs/architecture.md, "A family of base mod
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from ..common.errors import UserError
 from .bundled import BUNDLED_TRAINING, USUAL_TRAINING, is_bundled
 from .loading import load_part
 from .meta import build_empty
@@ -192,6 +193,20 @@ class Family(LayerNames, ABC):
             config: the base's scheduler_config.json.
         """
         return None
+
+    def check_loss_settings(self, names: Iterable[str]) -> None:
+        """Refuse settings of the loss and of the noise schedule that no objective of this family
+        reads.
+
+        Args:
+            names: of the settings that are given.
+
+        Raises:
+            UserError: naming the flag.
+        """
+        for name in names:
+            if name not in self.loss_settings:
+                raise UserError(f"--{name} does not apply to {self.title}: leave it out.")
 
     def place(self, name: str) -> Place:
         """The place of one of the denoiser's layers, by its name."""

@@ -6,6 +6,8 @@ import inspect
 import logging
 from typing import Any
 
+from ..common.errors import UserError
+
 log = logging.getLogger(__name__)
 
 # Name to diffusers class and what is set beside the base's own scheduler config.
@@ -30,9 +32,19 @@ _SCHEDULER_NEEDS = {"clip_sample": False, "skip_prk_steps": True}
 
 
 def set_scheduler(pipeline: Any, name: str) -> None:
-    """Put another sampler into `pipeline`, set up by the base's own scheduler config."""
+    """Put another sampler into `pipeline`, set up by the base's own scheduler config.
+
+    Raises:
+        UserError: the base is a flow-matching one, whose velocity none of these samplers reads.
+    """
     import diffusers
 
+    own = type(pipeline.scheduler).__name__
+    if "FlowMatch" in own:
+        raise UserError(
+            f"--scheduler {name} is for diffusion models, and this base draws with flow matching "
+            f"({own}) only: leave --scheduler out."
+        )
     kind, extra = SCHEDULERS[name]
     cls = getattr(diffusers, kind)
     known = inspect.signature(cls.__init__).parameters

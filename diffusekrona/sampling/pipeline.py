@@ -70,7 +70,8 @@ def load_pipeline(
         options: `revision`, `variant` …, as `from_pretrained` takes them; None is left out.
 
     Raises:
-        UserError: the base or the VAE cannot be loaded, or no family claims the base.
+        UserError: the base or the VAE cannot be loaded, no family claims the base, or its family
+            has no such noise schedule to change.
     """
     import diffusers
 
@@ -78,6 +79,8 @@ def load_pipeline(
     report_assumed(base, prediction_type)
     options = {key: value for key, value in options.items() if value is not None}
     family, _ = identify(base, options.get("revision"))
+    schedule = schedule_options(prediction_type, rescale_betas_zero_snr)
+    family.check_loss_settings(schedule)
     parts = family.pipeline_parts()
     if vae is not None:
         parts["vae"] = family.load_vae(base, vae, dtype=torch.float32)
@@ -87,7 +90,6 @@ def load_pipeline(
     pipeline = _from_pretrained(
         getattr(diffusers, family.pipeline), place, _dtypes(dtype), **parts, **options
     )
-    schedule = schedule_options(prediction_type, rescale_betas_zero_snr)
     if schedule:
         pipeline.scheduler = load_sampler(base, options.get("revision"), **schedule)
     if not pipeline.vae.config.get("force_upcast", True):

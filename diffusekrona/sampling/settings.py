@@ -41,7 +41,9 @@ class DrawSettings:
     num_inference_steps: int | None = setting(None, **COUNTS, help=STEPS_HELP)
     guidance_scale: float | None = setting(None, help=GUIDANCE_HELP)
     scheduler: str | None = setting(
-        None, choices=tuple(SCHEDULERS), help="Sampler; by default the base's own."
+        None,
+        choices=tuple(SCHEDULERS),
+        help="Sampler, of Stable Diffusion and SDXL only; by default the base's own.",
     )
     negative_prompt: str | None = setting(None, help="What the pictures must not show.")
     height: int | None = setting(

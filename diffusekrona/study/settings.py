@@ -67,7 +67,9 @@ class ScoredSettings:
     )
     guidance_scale: float | None = setting(None, help=GUIDANCE_HELP)
     scheduler: str | None = setting(
-        None, choices=tuple(SCHEDULERS), help="Sampler; by default the base's own."
+        None,
+        choices=tuple(SCHEDULERS),
+        help="Sampler, of Stable Diffusion and SDXL only; by default the base's own.",
     )
     image_precision: Literal["no", "fp16", "bf16"] | None = setting(
         None, help="Precision; by default the base's on a GPU, fp16 or bf16, otherwise no."

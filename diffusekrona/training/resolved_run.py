@@ -202,9 +202,7 @@ def check_loss_settings(settings: TrainSettings, family: Family) -> None:
         UserError: naming the flag.
     """
     values = flat(settings)
-    for name in _LOSS_SETTINGS:
-        if values[name] and name not in family.loss_settings:
-            raise UserError(f"--{name} does not apply to {family.title}: leave it out.")
+    family.check_loss_settings(name for name in _LOSS_SETTINGS if values[name])
 
 
 def max_train_steps(optimisation: OptimisationSettings, pictures: int, processes: int = 1) -> int:

@@ -27,6 +27,7 @@ from diffusekrona.adapters.methods import targets_of
 from diffusekrona.bases.base import BUNDLED_DRAWING
 from diffusekrona.bases.bundled import bundled_models
 from diffusekrona.bases.families import FAMILIES, drawing_defaults, identify
+from diffusekrona.bases.schedulers import set_scheduler
 from diffusekrona.common.errors import UserError
 from diffusekrona.inference import main as draw
 from diffusekrona.inspect import main as inspect
@@ -240,6 +241,17 @@ def test_settings_that_the_objective_does_not_read_are_refused(base: Path, tmp_p
     if not family.text_letters:
         with pytest.raises(UserError, match="stays frozen"):
             train(flags(base, tmp_path / "out", "--train_text_encoder"))
+
+
+def test_a_sampler_and_a_schedule_that_the_base_cannot_draw_with_are_refused(base: Path) -> None:
+    family, _ = identify(str(base))
+    if "prediction_type" in family.loss_settings:
+        pytest.skip("a diffusion model, which draws with any of them")
+    for name, value in (("prediction_type", "v_prediction"), ("rescale_betas_zero_snr", True)):
+        with pytest.raises(UserError, match=f"--{name} does not apply to {family.title}"):
+            load_pipeline(str(base), **{name: value})
+    with pytest.raises(UserError, match="leave --scheduler out"):
+        set_scheduler(load_pipeline(str(base), rescale_betas_zero_snr=False), "euler")
 
 
 def test_an_adapter_is_inspected_with_its_base(base: Path, tmp_path: Path) -> None:

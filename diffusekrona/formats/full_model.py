@@ -80,8 +80,9 @@ class FullModel:
         layers' rows)."""
         component, _, path = name.partition(".")
         if self.is_single_file:
-            found = ldm_layout.locate(name, self.family, self.layers_per_block, parameter)
-            ref = self.parts["file"].get(found[0])
+            keys, layers = self.parts["file"], self.layers_per_block
+            found = ldm_layout.locate(name, self.family, layers, keys, parameter)
+            ref = keys.get(found[0])
             if ref is None or found[1] is None:
                 return ref and (ref, slice(None))
             third = ref.shape[0] // 3

@@ -13,7 +13,7 @@ against what diffusers' `from_single_file` reads back.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from ..bases.single_file import UNET, VAE
@@ -116,16 +116,20 @@ def text_key(key: str, layout: str, prefix: str) -> tuple[str, int | None, bool]
 
 
 def locate(
-    name: str, family: str | None, layers: int, parameter: str = "weight"
+    name: str, family: str | None, layers: int, keys: Container[str], parameter: str = "weight"
 ) -> tuple[str, int | None]:
-    """Layer name to (key of its weight or bias in the file, which third of it or None)."""
+    """Layer name to (key of its weight or bias in the file, which third of it or None).
+
+    Args:
+        keys: all of the file, which show where upsamplers are: after an attention or not.
+    """
     component, _, path = name.partition(".")
     if component == "unet":
         try:
-            key = f"{UNET}{to_sgm(path, layers)}.{parameter}"
+            first, other = (f"{UNET}{to_sgm(path, layers, a)}.{parameter}" for a in (True, False))
         except ValueError as error:
             raise UserError(f"{name} has no place in the original layout.") from error
-        return key, None
+        return other if other in keys else first, None
     known = names_in_files(family) if family else None
     index = ENCODERS.index(component)
     if known is None or index >= len(known.text_layouts):

@@ -35,8 +35,8 @@ class LayerFacts:
 
     Attributes:
         place: its block, attention and projection.
-        factors: (a1, a2), or None for another method than KronA; rank_limit: the highest rank of
-            delta W, a LoRA's r or min(a1,a2)*min(b1,b2).
+        factors: (a1, a2) of Kronecker products, KronA's or LoKr's; None for any other method.
+        rank_limit: the highest rank of delta W, a LoRA's r or min(a1,a2)*min(b1,b2).
         norm: Frobenius norm of delta W; base_norm: of W, where a base was given.
         singular: singular values of delta W, falling; those of A and of B for a single product.
         a, b: the factors (terms, …), scale not in them; without factors, up and down of delta W as

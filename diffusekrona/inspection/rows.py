@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..adapters.groups import layers_with
+from ..adapters.krona_method import KRONA
 from .facts import Facts, LayerFacts
 
 MOST = 8  # bands of rows that are drawn
@@ -22,7 +23,7 @@ MOST = 8  # bands of rows that are drawn
 def band_count(facts: Facts) -> int:
     """Into how many bands of consecutive rows the A of every layer is divided: single rows where
     there are at most eight; 0 for another method, or where a layer has one row only."""
-    if any(layer.factors is None for layer in facts.layers):
+    if facts.method != KRONA.name:
         return 0
     count = min(MOST, *(layer.factors[0] for layer in facts.layers if layer.factors))
     return count if count > 1 else 0

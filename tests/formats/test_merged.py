@@ -105,6 +105,38 @@ def test_into_one_file_and_into_that_file_again(tmp_path: Path, bases, family) -
     same(DiffusionPipeline.from_pretrained(bases[family]), plain, family)
 
 
+@pytest.mark.parametrize("block", [0, 1])
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_an_upsampler_into_one_file_with_and_without_attention_in_its_block(
+    tmp_path: Path, family, block: int
+) -> None:
+    """Its place in the original layout depends on that."""
+    torch.manual_seed(0)
+    kinds = ("UpBlock2D", "CrossAttnUpBlock2D")
+    unet = peers.plain_unet(
+        family, layers_per_block=2, block_out_channels=(32, 32, 64), attention_head_dim=2,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=(kinds[0], kinds[1], kinds[1]),
+    )  # fmt: skip
+    tiny_models.save_pipeline(tmp_path / "base", family)
+    unet.save_pretrained(tmp_path / "base" / "unet")
+    name = f"up_blocks.{block}.upsamplers.0.conv"
+    width = unet.get_submodule(name).weight.shape[0]
+    stem, up = "lora_unet_" + name.replace(".", "_"), torch.randn(width, 2, 1, 1)
+    change = {f"{stem}.lora_down.weight": torch.randn(2, width, 3, 3) * 0.1}
+    save_file(change | {f"{stem}.lora_up.weight": up}, tmp_path / "locon.safetensors")
+    convert(tmp_path / "locon.safetensors", tmp_path / "m", "merged", base=tmp_path / "base")
+    for base, made in (("base", "one"), ("one.safetensors", "two")):
+        file = tmp_path / f"{made}.safetensors"
+        convert(tmp_path / "locon.safetensors", file, "merged", base=tmp_path / base)
+    folder = load_file(tmp_path / "m" / "unet" / "diffusion_pytorch_model.safetensors")
+    one, two = (load_file(tmp_path / f"{made}.safetensors") for made in ("one", "two"))
+    key = f"model.diffusion_model.output_blocks.{3 * block + 2}.{1 + block}.conv.weight"
+    before = unet.get_parameter(f"{name}.weight")
+    torch.testing.assert_close(one[key], folder[f"{name}.weight"])
+    torch.testing.assert_close(two[key] - one[key], one[key] - before, atol=1e-5, rtol=1e-4)
+
+
 def test_half_precision(tmp_path: Path, bases) -> None:
     pipe = trained(bases["sd1"], tmp_path / "a.safetensors", text=False)
     half = Options(dtype=torch.float16)

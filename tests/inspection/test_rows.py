@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny_models
 import torch
-from peft import LoraConfig
+from peft import LoKrConfig, LoraConfig
 
 from diffusekrona import KronAConfig
 from diffusekrona.adapters.file import collect_adapter
@@ -55,7 +55,8 @@ def test_many_rows_are_drawn_in_bands_and_other_methods_have_none() -> None:
         for before, after in zip(whole, deltas(unet, facts), strict=True):
             last = len(before) * 7 // 8
             assert not after[:last].any() and torch.equal(after[last:], before[last:])
-    _, facts = adapted(LoraConfig(r=4, target_modules=["to_q"]))
-    assert band_count(facts) == 0 and band_shares(facts, 0) == []
+    for config in (LoraConfig, LoKrConfig):
+        _, facts = adapted(config(r=4, target_modules=["to_q"]))
+        assert band_count(facts) == 0 and band_shares(facts, 0) == []
     _, facts = adapted(KronAConfig(a1=1, a2=16))
     assert band_count(facts) == 0

@@ -23,9 +23,12 @@ from .delta_set import DeltaSet, Hints, find_family, layers_from_metadata
 
 CARRIED = (
     "base_model",
+    "base_sha256",
+    "single_file_config",
+    "prediction_type",
+    "rescale_betas_zero_snr",
     "instance_prompt",
     "class_prompt",
-    "prediction_type",
     "steps",
     "learning_rate",
     "mixed_from",

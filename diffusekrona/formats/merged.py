@@ -128,9 +128,13 @@ def write_folder(
 def write_single(
     source: DeltaSet, base: FullModel, path: Path, title: str, dtype: torch.dtype | None = None
 ) -> None:
-    """One .safetensors file in the original layout, from a base of either layout."""
+    """One .safetensors file in the original layout, from a base of either layout.
+
+    Raises:
+        UserError: as `edits_of`; a family that has no such layout.
+    """
     known = FAMILIES.get(base.family or "")
-    if known and known.block_layers:
+    if known and known.files is None:
         raise UserError(
             f"A merged {known.title} is written as a diffusers folder: name a destination without "
             ".safetensors."
@@ -285,14 +289,20 @@ def _files(root: Path) -> Iterator[Path]:
 def compare(
     source: DeltaSet, base: FullModel, written: FullModel
 ) -> dict[str, tuple[float, float]]:
-    """Layer name to (largest absolute, relative) difference of written - base from the delta."""
-    found = {}
-    for name, delta in source.layers.items():
-        want = delta.weight()
-        gap = (written.weight(name) - base.weight(name)) - want
-        norm = want.double().norm().item()
-        found[name] = (
-            gap.abs().max().item(),
-            gap.double().norm().item() / norm if norm else 0.0,
-        )
+    """Name of a layer, or of a norm's weight or a bias, to (largest absolute, relative) difference
+    of written - base from its change."""
+    found = {
+        name: _difference(written.weight(name) - base.weight(name), delta.weight())
+        for name, delta in source.layers.items()
+    }
+    there = vector_places(source, written)
+    for name, (ref, rows, vector) in vector_places(source, base).items():
+        made, own = there[name][0], there[name][1]
+        change = written.load(made)[own].float() - base.load(ref)[rows].float()
+        found[name] = _difference(change, vector)
     return found
+
+
+def _difference(change: torch.Tensor, want: torch.Tensor) -> tuple[float, float]:
+    gap, norm = change - want, want.double().norm().item()
+    return gap.abs().max().item(), gap.double().norm().item() / norm if norm else 0.0

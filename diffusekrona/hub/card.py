@@ -189,7 +189,11 @@ def _has_slices(adapter: Any) -> bool:
 
 
 def _merged_name(metadata: Mapping[str, str]) -> str:
-    return "merged" if _is_transformer(metadata) else "model.safetensors"
+    """A folder for a family that is not written as one file."""
+    from ..bases.families import FAMILIES
+
+    family = FAMILIES.get(metadata.get("base_family", ""))
+    return "merged" if family and family.files is None else "model.safetensors"
 
 
 def _is_transformer(metadata: Mapping[str, str]) -> bool:

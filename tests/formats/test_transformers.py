@@ -276,6 +276,25 @@ def test_targets_without_a_place_for_transformers_are_refused_in_one_line(
         convert(path, tmp_path / "out.safetensors", "merged", base=base)
 
 
+@pytest.fixture(scope="module")
+def sd35(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny base of Stable Diffusion 3.5, and an adapter on it."""
+    folder = tmp_path_factory.mktemp("sd35")
+    base = tiny_models.save_pipeline(folder / "base", "sd35")
+    denoiser = FAMILIES["sd35"].load_denoiser(str(base))
+    denoiser.add_adapter(KronAConfig(a1=2, a2=2, target_modules=["to_q"]))
+    tiny_models.random_factors(denoiser)
+    return base, save_adapter(denoiser, folder / "adapter.safetensors")
+
+
+def test_stable_diffusion_3_is_merged_into_a_folder_only_as_its_card_says(sd35, tmp_path) -> None:
+    base, path = sd35
+    with pytest.raises(UserError, match=r"Stable Diffusion 3\.5 is written as a diffusers folder"):
+        convert(path, tmp_path / "out.safetensors", "merged", base=base)
+    assert "adapter.safetensors merged --to merged --base BASE" in card_text(path.parent, "a dog")
+    assert convert(path, tmp_path / "merged", "merged", base=base).relative < 1e-4
+
+
 def test_the_model_card_of_a_transformer_says_what_works(trained) -> None:
     family, _, path = trained
     text = card_text(path.parent, "a dog")

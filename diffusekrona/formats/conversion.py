@@ -1,6 +1,5 @@
 """One adapter or model in, another format out, read back and compared before it takes its place.
 
-from ..common.paths import as_path
 from diffusekrona.formats.conversion import convert
 report = convert("pytorch_lora_weights.safetensors", "adapter.safetensors", "krona")
 """
@@ -106,7 +105,7 @@ def convert(
     return Report(
         source=whole.title,
         family=whole.family,
-        layers=len(whole.layers),
+        layers=len({*whole.layers, *(name.rpartition(".")[0] for name in whole.vectors)}),
         parameters=whole.parameters(),
         bytes_read=sum(_size(file) for _, _, file in sources),
         target=target,

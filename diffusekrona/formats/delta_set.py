@@ -75,7 +75,8 @@ class DeltaSet:
     additions: dict[Ref, Callable[[], torch.Tensor]] = field(default_factory=dict)
 
     def parameters(self) -> int:
-        return total_parameters(self.layers.values())
+        vectors = sum(vector.numel() for vector in self.vectors.values())
+        return total_parameters(self.layers.values()) + vectors
 
     def components(self) -> list[str]:
         """Component names in their fixed order."""

@@ -39,7 +39,7 @@ class Report:
     Attributes:
         largest, relative: largest absolute difference of delta W over layers, and the largest
             Frobenius difference relative to its layer's delta W, of the written file, read back;
-            worst_layer: that of the second.
+            likewise of changes of norms and biases. worst_layer: that of the second.
         parameters_written: numbers in the adapter's factors; 0 for a merged model.
         errors: layer name to relative Frobenius error, for an approximation; else empty.
     """

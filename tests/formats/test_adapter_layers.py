@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from diffusekrona import KronAConfig, load_adapter
 from diffusekrona.common.errors import UserError
+from diffusekrona.formats import merged
 from diffusekrona.formats.conversion import convert
 from diffusekrona.formats.report import Options
 
@@ -478,6 +479,22 @@ def test_norm_layers_are_held_by_a_merged_model_alone(tmp_path: Path, tiny_sd1: 
         key = next(n for n, _ in text.named_parameters() if n.endswith("0.layer_norm1.weight"))
         gap = pipe.text_encoder.get_parameter(key) - text.get_parameter(key)
         torch.testing.assert_close(gap.data, random(64))
+
+
+@pytest.mark.parametrize("destination", ["model", "one.safetensors"])
+def test_norm_layers_alone_are_merged_and_compared(
+    tmp_path: Path, tiny_sd1: Path, destination: str, monkeypatch
+) -> None:
+    stem = "lora_unet_mid_block_attentions_0_transformer_blocks_0_norm1"
+    tensors = {f"{stem}.w_norm": random(128), f"{stem}.b_norm": random(128, seed=1)}
+    save_file(tensors, tmp_path / "in.safetensors")
+    given = (tmp_path / "in.safetensors", tmp_path / destination, "merged")
+    report = convert(*given, base=tiny_sd1)
+    assert (report.layers, report.parameters) == (1, 256) and report.relative < 1e-4
+    assert report.worst_layer.startswith("unet.mid_block.attentions.0")
+    lost = lambda base, ref, edits, dtype: base.load(ref)  # noqa: E731
+    monkeypatch.setattr(merged, "merged_tensor", lost)
+    assert convert(*given, base=tiny_sd1).relative == pytest.approx(1)
 
 
 def test_textual_inversions_stay_in_kohyas_files(tmp_path: Path) -> None:

@@ -89,13 +89,15 @@ class ConvertSettings:
         None, minimum=1, help="Nearest Kronecker factors: columns of A, must divide in_features."
     )
     terms: int | None = setting(
-        None, minimum=1, help="Keep this many Kronecker products per layer."
+        None,
+        minimum=1,
+        help="Keep this many Kronecker products per layer; by default the source's.",
     )
     dtype: str | None = setting(
         None, choices=STORED, help="Write in this precision; by default the source's, if exact."
     )
     drop_convolutions: bool = setting(
-        False, help="Leave out convolutions, which KronA cannot hold."
+        False, help="Leave out convolutions where the target cannot hold them, as KronA."
     )
     skip_unsupported: bool = setting(False, help="Leave out what the target cannot hold.")
     overwrite: bool = setting(False, help="Replace what convert did not write.")

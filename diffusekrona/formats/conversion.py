@@ -93,7 +93,7 @@ def convert(
         raise UserError(
             "A whole model and adapters cannot be merged together: merge one after the other."
         )
-    whole = held_by(target, mix(sets), skip, model)
+    whole = held_by(target, mix(sets), options, model)
     check_sizes(whole.layers, whole.title)
     if model is not None:
         merged.edits_of(whole, model)  # the checks alone
@@ -171,7 +171,7 @@ def _write_adapter(
     if target in ("peft", "peft-lora"):
         written = whole
         if target == "peft":
-            written = _kronecker(whole, options)
+            written = with_factors(whole, options)
         with replace_folder(destination) as folder:
             if target == "peft":
                 peft_folder.write_krona(written, folder, options.dtype)
@@ -189,27 +189,17 @@ def _write_adapter(
         return _measured(written, back), _compared(whole, back)
 
 
-def _kronecker(whole: DeltaSet, options: Options) -> DeltaSet:
-    return with_factors(
-        whole,
-        options.a1,
-        options.a2,
-        options.terms,
-        drop=options.drop_convolutions or options.skip_unsupported,
-    )
-
-
 def _tensors(
     whole: DeltaSet, title: str, target: str, options: Options
 ) -> tuple[DeltaSet, dict[str, torch.Tensor], dict[str, str]]:
     if target == "krona":
-        written = _kronecker(whole, options)
+        written = with_factors(whole, options)
         adapter = krona_file.to_adapter(written, options.dtype)
         return written, adapter.tensors, adapter.metadata
     if target == "lokr":
-        return lokr.kohya_tensors(whole, title, options.dtype, options.a1, options.a2)
+        return lokr.kohya_tensors(whole, title, options)
     if target in _LOKR_WRITERS:
-        return _LOKR_WRITERS[target](whole, options.dtype, options.a1, options.a2)
+        return _LOKR_WRITERS[target](whole, options)
     if target == "lora-kohya":
         return whole, *lora.kohya_tensors(whole, title, options.rank, options.dtype)
     return whole, *_LORA_WRITERS[target](whole, options.rank, options.dtype)

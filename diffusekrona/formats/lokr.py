@@ -24,11 +24,15 @@ from .fused_layers import fused_names, in_whole
 from .layer_names import kohya_stem
 from .lora import publisher_name, shaped
 from .metadata import metadata_for, names_in_files
+from .report import Options
 from .to_kronecker import with_factors
 
 
-def single_products(source: DeltaSet, a1: int | None, a2: int | None) -> DeltaSet:
+def single_products(source: DeltaSet, options: Options) -> DeltaSet:
     """The source with every layer one Kronecker product in torch.kron's order.
+
+    Args:
+        options: with factors, the nearest products of these, of linear layers alone.
 
     Raises:
         UserError: what LoKr has no place for, unless factors to approximate it with are given.
@@ -38,7 +42,7 @@ def single_products(source: DeltaSet, a1: int | None, a2: int | None) -> DeltaSe
         for name, d in source.layers.items()
     }
     plain = DeltaSet(**{**vars(source), "layers": layers})
-    if a1 is None and a2 is None:
+    if not options.has_factors:
         for name, delta in layers.items():
             if not krons_equally(delta):
                 raise UserError(
@@ -46,7 +50,7 @@ def single_products(source: DeltaSet, a1: int | None, a2: int | None) -> DeltaSe
                     "with --to lora or --to merged, or the nearest LoKr with --a1 and --a2."
                 )
         return plain
-    return with_factors(plain, a1, a2, 1, order="kron")
+    return with_factors(plain, replace(options, terms=1), order="kron")
 
 
 def _why_not(delta: Delta) -> str:
@@ -65,20 +69,16 @@ def _factors(delta: KronDelta) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def kohya_tensors(
-    source: DeltaSet,
-    title: str,
-    dtype: torch.dtype | None = None,
-    a1: int | None = None,
-    a2: int | None = None,
+    source: DeltaSet, title: str, options: Options
 ) -> tuple[DeltaSet, dict[str, torch.Tensor], dict[str, str]]:
     """What is written, its tensors and metadata, under kohya's names (ComfyUI, Forge, A1111 …)."""
     family = source.need_family()
     if FAMILIES[family].block_layers:
-        return _transformer_tensors(source, FAMILIES[family], dtype, a1, a2)
+        return _transformer_tensors(source, FAMILIES[family], options)
     known = names_in_files(family)
-    low = _low_rank_beside(source) if a1 is None and a2 is None else {}
+    low = {} if options.has_factors else _low_rank_beside(source)
     products = {n: d for n, d in source.layers.items() if n not in low}
-    source = single_products(replace(source, layers=products), a1, a2)
+    source = single_products(replace(source, layers=products), options)
     tensors: dict[str, torch.Tensor] = {}
     for name, delta in (source.layers | low).items():
         stem = kohya_stem(name, known.sgm, known.numbered, source.layers_per_block)
@@ -98,17 +98,17 @@ def kohya_tensors(
     if low:
         source.notes.append(f"{len(low)} layers are LoRA and stay so in the same file")
         source = replace(source, layers=source.layers | low)
-    return source, stored(tensors, dtype, source.dtype) | source.bundled, metadata
+    return source, stored(tensors, options.dtype, source.dtype) | source.bundled, metadata
 
 
 def _transformer_tensors(
-    source: DeltaSet, family: Family, dtype: torch.dtype | None, a1: int | None, a2: int | None
+    source: DeltaSet, family: Family, options: Options
 ) -> tuple[DeltaSet, dict[str, torch.Tensor], dict[str, str]]:
     """`kohya_tensors` of a transformer, under diffusers' names, as ComfyUI reads them.
 
     Source: ComfyUI `comfy/lora.py`, `comfy/utils.py` (`flux_to_diffusers`, `z_image_to_diffusers`).
     """
-    source = single_products(source, a1, a2)
+    source = single_products(source, options)
     tensors: dict[str, torch.Tensor] = {}
     for name, delta in source.layers.items():
         component, _, path = name.partition(".")
@@ -125,7 +125,7 @@ def _transformer_tensors(
             )
         tensors[f"{stem}.lokr_w1"], tensors[f"{stem}.lokr_w2"] = _factors(delta)
         tensors[f"{stem}.alpha"] = torch.tensor(1.0)
-    return source, stored(tensors, dtype, source.dtype), {"base_family": family.name}
+    return source, stored(tensors, options.dtype, source.dtype), {"base_family": family.name}
 
 
 def _low_rank_beside(source: DeltaSet) -> dict[str, LowRankDelta]:
@@ -135,10 +135,7 @@ def _low_rank_beside(source: DeltaSet) -> dict[str, LowRankDelta]:
 
 
 def diffusers_tensors(
-    source: DeltaSet,
-    dtype: torch.dtype | None = None,
-    a1: int | None = None,
-    a2: int | None = None,
+    source: DeltaSet, options: Options
 ) -> tuple[DeltaSet, dict[str, torch.Tensor], dict[str, str]]:
     """`kohya_tensors` under diffusers' module paths, for `unet.load_lora_adapter(…, prefix=None)`.
 
@@ -146,7 +143,7 @@ def diffusers_tensors(
     component's, for `pipe.load_lora_weights`.
     """
     _refuse_slices(fused_names(source.layers, source.family), "--to lora")
-    source = single_products(source, a1, a2)
+    source = single_products(source, options)
     tensors: dict[str, torch.Tensor] = {}
     for name, delta in source.layers.items():
         stem = name.removeprefix("unet.")
@@ -154,7 +151,7 @@ def diffusers_tensors(
     uneven = [n for n, d in source.layers.items() if d.a.shape[1] != d.a.shape[2]]
     _note_refusal(source, uneven, "A is not square", "diffusers' and PEFT's LoKr loaders")
     metadata = {"base_family": source.family} if source.family else {}
-    return source, stored(tensors, dtype, source.dtype), metadata
+    return source, stored(tensors, options.dtype, source.dtype), metadata
 
 
 def _refuse_slices(names: list[str], way_out: str) -> None:
@@ -166,10 +163,7 @@ def _refuse_slices(names: list[str], way_out: str) -> None:
 
 
 def toolkit_tensors(
-    source: DeltaSet,
-    dtype: torch.dtype | None = None,
-    a1: int | None = None,
-    a2: int | None = None,
+    source: DeltaSet, options: Options
 ) -> tuple[DeltaSet, dict[str, torch.Tensor], dict[str, str]]:
     """`kohya_tensors` of a transformer for ai-toolkit, whose loader takes square w1 only."""
     family = FAMILIES[source.need_family()]
@@ -177,7 +171,7 @@ def toolkit_tensors(
     if family.toolkit_has_publisher_names:
         parts += [n for n in source.layers if family.joint_part(n.partition(".")[2])]
     _refuse_slices(parts, "--to lora-ai-toolkit")
-    source = single_products(source, a1, a2)
+    source = single_products(source, options)
     tensors: dict[str, torch.Tensor] = {}
     for name, delta in source.layers.items():
         path = name.partition(".")[2]
@@ -188,20 +182,17 @@ def toolkit_tensors(
         tensors[f"{stem}.alpha"] = torch.tensor(1.0)
     uneven = [n for n, d in source.layers.items() if d.a.shape[1] != d.a.shape[2]]
     _note_refusal(source, uneven, "A is not square", "ai-toolkit's and diffusers' LoKr loaders")
-    return source, stored(tensors, dtype, source.dtype), {"base_family": family.name}
+    return source, stored(tensors, options.dtype, source.dtype), {"base_family": family.name}
 
 
 def lycoris_tensors(
-    source: DeltaSet,
-    dtype: torch.dtype | None = None,
-    a1: int | None = None,
-    a2: int | None = None,
+    source: DeltaSet, options: Options
 ) -> tuple[DeltaSet, dict[str, torch.Tensor], dict[str, str]]:
     """`kohya_tensors` under LyCORIS' own names, for its wrapper and for SimpleTuner; a UNet's only.
 
     LyCORIS takes a square w1 of n x n with n <= out / n and n <= in / n, and few others.
     """
-    source = single_products(source, a1, a2)
+    source = single_products(source, options)
     tensors: dict[str, torch.Tensor] = {}
     for name, delta in source.layers.items():
         stem = "lycoris_" + name.removeprefix("unet.").replace(".", "_")
@@ -210,7 +201,7 @@ def lycoris_tensors(
     refused = [n for n, d in source.layers.items() if not lycoris_takes(d)]
     _note_refusal(source, refused, "A has a shape that LyCORIS does not make", "LyCORIS' loader")
     metadata = {"base_family": source.family} if source.family else {}
-    return source, stored(tensors, dtype, source.dtype), metadata
+    return source, stored(tensors, options.dtype, source.dtype), metadata
 
 
 def lycoris_takes(delta: KronDelta) -> bool:

@@ -174,8 +174,6 @@ def write_lora(
         )
         tensors = {}
         for path, delta in own.items():
-            if delta.kernel:
-                raise UserError(f"{component}.{path} is a convolution: write --to lora instead.")
             tensors[f"{path}.lora_A.weight"] = delta.down.contiguous()
             tensors[f"{path}.lora_B.weight"] = delta.up.contiguous()
         parts[component] = (config, stored(tensors, dtype, source.dtype))

@@ -19,7 +19,7 @@ class Options:
         rank: most a LoRA layer may have; None writes it exactly.
         a1, a2, terms: Kronecker factors, where the source is to be approximated.
         dtype: of the tensors written.
-        drop_convolutions: leave layers out that a Kronecker adapter has no place for.
+        drop_convolutions: leave convolutions out that the target has no place for.
         skip_unsupported: leave out whatever cannot be read or held by the target.
     """
 
@@ -30,6 +30,16 @@ class Options:
     dtype: torch.dtype | None = None
     drop_convolutions: bool = False
     skip_unsupported: bool = False
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether layers are to be approximated with Kronecker factors of the user's choice."""
+        return not (self.a1 is None and self.a2 is None)
+
+    @property
+    def without_convolutions(self) -> bool:
+        """Whether convolutions may be left out, by name or with all that is unsupported."""
+        return self.drop_convolutions or self.skip_unsupported
 
 
 @dataclass

@@ -11,6 +11,7 @@ from ..bases.families import FAMILIES
 from ..common.errors import UserError
 from .delta_set import DeltaSet
 from .full_model import FullModel
+from .report import Options
 
 KOHYA = ("lokr", "lora-kohya")  # only these formats carry textual inversions along
 NOT_OF_TRANSFORMERS = ("peft", "peft-lora", "lokr-lycoris")
@@ -38,11 +39,13 @@ def with_base(source: DeltaSet, base: FullModel | None) -> DeltaSet:
     return replace(source, layers=source.layers | made, need_base={})
 
 
-def held_by(target: str, source: DeltaSet, skip: bool, base: FullModel | None = None) -> DeltaSet:
+def held_by(
+    target: str, source: DeltaSet, options: Options, base: FullModel | None = None
+) -> DeltaSet:
     """The source without what `target` has no place for.
 
     Args:
-        skip: leave it out and say so in the notes; otherwise it is refused.
+        options: whether it is left out, which the notes say; otherwise it is refused.
         base: what is merged into.
 
     Raises:
@@ -61,7 +64,12 @@ def held_by(target: str, source: DeltaSet, skip: bool, base: FullModel | None = 
             f"--to {target} is written for {titles}: write --to {OF_TRANSFORMERS[target]}."
         )
 
-    def leave_out(parts: Mapping[str, object], what: str, way_out: str) -> None:
+    def leave_out(
+        parts: Mapping[str, object],
+        what: str,
+        way_out: str,
+        skip: bool = options.skip_unsupported,
+    ) -> None:
         if not parts:
             return
         names = f"{len(parts)} {what}, the first {next(iter(parts))}"
@@ -87,6 +95,10 @@ def held_by(target: str, source: DeltaSet, skip: bool, base: FullModel | None = 
         others = {n: d for n, d in layers.items() if is_text_encoder(n)}
         leave_out(others, "layers of text encoders", "write --to lora")
         layers = {n: d for n, d in layers.items() if n not in others}
+    if target == "peft-lora":
+        kernels = {n: d for n, d in layers.items() if d.kernel}
+        leave_out(kernels, "convolutions", "write --to lora", options.without_convolutions)
+        layers = {n: d for n, d in layers.items() if n not in kernels}
     if not layers and not vectors:
         raise UserError(f"--to {target} can hold no layer of {source.title}.")
     return replace(source, layers=layers, vectors=vectors, bundled=bundled, notes=notes)

@@ -13,39 +13,29 @@ from .delta_set import DeltaSet
 from .layer_names import is_convolution
 from .metadata import linear_projection
 from .nearest import nearest_kron
+from .report import Options
 
 
-def with_factors(
-    source: DeltaSet,
-    a1: int | None,
-    a2: int | None,
-    terms: int | None,
-    order: str | None = None,
-    drop: bool = False,
-) -> DeltaSet:
+def with_factors(source: DeltaSet, options: Options, order: str | None = None) -> DeltaSet:
     """The source as Kronecker products: as it is where it is some, else the nearest.
 
     Args:
-        a1, a2, terms: wanted; None leaves a Kronecker source's own; any other source needs a1
-            and a2, and has one term by default.
+        options: `a1`, `a2` and `terms` wanted; None leaves a Kronecker source's own; any other
+            source needs a1 and a2, and has one term by default.
         order: row order wanted; None leaves a Kronecker source's own ("kron" for any other).
-        drop: leave out layers that a Kronecker adapter cannot have, instead of refusing.
 
     Raises:
         UserError: factors that do not divide a layer, or are needed and not given; a convolution,
-            unless `drop`.
+            unless convolutions are to be left out; nothing else is there.
     """
+    a1, a2, terms = options.a1, options.a2, options.terms
     for name, value in (("a1", a1), ("a2", a2), ("terms", terms)):
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, not {value}.")
-    source = replace(source, layers=_linear_only(source, drop))
-    if (
-        a1 is None
-        and a2 is None
-        and all(
-            isinstance(d, KronDelta) and (terms is None or d.terms <= terms)
-            for d in source.layers.values()
-        )
+    source = replace(source, layers=_linear_only(source, options.without_convolutions))
+    if not options.has_factors and all(
+        isinstance(d, KronDelta) and (terms is None or d.terms <= terms)
+        for d in source.layers.values()
     ):
         return source
     wanted = {name: _wanted(name, d, a1, a2, order) for name, d in source.layers.items()}
@@ -59,7 +49,7 @@ def with_factors(
                 f"{delta.shape[0]}x{delta.shape[1]}; nearest that fit all layers: {near}."
             )
     near = {
-        name: nearest_kron(delta, *wanted[name][:2], terms or 1, wanted[name][2])
+        name: nearest_kron(delta, *wanted[name][:2], terms or _terms(delta), wanted[name][2])
         for name, delta in source.layers.items()
     }
     return replace(
@@ -83,14 +73,21 @@ def _wanted(
     return a1, a2, order or "kron"
 
 
+def _terms(delta: Delta) -> int:
+    return delta.terms if isinstance(delta, KronDelta) else 1
+
+
 def _linear_only(source: DeltaSet, drop: bool) -> dict[str, Delta]:
-    """The layers that are not convolutions."""
+    """The layers that are not convolutions. Raises UserError: there are some, unless `drop`, or
+    nothing else."""
     linear = linear_projection(source.family)
     odd = [n for n, d in source.layers.items() if d.kernel or is_convolution(n, linear)]
-    if odd and not drop:
+    nothing_else = len(odd) == len(source.layers)
+    if odd and (nothing_else or not drop):
+        way_out = "" if nothing_else else "add --drop_convolutions, or "
         raise UserError(
             f"{len(odd)} layers are convolutions, which a Kronecker adapter cannot "
-            f"hold, the first {odd[0]}: add --drop_convolutions, or write LoRA or merged."
+            f"hold, the first {odd[0]}: {way_out}write LoRA or merged."
         )
     if odd:
         source.notes.append(f"left out {len(odd)} convolutions: {', '.join(odd)}")

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from test_layer_names import random_lokr
 
 from diffusekrona import KronAConfig, load_adapter, save_adapter
+from diffusekrona.adapters.file import read_adapter
 from diffusekrona.common.errors import UserError
 from diffusekrona.formats.conversion import Options, convert
 
@@ -203,6 +204,44 @@ def test_convolutions_go_to_lora_and_merged_but_not_to_krona(
     unet = UNet2DConditionModel.from_pretrained(tiny_sd1 / "unet").eval()
     peers.apply_ui_rule(load_file(tmp_path / "k.safetensors"), peers.ui_stems(unet, False))
     torch.testing.assert_close(peers.output(unet), want, atol=1e-5, rtol=0)
+
+
+FACTORS = {"a1": 4, "a2": 8}
+
+
+@pytest.mark.parametrize("flag", ["drop_convolutions", "skip_unsupported"])
+@pytest.mark.parametrize(
+    ("target", "factors"),
+    [("lokr", FACTORS), ("lokr-diffusers", FACTORS), ("lokr-lycoris", FACTORS), ("peft-lora", {})],
+)
+def test_convolutions_are_left_out_where_they_have_no_place(
+    tmp_path: Path, target: str, factors, flag: str
+) -> None:
+    unet = peers.plain_unet()
+    tensors = {}
+    for stem, layer in peers.ui_stems(unet, False).items():
+        if stem.endswith(("mid_block_resnets_0_conv1", "attn1_to_q")):
+            out, *inner = layer.weight.shape
+            down, up = torch.randn(2, *inner), torch.randn(out, 2, *(1 for _ in inner[1:]))
+            tensors |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
+    save_file(tensors, tmp_path / "l.safetensors")
+    given = (tmp_path / "l.safetensors", tmp_path / "out", target)
+    with pytest.raises(UserError, match=r"convolutions, .*--(drop_conv|skip_unsup)"):
+        convert(*given, family="sd1", options=Options(**factors))
+    report = convert(*given, family="sd1", options=Options(**factors, **{flag: True}))
+    assert any("left out 1 convolutions" in note for note in report.notes)
+    alone = {key: tensor for key, tensor in tensors.items() if "conv1" in key}
+    save_file(alone, tmp_path / "l.safetensors")
+    with pytest.raises(UserError, match=r"can hold no layer|hold, the first .*: write LoRA"):
+        convert(*given, family="sd1", options=Options(**factors, **{flag: True}))
+
+
+@pytest.mark.parametrize("target", ["krona", "peft"])
+def test_terms_stay_as_many_under_other_factors(tmp_path: Path, target: str) -> None:
+    trained("sd1", tmp_path / "a.safetensors", KronAConfig(a1=4, a2=16, terms=2))
+    report = convert(tmp_path / "a.safetensors", tmp_path / "out", target, options=Options(a1=4))
+    assert read_adapter(tmp_path / "out").configs["unet"].terms == 2
+    assert report.relative < 1e-4
 
 
 def test_terms_have_no_place(tmp_path: Path) -> None:

@@ -14,3 +14,10 @@ def as_path(text: str | os.PathLike[str]) -> Path:
     of a missing file names it; `Path.expanduser` would raise without a name.
     """
     return Path(os.path.expanduser(text))
+
+
+def is_local(name: str) -> bool:
+    """Whether a model's name is the path of a file or folder of this machine, and not one of the
+    hub: by how it is written, or because it is there."""
+    written_so = name.startswith((".", "/", "~")) or "\\" in name
+    return written_so or os.path.exists(name)  # False of what cannot be a path

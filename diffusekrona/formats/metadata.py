@@ -12,6 +12,7 @@ from typing import Any
 from ..bases.base import FileNames
 from ..bases.families import FAMILIES
 from ..common.errors import UserError
+from ..common.paths import is_local
 
 
 def names_in_files(family: str) -> FileNames:
@@ -147,7 +148,7 @@ def metadata_for(family: str, title: str, kind: str, source: Mapping[str, str]) 
         metadata["modelspec.trigger_phrase"] = source["instance_prompt"]
     if source.get("base_model"):
         # Of a folder of this machine, only its name: the file is made to be passed on.
-        local = source["base_model"].startswith((".", "/", "~")) or "\\" in source["base_model"]
         name = re.split(r"[/\\]", source["base_model"].rstrip("/\\"))[-1]
+        local = is_local(source["base_model"])
         metadata["ss_sd_model_name"] = name if local else source["base_model"]
     return metadata

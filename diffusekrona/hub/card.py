@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.own_files import without_mark, write_result
+from ..common.paths import is_local
 from ..common.run_record import RunRecord, read_run_record_or_none
 from ..common.text_files import read_text
 from ..evaluation.prompts import article
@@ -84,7 +85,7 @@ def card_text(
 def public_base(metadata: Mapping[str, str]) -> str | None:
     """The base's hub name; None for a folder of this machine, which a card must not show."""
     base = metadata.get("base_model", "")
-    return base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not base.startswith(".") else None
+    return base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not is_local(base) else None
 
 
 def _head(metadata: Mapping[str, str], license: str | None) -> str:
@@ -161,7 +162,7 @@ Without it, merged into the pipeline's weights:
 {adapter.method.merging_code(adapter.configs, ADAPTER)}
 ```
 """
-    formats = adapter.method.formats
+    formats = _formats(adapter)
     if "merged" in formats:
         text += f"""
 As a whole model, for any other program:
@@ -174,9 +175,22 @@ As a whole model, for any other program:
         text += "As an exactly equal LoRA, for plain `pipe.load_lora_weights`: `--to lora`.\n"
     if _is_transformer(metadata):
         text += "For ComfyUI: `--to lokr`.\n" if "lokr" in formats else ""
-        return text + "For ai-toolkit: `--to lora-ai-toolkit`.\n"
+        toolkit = "For ai-toolkit: `--to lora-ai-toolkit`.\n"
+        return text + (toolkit if "lora-ai-toolkit" in formats else "")
     others = " or ".join(f"`--to {name}`" for name in ("lokr", "lora-kohya") if name in formats)
     return text + (f"For ComfyUI, Forge, A1111 and InvokeAI: {others}.\n" if others else "")
+
+
+def _formats(adapter: Any) -> tuple[str, ...]:
+    """Targets of the converter that hold the adapter exactly: LoKr has one product per layer, in
+    torch.kron's order."""
+    from ..krona import KronAConfig
+
+    formats = adapter.method.formats
+    for config in adapter.configs.values():
+        if isinstance(config, KronAConfig) and (config.terms > 1 or config.output_order != "kron"):
+            return tuple(name for name in formats if not name.startswith("lokr"))
+    return formats
 
 
 def _has_slices(adapter: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from peft import OFTConfig
 from safetensors.torch import load_file, save_file
 
 from diffusekrona import KronAConfig
@@ -300,3 +301,11 @@ def test_the_model_card_of_a_transformer_says_what_works(trained) -> None:
     text = card_text(path.parent, "a dog")
     assert ("torch.kron" in text) == (family.name == "z-image")
     assert "--to lokr" in text and "lora-ai-toolkit" in text and "lora-kohya" not in text
+
+
+def test_the_model_card_of_a_rotated_transformer_offers_no_conversion(trained, tmp_path) -> None:
+    family, base, _ = trained
+    denoiser = family.load_denoiser(str(base))
+    denoiser.add_adapter(OFTConfig(oft_block_size=8, target_modules=["to_q"]))
+    save_adapter(denoiser, tmp_path / "adapter.safetensors")
+    assert "--to " not in card_text(tmp_path, "a dog")

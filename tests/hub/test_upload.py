@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline
 
 from diffusekrona import KronAConfig, convert, load_adapter, save_adapter
 from diffusekrona.common.errors import UserError
+from diffusekrona.common.tensor_files import read_metadata
 from diffusekrona.hub.upload import push_conversion, push_to_hub, write_model_card
 
 PROMPT = 'a "sks" dog: with | bars\n---\nlicense: evil'
@@ -109,6 +110,28 @@ def test_a_card_of_little(tmp_path: Path) -> None:
     assert "grid.png" not in card and "## Scores" not in card
     with pytest.raises(UserError, match="No adapter file"):
         write_model_card(tmp_path / "nothing")
+
+
+def test_a_folder_that_is_written_as_a_name_of_the_hub_is_not_taken_for_one(
+    tmp_path: Path, monkeypatch
+) -> None:
+    run = a_run(tmp_path / "dog", base_model="models/sdxl")
+    assert head_of(write_model_card(run).read_text())["base_model"] == "models/sdxl"
+    (tmp_path / "models" / "sdxl").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    card = write_model_card(run).read_text()
+    assert "base_model" not in head_of(card) and "models/sdxl" not in card and "`sdxl`" in card
+    convert.convert(run, tmp_path / "lora.safetensors", "lora-kohya")
+    assert read_metadata(tmp_path / "lora.safetensors")["ss_sd_model_name"] == "sdxl"
+
+
+@pytest.mark.parametrize("options", [{"terms": 2}, {"output_order": "interleaved"}])
+def test_the_card_offers_no_lokr_where_an_adapter_is_none(tmp_path: Path, options) -> None:
+    unet = tiny_models.unet("sd1")
+    unet.add_adapter(KronAConfig(a1=4, a2=8, **options))
+    save_adapter(unet, tmp_path / "adapter.safetensors")
+    card = write_model_card(tmp_path).read_text()
+    assert "--to lokr" not in card and "`--to lora-kohya`" in card
 
 
 class Hub(BaseHTTPRequestHandler):

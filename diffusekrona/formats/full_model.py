@@ -173,15 +173,16 @@ def _component(folder: Path, component: str) -> dict[str, Ref]:
             odd = [f for f in files if Path(f).name != f]
             if odd or not files:
                 raise UserError(f"{path} names weights outside its folder: {odd[:1]}.")
-            return {k: r for f in sorted(files) for k, r in _refs(folder / f).items()}
+            return {k: r for f in sorted(files) for k, r in refs_of(folder / f).items()}
         if path.is_file():
-            return _refs(path)
+            return refs_of(path)
     for path in sorted(folder.glob("*.bin")):
         refuse_pickle(path)
     raise UserError(f"{folder} holds no {names[0]}.")
 
 
-def _refs(path: Path) -> dict[str, Ref]:
+def refs_of(path: Path) -> dict[str, Ref]:
+    """Key to each tensor of a file of weights. Raises UserError as `opened`, or for a dtype."""
     refs = {}
     with opened(path) as file:
         for key in file.keys():  # noqa: SIM118
@@ -201,7 +202,7 @@ def _open_single(path: Path, family: str | None) -> FullModel:
     known = family_of_keys(shapes)
     found = family or (known and known.name)
     per_block = ldm_layout.layers_per_block(shapes)
-    return FullModel(path, {"file": _refs(path)}, found, {}, per_block)
+    return FullModel(path, {"file": refs_of(path)}, found, {}, per_block)
 
 
 def needed_files(files: Iterable[str]) -> list[str]:

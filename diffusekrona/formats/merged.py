@@ -19,11 +19,11 @@ import torch
 from ..bases.families import FAMILIES
 from ..common.errors import UserError
 from ..common.json_files import read_json
-from ..common.tensor_files import Entry, write_entries
+from ..common.tensor_files import Entry, read_metadata, write_entries
 from . import ldm_layout
 from .delta_set import DeltaSet
 from .destination import MARK
-from .full_model import WEIGHTS, FullModel, Index
+from .full_model import WEIGHTS, FullModel, Index, refs_of
 from .metadata import metadata_for, names_in_files
 from .refs import Ref
 
@@ -117,7 +117,7 @@ def write_folder(
             "name a destination that ends in .safetensors instead."
         )
     edits = edits_of(source, base)
-    _copy_settings(base, folder)
+    _copy_others(base, folder)
     for component, tensors in base.parts.items():
         entries = [_entry(k, base, ref, edits, dtype, lambda t: t) for k, ref in tensors.items()]
         (folder / component).mkdir(exist_ok=True)
@@ -262,8 +262,9 @@ def _prediction_marks(base: FullModel) -> list[Entry]:
     return [Entry(n, torch.float32, (0,), lambda: torch.zeros(0)) for n in names]
 
 
-def _copy_settings(base: FullModel, folder: Path) -> None:
-    """Everything that is not weights: configs, tokenizers, scheduler, other small files."""
+def _copy_others(base: FullModel, folder: Path) -> None:
+    """Everything that is not written again: configs, tokenizers, scheduler, and the weights of
+    parts that no adapter changes, such as a safety checker."""
     weights = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".onnx", ".h5")
     for path in _files(base.root):
         inside = path.relative_to(base.root)
@@ -273,7 +274,16 @@ def _copy_settings(base: FullModel, folder: Path) -> None:
         if rewritten and path.name.endswith((".index.json", ".index.fp16.json")):
             continue
         (folder / inside).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, folder / inside)
+        if path.suffix == ".safetensors":
+            _copy_weights(base, path, folder / inside)
+        else:
+            shutil.copyfile(path, folder / inside)
+
+
+def _copy_weights(base: FullModel, path: Path, to: Path) -> None:
+    """The same tensors, and MARK, by which the next merge into the folder knows them."""
+    entries = [_entry(key, base, ref, {}, None, lambda t: t) for key, ref in refs_of(path).items()]
+    write_entries(entries, to, read_metadata(path) | MARK)
 
 
 def _files(root: Path) -> Iterator[Path]:

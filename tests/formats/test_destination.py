@@ -12,10 +12,12 @@ from pathlib import Path
 import peers
 import pytest
 import tiny_models
+import torch
 from safetensors.torch import load_file, save_file
 
 from diffusekrona import KronAConfig, save_adapter
 from diffusekrona.common.errors import UserError
+from diffusekrona.common.tensor_files import read_metadata
 from diffusekrona.formats.conversion import convert
 
 
@@ -89,6 +91,25 @@ def test_only_what_convert_wrote_is_replaced(tmp_path: Path, adapter, tiny_sd1) 
         with pytest.raises(UserError, match=r"has other contents \(unet/thesis.tex\)"):
             convert(adapter, tmp_path / "theirs", "merged", base=tiny_sd1, overwrite=overwrite)
     assert (tmp_path / "theirs" / "unet" / "thesis.tex").read_text() == "years of work"
+
+
+def test_weights_that_no_adapter_changes_are_copied_and_replaced_unless_exchanged(
+    tmp_path: Path, adapter, tiny_sd1
+) -> None:
+    base, model = tmp_path / "base", tmp_path / "model"
+    shutil.copytree(tiny_sd1, base)
+    (base / "safety_checker").mkdir()
+    weights = {"a": torch.randn(3, 2, dtype=torch.float16), "ids": torch.arange(3)}
+    save_file(weights, base / "safety_checker" / "model.safetensors", {"format": "pt", "by": "x"})
+    for _ in range(2):
+        convert(adapter, model, "merged", base=base)
+    copied = model / "safety_checker" / "model.safetensors"
+    assert read_metadata(copied).items() >= {"format": "pt", "by": "x"}.items()
+    for key, tensor in load_file(copied).items():
+        assert torch.equal(tensor, weights[key]) and tensor.dtype == weights[key].dtype
+    save_file({"a": torch.zeros(3, 2)}, copied)  # by its owner
+    with pytest.raises(UserError, match="not written by convert"):
+        convert(adapter, model, "merged", base=base)
 
 
 def test_an_edited_model_is_kept(tmp_path: Path, adapter, tiny_sd1) -> None:

@@ -293,7 +293,8 @@ def test_stable_diffusion_3_is_merged_into_a_folder_only_as_its_card_says(sd35, 
     with pytest.raises(UserError, match=r"Stable Diffusion 3\.5 is written as a diffusers folder"):
         convert(path, tmp_path / "out.safetensors", "merged", base=base)
     assert "adapter.safetensors merged --to merged --base BASE" in card_text(path.parent, "a dog")
-    assert convert(path, tmp_path / "merged", "merged", base=base).relative < 1e-4
+    for _ in range(2):  # its own folder, third text encoder included, is replaced
+        assert convert(path, tmp_path / "merged", "merged", base=base).relative < 1e-4
 
 
 def test_the_model_card_of_a_transformer_says_what_works(trained) -> None:

@@ -105,13 +105,14 @@ def parse_budget(text: str, precision: str = "fp32") -> int:
     Raises:
         UserError: anything else, or nothing.
     """
-    match = re.fullmatch(r"\s*([\d.,_]+)\s*([kKmMgG]?)(i?[bB])?\s*", text)
+    digits = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|[\d._]+"  # commas separate thousands only
+    match = re.fullmatch(rf"\s*({digits})\s*([kKmMgG]?)(i?[bB])?\s*", text)
     try:
         number = float(match[1].replace("_", "").replace(",", "")) if match else 0.0
     except ValueError:
         number = 0.0
     if number <= 0:
-        raise UserError(f"--budget {text!r}: write parameters as 2M or 500k, or a size as 8MB.")
+        raise UserError(f"--budget {text!r}: write parameters as 2.5M or 500k, or a size as 8MB.")
     number *= {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[match[2].lower()]
     return int(number / BYTES[precision] if match[3] else number)
 

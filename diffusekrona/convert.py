@@ -18,7 +18,6 @@ from typing import Any
 from .bases.precision import STORED, dtype_of
 from .common.command_line import parse
 from .common.errors import exit_on_user_error
-from .common.paths import as_path
 from .common.settings import setting
 from .common.weights import given_weight
 
@@ -119,22 +118,23 @@ def description() -> str:
 
 def _source(text: str) -> tuple[str, float]:
     """`PATH[:WEIGHT]`; without a weight, the one that this package's adapter file names, or 1."""
-    from .adapters.mixing import default_weight
+    from .adapters.mixing import adapter_file, default_weight
     from .common.tensor_files import read_metadata
 
     path, weight = given_weight(text)
-    return path, default_weight(read_metadata(path)) if weight is None else weight
+    if weight is None:
+        weight = default_weight(read_metadata(adapter_file(path)))
+    return path, weight
 
 
 def _base(settings: ConvertSettings, source: str) -> str | None:
     """The base asked for, or for a merged model that which our adapter file names."""
-    from .adapters.mixing import ADAPTER_FILE
+    from .adapters.mixing import adapter_file
     from .common.tensor_files import read_metadata
 
     if settings.base or settings.to != "merged":
         return settings.base
-    path = as_path(source)
-    return read_metadata(path / ADAPTER_FILE if path.is_dir() else path).get("base_model")
+    return read_metadata(adapter_file(source)).get("base_model")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -37,10 +37,10 @@ from ..common.json_files import parse_json
 from ..common.own_files import keep_foreign
 from ..common.tensor_files import entries_of, read_tensors, write_entries
 from ..krona import target_layers
-from .foreign import FILES, component_folders, in_own_layout, read_component_folders
+from .foreign import component_folders, in_own_layout, read_component_folders
 from .layers import tensor_shapes
 from .methods import METHODS, Method, method_of
-from .mixing import default_weight
+from .mixing import adapter_file, default_weight
 
 LAYOUT_VERSION = "1"
 
@@ -156,14 +156,9 @@ def read_adapter(path: Path | str) -> Adapter:
         UserError: no such file, not safetensors, not this package's adapter, a factor without its
             partner, a tensor of a wrong shape or with values that are not finite; the key is named.
     """
-    path, folders = Path(path), {}
+    path = adapter_file(path)
     if path.is_dir():
-        usual = [path / name for name in FILES]
-        file = next((file for file in usual if file.is_file()), usual[0])
-        folders = {} if file.is_file() else component_folders(path)
-        path = path if folders else file
-    if folders:
-        tensors, metadata = read_component_folders(folders)
+        tensors, metadata = read_component_folders(component_folders(path))
     elif not path.is_file():
         raise UserError(f"No adapter file at {path}: give the path of an adapter.safetensors.")
     else:

@@ -21,10 +21,10 @@ from ..bases.families import denoiser_names
 from ..common.errors import UserError
 from ..common.json_files import parse_json, read_json
 from ..common.tensor_files import read_tensors
+from .mixing import PEFT_WEIGHTS
 
 PEFT_HEAD = "base_model.model."
 CONFIG = "adapter_config.json"
-FILES = ("adapter.safetensors", "adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 _TEXT_ENCODER = ("text_model.", "encoder.layers.")  # how the layers of a lone one begin
 Tensors = dict[str, torch.Tensor]
 
@@ -43,7 +43,7 @@ def in_own_layout(
             "convert it with `python -m diffusekrona.convert`."
         )
     bare = {key.removeprefix(PEFT_HEAD): tensor for key, tensor in tensors.items()}
-    configs = _noted(metadata, path)
+    configs = saved_configs(metadata, path)
     if not configs and (path.parent / CONFIG).is_file():
         configs = {"": read_json(path.parent / CONFIG, dict[str, Any])}
     if not configs:
@@ -62,10 +62,11 @@ def in_own_layout(
 
 
 def component_folders(path: Path) -> dict[str, Path]:
-    """Component to its PEFT folder in `path`, such as `unet/` and `text_encoder/`."""
+    """Component to its PEFT folder in `path`, such as `unet/` and `text_encoder/`; the denoiser
+    first."""
     folders = sorted(file.parent for file in path.glob(f"*/{CONFIG}"))
-    names = denoiser_names()
-    return {f.name: f for f in folders if f.name in names or is_text_encoder(f.name)}
+    denoisers = {f.name: f for f in folders if f.name in denoiser_names()}
+    return denoisers | {f.name: f for f in folders if is_text_encoder(f.name)}
 
 
 def read_component_folders(folders: Mapping[str, Path]) -> tuple[Tensors, dict[str, str]]:
@@ -74,22 +75,22 @@ def read_component_folders(folders: Mapping[str, Path]) -> tuple[Tensors, dict[s
     configs: dict[str, Any] = {}
     own: dict[str, str] = {}
     for component, folder in folders.items():
-        path = folder / "adapter_model.safetensors"
+        path = folder / PEFT_WEIGHTS
         part, own = in_own_layout(*read_tensors(path), path)
         (configs[component],) = json.loads(own["config"]).values()
         tensors |= {f"{component}.{key.partition('.')[2]}": part[key] for key in part}
     return tensors, {**own, "config": json.dumps(configs)}
 
 
-def _noted(metadata: Mapping[str, str], path: Path) -> dict[str, dict[str, Any]]:
-    """diffusers' note of the configs, by component ("" for a lone model's)."""
+def saved_configs(metadata: Mapping[str, str], where: Path | str) -> dict[str, dict[str, Any]]:
+    """diffusers' `lora_adapter_metadata` by component ("" for a lone model's). Raises UserError."""
     text = metadata.get("lora_adapter_metadata")
     if text is None:
         return {}
     try:
         flat = parse_json(text, dict[str, Any])
     except ValueError as error:
-        raise UserError(f"{path}: lora_adapter_metadata is damaged ({error}).") from error
+        raise UserError(f"{where}: lora_adapter_metadata is damaged ({error}).") from error
     configs: dict[str, dict[str, Any]] = defaultdict(dict)
     for key, value in flat.items():
         component, _, field = key.rpartition(".")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .groups import GroupWeights
 
 ADAPTER_FILE = "adapter.safetensors"  # the name that a run's folder holds it under
+PEFT_WEIGHTS = "adapter_model.safetensors"
+FILES = (ADAPTER_FILE, PEFT_WEIGHTS, "pytorch_lora_weights.safetensors")  # the first that is there
 WEIGHT_KEY = "default_weight"  # in a file's metadata: the weight to draw with
 
 
@@ -40,10 +42,12 @@ class WeightedAdapter:
 
     def recipe(self) -> dict[str, Any]:
         """What a picture's recipe records of it; only as much of the path as identifies it."""
+        from ..bases.fingerprint import fingerprint_of
         from ..common.pictures import content_key
 
-        name = "/".join(self.path.absolute().parts[-2:])
-        recipe = {"file": name, "weight": self.weight, "sha256": content_key(self.path)}
+        path = self.path.absolute()
+        digest = fingerprint_of(str(path)) if path.is_dir() else content_key(path)
+        recipe = {"file": "/".join(path.parts[-2:]), "weight": self.weight, "sha256": digest}
         return recipe | (self.groups.as_dict() if self.groups else {})
 
 
@@ -51,7 +55,7 @@ def run_name(path: Path, adapter: Adapter) -> str:
     """What a run is called: its folder's name, or what the file says of it where that name is a
     hash or "run", as in a study's cells."""
     own = path.absolute()
-    folder = own.parent if own.name == ADAPTER_FILE else own
+    folder = own.parent if own.name in FILES else own
     name = folder.name if folder.suffix != ".safetensors" else folder.stem
     if re.fullmatch(r"checkpoint-\d+|checkpoint-best", name):
         name = f"{folder.parent.name}/{name}"
@@ -157,9 +161,9 @@ def choose_base(
 
 
 def parse_adapter(text: str) -> tuple[Path, float]:
-    """`PATH[:WEIGHT]` to the adapter file's path and its weight. Raises as `split_weight` does."""
+    """`PATH[:WEIGHT]` to `adapter_file` and its weight. Raises as `split_weight` does."""
     path, weight = split_weight(text)
-    return _file(path), weight
+    return adapter_file(path), weight
 
 
 def read_weighted(text: str, groups: GroupWeights | None = None) -> WeightedAdapter:
@@ -171,9 +175,10 @@ def read_weighted(text: str, groups: GroupWeights | None = None) -> WeightedAdap
     from .file import read_adapter
 
     path, weight = given_weight(text)
-    adapter = read_adapter(_file(path))
+    file = adapter_file(path)
+    adapter = read_adapter(file)
     weight = default_weight(adapter.metadata) if weight is None else weight
-    return WeightedAdapter(_file(path), weight, adapter, groups)
+    return WeightedAdapter(file, weight, adapter, groups)
 
 
 def default_weight(metadata: Mapping[str, str]) -> float:
@@ -185,9 +190,16 @@ def default_weight(metadata: Mapping[str, str]) -> float:
     return weight if is_weight(weight) else 1.0
 
 
-def _file(path: str) -> Path:
-    file = as_path(path)
-    return file / ADAPTER_FILE if file.is_dir() else file
+def adapter_file(path: str | Path) -> Path:
+    """Where an adapter is: of a folder the file in it, or the folder itself where PEFT saved the
+    adapters of several components in it. Any other path stays as it is."""
+    from .foreign import component_folders
+
+    path = as_path(path)
+    if not path.is_dir():
+        return path
+    found = next((path / name for name in FILES if (path / name).is_file()), None)
+    return found or (path if component_folders(path) else path / ADAPTER_FILE)
 
 
 def apply_adapters(pipeline: Any, adapters: Sequence[WeightedAdapter], merge: bool = True) -> None:

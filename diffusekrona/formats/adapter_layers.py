@@ -16,7 +16,7 @@ Source: diffusers `loaders/lora_base.py`; kohya-ss/sd-scripts `networks/krona.py
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from ..adapters.file_config import lokr_scales, lora_scales, refuse_other_bases
+from ..adapters.foreign import PEFT_HEAD, saved_configs
 from ..common.errors import UserError
 from ..common.json_files import parse_json
 from ..common.tensor_files import read_tensors
@@ -34,7 +35,6 @@ from .layer_parts import Grouped, LayerChange, Parts, change_of, group, kind_of,
 from .needs_base import NeedsBase
 
 Config = Mapping[str, Any]
-PEFT_HEAD = "base_model.model."
 
 
 def read(path: Path, hints: Hints) -> DeltaSet:
@@ -86,22 +86,6 @@ def from_tensors(
     result.vectors = _vectors(changes)
     result.bundled = grouped.bundled
     return result
-
-
-def saved_configs(metadata: Mapping[str, str], where: Path | str) -> dict[str, dict[str, Any]]:
-    """diffusers' `lora_adapter_metadata` by component ("" where unnamed). Raises UserError."""
-    text = metadata.get("lora_adapter_metadata")
-    if text is None:
-        return {}
-    by_component: dict[str, dict[str, Any]] = defaultdict(dict)
-    try:
-        flat = parse_json(text, dict[str, Any])
-    except ValueError as error:
-        raise UserError(f"{where}: lora_adapter_metadata is damaged ({error}).") from error
-    for key, value in flat.items():
-        component, _, field = key.rpartition(".")
-        by_component[component][field] = value
-    return dict(by_component)
 
 
 def _leave_out_unknown(grouped: Grouped, where: Path | str, hints: Hints) -> list[str]:

@@ -20,12 +20,13 @@ import torch
 from peft import LoraConfig, PeftConfig
 
 from ..adapters.file import checked_adapter
+from ..adapters.foreign import CONFIG, PEFT_HEAD, component_folders
 from ..adapters.krona_method import KRONA
+from ..adapters.mixing import PEFT_WEIGHTS
 from ..common.errors import UserError, shortened
 from ..common.json_files import read_json
 from ..common.tensor_files import entries_of, read_tensors, refuse_pickle, stored, write_entries
 from . import adapter_layers
-from .adapter_layers import PEFT_HEAD
 from .delta_set import DeltaSet, Hints, find_family, layers_from_metadata
 from .destination import MARK
 from .krona_file import component_deltas, to_adapter
@@ -33,21 +34,16 @@ from .layer_names import layer_name
 from .layer_parts import part_of
 from .lora import low_rank
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 
-
-def component_folders(path: Path) -> dict[str, Path]:
+def folders_of(path: Path) -> dict[str, Path]:
     """Component to its PEFT folder; "" for the folder of one model, or for a file in it."""
     folder = path.parent if path.is_file() else path
-    if (folder / CONFIG).is_file():
-        return {"": folder}
-    return {c: path / c for c in COMPONENTS if (path / c / CONFIG).is_file()}
+    return {"": folder} if (folder / CONFIG).is_file() else component_folders(path)
 
 
 def read(path: Path, hints: Hints) -> DeltaSet:
     """A PEFT folder of KronA, LoRA, LoHa or LoKr, or the weights' file in it. Raises UserError."""
-    folders = component_folders(path)
+    folders = folders_of(path)
     if not folders:
         raise UserError(
             f"{path} has no {CONFIG} beside it, which says how its factors are scaled: add it."
@@ -55,7 +51,7 @@ def read(path: Path, hints: Hints) -> DeltaSet:
     parts: list[tuple[str, str, DeltaSet]] = []
     metadata: dict[str, str] = {}
     for component, inner in folders.items():
-        weights = path if path.is_file() else inner / WEIGHTS
+        weights = path if path.is_file() else inner / PEFT_WEIGHTS
         if not weights.is_file() and (inner / "adapter_model.bin").is_file():
             refuse_pickle(inner / "adapter_model.bin")
         config = read_json(inner / CONFIG, dict[str, Any])
@@ -198,7 +194,7 @@ def _write(
         config.save_pretrained(inner)
         metadata = {"base_family": source.family} if source.family else {}
         metadata["layers_per_block"] = str(source.layers_per_block)
-        write_entries(entries_of(named), inner / WEIGHTS, metadata | MARK)
+        write_entries(entries_of(named), inner / PEFT_WEIGHTS, metadata | MARK)
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from ..adapters.foreign import PEFT_HEAD
 from ..common.errors import UserError
 from ..common.paths import as_path
 from ..common.tensor_files import opened, refuse_pickle
@@ -60,7 +61,7 @@ def recognise(source: Path | str, wanted: str | None = None) -> tuple[str, Path]
         raise UserError(f"{path} holds no tensors.")
     if "diffusekrona" in metadata:
         return "krona", path
-    if any(key.startswith(adapter_layers.PEFT_HEAD) for key in keys):
+    if any(key.startswith(PEFT_HEAD) for key in keys):
         return "peft", path
     if any(key.endswith((".krona_a", ".krona_b")) for key in keys):
         return "krona", path
@@ -83,7 +84,7 @@ def recognise(source: Path | str, wanted: str | None = None) -> tuple[str, Path]
 
 
 def _folder(path: Path) -> tuple[str, Path]:
-    if peft_folder.component_folders(path):
+    if peft_folder.folders_of(path):
         return "peft", path
     if (path / "model_index.json").is_file():
         return "full", path

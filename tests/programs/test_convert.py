@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffusekrona import KronAConfig, load_adapter, save_adapter
+from diffusekrona.adapters.file import read_adapter, write_adapter
 from diffusekrona.common.errors import UserError, exit_on_user_error
 from diffusekrona.common.weights import split_weight
 from diffusekrona.convert import main
@@ -73,6 +74,17 @@ def test_weights_and_mixing(adapter: Path, tmp_path: Path, capsys) -> None:
     have = mixed.get_submodule(name).get_delta_weight("default")
     want = plain.get_submodule(name).get_delta_weight("default") * (-2 + 0.5 + 1)
     torch.testing.assert_close(have, want)
+
+
+def test_a_run_s_folder_is_converted_at_the_weight_that_its_adapter_names(
+    adapter: Path, tmp_path: Path
+) -> None:
+    chosen = read_adapter(adapter)
+    chosen.metadata["default_weight"] = "0.5"
+    file = write_adapter(chosen, tmp_path / "run" / "adapter.safetensors")
+    for source in (file, file.parent):
+        assert main([str(source), str(tmp_path / "out.safetensors"), "--to", "krona"]) == 0
+        assert read_adapter(tmp_path / "out.safetensors").configs["unet"].scale == 0.25
 
 
 def test_sources_with_weights(tmp_path: Path) -> None:

@@ -30,10 +30,12 @@ from diffusekrona.adapters.mixing import (
     choose_base,
     parse_adapter,
     read_adapters,
+    read_weighted,
 )
 from diffusekrona.bases import loading
 from diffusekrona.bases.schedulers import SCHEDULERS, set_scheduler
 from diffusekrona.common.errors import UserError
+from diffusekrona.formats.conversion import convert
 from diffusekrona.krona.functional import kron_weight
 from diffusekrona.sampling import pipeline as sampling
 from diffusekrona.sampling.grids import read_recipe, save_new_png, save_png
@@ -105,6 +107,20 @@ def test_merged_equals_live_and_weights_count(
     assert apart(merged, base) > 3
     assert apart(merged, run(*plain, "--adapter", one, out="one")) > 3
     assert apart(base, run(*plain, "--adapter", f"{one}:0", out="zero")) == 0
+
+
+@pytest.mark.parametrize("components", [1, 2])
+def test_an_adapter_in_a_peft_folder_draws_as_its_file_does(
+    run: Run, adapters: tuple[Path, Path], components: int, tiny_sd1: Path, tmp_path: Path
+) -> None:
+    file, folder = adapters[components - 1], tmp_path / "dog"
+    convert(file, folder, "peft")
+    assert (folder / "unet").is_dir() == (components == 2)
+    common = ["--pretrained_model_name_or_path", tiny_sd1, "--prompt", "a dog"]
+    drawn = run(*common, "--adapter", folder, out="folder")
+    assert apart(drawn, run(*common, "--adapter", file, out="file")) == 0
+    [recipe] = read_recipe(drawn[0])["adapters"]
+    assert recipe["sha256"] and read_weighted(str(folder)).title == "dog"
 
 
 def test_what_is_merged_is_the_weighted_sum(adapters: tuple[Path, Path], tiny_sd1: Path) -> None:

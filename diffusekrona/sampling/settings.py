@@ -120,8 +120,8 @@ class ModelSettings:
         (),
         append=True,
         metavar="PATH[:WEIGHT]",
-        help="Adapter file, or the run folder that holds it; repeat the flag to mix several. The "
-        "weight is 1 by default.",
+        help="Adapter file, or the run's or PEFT's folder that holds it; repeat the flag to mix "
+        "several. The weight is 1 by default.",
     )
     no_merge: bool = setting(False, help="Keep adapters unmerged.")
     blocks: tuple[str, ...] = setting(

@@ -15,6 +15,7 @@ from typing import Any
 
 from .common.command_line import parse
 from .common.errors import exit_on_user_error
+from .common.own_files import check_names
 from .common.settings import COUNTS, SEEDS, setting
 from .sampling.settings import GUIDANCE_HELP, guidance_or
 
@@ -151,6 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="diffusekrona.quickstart",
         description="A subject's photos, the base and the fine-tuned base in one labelled picture.",
     )
+    check_names(settings.output)
     from .adapters.mixing import choose_base, read_adapters
     from .bases.families import drawing_defaults
     from .bases.loading import quiet_libraries

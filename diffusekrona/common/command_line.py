@@ -91,11 +91,16 @@ def _value_of(flag: str, argv: Sequence[str]) -> str | None:
     """The last value that a command line gives to a flag, or None."""
     found = None
     for argument, following in zip(argv, [*argv, None][1:], strict=True):
-        if argument == flag:
-            found = following
-        elif argument.startswith(f"{flag}="):
-            found = argument.partition("=")[2]
+        if _flag_in(argument) == flag:
+            _, equals, value = argument.partition("=")
+            found = value if equals else following
     return found
+
+
+def _flag_in(argument: str) -> str:
+    """The flag of `--flag` or `--flag=value`; tyro takes hyphens for the underscores in it."""
+    flag = argument.partition("=")[0]
+    return flag[:2] + flag[2:].replace("-", "_")
 
 
 def _registry(cls: type, values: Mapping[str, Any]) -> ConstructorRegistry:
@@ -201,7 +206,7 @@ def _refuse(cls: type, argv: Sequence[str], event: errors.ParseErrorEvent) -> No
     elif isinstance(event, errors.MissingArgs):
         unknown = event.unrecognized_tokens
     elif isinstance(event, errors.BadValue) and not _flag_of(event.argument).startswith("-"):
-        unknown = [a for a in argv if a.startswith("-") and a.partition("=")[0] not in known]
+        unknown = [a for a in argv if a.startswith("-") and _flag_in(a) not in known]
     if unknown:
         flag = unknown[0].partition("=")[0]
         if not flag.startswith("-"):
@@ -224,7 +229,7 @@ def _refuse(cls: type, argv: Sequence[str], event: errors.ParseErrorEvent) -> No
 
 def _repeated(cls: type, before: Sequence[str]) -> str:
     """That the last flag of `before` is given once for each value, where it is such a flag."""
-    last = next((word.partition("=")[0] for word in reversed(before) if word[:1] == "-"), "")
+    last = next((_flag_in(word) for word in reversed(before) if word[:1] == "-"), "")
     once_each = {o.flag for o in options_of(cls).values() if o.metadata.get("append")}
     return f", and repeat {last} for each further value" if last in once_each else ""
 

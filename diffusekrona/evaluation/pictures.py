@@ -155,8 +155,8 @@ def what_is_wrong(job: Job) -> str | None:
     except Exception:  # Pillow meets damaged files with errors of many kinds
         return "is broken"  # pictures of ours are written whole, but disks fail
     want = json.loads(json.dumps(job.recipe))
-    for key, value in want.items():
-        found = have.get(key)
+    for key in want | have:  # an option that is not set has no entry
+        value, found = want.get(key), have.get(key)
         # An adapter is its content and weight; its file may have been moved.
         same = _without_files(found) == _without_files(value) if key == "adapters" else False
         if not same and found != value:

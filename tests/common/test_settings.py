@@ -48,6 +48,7 @@ class Cake:
     gluten: bool = setting(False, help="Use flour.")
     no_icing: bool = setting(False, help="Leave the icing out.")
     token: str | None = setting(None, in_file=False, help="A secret.")
+    on_the_side: tuple[str, ...] = setting((), append=True, help="Serve this with it; repeat.")
 
 
 def cake(*argv: str) -> Cake:
@@ -83,6 +84,7 @@ def test_a_home_that_the_shell_left_alone(tmp_path: Path, monkeypatch) -> None:
         ("--pan a --sweetnes 1", r"--sweetnes is not a flag of cake \(did you mean --sweetness\?"),
         ("--pan a b", "'b' belongs to no flag: put text with spaces into quotes\\."),
         ("--pan a --topping b c", "'c' .* quotes, and repeat --topping for each further value"),
+        ("--pan a --on-the-side b c", "'c' .* repeat --on_the_side for each further value"),
         ("--pan", "--pan needs a value"),
         ("--pan a --salt x", "--salt must be a whole number, not 'x'"),
         ("--pan a --salt 0", "--salt must be a positive number, not 0"),
@@ -112,6 +114,13 @@ def test_a_file_is_the_same_as_its_flags(tmp_path: Path) -> None:
     # Flags beside it win, wherever they stand; repeated ones replace the file's.
     beside = cake("--salt", "6", f"--config={path}", "--topping", "ice", "--no_gluten")
     assert beside == with_values(made, token=None, salt=6, topping=("ice",), gluten=False)
+
+
+@pytest.mark.parametrize("flags", [("--on-the-side", "ice"), ("--on-the-side=ice",)])
+def test_a_flag_with_hyphens_replaces_the_files_values(tmp_path: Path, flags) -> None:
+    path = tmp_path / "cake.yaml"
+    path.write_text("pan: tin\non_the_side: [nuts, jam]\n")
+    assert cake(*flags, "--config", str(path)).on_the_side == ("ice",)
 
 
 def test_values_as_people_write_them(tmp_path: Path) -> None:

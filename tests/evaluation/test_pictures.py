@@ -51,6 +51,7 @@ def test_a_picture_counts_as_drawn_by_its_own_recipe_alone(tmp_path: Path) -> No
         (recipe, recipe, True), (moved, recipe, True), (none, none, True), (none, recipe, False),
         (recipe, none, False), ({**recipe, "adapters": ["b"]}, recipe, False),
         ({**recipe, "adapters": "x"}, none, False), ({"prompt": "a dog"}, recipe, False),
+        ({**recipe, "revision": "old"}, recipe, False), ({**recipe, "vae": None}, recipe, True),
     ]):  # fmt: skip
         path = tmp_path / f"{number}.png"
         save_png(Image.new("RGB", (8, 8)), path, have)

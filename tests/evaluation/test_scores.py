@@ -148,3 +148,9 @@ def test_the_quick_start_draws_the_comparison(
     recipe = read_recipe(tmp_path / "picture.png")
     assert recipe["adapters"][0]["file"] == "run/adapter.safetensors"
     assert recipe["seeds"] == [0, 1, 2, 3]
+
+
+def test_the_quick_start_does_not_rename_a_folder(tmp_path: Path) -> None:
+    flags = ("--adapter", "none", "--photos", "none", "--class_word", "owl")
+    with pytest.raises(UserError, match="is a folder"):
+        quickstart.main([*flags, "--output", str(tmp_path)])

@@ -27,7 +27,7 @@ def choose_study(chosen: ChosenSettings, bundled: bool) -> Study:
     from dataclasses import replace
 
     from .builtin_studies import studies
-    from .grid import check_names, with_axis, with_flags, yaml_value
+    from .grid import check_names, check_steps, with_axis, with_flags, yaml_value
     from .yaml_files import read_study
 
     builtin = studies(bundled)
@@ -52,6 +52,7 @@ def choose_study(chosen: ChosenSettings, bundled: bool) -> Study:
     if chosen.checkpoints:
         study = replace(study, checkpoints=tuple(sorted(chosen.checkpoints)))
     check_names(study)
+    check_steps(study, changes)
     return study
 
 

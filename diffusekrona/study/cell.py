@@ -78,8 +78,9 @@ class Cell:
     Attributes:
         arm, labels: its place in the study's grid.
         texts: the prompts' templates, so that editing their file makes other pictures.
-        photos: content hashes of the subject's pictures and caption files; held_out: of the
-            pictures that similarity is measured against, none where it is those trained on.
+        photos: content hashes of the subject's pictures and caption files, and of its masks where
+            they are used; held_out: of the pictures that similarity is measured against, none
+            where it is those trained on.
         base_files, scorers: fingerprints of the base and of the scoring models, where they are
             local folders.
     """
@@ -167,22 +168,30 @@ def cells_of(
     whole grids.
 
     Raises:
-        UserError: a subject without pictures, or fewer than the study trains on.
+        UserError: a subject without pictures, or fewer than the study trains on; a number of
+            pictures that is not one.
     """
     from ..bases.fingerprint import fingerprint_of
+    from ..common.pictures import content_key
+    from ..data.masks import mask_files
     from ..evaluation.prompts import get_prompts
 
     texts = tuple(f"{p.kind}:{p.template}" for p in get_prompts(scoring.prompts))
     base_files = fingerprint_of(scoring.base)
     scorers = tuple(map(fingerprint_of, (scoring.clip, scoring.dino, scoring.reader)))
-    data = {subject.name: _content_of(Path(subject.folder)) for subject in subjects}
+    data = {s.name: _content_of(Path(s.folder)) for s in subjects}
+    masks = {s.name: tuple(map(content_key, mask_files(Path(s.folder)))) for s in subjects}
     held = {s.name: _content_of(Path(s.held_out))[1] if s.held_out else () for s in subjects}
 
     def cell(arm: str, labels: tuple[str, ...], subject: Subject, seed: int, flags: Any) -> Cell:
         count, photos = data[subject.name]
         least = (flags or {}).get("pictures", 1)
+        if type(least) is not int or least < 1:
+            raise UserError(f"pictures must be a positive whole number, not {least!r}.")
         if least > count:
             raise UserError(f"{subject.name} has {count} pictures, the study needs {least}.")
+        if flags and flags.get("masked_loss"):
+            photos += masks[subject.name]
         steps = () if flags is None else study.checkpoints
         return Cell(
             study.name, arm, labels, subject, seed, flags, steps, scoring, texts, photos,

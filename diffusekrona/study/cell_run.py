@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,14 +16,19 @@ from ..common.settings import build, check_limits
 from ..common.settings_files import typed_values
 from ..training.settings import TrainSettings
 from .cell import RESULT, Cell, default_of, finished
-from .grid import Flags
+from .grid import Flags, steps_for
 from .scoring import score_point
 
-# What reaches out of the study's folder.
-_NOT_IN_STUDIES = (
-    "output_dir", "logging_dir", "resume_from_checkpoint", "overwrite_output_dir", "push_to_hub",
-    "hub_model_id", "hub_token",
-)  # fmt: skip
+# What reaches out of the study's folder, or has its own flag, and what to do instead.
+_NOT_IN_STUDIES = {
+    **dict.fromkeys((
+        "output_dir", "logging_dir", "resume_from_checkpoint", "overwrite_output_dir",
+        "push_to_hub", "hub_model_id", "hub_token",
+    ), "leave it out"),
+    "seed": "use --seeds",
+    "instance_data_dir": "use --subject",
+    "pretrained_model_name_or_path": "use --base",
+}  # fmt: skip
 
 
 def run_cell(cell: Cell, root: Path) -> dict[str, Any]:
@@ -92,9 +96,9 @@ def check_flags(cells: Iterable[Cell]) -> None:
     """
     for cell in cells:
         if cell.flags is not None:
-            for name in _NOT_IN_STUDIES:
+            for name, instead in _NOT_IN_STUDIES.items():
                 if name in cell.flags:
-                    raise UserError(f"{cell.title()}: a study cannot set {name}: leave it out.")
+                    raise UserError(f"{cell.title()}: a study cannot set {name}: {instead}.")
             flags = _training_flags(cell, Path(cell.subject.folder), Path("run"))
             values = typed_values(TrainSettings, flags, cell.title())
             try:
@@ -122,8 +126,7 @@ def _training_flags(cell: Cell, pictures: Path, out: Path) -> Flags:
     flags.setdefault("instance_prompt", f"{article(name)} {name}")
     flags.setdefault("report_to", "none")
     if cell.checkpoints:
-        flags["max_train_steps"] = max(cell.checkpoints)
-        flags["checkpointing_steps"] = math.gcd(*cell.checkpoints)
+        flags |= steps_for(cell.checkpoints)
     else:
         flags.setdefault("checkpointing_steps", 100)
         flags.setdefault("checkpoints_total_limit", 1)
@@ -148,14 +151,16 @@ def _written(flags: Flags) -> list[str]:
 
 
 def first_pictures(source: Path, count: int, target: Path) -> Path:
-    """A folder with the first `count` pictures, by name, and their captions."""
+    """A folder with the first `count` pictures, by name, and their captions and masks."""
     from ..data.folder import find_pictures
+    from ..data.masks import MASK_ENDINGS
 
     found, _ = find_pictures(source)
     target.mkdir(parents=True, exist_ok=True)
     files = [source / "metadata.jsonl"]
     for picture in found[:count]:
         files += [picture, picture.with_suffix(".txt"), picture.with_suffix(".caption")]
+        files += [picture.with_name(picture.stem + ending) for ending in MASK_ENDINGS]
     for path in filter(Path.is_file, files):
         with replace_whole(target / path.name) as temporary:
             shutil.copyfile(path, temporary)

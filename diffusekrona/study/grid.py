@@ -18,12 +18,14 @@ A study is a dataclass here and a small YAML file elsewhere (`--print NAME` writ
         values:
         - {label: Q alone, flags: {attn_update_unet: q}}
 
-`checkpoints: [100, 200]` scores one run after so many steps each, instead of its end. The flag
-`pictures` is the study's own: so many of the subject's pictures are trained on.
+`checkpoints: [100, 200]` scores one run after so many steps each; the last of them is its end,
+whatever `max_train_steps` is. The flag `pictures` is the study's own: so many of the subject's
+pictures are trained on.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -145,6 +147,25 @@ def check_names(study: Study) -> None:
         raise UserError(
             f'{study.name}: "base" is the name of the bare base: give that arm another name.'
         )
+
+
+def steps_for(checkpoints: Sequence[int]) -> Flags:
+    """The training flags that checkpoints, at least one, decide."""
+    return {"max_train_steps": max(checkpoints), "checkpointing_steps": math.gcd(*checkpoints)}
+
+
+def check_steps(study: Study, changes: Flags) -> None:
+    """Raises UserError where `changes`, an arm or an axis sets steps that the checkpoints decide
+    otherwise. Those of the study as a whole are what it has without checkpoints."""
+    if not study.checkpoints:
+        return
+    sources = [changes, *(flags for arm in study.arms for _, flags in arm.points())]
+    for name, decided in steps_for(study.checkpoints).items():
+        if other := [flags[name] for flags in sources if flags.get(name, decided) != decided]:
+            raise UserError(
+                f"{study.name}: {name} cannot be {other[0]}: the checkpoints make it {decided}; "
+                "use --checkpoints."
+            )
 
 
 # --- changes from the command line ----------------------------------------------------------------

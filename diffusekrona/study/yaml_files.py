@@ -122,8 +122,10 @@ def _study_from(file: _StudyFile) -> Study:
         raise ValueError(f"name: {name[:80]!r} cannot be a folder's name")
     if not file.arms:
         raise ValueError("arms: there is none")
-    if any(number < 0 for number in (*(file.seeds or ()), *file.checkpoints)):
-        raise ValueError("seeds and checkpoints: numbers from 0 on")
+    if any(seed < 0 for seed in file.seeds or ()):
+        raise ValueError("seeds: numbers from 0 on")
+    if any(step < 1 for step in file.checkpoints):
+        raise ValueError("checkpoints: numbers of steps from 1 on")
     arms = []
     for arm in file.arms:
         axes = [Axis(str(a.name), tuple(map(_value_from, a.values, [a] * len(a.values))))

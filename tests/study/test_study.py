@@ -25,6 +25,7 @@ from tiny_scorers import save_clip, save_dino
 
 from diffusekrona.bases.fingerprint import fingerprint_of
 from diffusekrona.common.errors import UserError
+from diffusekrona.data.masks import mask_files
 from diffusekrona.study import __main__ as program
 from diffusekrona.study import cell_run, engines
 from diffusekrona.study.builtin_studies import studies
@@ -39,6 +40,7 @@ from diffusekrona.study.grid import (
     Value,
     axis,
     check_names,
+    check_steps,
     label_of,
     with_axis,
     with_flags,
@@ -132,6 +134,8 @@ def test_yaml_gives_the_study_back(tmp_path) -> None:
         ("name: /tmp/x\narms: [{label: a}]", "cannot be a folder's name"),
         ("name: ..\narms: [{label: a}]", "cannot be a folder's name"),
         ("name: x\nseeds: '123'\narms: [{label: a}]", "seeds: "),
+        ("name: x\nseeds: [-1]\narms: [{label: a}]", "seeds: "),
+        ("name: x\ncheckpoints: [0, 50]\narms: [{label: a}]", "checkpoints: .* from 1 on"),
         ("name: x\narms: [{label: a, flags: {a1: {b: 1}}}]", "arms.0.flags.a1"),
         ("name: x\narms: [{label: a, axes: [{name: b, values: [1]}]}]", "no flag"),
         ("a: &a [x, x]\nb: &b [*a, *a]\nname: *b\narms: []", "alias"),
@@ -275,6 +279,26 @@ def test_a_cell_is_its_settings(subject, scoring, tmp_path) -> None:
     before = fingerprint_of(str(model))
     (model / "weights").write_bytes(bytes(199_999) + b"x")  # trained again under the same name
     assert before != fingerprint_of(str(model)) and fingerprint_of("hub/name") is None
+
+
+def test_masks_are_of_the_runs_that_use_them(subject, scoring, tmp_path) -> None:
+    folder = tmp_path / "dog"
+    shutil.copytree(subject.folder, folder)
+    dog = dataclasses.replace(subject, folder=str(folder))
+
+    def keys() -> list[str]:
+        both = (tiny_study(), with_flags(tiny_study(), {"masked_loss": True}))
+        return [cells_of(study, [dog], scoring)[1].key() for study in both]
+
+    found = []
+    for colour in (None, "black", "white"):
+        if colour:
+            Image.new("L", (40, 32), colour).save(folder / "red.mask.png")
+        found.append(keys())
+    plain, masked = zip(*found, strict=True)
+    assert len(set(plain)) == 1 and len(set(masked)) == 3
+    chosen = cell_run.first_pictures(folder, 3, tmp_path / "chosen")
+    assert [file.name for file in mask_files(chosen)] == ["red.mask.png"]
 
 
 def test_pictures_of_the_base_alone_heed_how_the_study_reads_it(scoring, subject, tmp_path) -> None:
@@ -583,11 +607,40 @@ def test_every_flag_reaches_training(subject, scoring, tmp_path) -> None:
         ({"learning_rte": 1e-3}, "'learning_rte' is not a setting .did you mean learning_rate"),
         ({"lr_scheduler": "cosin"}, "lr_scheduler"),
         ({"rank": 4.5}, "rank"),
+        ({"seed": 3}, "a study cannot set seed: use --seeds"),
+        ({"instance_data_dir": "x"}, "use --subject"),
+        ({"pretrained_model_name_or_path": "x"}, "use --base"),
+        ({"pictures": "all"}, "pictures must be a positive whole number, not 'all'"),
+        ({"pictures": 0}, "pictures must be a positive whole number, not 0"),
     ],
 )
 def test_a_mistyped_flag_is_refused_before_anything_runs(subject, scoring, flags, words) -> None:
     with pytest.raises(UserError, match=words):
         check_flags(cells_of(with_flags(tiny_study(), flags), [subject], scoring))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["--set", "max_train_steps=500"], "max_train_steps cannot be 500: .* make it 600"),
+        (["--set", "checkpointing_steps=7"], "checkpointing_steps cannot be 7: .* make it 50"),
+        (["--set", "max_train_steps=600"], None),
+        (["--checkpoints", "100", "300"], None),
+    ],
+)
+def test_steps_are_the_checkpoints_where_there_are_any(changes, words) -> None:
+    chosen = program.parse_settings(["iterations", *changes]).chosen
+    if not words:
+        program.choose_study(chosen, True)
+        return
+    with pytest.raises(UserError, match=words):
+        program.choose_study(chosen, True)
+
+
+def test_no_axis_varies_steps_that_the_checkpoints_decide() -> None:
+    arm = Arm("KronA", {}, (axis("steps", "max_train_steps", (2, 4)),))
+    with pytest.raises(UserError, match="max_train_steps cannot be 2"):
+        check_steps(dataclasses.replace(tiny_study(checkpoints=(4,)), arms=(arm,)), {})
 
 
 def test_flags_that_training_refuses_do_not_end_the_study(subject, scoring, tmp_path) -> None:

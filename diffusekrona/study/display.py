@@ -65,7 +65,7 @@ class Display:
 
     def _render(self) -> Group:
         lines = []
-        for cell in self.left.values():
+        for cell in list(self.left.values()):  # in the display's thread; outcomes remove from it
             if len(lines) < _MOST_SHOWN and (cell.folder(self.root) / RUNNING).exists():
                 lines.append(f"  {cell.title()}: {_what(cell, self.root)}")
         return Group(self.progress.get_renderable(), Text("\n".join(lines)))

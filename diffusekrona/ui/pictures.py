@@ -55,8 +55,8 @@ def build(workspace: Workspace) -> Any:
         # Those of a drop before this one, still in the field, are copied and removed by now.
         uploaded = [path for path in map(Path, files) if path.is_file()]
         try:
-            lines = add_pictures(workspace, name or "", uploaded)
-            note = _copied(len(uploaded) - len(lines), name or "")
+            lines, renamed = add_pictures(workspace, name or "", uploaded)
+            note = " ".join([*_copied(len(uploaded) - len(lines), name or ""), *renamed])
         except UserError as error:
             lines, note = [str(error)], ""
         finally:
@@ -116,9 +116,9 @@ def build(workspace: Workspace) -> Any:
     return subject
 
 
-def _copied(number: int, name: str) -> str:
+def _copied(number: int, name: str) -> list[str]:
     words = "1 picture has" if number == 1 else f"{number} pictures have"
-    return f"{words} been added to {name}." if number else ""
+    return [f"{words} been added to {name}."] if number else []
 
 
 def _save(workspace: Workspace, typed: Mapping[str, str]) -> tuple[str, dict[str, str]]:

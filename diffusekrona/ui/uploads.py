@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.errors import UserError, writing
-from ..common.files import new_file, slug, write_text
-from ..common.pictures import why_not
+from ..common.files import new_file, replace_whole, slug, write_text
+from ..common.own_files import set_aside
+from ..common.pictures import content_key, why_not
 from ..data.caption_files import read_captions
 from ..data.folder import find_pictures
 from ..data.masks import mask_files, picture_of_mask
@@ -25,14 +26,16 @@ def picture_folder(workspace: Workspace, subject: str) -> Path:
     return inside(workspace, Path("data") / subject / "input", ("data",))
 
 
-def add_pictures(workspace: Workspace, subject: str, files: Sequence[Path]) -> list[str]:
+def add_pictures(
+    workspace: Workspace, subject: str, files: Sequence[Path]
+) -> tuple[list[str], list[str]]:
     """Copy uploaded pictures into data/SUBJECT/input.
 
     Each is decoded before it lies there; its name is made of its words, and a picture that has it
-    already stays.
+    already stays. A mask takes the place of the one that its picture had, which is renamed.
 
     Returns:
-        One line for each file that was refused.
+        One line for each file that was refused, and one for each mask that was renamed.
 
     Raises:
         UserError: a subject without letters or digits; the disk refuses.
@@ -41,7 +44,7 @@ def add_pictures(workspace: Workspace, subject: str, files: Sequence[Path]) -> l
         raise UserError(wrong)
     known = os.listdir(workspace.data) if os.path.isdir(workspace.data) else []
     folder = picture_folder(workspace, subject if subject in known else safe_name(subject))
-    refused = []
+    refused, renamed = [], []
     for file in files:
         reason = "larger than 40 MB" if file.stat().st_size > MOST_BYTES else why_not(file)
         if reason:
@@ -49,9 +52,25 @@ def add_pictures(workspace: Workspace, subject: str, files: Sequence[Path]) -> l
             continue
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        with new_file(folder / _safe_file(file.name)) as (temporary, _):
-            shutil.copyfile(file, temporary)
-    return refused
+        path = folder / _safe_file(file.name)
+        if stem := picture_of_mask(path.name):
+            with replace_whole(path) as temporary:
+                shutil.copyfile(file, temporary)
+                renamed += [_set_mask_aside(old) for old in _other_masks(folder, stem, file)]
+        else:
+            with new_file(path) as (temporary, _):
+                shutil.copyfile(file, temporary)
+    return refused, renamed
+
+
+def _other_masks(folder: Path, stem: str, new: Path) -> list[Path]:
+    """The masks that a picture has, but for one that is the same as the new one."""
+    own = [mask for mask in mask_files(folder) if picture_of_mask(mask.name) == stem]
+    return [mask for mask in own if content_key(mask) != content_key(new)]
+
+
+def _set_mask_aside(mask: Path) -> str:
+    return f"The mask {mask.name} was replaced and is kept as {set_aside(mask).name}."
 
 
 def _safe_file(name: str) -> str:

@@ -3,6 +3,7 @@ something are shown."""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,13 @@ _BUTTONS = {
     "use": "Draw with it", "draw-now": "Draw now", "save-now": "Save now",
     "stop": "Stop and save", "resume": "Resume", "clone": "Clone",
 }  # fmt: skip
+
+_ACTIONS = {  # what a button does with a run, and what is said then
+    "draw-now": (draw_now, "Asked to draw: the pictures appear after this step."),
+    "save-now": (save_now, "Asked to save a checkpoint after this step."),
+    "stop": (stop, "Asked to stop: it saves a checkpoint after this step."),
+    "resume": (resume, "Resumed from the newest checkpoint."),
+}
 
 
 def build(
@@ -70,17 +78,6 @@ def build(
         wanted = kept or there[:1]
         return gr.Dropdown(choices=there), {} if wanted == names else {"runs": wanted}
 
-    def act(names: Sequence[str] | None, action: Any, words: str) -> str:
-        try:
-            found, _ = _chosen(workspace, names or [])
-            if not found:
-                raise UserError("Choose a run first.")
-            for name in found:
-                action(workspace, inside(workspace, name, ("outputs",)))
-        except UserError as error:
-            return say(mistakes=[str(error)])
-        return say(note=words)
-
     def clone(names: Sequence[str] | None) -> tuple[Any, ...]:
         found, _ = _chosen(workspace, names or [])
         if not found:
@@ -106,25 +103,34 @@ def build(
              asked_by)  # fmt: skip
     # A tab that is opened from elsewhere on the page says nothing of it.
     running.change(lambda name: gr.Timer(active=bool(name)), running, timer, **QUIET)
-    stopping.click(
-        lambda names: act(names, stop, "Asked to stop: it saves a checkpoint after this step."),
-        chosen, said,
-    )  # fmt: skip
-    drawing.click(
-        lambda names: act(names, draw_now, "Asked to draw: the pictures appear after this step."),
-        chosen, said,
-    )  # fmt: skip
-    saving.click(
-        lambda names: act(names, save_now, "Asked to save a checkpoint after this step."),
-        chosen, said,
-    )  # fmt: skip
-    resuming.click(
-        lambda names: act(names, resume, "Resumed from the newest checkpoint."), chosen, said
-    )
+    for button in (stopping, drawing, saving, resuming):
+        pressed = functools.partial(act, workspace, button.elem_id)
+        button.click(pressed, chosen, said)
     copied = answer()
     opened = cloning.click(clone, chosen, [tabs, timer, train.usual, copied], js=ask("clone"))
     train.fill(opened.then(None, js=FOCUS), copied, "clone")
     return using, chosen, timer
+
+
+def act(workspace: Workspace, button: str, typed: Sequence[str] | None) -> str:
+    """What the page says after a button was pressed for the chosen runs. It is for those that it
+    can do something with; if it can with none, each says why."""
+    action, words = _ACTIONS[button]
+    names, _ = _chosen(workspace, typed or [])
+    mistakes = [] if names else ["Choose a run first."]
+    done = False
+    try:
+        folders = [inside(workspace, name, ("outputs",)) for name in names]
+        useful = [f for f in folders if button in _useful(read_run(workspace, f))]
+    except UserError as error:
+        return say(mistakes=[str(error)])
+    for folder in useful or folders:
+        try:
+            action(workspace, folder)
+            done = True
+        except UserError as error:
+            mistakes.append(str(error))
+    return say(mistakes=mistakes, note=words if done else "")
 
 
 def adapter_of(workspace: Workspace, names: Sequence[str] | None) -> str:

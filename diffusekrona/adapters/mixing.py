@@ -57,7 +57,7 @@ def run_name(path: Path, adapter: Adapter) -> str:
     own = path.absolute()
     folder = own.parent if own.name in FILES else own
     name = folder.name if folder.suffix != ".safetensors" else folder.stem
-    if re.fullmatch(r"checkpoint-\d+|checkpoint-best", name):
+    if re.fullmatch(r"checkpoint-\d+|checkpoint-best|best", name):
         name = f"{folder.parent.name}/{name}"
     if not re.fullmatch(r"(run|[0-9a-f]{8,64})(/.*)?", name):
         return name

@@ -13,9 +13,10 @@ from typing import Any
 
 from ..common.errors import UserError, writing
 from ..common.settings import build, check_limits, options_of
-from ..common.weights import split_weight
+from ..common.weights import split_name, split_weight
 from ..convert import ConvertSettings
 from ..evaluation.choice_settings import ChooseSettings
+from ..evaluation.prompts import LISTS
 from ..evaluation.settings import EvaluateSettings
 from ..inspect import InspectSettings
 from .drawing import flags_of
@@ -102,7 +103,9 @@ _ROOMS = {
     "subject_dir": ("data",),
     "holdout_data_dir": ("data",),
     "photos": ("data",),
+    "prompts": ("data", "outputs"),
 }
+_WORDS = {"adapter": {"none"}, "prompts": {"auto", *LISTS}}  # values that are not paths
 
 
 def check_places(workspace: Workspace, values: Mapping[str, Any]) -> None:
@@ -115,8 +118,9 @@ def check_places(workspace: Workspace, values: Mapping[str, Any]) -> None:
         for one in value if isinstance(value, tuple) else (value,):
             if isinstance(one, str) and one.startswith("-"):
                 raise UserError(f"{name}: {one} begins with a hyphen.")
-            if name in _ROOMS and str(one) != "none":
-                place = split_weight(str(one))[0]
+            place = split_name(str(one))[1] if name == "adapter" else str(one)
+            if name in _ROOMS and place not in _WORDS.get(name, ()):
+                place = split_weight(place)[0]
                 path = inside(workspace, place, _ROOMS[name])
                 if name != "destination":
                     _check_there(place, path)

@@ -35,8 +35,11 @@ from .presets import PRESETS
 from .runs import settings_of
 from .views import say
 
-# What one run only is for, or the page does itself.
-LEFT_OUT = ("dry_run", "lr_find", "resume_from_checkpoint", "overwrite_output_dir", "hub_token")
+# What one run only is for, or the page does itself, or could write outside of outputs/.
+LEFT_OUT = (
+    "dry_run", "lr_find", "resume_from_checkpoint", "overwrite_output_dir", "hub_token",
+    "logging_dir",
+)  # fmt: skip
 OPTIONS = {n: o for n, o in options_of(TrainSettings).items() if n not in LEFT_OUT}
 NAMES = tuple(OPTIONS)
 BY_SUBJECT = (

@@ -160,6 +160,7 @@ def test_runs_have_names_not_hashes() -> None:
         ("runs/dog/adapter.safetensors", "dog"),
         ("runs/my.safetensors", "my"),
         ("runs/dog/checkpoint-4/adapter.safetensors", "dog/checkpoint-4"),
+        ("runs/dog/best.safetensors", "dog/best"),
         ("cells/0123456789abcdef/run/adapter.safetensors", "KronA, 500 steps, seed 1"),
         ("cells/0123456789abcdef/adapter.safetensors", "KronA, 500 steps, seed 1"),
     ):

@@ -41,6 +41,11 @@ def candidates(option: Option, now: Any) -> list[Any]:
     return ["data/dog/other", "pocket-sdxl", "outputs/dog/other", "words", "4-8", "1=1"]
 
 
+def test_a_run_of_the_page_has_its_logs_in_its_folder() -> None:
+    _, _, filled = train_form.from_yaml("logging_dir: /elsewhere\nseed: 3")
+    assert filled["seed"] == "3" and "logging_dir" not in filled
+
+
 def test_every_field_reaches_the_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data/dog/input").mkdir(parents=True)
     (tmp_path / "data/dog/other").mkdir()

@@ -44,12 +44,14 @@ def test_flags_give_a_program_the_values(tool: tools.Tool, values: dict) -> None
     "values",
     [{"source": "/etc/passwd"}, {"run": Path("/etc")}, {"destination": "../x"},
      {"adapter": ("none", "data/x")},
-     {"subject_dir": Path("outputs")}, {"blocks": ("--output=/x",)}, {"class_word": "-x"}],
+     {"subject_dir": Path("outputs")}, {"blocks": ("--output=/x",)}, {"class_word": "-x"},
+     {"prompts": "/etc/passwd"}, {"adapter": ("A=../x",)}, {"run": Path("object")}],
 )  # fmt: skip
 def test_what_leads_out_is_refused(tmp_path: Path, values: dict) -> None:
     with pytest.raises(UserError):
         tools.check_places(Workspace(tmp_path), values)
-    values = {"adapter": ("none", "outputs/x:0.5"), "destination": "outputs/new"}
+    values = {"adapter": ("none", "plain=none", "A=outputs/x:0.5"), "destination": "outputs/new"}
+    values |= {"prompts": "object"}
     with pytest.raises(UserError, match=r"^outputs/x is not there\.$"):
         tools.check_places(Workspace(tmp_path), values)
     (tmp_path / "outputs").mkdir()

@@ -56,20 +56,25 @@ class Summary:
 def summarise(values: np.ndarray, seed: int = 0) -> Summary:
     """Summary of scores in an array of any number of levels, the outermost first; NaN is missing.
 
-    The interval is None where no level has two members.
+    Where scores are missing, each outermost group counts once, whatever it has, and the interval
+    is over these groups alone. The interval is None where no level has two members.
     """
     values = np.asarray(values, dtype=np.float64)
     there = values[~np.isnan(values)]
     if not there.size:
         return Summary(float("nan"), None, None, None, 0)
     std = float(there.std(ddof=1)) if there.size > 1 else None
+    if there.size < values.size:
+        values = group_means(values)
+        values = values[~np.isnan(values)]
+    mean = float(values.ravel().mean())
     if max(values.shape, default=1) < 2:
-        return Summary(float(there.mean()), std, None, None, there.size)
+        return Summary(mean, std, None, None, there.size)
     means = bootstrap_means(values, seed=seed)
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.nanpercentile(means, [tail, 100 - tail])
     close = _borderline(means, tail)
-    return Summary(float(there.mean()), std, float(low), float(high), there.size, close)
+    return Summary(mean, std, float(low), float(high), there.size, close)
 
 
 def _borderline(means: np.ndarray, tail: float) -> bool:
@@ -91,6 +96,12 @@ def by_group(values: Sequence[np.ndarray], groups: Sequence[Hashable]) -> np.nda
     for row, own in enumerate(members.values()):
         out[row, : len(own)] = own
     return out
+
+
+def group_means(values: np.ndarray) -> np.ndarray:
+    """(groups, ...) to the mean (groups,) of what each outermost group has; NaN is missing."""
+    rows = values.reshape(len(values), -1)
+    return np.array([np.nan if np.isnan(row).all() else np.nanmean(row) for row in rows])
 
 
 def separated(effects: np.ndarray, seed: int = 0) -> np.ndarray:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..evaluation.scoring import METRICS
-from ..evaluation.statistics import by_group, separated, summarise
+from ..evaluation.statistics import by_group, group_means, separated, summarise
 from .results import Point, Results
 
 
@@ -56,8 +56,7 @@ def _subjects(point: Point) -> list[str]:
 
 def _means(point: Point, metric: str) -> np.ndarray:
     """(subjects,): over training seeds, prompts and pictures."""
-    values = by_group(point.scores[metric], [subject for subject, _ in point.runs])
-    return np.nanmean(values.reshape(len(values), -1), axis=1)
+    return group_means(by_group(point.scores[metric], [subject for subject, _ in point.runs]))
 
 
 def _best(arm: str, points: Sequence[Point], metrics: Sequence[str]) -> Best:

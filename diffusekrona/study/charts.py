@@ -127,14 +127,13 @@ def _line(
 
 def _along_what(results: Results) -> str:
     """What the horizontal axis holds, with its unit."""
-    if results.study.checkpoints:
-        return "training steps"
     names = dict.fromkeys(axis.name for arm in results.study.arms for axis in arm.axes)
-    return literal(" · ".join(names)) or "arm"
+    steps = ["training steps"] if results.study.checkpoints else []
+    return literal(" · ".join([*names, *steps])) or "arm"
 
 
 def _short(point: Point) -> str:
-    return literal(" · ".join(point.labels) or (str(point.step) if point.step else point.arm))
+    return literal(str(point.step) if point.step and not point.labels else point.label())
 
 
 def _places(points: Sequence[Point]) -> tuple[list[float] | None, bool]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..adapters.norms import norms_in
 from ..evaluation.scoring import METRICS
-from ..evaluation.statistics import Summary, by_group, separated, summarise
+from ..evaluation.statistics import Summary, by_group, group_means, separated, summarise
 from .cell import Cell, Scoring, finished
 from .grid import Study
 
@@ -50,11 +50,14 @@ class Point:
         return " · ".join(parts) or self.arm
 
     def mean(self, metric: str) -> float:
-        """Over all pictures of all runs: the summary's mean, without its interval."""
-        return float(np.nanmean(np.stack(self.scores[metric])))
+        """Over subjects: the summary's mean, without its interval."""
+        return float(group_means(self._by_subject(metric)).mean())
 
     def summary(self, metric: str) -> Summary:
-        return summarise(by_group(self.scores[metric], [subject for subject, _ in self.runs]))
+        return summarise(self._by_subject(metric))
+
+    def _by_subject(self, metric: str) -> np.ndarray:
+        return by_group(self.scores[metric], [subject for subject, _ in self.runs])
 
 
 @dataclass
@@ -199,7 +202,7 @@ def _name(results: Results, point: Point) -> str:
 def _separated(apart: dict[Any, np.ndarray | None]) -> set[Any]:
     """The comparisons that differ from 0 if all are looked at at once; none where a run lacks."""
     means = {
-        key: np.nanmean(values.reshape(len(values), -1), axis=1)
+        key: group_means(values)
         for key, values in apart.items()
         if values is not None and not np.isnan(values).all()
     }

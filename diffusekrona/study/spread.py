@@ -34,7 +34,7 @@ class Spread:
         pictures: (runs, prompts, seeds): 1 - cosine to the sweep's centre in CLIP's space, the
             mean over points.
         scores: metric to (runs,): the standard deviation over points of the run's mean score.
-        ranges: metric to the largest less the smallest of the points' means over runs.
+        ranges: metric to the largest less the smallest of the points' means over subjects.
     """
 
     arm: str
@@ -67,7 +67,8 @@ def spreads(results: Results) -> list[Spread]:
         for metric in results.metrics():
             by_run = np.array([[_mean(p, metric, run) for p in points] for run in runs])
             scores[metric] = by_run.std(axis=1, ddof=1)
-            ranges[metric] = float(np.ptp(by_run.mean(axis=0)))
+            by_subject = by_group(list(by_run), [subject for subject, _ in runs])
+            ranges[metric] = float(np.ptp(np.nanmean(by_subject, axis=1).mean(axis=0)))
         pictures = centres
         if pictures is None:
             pictures = np.stack([_from_centre(points, run) for run in runs])

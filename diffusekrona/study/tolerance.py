@@ -21,7 +21,7 @@ _LEFT_OUT = {"diversity", "pose"}
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Of one arm at one size.
+    """Of one arm at one size, after the same number of steps.
 
     Attributes:
         rates: all that were tried, in order.
@@ -35,7 +35,7 @@ class Tolerance:
 
 
 def tolerances(results: Results) -> list[Tolerance]:
-    """One for each arm and size with at least three learning rates."""
+    """One for each arm, size and checkpoint with at least three learning rates."""
     return [
         _tolerance(label, points, results.metrics())
         for arm in results.study.arms
@@ -56,7 +56,8 @@ def _sweeps(results: Results, arm: Arm) -> dict[str, dict[float, Point]]:
         for label in point.labels:
             if label in rates:
                 number, rate = rates[label]
-                rest = (*point.labels[:number], *point.labels[number + 1 :])
+                steps = (f"{point.step} steps",) if point.step else ()
+                rest = (*point.labels[:number], *point.labels[number + 1 :], *steps)
                 sweeps.setdefault(" ".join((arm.label, *rest)), {})[rate] = point
     return sweeps
 

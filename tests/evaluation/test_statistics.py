@@ -24,12 +24,12 @@ def test_one_value_has_neither_spread_nor_interval() -> None:
     assert str(summary) == "0.250" and summary.signed() == "+0.250"
 
 
-def test_missing_scores_are_left_out_of_the_mean() -> None:
+def test_missing_scores_are_left_out_and_their_groups_count_once() -> None:
     values = np.array([[1.0, math.nan], [3.0, 2.0]])
     summary = summarise(values)
-    assert summary.mean == pytest.approx(2.0) and summary.count == 3
+    assert summary.mean == pytest.approx(1.75) and summary.count == 3
     assert summary.std == pytest.approx(1.0)
-    assert 1.0 <= summary.low <= summary.mean <= summary.high <= 3.0
+    assert (summary.low, summary.high) == (1.0, 2.5)
     nothing = summarise(np.full((2, 2), math.nan))
     assert math.isnan(nothing.mean) and nothing.count == 0 and nothing.low is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -26,6 +27,21 @@ def results_of(study: Study) -> Results:
             point.scores = {name: [rng.random((2, 2))] * 2 for name in ("clip_i", "clip_t")}
             points.append(point)
     return Results(study, points, [], ["a", "b"], Scoring("base", "pocket"))
+
+
+def test_a_chart_over_rates_and_checkpoints_names_both() -> None:
+    study = dataclasses.replace(STUDIES["learning-rate"], checkpoints=(100, 300))
+    charts = charts_of(results_of(study))
+    axis = charts["scores"][0].axes[0]
+    ticks = [tick.get_text() for tick in axis.get_xticklabels()]
+    assert len(set(ticks)) == len(ticks) == 2 * len(study.arms[0].axes[0].values)
+    assert ticks[:2] == ["6e-4 · 100 steps", "6e-4 · 300 steps"]
+    assert axis.get_xlabel() == "learning rate · training steps"
+    names = {text.get_text() for text in charts["plane"][0].axes[0].texts}
+    assert names and names <= set(ticks)
+    steps = charts_of(results_of(STUDIES["iterations"]))["scores"][0].axes[0]
+    assert steps.get_xlabel() == "training steps"
+    assert steps.get_xticklabels()[0].get_text() == "50"
 
 
 @pytest.mark.parametrize("name", STUDIES)

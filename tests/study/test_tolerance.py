@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from diffusekrona.study.cell import Scoring
@@ -33,6 +35,25 @@ def test_rates_next_to_the_best_within_a_tenth() -> None:
     head, (row,) = tolerance_table([found])
     assert head == ["", "rates tried", "CLIP-I", "CLIP-T", "all"]
     assert row[2:] == ["1e-3 to 0.01 (× 10)", "≤ 1e-4 to 1e-3 (× 10)", "1e-3 to 1e-3 (× 1)"]
+
+
+def test_rates_after_the_same_number_of_steps_are_compared() -> None:
+    early = results({"clip_i": (0.2, 0.3, 0.4, 1.0)})
+    late = results({"clip_i": (0.2, 1.0, 0.4, 0.3)})
+    for step, found in ((100, early), (300, late)):
+        for point in found.points:
+            point.step = step
+    both = dataclasses.replace(early, points=[*early.points, *late.points])
+    assert [(one.label, one.near["clip_i"]) for one in tolerances(both)] == [
+        ("KronA 100 steps", (1e-1, 1e-1)),
+        ("KronA 300 steps", (1e-3, 1e-3)),
+    ]
+
+
+def test_a_subject_counts_once_however_many_of_its_runs_have_finished() -> None:
+    point = Point("KronA", (), None, 10, [("dog", 0), ("dog", 1), ("dog", 2), ("cat", 0)])
+    point.scores["clip_i"] = [np.full((2, 2), value) for value in (0.0, 0.0, 0.0, 1.0)]
+    assert point.mean("clip_i") == point.summary("clip_i").mean == 0.5
 
 
 def test_no_rate_may_be_near_in_everything() -> None:

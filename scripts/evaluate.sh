@@ -8,6 +8,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common/launch.sh"
 
 SUBJECT="${SUBJECT:-dog}"          # folder in data/ and outputs/
 CLASS="${CLASS:-$SUBJECT}"         # what it is, in a word that the base knows
+TOKEN="${TOKEN:-sks}"              # identifier that it was trained with
 MODEL_NAME="${MODEL_NAME:-}"       # base: hub name, folder or pocket; empty: the adapters' own
 VARIANT="${VARIANT:-}"             # of the base's files: fp16 halves the download where it exists
 ADAPTERS="${ADAPTERS:-}"           # [NAME=]PATH ...; none: the base alone; empty: none and the newest

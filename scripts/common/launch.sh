@@ -89,7 +89,8 @@ finetune() {
   flags=("${given:-$output}")
   # The subject's name is the script's, unless the flags give another prompt.
   [ -n "$(value_of --instance_prompt "$@")" ] || flags+=(--class_word "$CLASS" --identifier "$TOKEN")
-  launch choose "${flags[@]}" $CHOOSE
+  [ "$LOW_VRAM" != yes ] || flags+=(--low_vram)
+  launch choose "${flags[@]}" ${VARIANT:+--variant "$VARIANT"} $CHOOSE
 }
 
 # training OUTPUT_DIR FLAG...: `finetune`'s command.
@@ -114,6 +115,7 @@ training() {
 newest() {
   local found best
   found="$(ls -t "$ROOT/outputs/$SUBJECT"/$1/adapter.safetensors 2>/dev/null | head -n 1 || true)"
+  [ -n "$found" ] || return 0
   best="${found%adapter.safetensors}best.safetensors"
   if [ -f "$best" ] && [ ! "$found" -nt "$best" ]; then found="$best"; fi
   echo "$found"
@@ -154,7 +156,7 @@ evaluate() {
   launch evaluate \
     ${MODEL_NAME:+--pretrained_model_name_or_path "$MODEL_NAME"} ${VARIANT:+--variant "$VARIANT"} \
     "${flags[@]}" \
-    --subject_dir "$ROOT/data/$SUBJECT/input" --class_word "$CLASS" \
+    --subject_dir "$ROOT/data/$SUBJECT/input" --class_word "$CLASS" --identifier "$TOKEN" \
     --prompts "$PROMPTS" --seeds $SEEDS \
     ${STEPS:+--num_inference_steps "$STEPS"} ${GUIDANCE:+--guidance_scale "$GUIDANCE"} \
     ${PRECISION:+--mixed_precision "$PRECISION"} \

@@ -60,8 +60,10 @@ def test_fine_tuning_passes_its_block_on(words) -> None:
 
 
 def test_scoring_passes_its_block_on(words) -> None:
-    passed = words("evaluate.sh", ADAPTERS="none one", LOW_VRAM="yes", VARIANT="fp16")
+    block = {"LOW_VRAM": "yes", "VARIANT": "fp16", "TOKEN": "zwx"}
+    passed = words("evaluate.sh", ADAPTERS="none one", **block)
     assert passed.count("--adapter") == 2 and "--low_vram" in passed
+    assert value(passed, "--identifier") == "zwx"
     assert value(passed, "--variant") == "fp16" and "--low_vram" not in words(
         "evaluate.sh", ADAPTERS="none"
     )
@@ -142,6 +144,8 @@ def test_choosing_follows_the_flags_of_training(words) -> None:
         "a b", "--class_word", "dog", "--identifier", "xyz",
     ]  # fmt: skip
     assert chosen("--output_dir=a", "--instance_prompt=a zwx cat") == ["a"]
+    small = chosen("--output_dir=a", LOW_VRAM="yes", VARIANT="fp16")
+    assert "--low_vram" in small and value(small, "--variant") == "fp16"
     printed = words("finetune_sd.sh", OUTPUT_DIR="one", CHOOSE="--every 100 --budget 1h")
     assert printed[-4:] == ["--every", "100", "--budget", "1h"]
     assert "diffusekrona.choose" not in words("finetune_sd.sh", "--dry_run", CHOOSE="yes")
@@ -149,7 +153,7 @@ def test_choosing_follows_the_flags_of_training(words) -> None:
         words("finetune_sd.sh", CHOOSE="perhaps")
 
 
-def test_the_newest_run_is_drawn_with_its_chosen_adapter(words, tmp_path: Path) -> None:
+def test_the_newest_run_is_drawn_with_its_chosen_adapter(words, tmp_path, monkeypatch) -> None:
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
     run = tmp_path / "outputs/dog/one"
     run.mkdir(parents=True)
@@ -158,6 +162,10 @@ def test_the_newest_run_is_drawn_with_its_chosen_adapter(words, tmp_path: Path) 
     def drawn(**variables: str) -> str:
         return value(words(script, **variables), "--adapter")
 
+    (tmp_path / "best.safetensors").touch()  # in the current folder, of no run
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(subprocess.CalledProcessError):
+        drawn()
     (run / "adapter.safetensors").touch()
     assert drawn() == f"{run}/adapter.safetensors"
     best.touch()

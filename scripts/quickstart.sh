@@ -9,6 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 SUBJECT="${SUBJECT:-dog}"           # dog, cat, teapot, backpack, duck or car: see data/README.md
 CLASS="${CLASS:-$SUBJECT}"          # what it is, in a word that the base knows
+TOKEN="${TOKEN:-sks}"               # identifier: a word that means nothing to the base
 RUN="outputs/$SUBJECT/quickstart_pocket_$CLASS"  # delete this folder to fine-tune again
 PYTHON="${PYTHON:-}"                # empty: the first that is new enough
 TORCH_INDEX="${TORCH_INDEX:-}"      # another index for PyTorch, such as its CPU-only one
@@ -28,10 +29,11 @@ if [ -f "$RUN/adapter.safetensors" ]; then
   say "fine-tuned already, in $RUN"
 else
   say "fine-tuning pocket on the pictures in data/$SUBJECT/input"
-  MODEL_NAME=pocket SUBJECT="$SUBJECT" CLASS="$CLASS" OUTPUT_DIR="$RUN" bash scripts/finetune_sd.sh
+  MODEL_NAME=pocket SUBJECT="$SUBJECT" CLASS="$CLASS" TOKEN="$TOKEN" OUTPUT_DIR="$RUN" \
+    bash scripts/finetune_sd.sh
 fi
 
 say "merging, drawing, scoring"
 "$PYTHON" -m diffusekrona.quickstart --adapter "$RUN" --photos "data/$SUBJECT/input" \
-  --class_word "$CLASS" --output "$RUN/quickstart.png" "$@"
+  --class_word "$CLASS" --identifier "$TOKEN" --output "$RUN/quickstart.png" "$@"
 say "done"

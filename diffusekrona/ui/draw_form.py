@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..adapters.mixing import ADAPTER_FILE
+from ..adapters.mixing import ADAPTER_FILE, default_weight
 from ..common.errors import UserError
 from ..common.settings import options_of, with_values
 from ..sampling.grids import read_recipe
@@ -25,8 +25,9 @@ from .drawing import (
     variants,
     weighted,
 )
+from .filling import Answer
 from .form import field_values, label_of, read_form
-from .places import Workspace, adapter_files, run_folders
+from .places import Workspace, adapter_files, inside, run_folders
 from .scoring import score_pictures
 from .views import say, view
 
@@ -86,6 +87,23 @@ def _blocks(workspace: Workspace, name: str | None) -> list[str]:
     return sorted({place.block for place in places})
 
 
+def weight_of(workspace: Workspace, row: int, name: str | None, before: str) -> tuple[str, Answer]:
+    """The adapter chosen in a row, and what fills its weight: that which its file names.
+
+    Args:
+        before: the adapter that the weight was filled for.
+    """
+    from ..common.tensor_files import read_metadata
+
+    if not name or name == before:
+        return name or "", {}
+    try:
+        metadata = read_metadata(inside(workspace, name, ("outputs",)))
+    except UserError:
+        return name, {}
+    return name, {f"weight {row}": default_weight(metadata)}
+
+
 # --- drawing --------------------------------------------------------------------------------------
 
 
@@ -141,6 +159,7 @@ def drawn(workspace: Workspace, given: Sequence[Any]) -> Iterator[tuple[str, Any
         columns, photos = _read(workspace, given)
         done: list[Column] = []
         rows: list[str] = []
+        unscored: list[str] = []
         for number, variant in enumerate(columns):
             yield (
                 say(note=f"Drawing {variant.label} ({number + 1} of {len(columns)}) …"),
@@ -149,12 +168,16 @@ def drawn(workspace: Workspace, given: Sequence[Any]) -> Iterator[tuple[str, Any
             paths = draw(variant.settings)
             if not rows:
                 rows = _labels(variant, paths)
-            scores = score_pictures(workspace, paths, photos) if photos else ()
+            scores: tuple[str, ...] = ()
+            try:
+                scores = score_pictures(workspace, paths, photos) if photos else ()
+            except UserError as error:  # such as a CLIP model that is not on this machine
+                unscored, photos = [str(error)], ""
             pictures = tuple(workspace.relative(path.resolve()) for path in paths)
             merged = bool((read_recipe(paths[0]) or {}).get("merged"))
             command = command_of(with_values(variant.settings, no_merge=not merged))
             done.append(Column(variant.label, pictures, command, scores))
-        yield "", view("draw", columns=done, rows=rows)
+        yield say(mistakes=unscored), view("draw", columns=done, rows=rows)
     except Stopped:
         return
     except UserError as error:
@@ -168,9 +191,9 @@ def _labels(variant: Variant, paths: Sequence[Path]) -> list[str]:
 
 
 def restored(workspace: Workspace, path: str | None) -> tuple[Any, ...]:
-    """A message, the accordion of more adapters, the first adapter's blocks, and what fills the
-    fields in FILLED as a picture was drawn with them."""
-    same = (gr.skip(), gr.skip(), gr.skip(), {})
+    """A message, the accordion of more adapters, each row's adapter, the first one's blocks, and
+    what fills the fields in FILLED as a picture was drawn with them."""
+    same = (*[gr.skip()] * (ROWS + 3), {})
     if not path:
         return gr.skip(), *same
     try:
@@ -193,6 +216,7 @@ def restored(workspace: Workspace, path: str | None) -> tuple[Any, ...]:
     return (
         say(mistakes=missing) if missing else say(note="The form holds this picture's recipe."),
         gr.Accordion(open=True) if len(adapters) > 1 else gr.skip(),
+        *(name for name, _ in padded),
         tuple(blocks),
         gr.CheckboxGroup(choices=blocks),
         dict(zip(FILLED, filled, strict=True)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -98,10 +99,18 @@ def build(workspace: Workspace, tabs: gr.Tabs) -> DrawTab:
 
     blocks = (blocks_of, [names[0], known], [known, switches["blocks"]])
     gr.on([names[0].change, parts.expand], *blocks, **QUIET)
+    weighed = [gr.State("") for _ in range(ROWS)]  # the adapters that weights were filled for
+    for number, (name, weight, filled_for) in enumerate(zip(names, weights, weighed, strict=True)):
+        place, chooser = answer(), f"adapter-{number}"
+        chosen = name.change(
+            functools.partial(draw_form.weight_of, workspace, number),
+            [name, filled_for], [filled_for, place], js=ask(chooser), **QUIET,
+        )  # fmt: skip
+        fill(chosen, place, [f"weight {number}"], [weight], chooser)
     recipe = answer()
     read = png.upload(
         lambda path: draw_form.restored(workspace, path), png,
-        [said, mixed, known, switches["blocks"], recipe], js=ask("recipe"), **QUIET,
+        [said, mixed, *weighed, known, switches["blocks"], recipe], js=ask("recipe"), **QUIET,
     )  # fmt: skip
     restored = [*names, *weights, *switches.values(), *ordered]
     # The adapter may have been changed meanwhile, and then its blocks are others.

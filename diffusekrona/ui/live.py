@@ -4,7 +4,6 @@ merged."""
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,14 +81,28 @@ class Live:
         self.undo = None
 
 
-@functools.lru_cache(maxsize=1)  # one base at a time is in memory
-def loaded(
-    base: str,
-    files: Files,
-    reading: tuple[tuple[str, Any], ...],
-    options: tuple[tuple[str, Any], ...],
-) -> Live:
-    """The base with adapters live; `options` are settings by name."""
+Named = tuple[tuple[str, Any], ...]  # settings by name
+_loaded: dict[tuple[str, Files, Named, Named], Live] = {}  # one base at a time is in memory
+
+
+def loaded(base: str, files: Files, reading: Named, options: Named) -> Live:
+    """The base with adapters live: the one in memory, or loaded after that has been freed."""
+    key = (base, files, reading, options)
+    if key not in _loaded:
+        forget()
+        _loaded[key] = _load(*key)
+    return _loaded[key]
+
+
+def forget() -> None:
+    """Free the base in memory."""
+    from diffusers.training_utils import free_memory
+
+    _loaded.clear()
+    free_memory()
+
+
+def _load(base: str, files: Files, reading: Named, options: Named) -> Live:
     quiet_libraries()
     adapters = read_adapters([path for path, _ in files])
     settings = build(InferenceSettings, {**dict(options), "no_merge": True})

@@ -5,39 +5,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from ..bases.bundled import is_bundled
 from ..common.pictures import load_picture
 from ..data.folder import find_pictures
+from ..evaluation.settings import EncoderSettings
 from ..sampling.grids import read_recipe
 from .places import Workspace
 from .uploads import picture_folder
 
+if TYPE_CHECKING:
+    from ..evaluation.scores import Clip
+
 
 def score_pictures(workspace: Workspace, paths: Sequence[Path], subject: str) -> tuple[str, ...]:
-    """ "CLIP-I 0.81, CLIP-T 0.27" of each picture, by the bundled CLIP.
+    """ "CLIP-I 0.81, CLIP-T 0.27 by pocket-clip" of each picture, by the CLIP that suits the base
+    that drew them all.
 
     The first is its likeness to the subject's photos, the second to its prompt.
 
     Raises:
-        UserError: the subject has no photos.
+        UserError: the subject has no photos, or the CLIP model cannot be loaded.
     """
+    from ..evaluation.encoders import choose_names
     from ..evaluation.scores import clip_i, clip_t, image_features, text_features
 
-    clip = _clip()
     photos = [load_picture(p) for p in find_pictures(picture_folder(workspace, subject))[0]]
+    recipes = [read_recipe(path) or {} for path in paths]
+    names, _ = choose_names(EncoderSettings(), is_bundled(str(recipes[0].get("base"))))
+    clip = _clip(names.clip)
     references = image_features(clip, photos)
     lines = []
-    for path in paths:
+    for path, recipe in zip(paths, recipes, strict=True):
         features = image_features(clip, [load_picture(path)])
-        prompt = text_features(clip, [str((read_recipe(path) or {}).get("prompt", ""))])
+        prompt = text_features(clip, [str(recipe.get("prompt", ""))])
         likeness, obedience = clip_i(features, references), clip_t(features, prompt)
-        lines.append(f"CLIP-I {likeness:.2f}, CLIP-T {obedience:.2f}")
+        lines.append(f"CLIP-I {likeness:.2f}, CLIP-T {obedience:.2f} by {clip.name}")
     return tuple(lines)
 
 
 @lru_cache(maxsize=1)
-def _clip() -> Any:
+def _clip(name: str) -> Clip:
     from ..evaluation.scores import load_clip
 
-    return load_clip(None)
+    return load_clip(name)

@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from PIL import Image
 from playwright.sync_api import BrowserContext, Page, expect
 from processes import wait_until
 
+from diffusekrona.adapters.file import read_adapter, write_adapter
 from diffusekrona.sampling.grids import read_recipe
 
 pytestmark = [
@@ -95,6 +97,8 @@ def test_drawing(page: Page, server: Server, adapters: list[str]) -> None:
     for number, name in enumerate((adapters[0], adapters[2])):
         write(page, control(page, f"adapter-{number}"), name)
         page.keyboard.press("Tab")
+    first, weight = control(page, "adapter-0"), control(page, "weight-0")
+    write(page, weight, "0.5")
     write(page, control(page, "draw-prompt"), "a <i>sks</i> dog in the snow")
     write(page, control(page, "draw-num_inference_steps"), "2")
     page.get_by_role("button", name="Draw", exact=True).click()
@@ -104,10 +108,19 @@ def test_drawing(page: Page, server: Server, adapters: list[str]) -> None:
     drawn = sorted((server.folder / "outputs/pictures").glob("*.png"))
     assert len(drawn) == 2 and drawn[0].read_bytes() != drawn[1].read_bytes()
     write(page, control(page, "draw-prompt"), "something else")
+    best = "outputs/dog/one/best.safetensors"
+    adapter = read_adapter(server.folder / adapters[0])
+    adapter = replace(adapter, metadata={**adapter.metadata, "default_weight": "0.7"})
+    write_adapter(adapter, server.folder / best)
+    write(page, first, best)
+    page.keyboard.press("Tab")
+    expect(weight).to_have_value("0.7")
     page.get_by_text("Recipe of a picture").click()
     page.locator("#recipe input[type=file]").set_input_files(drawn[1])
     expect(control(page, "draw-prompt")).to_have_value("a <i>sks</i> dog in the snow")
-    assert control(page, "adapter-0").input_value() == adapters[0]
+    expect(first).to_have_value(adapters[0])
+    page.wait_for_timeout(1000)  # the weight of the recipe stays, whatever the adapter's file names
+    expect(weight).to_have_value("0.5")
 
     page.get_by_text("Compare", exact=True).click()
     write(page, control(page, "grid-weights"), "0.5 1")
@@ -122,7 +135,7 @@ def test_drawing(page: Page, server: Server, adapters: list[str]) -> None:
     page.get_by_role("button", name="Draw", exact=True).click()
     expect(page.locator("#drawn small")).to_have_count(3)
     for text in page.locator("#drawn small").all_inner_texts():
-        assert re.fullmatch(r"CLIP-I -?\d\.\d\d, CLIP-T -?\d\.\d\d", text)
+        assert re.fullmatch(r"CLIP-I -?\d\.\d\d, CLIP-T -?\d\.\d\d by pocket-clip", text)
     new = sorted(set((server.folder / "outputs/pictures").glob("*.png")) - set(drawn))
     assert len({path.read_bytes() for path in new}) == 3
     used = (read_recipe(new[-1]) or {})["adapters"][0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,8 +24,7 @@ from diffusekrona.common.settings import build, check_limits, flat
 from diffusekrona.krona import KronAConfig
 from diffusekrona.sampling.grids import read_recipe
 from diffusekrona.sampling.settings import InferenceSettings, parse_settings
-from diffusekrona.ui import drawing
-from diffusekrona.ui.live import loaded
+from diffusekrona.ui import drawing, live
 from diffusekrona.ui.places import Workspace
 
 
@@ -77,16 +77,45 @@ def test_commands_give_the_same_settings(workspace: Workspace, tiny_sd1: Path) -
     assert isinstance(settings, InferenceSettings)
 
 
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The bases that are loaded."""
+    live.forget()
+    load, bases = live._load, []
+    monkeypatch.setattr(live, "_load", lambda *key: bases.append(key[0]) or load(*key))
+    return bases
+
+
+def test_a_base_is_freed_before_the_next_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    live.forget()
+
+    class Base:
+        pass
+
+    made: list[weakref.ref] = []
+
+    def load(*_: object) -> Base:
+        assert all(base() is None for base in made)
+        base = Base()
+        made.append(weakref.ref(base))
+        return base
+
+    monkeypatch.setattr(live, "_load", load)
+    for name in ("one", "one", "two"):
+        live.loaded(name, (), (), ())
+    assert len(made) == 2
+    live.forget()
+
+
 def test_weights_change_without_loading_and_recipes_come_back(
-    workspace: Workspace, tiny_sd1: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, tiny_sd1: Path, loads: list[str]
 ) -> None:
-    loaded.cache_clear()
     pictures = {}
     for weight in (1, 0.5, 1):
         given = values(tiny_sd1, adapter=(f"{RUN}:{weight}",), prompt=("a dog",))
         (path,) = drawing.draw(drawing.settings_from(workspace, given))
         pictures.setdefault(weight, []).append(path)
-    assert loaded.cache_info().misses == 1
+    assert len(loads) == 1
     first, again = (path.read_bytes() for path in pictures[1])
     assert first == again != pictures[0.5][0].read_bytes()
     recipe = read_recipe(pictures[1][0])
@@ -116,7 +145,9 @@ def test_a_base_in_one_file(
     assert (read_recipe(picture) or {})["base"] == str(one_file)
 
 
-def test_adapters_are_swapped_on_one_base(workspace: Workspace, tiny_sd1: Path) -> None:
+def test_adapters_are_swapped_on_one_base(
+    workspace: Workspace, tiny_sd1: Path, loads: list[str]
+) -> None:
     """Each checkpoint's picture is that of a base loaded for it alone; one that fails does no
     harm."""
     names = ["outputs/dog/run/checkpoint-2/adapter.safetensors", RUN]
@@ -128,9 +159,10 @@ def test_adapters_are_swapped_on_one_base(workspace: Workspace, tiny_sd1: Path) 
 
     alone = []
     for number in range(2):
-        loaded.cache_clear()
+        live.forget()
         alone.append(drawn(number))
-    loaded.cache_clear()
+    live.forget()
+    loads.clear()
     drawn(0), drawn(0)  # merged the second time
     assert drawn(1) == alone[1] != alone[0] == drawn(0)
     adapter = read_adapter(Path(names[0]))
@@ -141,12 +173,13 @@ def test_adapters_are_swapped_on_one_base(workspace: Workspace, tiny_sd1: Path) 
     with pytest.raises(UserError):
         drawing.draw(drawing.settings_from(workspace, wrong))
     assert drawn(1) == alone[1]
-    assert loaded.cache_info().misses == 1
+    assert len(loads) == 1
 
 
-def test_adapters_that_are_left_alone_are_merged(workspace: Workspace, tiny_sd1: Path) -> None:
+def test_adapters_that_are_left_alone_are_merged(
+    workspace: Workspace, tiny_sd1: Path, loads: list[str]
+) -> None:
     """The picture is the same but for rounding; a moved weight brings the live one back."""
-    loaded.cache_clear()
     pixels, merged = [], []
     for weight in (1, 0, 1, 1, 0.5, 1):
         given = values(tiny_sd1, adapter=(f"{RUN}:{weight}",), prompt=("a dog",))
@@ -164,7 +197,7 @@ def test_adapters_that_are_left_alone_are_merged(workspace: Workspace, tiny_sd1:
     with Image.open(path) as image:
         assert (np.asarray(image) == pixels[2]).all()
     assert np.abs(pixels[1] - pixels[0]).max() > 1 < np.abs(pixels[4] - pixels[0]).max()
-    assert loaded.cache_info().misses == 1
+    assert len(loads) == 1
 
 
 def test_precision_is_the_forms(workspace: Workspace, tiny_sd1: Path) -> None:

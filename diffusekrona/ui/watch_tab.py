@@ -52,9 +52,9 @@ def build(
         elem_id="runs", allow_custom_value=True,  # else what is typed is lost by the Tab key
     )  # fmt: skip
     with gr.Row():
-        using, drawing, saving, stopping, resuming, cloning = buttons = [
-            gr.Button(words, elem_id=name, visible=False) for name, words in _BUTTONS.items()
-        ]
+        buttons = {
+            name: gr.Button(words, elem_id=name, visible=False) for name, words in _BUTTONS.items()
+        }
     said = gr.HTML(elem_id="watch-said")
     shown = gr.HTML(elem_id="watched")
     with gr.Accordion("Log of the first run", open=False):
@@ -91,7 +91,7 @@ def build(
         return gr.Timer(active=event.value == "Watch")  # on other tabs nobody looks
 
     tabs.select(wake, None, timer, **QUIET)
-    looked = [shown, log, last, *buttons]
+    looked = [shown, log, last, *buttons.values()]
     timer.tick(look, [chosen, last], looked, **QUIET)
     gr.on([tabs.select, chosen.change], look, [chosen, last], looked, **QUIET)
     for event, newest, asked_by in (
@@ -103,13 +103,14 @@ def build(
              asked_by)  # fmt: skip
     # A tab that is opened from elsewhere on the page says nothing of it.
     running.change(lambda name: gr.Timer(active=bool(name)), running, timer, **QUIET)
-    for button in (stopping, drawing, saving, resuming):
-        pressed = functools.partial(act, workspace, button.elem_id)
-        button.click(pressed, chosen, said)
+    for name in _ACTIONS:
+        buttons[name].click(functools.partial(act, workspace, name), chosen, said)
     copied = answer()
-    opened = cloning.click(clone, chosen, [tabs, timer, train.usual, copied], js=ask("clone"))
+    opened = buttons["clone"].click(
+        clone, chosen, [tabs, timer, train.usual, copied], js=ask("clone")
+    )
     train.fill(opened.then(None, js=FOCUS), copied, "clone")
-    return using, chosen, timer
+    return buttons["use"], chosen, timer
 
 
 def act(workspace: Workspace, button: str, typed: Sequence[str] | None) -> str:

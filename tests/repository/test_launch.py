@@ -174,6 +174,22 @@ def test_the_newest_run_is_drawn_with_its_chosen_adapter(words, tmp_path, monkey
     assert drawn() == f"{run}/adapter.safetensors"
 
 
+def test_the_quick_start_draws_with_the_identifier_that_it_trains_with(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / "scripts/common/install.sh").write_text(
+        "say() { :; }\ninstall_into_venv() { :; }\n"
+    )
+    for folder in ("data/dog/input", ".venv/bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(printing_python(tmp_path), tmp_path / ".venv/bin/python")
+    env = {"PATH": os.environ["PATH"], "TOKEN": "zwx", "PYTHONPATH": str(ROOT)}
+    command = ["bash", str(tmp_path / "scripts/quickstart.sh")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    printed = done.stdout.splitlines()
+    assert value(printed, "--instance_prompt") == "a zwx dog"
+    assert value(printed, "--identifier") == "zwx"
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("code", [0, 2])
 def test_the_programs_exit_code_is_the_scripts(tmp_path: Path, processes: int, code: int) -> None:

@@ -213,7 +213,7 @@ def run(
     peaks.end("loading")
     if measured.is_due(first):  # a run that was stopped leaves its last step to the next one
         measured.step(first)
-    done, ended = first, early.after(first)
+    done, ended = first, first < steps and early.after(first)
     if first == 0:
         show(0)
         peaks.end("validation")
@@ -282,7 +282,6 @@ def run(
 
         peaks.end("training")
         measured.step(done)
-        early.after(done)
         # The result comes before anything else that could fail.
         run_log.flush_and_check(trained)
         set_mode(optimizer, training=False)  # after the checkpoints, which training goes on from

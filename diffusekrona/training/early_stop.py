@@ -20,6 +20,7 @@ from torch import nn
 from ..adapters.file import Adapter, read_adapter, save_adapter
 from ..common.devices import from_main
 from ..common.errors import UserError
+from .checkpoint import ADAPTER
 from .optimizer import set_mode
 from .training_state import TrainingState
 from .validation_loss import LossLine, ValidationLoss
@@ -52,8 +53,8 @@ class EarlyStop:
         return False
 
     def restore(self, done: int, ended: bool) -> int | None:
-        """Put the best adapter into the models of the main process; its step, or None where the
-        result is that of the last step.
+        """Put the best adapter into the models of the main process, which hold that of the last
+        step as a result has it; its step, or None where the result is that of the last step.
 
         Args:
             done: the steps that were trained; ended: before the last.
@@ -88,7 +89,7 @@ class EarlyStopByLoss(EarlyStop):
                 "--early_stop needs the validation loss, which is not measured with a sharded base."
             )
         self.patience, self.measured, self.state, self.trained = patience, measured, state, trained
-        self.path, self.accelerator = folder / LOWEST, measured.accelerator
+        self.folder, self.accelerator = folder, measured.accelerator
 
     def is_due(self, step: int) -> bool:
         return self.measured.is_due(step)
@@ -108,7 +109,9 @@ class EarlyStopByLoss(EarlyStop):
         metadata = {**state.origin, "steps": step}
         try:
             with as_used(state, self.trained):
-                save_adapter(state.models, self.path, state.adapter_name, metadata=metadata)
+                save_adapter(
+                    state.models, self.folder / LOWEST, state.adapter_name, metadata=metadata
+                )
         except (UserError, OSError) as error:
             log.warning("the adapter of step %d is not kept: %s", step, error)
 
@@ -116,24 +119,35 @@ class EarlyStopByLoss(EarlyStop):
         lowest = lowest_of(self.measured.lines)
         if lowest is None or not self.accelerator.is_main_process:
             return None
-        try:
-            adapter = read_adapter(self.path)
-        except UserError as error:
-            log.warning("the result is the adapter of the last step: %s", error)
-            return None
-        if adapter.metadata.get("steps") != str(lowest.step):  # of a part that was done again
-            log.warning("the result is the adapter of the last step: that of step %d is no longer "
-                        "there", lowest.step)  # fmt: skip
-            return None
-        put_back(self.state, adapter)
+        if lowest.step != done:  # else it is in the models
+            adapter = self._adapter_of(lowest.step)
+            if adapter is None:
+                log.warning("the result is the adapter of the last step: that of step %d, where "
+                            "the validation loss is lowest, is not in %s",
+                            lowest.step, self.folder)  # fmt: skip
+                return None
+            put_back(self.state, adapter)
         words = f"stopped early at step {done}; " if ended else ""
         log.info("%sthe result is the adapter of step %d, where the validation loss is lowest",
                  words, lowest.step)  # fmt: skip
         return lowest.step
 
+    def _adapter_of(self, step: int) -> Adapter | None:
+        """The adapter of `step`, as it was kept or, where a run that had ended is continued, as its
+        result, which has not been replaced yet; None if neither is of this step."""
+        for path in filter(Path.is_file, (self.folder / LOWEST, self.folder / ADAPTER)):
+            try:
+                adapter = read_adapter(path)
+            except UserError as error:
+                log.warning("%s", error)
+                continue
+            if adapter.metadata.get("steps") == str(step):
+                return adapter
+        return None
+
     def forget(self) -> None:
         if self.accelerator.is_main_process:
-            self.path.unlink(missing_ok=True)
+            (self.folder / LOWEST).unlink(missing_ok=True)
 
 
 def put_back(state: TrainingState, adapter: Adapter) -> None:

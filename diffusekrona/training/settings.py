@@ -367,6 +367,11 @@ def resolve(settings: TrainSettings) -> TrainSettings:
         raise UserError(
             "--early_stop_by scores compares all checkpoints: leave --checkpoints_total_limit out."
         )
+    if validation.early_stop and by_scores and averages(optimisation):
+        raise UserError(
+            "--early_stop_by scores makes a checkpoint's factors the result, not an average: leave "
+            "--use_ema and schedule-free optimizers out, or give --early_stop_by loss."
+        )
     if validation.early_stop and not by_scores and not (held_out if every is None else every):
         raise UserError(
             "--early_stop follows the validation loss: hold pictures out with --holdout 1 or "
@@ -391,6 +396,11 @@ def resolve(settings: TrainSettings) -> TrainSettings:
         instance_prompt=prompt and with_trigger(prompt, word),
         validation_prompt=tuple(with_trigger(each, word) for each in drawn),
     )
+
+
+def averages(optimisation: OptimisationSettings) -> bool:
+    """Whether the result is an average of the factors that were trained."""
+    return optimisation.use_ema or optimisation.optimizer.startswith("schedulefree")
 
 
 def low_vram_recipe() -> dict[str, Any]:

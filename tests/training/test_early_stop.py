@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import tiny_models
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from diffusekrona.adapters.file import read_adapter
+from diffusekrona.adapters.file import read_adapter, save_adapter
 from diffusekrona.common.errors import UserError
+from diffusekrona.krona import KronAConfig
 from diffusekrona.train_dreambooth import main
-from diffusekrona.training.early_stop import lowest_of, should_stop
+from diffusekrona.training.checkpoint import ADAPTER
+from diffusekrona.training.early_stop import LOWEST, EarlyStopByLoss, lowest_of, should_stop
 from diffusekrona.training.validation_loss import LossLine, read_losses
 
 HIGH = ("--learning_rate", "0.3", "--validation_loss_steps", "1", "--checkpointing_steps", "1")
@@ -93,6 +97,27 @@ def test_it_ends_with_the_lowest_and_a_kill_changes_nothing(
         write_adapter(adapter, out / "lowest_loss.safetensors")
         assert same(run(tiny_sd1, pictures, out, *again), result)
         assert read_losses(out / "validation_loss.jsonl") == curve
+
+
+@pytest.mark.parametrize("name", [LOWEST, ADAPTER])
+def test_the_lowest_is_found_where_it_was_kept_or_in_the_result(tmp_path: Path, name: str) -> None:
+    """The file that was kept is gone when a run that had ended is continued."""
+    torch.manual_seed(0)
+    unet = tiny_models.unet("sd1")
+    unet.add_adapter(KronAConfig(a1=4, a2=16))
+    state = SimpleNamespace(models={"unet": unet}, adapter_name="default")
+    losses = SimpleNamespace(
+        every=10, accelerator=SimpleNamespace(is_main_process=True), lines=lines(5, 3, 4)
+    )
+    early = EarlyStopByLoss(1, losses, tmp_path, state, [])
+    assert early.restore(20, ended=False) is None
+    tiny_models.random_factors(unet, seed=1)
+    lowest = save_adapter(unet, tmp_path / name, metadata={"steps": 10})
+    tiny_models.random_factors(unet, seed=2)
+    assert early.restore(20, ended=False) == 10
+    assert same(load_file(save_adapter(unet, tmp_path / "restored.safetensors")), load_file(lowest))
+    losses.lines = lines(5, 3, 2)  # the last step is the lowest: nothing is read
+    assert early.restore(20, ended=False) == 20
 
 
 @pytest.mark.parametrize("more", [("--use_ema",), ("--optimizer", "schedulefreeadamw")])

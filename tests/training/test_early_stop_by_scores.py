@@ -89,8 +89,15 @@ def test_it_ends_with_the_best_checkpoint_and_a_kill_changes_nothing(
 
 
 def test_what_cannot_be_scored_is_refused_before_training(tiny_sd1, pictures, tmp_path) -> None:
-    with pytest.raises(UserError, match="--checkpoints_total_limit"):
-        run(tiny_sd1, pictures, tmp_path / "1", "--checkpoints_total_limit", "2")
     with pytest.raises(UserError, match="--identifier and --class_word"):
-        run(tiny_sd1, pictures, tmp_path / "2", "--instance_prompt", "dog")
+        run(tiny_sd1, pictures, tmp_path / "1", "--instance_prompt", "dog")
     assert not list(tmp_path.glob("*/checkpoint-*"))
+
+
+def test_the_last_step_ends_the_run_without_a_choice(tiny_sd1, pictures, tmp_path: Path) -> None:
+    """Its result is that of the last step, whatever is chosen."""
+    result = run(tiny_sd1, pictures, tmp_path / "1", "--max_train_steps", "2")
+    last = load_file(tmp_path / "1/checkpoint-2/adapter.safetensors")
+    assert all(torch.equal(result[key], last[key]) for key in last)
+    scored = sorted(path.name for path in (tmp_path / "1/choice/scores").glob("step-*.json"))
+    assert scored == ["step-1-at-1.json"]

@@ -135,6 +135,21 @@ def test_flags_that_contradict_each_other(wanted: str) -> None:
         resolve(both)
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"use_ema": True}, "--use_ema and schedule-free"),
+        ({"optimizer": "schedulefreesgd"}, "--use_ema and schedule-free"),
+        ({"checkpoints_total_limit": 2}, "leave --checkpoints_total_limit out"),
+    ],
+)
+def test_an_early_stop_by_scores_refuses_what_its_result_would_not_have(flags, says) -> None:
+    made = build(TrainSettings, {**REQUIRED, "early_stop": 2, "early_stop_by": "scores", **flags})
+    with pytest.raises(UserError, match=says):
+        resolve(made)
+    resolve(with_values(made, early_stop=None))
+
+
 @pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
 def test_a_rate_that_is_not_given_is_the_methods(method) -> None:
     argv = [word for name, value in REQUIRED.items() for word in (f"--{name}", str(value))]

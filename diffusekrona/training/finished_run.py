@@ -97,6 +97,8 @@ def read_subject(run: Path, asked: SubjectSettings, adapter: Adapter) -> Subject
         trained = [e for e in trained if e.path.parent == source.path]
         held = held if data.holdout_data_dir else [e for e in held if e.path.parent == source.path]
         prompt = with_trigger(source.prompt or prompt, source.trigger)
+    else:
+        prompt = with_trigger(prompt, data.trigger)
     read = subject_of(prompt) or ("", "")
     identifier, word = asked.identifier or read[0], asked.class_word or read[1]
     if not (identifier and word):

@@ -27,6 +27,7 @@ from ..common.files import write_text
 from ..common.json_files import parse_json
 from ..common.own_files import keep_foreign, write_result
 from ..common.run_record import RUN_RECORD, LogLine
+from ..data.captions import TRIGGER, with_trigger
 from ..data.disk_cache import cache_of
 from ..data.settings import DataSettings
 from .checkpoint import ADAPTER, checkpoints_in
@@ -257,13 +258,15 @@ def origin_of(
     resolved: ResolvedRun,
 ) -> dict[str, Any]:
     """Where a run's adapter files come from, as their metadata states it; checkpoints' too."""
-    reading = base.options()
+    reading, prompt = base.options(), data.instance_prompt or ""
+    if TRIGGER in prompt and not data.trigger:
+        prompt = ""  # only folders have triggers, and each a prompt of its own with it
     if isinstance(resolved.base, SingleFile):
         reading["base_sha256"] = cache_of(data).file_digest(Path(resolved.base))
     return {
         "base_model": base.pretrained_model_name_or_path,
         **reading,
-        "instance_prompt": data.instance_prompt or "",
+        "instance_prompt": with_trigger(prompt, data.trigger),
         "learning_rate": optimisation.learning_rate,
         "seed": optimisation.seed,
         "resolution": resolved.resolution,

@@ -387,13 +387,11 @@ def resolve(settings: TrainSettings) -> TrainSettings:
         raise UserError("--debiased_weighting and --snr_gamma both weight timesteps: give one.")
     optimizer = "adamw8bit" if optimisation.use_8bit_adam else optimisation.optimizer
     checkpointing = precision.gradient_checkpointing or precision.cpu_offload_checkpointing
-    prompt, word = settings.data.instance_prompt, settings.data.trigger
-    drawn = settings.validation.validation_prompt
+    word, drawn = settings.data.trigger, settings.validation.validation_prompt
     return with_values(
         settings,
         optimizer=optimizer,
         gradient_checkpointing=checkpointing,
-        instance_prompt=prompt and with_trigger(prompt, word),
         validation_prompt=tuple(with_trigger(each, word) for each in drawn),
     )
 

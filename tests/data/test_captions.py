@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from diffusekrona.adapters.file import read_adapter
 from diffusekrona.common.errors import UserError
 from diffusekrona.common.settings import with_values
 from diffusekrona.data.captions import choose_caption, shuffled, with_trigger
 from diffusekrona.data.examples import read_examples
 from diffusekrona.data.settings import DataSettings
 from diffusekrona.train_dreambooth import main
-from diffusekrona.training.settings import parse_settings
 
 
 def test_tags_are_shuffled_behind_those_that_are_kept() -> None:
@@ -100,8 +100,9 @@ def test_a_run_with_captions_resumes_exactly(tiny_sd1, tmp_path: Path, trained: 
     more = ["--shuffle_caption", "--keep_tokens", "1", "--caption_dropout", "0.5"]
     more += ["--train_text_encoder"] * trained
     whole = flags(tiny_sd1, data, tmp_path / "whole", *more)
-    assert parse_settings(whole).data.instance_prompt == "sks dog, red, blue, green"
     assert main(whole) == 0
+    prompt = read_adapter(tmp_path / "whole" / "adapter.safetensors").metadata["instance_prompt"]
+    assert prompt == "sks dog, red, blue, green"
     half = flags(tiny_sd1, data, tmp_path / "half", *more, "--checkpointing_steps", "2")
     assert main([*half, "--max_train_steps", "2"]) == 0
     assert main([*half, "--resume_from_checkpoint", "latest"]) == 0

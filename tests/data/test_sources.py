@@ -32,7 +32,9 @@ from diffusekrona.data.settings import DataSettings
 from diffusekrona.data.sources import some_photos, sources_of
 from diffusekrona.train_dreambooth import main
 from diffusekrona.training.batch import make_batch, pick
-from diffusekrona.training.settings import LossSettings, OptimisationSettings
+from diffusekrona.training.log import origin_of
+from diffusekrona.training.resolved_run import resolve_run
+from diffusekrona.training.settings import LossSettings, OptimisationSettings, parse_settings
 
 
 @pytest.fixture
@@ -75,6 +77,21 @@ def test_entries_and_what_they_leave_out(folders: Path) -> None:
     assert [p.name for p in some_photos(data.instance_data_dir, 2)] == ["green.png", "blue.png"]
     with pytest.raises(UserError, match="pot: resolution 32 is not a multiple of 64"):
         sizes_of(examples, 16, 64)
+
+
+@pytest.mark.parametrize("words", ["sks dog", None])
+def test_the_prompt_of_the_flags_has_each_folders_own_trigger(folders: Path, words) -> None:
+    dog = "{folder: dog}" if words else "{folder: dog, trigger: sks dog}"
+    text = f"folders: [{dog}, {{folder: pot, trigger: zwx pot}}]"
+    argv = flags(Path("pocket"), yaml(folders, text), folders / "run")
+    argv += ["--instance_prompt", "a photo of [trigger]", *(("--trigger", words) if words else ())]
+    settings = parse_settings(argv)
+    assert [e.captions for e in read_examples(settings.data, 0)] == [
+        ("a photo of sks dog",), ("sks dog, red",), ("a photo of zwx pot",),
+    ]  # fmt: skip
+    resolved = resolve_run(settings.base, settings.adapter, settings.data.resolution)
+    origin = origin_of(settings.base, settings.data, settings.optimisation, resolved)
+    assert origin["instance_prompt"] == ("a photo of sks dog" if words else "")
 
 
 def test_a_plain_folders_content_is_what_it_was(folders: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,6 +42,18 @@ def test_one_of_several_subjects_with_its_own_name_and_held_out_picture(run: Pat
         assert subject.name == name
         assert (len(subject.training), len(subject.held_out)) == (count, 1)
         assert {p.parent.name for p in (*subject.training, *subject.held_out)} == {folder}
+
+
+def test_the_trigger_of_a_run_on_one_folder_is_its_name(run: Path) -> None:
+    settings = {
+        "instance_data_dir": run / "pot", "instance_prompt": "a photo of [trigger]",
+        "trigger": "zwx teapot",
+    }  # fmt: skip
+    (run / "run.yaml").write_text(
+        "\n".join(f"{k}: {json.dumps(str(v))}" for k, v in settings.items())
+    )
+    adapter = SimpleNamespace(metadata={})
+    assert read_subject(run, SubjectSettings(), adapter).name == "zwx teapot"
 
 
 def test_which_subject_is_asked_for(run: Path) -> None:

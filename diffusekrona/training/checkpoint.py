@@ -149,9 +149,7 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Path | None:
             was written by a version that pickled its state.
     """
     if wanted != "latest":
-        path = Path(wanted)
-        if not path.is_dir() and (output_dir / wanted).is_dir():
-            path = output_dir / wanted
+        path = _named(output_dir, wanted)
         fault = what_is_wrong(path)
         if fault:
             raise UserError(f"Cannot resume from {path}: {fault}.")
@@ -167,6 +165,19 @@ def find_checkpoint(output_dir: Path, wanted: str) -> Path | None:
             )
         log.warning("%s is damaged (%s); trying the one before it", path, fault)
     return None
+
+
+def _named(output_dir: Path, wanted: str) -> Path:
+    """The folder that a path names, from the working directory or else from the output folder."""
+    path = Path(wanted)
+    return output_dir / wanted if not path.is_dir() and (output_dir / wanted).is_dir() else path
+
+
+def continues(output_dir: Path, wanted: str) -> bool:
+    """Whether resuming from `wanted` continues the run in `output_dir`, rather than another one."""
+    if wanted == "latest":
+        return True
+    return _named(output_dir, wanted).resolve().parent == output_dir.resolve()
 
 
 def read_settings(checkpoint: Path) -> tuple[int, dict[str, Any]]:
@@ -272,7 +283,7 @@ def remove_checkpoint(folder: Path) -> None:
 def leave_branch(output_dir: Path, checkpoint: Path) -> None:
     """Resuming from a checkpoint that is not the newest: set the newer ones and the run's record
     aside, so that `latest` never resumes from the abandoned branch."""
-    if checkpoint.resolve().parent != output_dir.resolve():
+    if not continues(output_dir, str(checkpoint)):
         return
     step = read_settings(checkpoint)[0]
     newer = [path for path in checkpoints_in(output_dir) if int(path.name[11:]) > step]

@@ -14,7 +14,13 @@ from ..common.errors import UserError, writing
 from ..common.own_files import keep_foreign
 from ..common.run_record import RUN_RECORD, read_run_record
 from ..evaluation.choice_settings import BEST, CHOICE
-from .checkpoint import ADAPTER, checkpoints_in, remove_checkpoint, remove_leftovers
+from .checkpoint import (
+    ADAPTER,
+    checkpoints_in,
+    continues,
+    remove_checkpoint,
+    remove_leftovers,
+)
 from .early_stop import LOWEST
 from .resume import check_agreement
 from .settings import OutputSettings
@@ -71,15 +77,19 @@ def refuse_to_overwrite(output: OutputSettings) -> None:
     """Keep an earlier run's result from being lost, unless its user says so.
 
     Raises:
-        UserError: `output_dir` holds a result or an unfinished run, and no flag says what to do.
+        UserError: `output_dir` holds a result or an unfinished run, and no flag says what to do, or
+            a checkpoint of another folder is resumed from.
     """
-    folder = output.output_dir
-    if output.overwrite_output_dir or output.resume_from_checkpoint:
+    folder, wanted = output.output_dir, output.resume_from_checkpoint
+    if output.overwrite_output_dir or (wanted and continues(folder, wanted)):
         return
     for found in (*folder.glob(ADAPTER), *checkpoints_in(folder)):
+        what = f"{folder} already holds {found.name}"
+        if wanted:
+            raise UserError(f"{what}, of another run than {wanted}: choose another --output_dir.")
         raise UserError(
-            f"{folder} already holds {found.name}: choose another --output_dir, resume with "
-            "--resume_from_checkpoint latest, or replace it with --overwrite_output_dir."
+            f"{what}: choose another --output_dir, resume with --resume_from_checkpoint latest, or "
+            "replace it with --overwrite_output_dir."
         )
 
 

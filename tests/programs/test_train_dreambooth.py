@@ -522,6 +522,22 @@ def test_a_result_is_not_overwritten_unasked(tiny_sd1, pictures, tmp_path: Path)
     )
 
 
+def test_only_its_own_run_is_resumed_over_a_result(tmp_path: Path) -> None:
+    for run in "ab":
+        (tmp_path / run / "checkpoint-2").mkdir(parents=True)
+    (tmp_path / "b" / "adapter.safetensors").touch()
+
+    def refuse(folder: str, wanted: str) -> None:
+        output.refuse_to_overwrite(OutputSettings(tmp_path / folder, resume_from_checkpoint=wanted))
+
+    for own in ("latest", "checkpoint-2", str(tmp_path / "a" / ".." / "b" / "checkpoint-2")):
+        refuse("b", own)
+    other = str(tmp_path / "a" / "checkpoint-2")
+    refuse("new", other)
+    with pytest.raises(UserError, match=r"b already holds adapter\.safetensors, of another run"):
+        refuse("b", other)
+
+
 def test_a_finished_run_is_not_run_again(tiny_sd1, pictures, tmp_path: Path, caplog) -> None:
     resume = ("--resume_from_checkpoint", "latest")
     first = run(tiny_sd1, pictures, tmp_path, *resume)  # nothing to resume: from the beginning

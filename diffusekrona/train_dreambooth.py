@@ -291,7 +291,7 @@ def run(
         run_log.save_result(adapted, origin, setup.ADAPTER_NAME, done, kept, ended)
         early.forget()
     measured.report()
-    show(done)
+    show(done if kept is None else kept)
     write_card_and_upload(output, accelerator)
     # DDP's wrappers go before the process group: if theirs is the last hold on it, torch may wait
     # for ever, the group's thread for Python and Python for the thread.

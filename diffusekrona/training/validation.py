@@ -244,4 +244,6 @@ def show_in_trackers(accelerator: Any, images: Sequence[Any], step: int) -> None
         elif tracker.name == "wandb":
             import wandb  # pyright: ignore[reportMissingImports] # optional
 
-            tracker.log({"validation": [wandb.Image(image) for image in images]}, step=step)
+            shown = [wandb.Image(image, caption=f"step {step}") for image in images]
+            # It drops what is of an earlier step, as the result of an early stop is.
+            tracker.log({"validation": shown}, step=max(step, tracker.run.step))

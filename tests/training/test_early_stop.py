@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from diffusekrona.adapters.file import read_adapter, save_adapter
 from diffusekrona.common.errors import UserError
 from diffusekrona.krona import KronAConfig
+from diffusekrona.sampling.grids import read_recipe
 from diffusekrona.train_dreambooth import main
 from diffusekrona.training.checkpoint import ADAPTER
 from diffusekrona.training.early_stop import LOWEST, EarlyStopByLoss, lowest_of, should_stop
@@ -64,7 +65,9 @@ def test_it_ends_with_the_lowest_and_a_kill_changes_nothing(
     tiny_sd1, pictures, tmp_path: Path, caplog
 ) -> None:
     more = (*HIGH, "--early_stop", "2")
-    result = run(tiny_sd1, pictures, tmp_path / "1", *more)
+    drawn = ("--validation_prompt", "a dog", "--num_validation_images", "1")
+    drawn += ("--validation_inference_steps", "1")
+    result = run(tiny_sd1, pictures, tmp_path / "1", *more, *drawn)
     curve = read_losses(tmp_path / "1/validation_loss.jsonl")
     lowest = lowest_of(curve)
     assert lowest is not None and curve[-1].step == lowest.step + 2 < 12
@@ -74,6 +77,8 @@ def test_it_ends_with_the_lowest_and_a_kill_changes_nothing(
     assert metadata["steps"] == str(lowest.step)
     assert (record["steps"], record["stopped_early"]) == (curve[-1].step, True)
     assert not (tmp_path / "1/lowest_loss.safetensors").exists()
+    recipes = [read_recipe(path) for path in (tmp_path / "1/validation").glob("step-*.png")]
+    assert {recipe["step"] for recipe in recipes if recipe} == {0, lowest.step}
 
     again = (*more, "--resume_from_checkpoint", "latest")
     caplog.set_level("INFO", "diffusekrona")

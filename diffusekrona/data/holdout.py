@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -28,7 +29,9 @@ def split_held_out(
         folder = replace(data, instance_data_dir=data.holdout_data_dir, masked_loss=False)
         held = read_examples(folder, seed)
         contents = {content_key(example.path) for example in held}
-        return balanced([e for e in examples if content_key(e.path) not in contents]), held
+        trained = [e for e in examples if content_key(e.path) not in contents]
+        _check_all_left(examples, trained, f"--holdout_data_dir {data.holdout_data_dir}")
+        return balanced(trained), held
     if not data.holdout:
         return balanced(examples), []
     keys = {e.path: content_key(e.path) for e in examples if not e.regularisation}
@@ -37,11 +40,18 @@ def split_held_out(
         there = {key for path, key in keys.items() if path.parent == folder}
         order = sorted(there, key=lambda key: hashlib.sha256(f"{seed}/{key}".encode()).digest())
         chosen += order[: data.holdout]
-        if there <= set(chosen):
-            raise UserError(
-                f"--holdout {data.holdout} leaves none of the {len(there)} pictures in "
-                f"{folder} to train on: hold out fewer."
-            )
     first = {keys[e.path]: e for e in reversed(examples) if e.path in keys}
     trained = [e for e in examples if keys.get(e.path) not in chosen]
+    _check_all_left(examples, trained, f"--holdout {data.holdout}")
     return balanced(trained), [first[key] for key in dict.fromkeys(chosen)]
+
+
+def _check_all_left(examples: Sequence[Example], trained: Sequence[Example], flag: str) -> None:
+    """Raises UserError where `flag` holds out all pictures of a folder."""
+    left = {example.path.parent for example in trained}
+    for folder, count in Counter(example.path.parent for example in examples).items():
+        if folder not in left:
+            raise UserError(
+                f"{flag} leaves none of the {count} pictures in {folder} to train on: hold out "
+                "fewer, or others."
+            )

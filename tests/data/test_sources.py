@@ -328,6 +328,23 @@ def test_pictures_are_held_out_of_each_folder(folders: Path) -> None:
         split_held_out(read_examples(data, 0), replace(data, holdout=2), 0)
 
 
+@pytest.mark.parametrize("flag", ["--holdout 1", "--holdout_data_dir"])
+def test_no_folder_is_left_without_pictures(folders: Path, flag: str) -> None:
+    """Of two that share a picture, the second may hold out what the first has left."""
+    shutil.copy(folders / "dog" / "green.png", folders / "pot")
+    data = DataSettings(instance_data_dir=yaml(folders))
+    held = {"holdout": 1} if flag == "--holdout 1" else {"holdout_data_dir": folders / "dog"}
+    data, refused = replace(data, instance_prompt="a", trigger="a", **held), []
+    for seed in range(20):
+        try:
+            trained, _ = split_held_out(read_examples(data, seed), data, seed)
+            assert {example.path.parent.name for example in trained} == {"dog", "pot"}
+        except UserError as error:
+            refused.append(str(error))
+    assert refused
+    assert all(re.match(rf"{flag}.* leaves none of the 2 pictures in", line) for line in refused)
+
+
 @pytest.mark.parametrize(("own", "classes"), [(7, 3), (2, 3), (4, 4)])
 def test_regularisation_is_as_much_as_the_rest(own: int, classes: int) -> None:
     rest = [Example(Path(f"{n}"), ()) for n in range(own)]

@@ -143,7 +143,7 @@ def test_what_is_held_out_follows_the_seed_and_the_content(pictures, tmp_path: P
     for path in list(tmp_path.glob("*.png")):  # every picture twice
         (tmp_path / f"copy-{path.name}").write_bytes(path.read_bytes())
     assert held(tmp_path, 3, 2) == held(pictures, 3, 2)
-    with pytest.raises(UserError, match="leaves none of the 4 pictures"):
+    with pytest.raises(UserError, match="leaves none of the 8 pictures"):
         held(tmp_path, 0, 4)
 
 

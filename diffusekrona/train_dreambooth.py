@@ -138,7 +138,6 @@ def run(
 
     from .common.cpu_memory import keep_freed_memory
     from .data.cache import prepare_data
-    from .data.examples import epoch_length
     from .training import setup
     from .training.batch import make_batch, plain_loss, training_loss
     from .training.checkpoint import save_checkpoint
@@ -160,7 +159,7 @@ def run(
     output, processes = settings.output, accelerator.num_processes
     keep_freed_memory(accelerator.device)
     peaks = Peaks(accelerator.device)
-    steps = max_train_steps(optimisation, epoch_length(examples), processes)
+    steps = max_train_steps(optimisation, examples, resolved, processes)
     fixed = fixed_settings(settings, resolved, accelerator, examples)
     if already_finished(output, steps, fixed, settings.validation.early_stop):
         if output.push_to_hub:  # it may be what failed the last time

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -269,6 +271,23 @@ def _as_many(given: dict[int, int], wanted: int) -> dict[int, int]:
 def epoch_length(examples: Sequence[Example]) -> int:
     """Samples in an epoch."""
     return sum(example.repeats for example in examples)
+
+
+def epoch_batches(
+    examples: Sequence[Example], batch_size: int, resolution: int, pixel_step: int
+) -> int:
+    """Batches in an epoch: each is of one size, and the last of each size is filled up.
+
+    Args:
+        resolution, pixel_step: as of `sizes_of`.
+
+    Raises:
+        UserError: as `sizes_of`.
+    """
+    samples: Counter[tuple[int, int]] = Counter()
+    for example, size in zip(examples, sizes_of(examples, resolution, pixel_step), strict=True):
+        samples[size] += example.repeats
+    return sum(math.ceil(count / batch_size) for count in samples.values())
 
 
 def sizes_of(

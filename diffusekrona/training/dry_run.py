@@ -13,7 +13,7 @@ from ..adapters.layers import AdaptedLayer
 from ..bases.meta import trusting_no_config
 from ..bases.precision import BYTES
 from ..bases.settings import BaseSettings, PrecisionSettings
-from ..data.examples import Example, epoch_length
+from ..data.examples import Example
 from ..data.settings import DataSettings, PriorSettings
 from .lr_schedule import rate_factor
 from .memory.estimate import estimate, in_words
@@ -42,7 +42,7 @@ def print_run(
     console.print(_layers_table(resolved))
     with trusting_no_config(f"the configs of {resolved.base}"):
         memory = in_words(estimate(base, optimisation, precision, prior, validation, resolved))
-    steps = max_train_steps(optimisation, epoch_length(examples))
+    steps = max_train_steps(optimisation, examples, resolved)
     lines = {
         "base": f"{base.pretrained_model_name_or_path} ({resolved.family.title})",
         **_data_in_words(data, examples),

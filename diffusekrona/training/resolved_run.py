@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -27,6 +27,7 @@ from ..bases.settings import BaseSettings
 from ..bases.vae import read_vae_config
 from ..common.errors import UserError
 from ..common.settings import flat
+from ..data.examples import Example, epoch_batches
 from .settings import OptimisationSettings, TrainSettings, ValidationSettings
 
 if TYPE_CHECKING:
@@ -205,11 +206,22 @@ def check_loss_settings(settings: TrainSettings, family: Family) -> None:
     family.check_loss_settings(name for name in _LOSS_SETTINGS if values[name])
 
 
-def max_train_steps(optimisation: OptimisationSettings, pictures: int, processes: int = 1) -> int:
-    """Optimizer steps of the run."""
-    if optimisation.max_train_steps is not None:
-        return optimisation.max_train_steps
+def max_train_steps(
+    optimisation: OptimisationSettings,
+    examples: Sequence[Example],
+    resolved: ResolvedRun,
+    processes: int = 1,
+) -> int:
+    """Optimizer steps of the run.
+
+    Args:
+        examples: those that are trained on; only `--num_train_epochs` looks at them.
+
+    Raises:
+        UserError: as `data.examples.epoch_batches`.
+    """
     if optimisation.num_train_epochs is None:
-        return 1000
-    batch = optimisation.train_batch_size * processes * optimisation.gradient_accumulation_steps
-    return max(1, -(-pictures * optimisation.num_train_epochs // batch))
+        return optimisation.max_train_steps or 1000
+    together = optimisation.train_batch_size * processes
+    batches = epoch_batches(examples, together, resolved.resolution, resolved.pixel_step)
+    return -(-batches * optimisation.num_train_epochs // optimisation.gradient_accumulation_steps)

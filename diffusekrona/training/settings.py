@@ -91,13 +91,14 @@ class OptimisationSettings:
         None,
         minimum=1,
         may_change_on_resume=True,
-        help="Number of steps; by default 1000, or as --num_train_epochs says.",
+        help="Number of steps; by default 1000.",
     )
     num_train_epochs: int | None = setting(
         None,
         minimum=1,
         may_change_on_resume=True,
-        help="Number of passes over the pictures, instead of steps.",
+        help="Number of passes over the pictures with their repeats, in place of "
+        "--max_train_steps.",
     )
     learning_rate: float = setting(
         METHODS["krona"].learning_rate,  # of the other methods see `parse_settings`
@@ -355,6 +356,8 @@ def resolve(settings: TrainSettings) -> TrainSettings:
         raise UserError(
             "--preserve_class and --with_prior_preservation both preserve the class: give one."
         )
+    if optimisation.max_train_steps is not None and optimisation.num_train_epochs is not None:
+        raise UserError("--max_train_steps and --num_train_epochs both say how long: give one.")
     if optimisation.lr_scheduler == "piecewise_constant" and not optimisation.lr_step_rules:
         raise UserError('--lr_scheduler piecewise_constant needs --lr_step_rules, as "1:500,0.1".')
     if settings.data.holdout and settings.data.holdout_data_dir:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..bases.precision import BYTES
+from ..common.errors import UserError
 from ..common.run_record import read_run_record_or_none
 from ..common.settings import flat
 from .jobs import settings_from
 from .libraries import wait_for_libraries
 from .places import Workspace, run_folders
 from .runs import LOG_LINES, log_lines, settings_of, speed_of
+
+if TYPE_CHECKING:
+    from ..training.resolved_run import ResolvedRun
+    from ..training.settings import TrainSettings
 
 _SAME = ("pretrained_model_name_or_path", "adapter_type")
 _MOST_RUNS = 50  # that are looked at for their speed
@@ -54,9 +59,28 @@ def estimate_of(workspace: Workspace, values: Mapping[str, Any]) -> list[tuple[s
         own = sum(layer.out_features * layer.in_features for layer in resolved.layers)
         words = f"{sum(costs) / own:.1%} more multiplications in the adapted layers"
         lines.append(("Cost", f"{words} until it is merged"))
-    steps = settings.optimisation.max_train_steps or 1000
-    lines.append(("Time", _time(workspace, flat(settings), steps, resolved.resolution)))
+    steps = _steps(settings, resolved)
+    time = "known once the pictures are there"
+    if steps:
+        time = _time(workspace, flat(settings), steps, resolved.resolution)
+    lines.append(("Time", time))
     return lines
+
+
+def _steps(settings: TrainSettings, resolved: ResolvedRun) -> int | None:
+    """Steps of the run; None where they depend on pictures that cannot be read."""
+    from ..data.examples import look_through
+    from ..data.holdout import split_held_out
+    from ..training.resolved_run import max_train_steps
+
+    optimisation, examples = settings.optimisation, []
+    try:
+        if optimisation.num_train_epochs:
+            found, _ = look_through(settings.data, optimisation.seed)
+            examples, _ = split_held_out(found, settings.data, optimisation.seed)
+        return max_train_steps(optimisation, examples, resolved)
+    except UserError:
+        return None
 
 
 def check_fit(values: Mapping[str, Any]) -> None:

@@ -84,12 +84,14 @@ def usual_values(typed: Mapping[str, Any], before: Mapping[str, Any]) -> dict[st
 
 
 def hidden_settings(typed: Mapping[str, Any]) -> set[str]:
-    """Settings that a run with this base and method does not read."""
+    """Settings that a run with this base, method and length does not read."""
     base, method = base_of(typed), METHODS.get(str(typed.get("adapter_type")))
     hidden = inapplicable_settings(base) if base else set()
     if method:
         every = {name for each in METHODS.values() for name in each.settings}
         hidden |= every - set(method.settings)
+    if typed.get("num_train_epochs"):
+        hidden.add("max_train_steps")
     if not typed.get("train_text_encoder"):
         hidden |= set(TEXT_SETTINGS) - {"train_text_encoder"}
     return hidden

@@ -95,7 +95,8 @@ finetune() {
 
 # training OUTPUT_DIR FLAG...: `finetune`'s command.
 training() {
-  local output="$1"; shift
+  local output="$1" steps=(); shift
+  [ -n "$(value_of --num_train_epochs "$@")" ] || steps=(--max_train_steps "$STEPS")
   launch train_dreambooth \
     --pretrained_model_name_or_path "$MODEL_NAME" ${VARIANT:+--variant "$VARIANT"} \
     --instance_data_dir "$ROOT/data/$SUBJECT/input" \
@@ -103,7 +104,7 @@ training() {
     --output_dir "$output" \
     --adapter_type "$ADAPTER_TYPE" \
     --attn_update_unet "$ATTN" --a1 "$A1" --a2 "$A2" --factors "$FACTORS" --rank "$RANK" \
-    ${LR:+--learning_rate "$LR"} --lr_scheduler "$SCHEDULE" --max_train_steps "$STEPS" \
+    ${LR:+--learning_rate "$LR"} --lr_scheduler "$SCHEDULE" ${steps[@]+"${steps[@]}"} \
     --train_batch_size "$BATCH_SIZE" --gradient_accumulation_steps "$ACCUMULATION" \
     ${MAX_NORM:+--max_relative_norm "$MAX_NORM"} ${RESOLUTION:+--resolution "$RESOLUTION"} \
     --mixed_precision "$PRECISION" --seed "$SEED" \

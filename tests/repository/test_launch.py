@@ -101,6 +101,10 @@ def test_a_method_given_as_a_flag_has_its_rate(words) -> None:
     assert Path(value(said, "--output_dir")).name.startswith("lora_kqvo_r4_")
 
 
+def test_epochs_given_as_a_flag_replace_the_steps(words) -> None:
+    assert "--max_train_steps" not in words("finetune_sd.sh", "--num_train_epochs", "3", STEPS="7")
+
+
 def test_a_bundled_base_has_its_values_by_its_folder_too(words) -> None:
     said = words("finetune_sd.sh", MODEL_NAME=str(BUNDLED / "pocket"), STEPS="7")
     assert value(said, "--learning_rate") == "6e-3" and value(said, "--max_train_steps") == "7"

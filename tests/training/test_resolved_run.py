@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from diffusekrona.bases.published import BASES
 from diffusekrona.common.errors import UserError
-from diffusekrona.training.resolved_run import ResolvedRun, resolve_run
-from diffusekrona.training.settings import parse_settings
+from diffusekrona.data.examples import Example
+from diffusekrona.data.folder import batches
+from diffusekrona.training.resolved_run import ResolvedRun, max_train_steps, resolve_run
+from diffusekrona.training.settings import OptimisationSettings, parse_settings
 
 
 def write_configs(folder: Path, parts: dict) -> Path:
@@ -50,6 +54,24 @@ def test_text_encoders_are_counted_too(tmp_path: Path) -> None:
     assert planned(folder, "--train_text_encoder").parameters == 398_048 + 122_880
     lora = ("--adapter_type", "lora", "--rank", "4", "--train_text_encoder")
     assert planned(folder, *lora).parameters == 797_184 + 294_912
+
+
+@pytest.mark.parametrize(("batch", "processes", "accumulation"), [(4, 1, 1), (2, 2, 1), (1, 1, 4)])
+def test_an_epoch_is_every_batch_of_the_loop(batch: int, processes: int, accumulation: int) -> None:
+    """Batches are of one size, however many pictures each size has."""
+    sides = (8, 16, 24, 32, 40, 48, 48)
+    examples = [Example(Path(f"{n}"), (), resolution=side) for n, side in enumerate(sides)]
+    examples[0] = replace(examples[0], repeats=5)
+    resolved = SimpleNamespace(resolution=64, pixel_step=8)
+    occurrences = [side for e, side in zip(examples, sides, strict=True) for _ in range(e.repeats)]
+    an_epoch = len(batches(occurrences, batch * processes, seed=0, epoch=0))
+    for epochs in (1, 3):
+        optimisation = OptimisationSettings(
+            train_batch_size=batch, num_train_epochs=epochs,
+            gradient_accumulation_steps=accumulation,
+        )  # fmt: skip
+        steps = max_train_steps(optimisation, examples, resolved, processes)
+        assert (steps - 1) * accumulation < epochs * an_epoch <= steps * accumulation
 
 
 def test_a_resolution_that_the_base_cannot_take(tiny_sd1: Path) -> None:

@@ -138,6 +138,20 @@ def test_flags_that_contradict_each_other(wanted: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
+        (
+            {"max_train_steps": 9, "num_train_epochs": 1},
+            "--max_train_steps and --num_train_epochs .*: give one",
+        ),
+    ],
+)
+def test_flags_of_which_one_would_do_nothing(flags, says) -> None:
+    with pytest.raises(UserError, match=says):
+        resolve(build(TrainSettings, REQUIRED | flags))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
         ({"use_ema": True}, "--use_ema and schedule-free"),
         ({"optimizer": "schedulefreesgd"}, "--use_ema and schedule-free"),
         ({"checkpoints_total_limit": 2}, "leave --checkpoints_total_limit out"),

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from diffusekrona.common.errors import UserError
 from diffusekrona.training.memory import count
@@ -42,6 +43,27 @@ def test_size_memory_and_the_time_at_the_speed_of_a_run_like_it(tmp_path: Path) 
     assert time_of(train_batch_size=2).startswith("about 6 min 40 s")
     assert time_of(resolution=128).startswith("about 13 min 20 s")
     assert time_of(adapter_type="lora").startswith("known after")
+
+
+def test_passes_over_the_pictures_are_counted_in_steps(tmp_path: Path) -> None:
+    run = tmp_path / "outputs/dog/run"
+    run.mkdir(parents=True)
+    (run / "run.yaml").write_text("pretrained_model_name_or_path: pocket\nresolution: 64\n")
+    (run / "run.json").write_text(json.dumps({"steps": 10, "seconds_training": 20.0}))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    values = {
+        **VALUES, "instance_data_dir": photos, "instance_prompt": "a", "num_train_epochs": 10,
+    }  # fmt: skip
+    del values["max_train_steps"]
+
+    def time() -> str:
+        return dict(estimate_of(Workspace(tmp_path), values))["Time"]
+
+    assert time() == "known once the pictures are there"
+    for colour in ("red", "green", "blue"):
+        Image.new("RGB", (16, 16), colour).save(photos / f"{colour}.png")
+    assert time().startswith("about 1 min 0 s")
 
 
 def test_sizes_are_counted_once_and_again_when_they_change(

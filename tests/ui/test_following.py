@@ -113,3 +113,5 @@ def test_what_does_not_apply_is_hidden() -> None:
     assert {"a1", "snr_gamma", "train_text_encoder"} <= hidden
     assert not {"rank", "weighting_scheme", "revision"} & hidden
     assert "text_encoder_lr" not in hidden_settings(typed("pocket", train_text_encoder=True))
+    assert "max_train_steps" not in hidden
+    assert "max_train_steps" in hidden_settings({**typed("pocket"), "num_train_epochs": "3"})

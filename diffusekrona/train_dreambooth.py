@@ -25,6 +25,7 @@ from .training.settings import (
     low_vram_in_words,
     parse_settings,
     shared_settings,
+    unused_class_flags,
 )
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def train(settings: TrainSettings) -> int:
     check_loss_settings(settings, resolved.family)
     if settings.precision.low_vram:
         log.info("--low_vram: %s", low_vram_in_words(settings.precision, settings.optimisation))
+    if unused := unused_class_flags(settings.prior):
+        log.warning("%s: no effect without --with_prior_preservation", " and ".join(unused))
     seed = settings.optimisation.seed
     examples, held_out = split_held_out(read_examples(settings.data, seed), settings.data, seed)
     if settings.output.dry_run:  # answered before anything slow is imported

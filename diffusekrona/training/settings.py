@@ -39,6 +39,17 @@ LIBRARY_OPTIMIZERS = (
     "schedulefreeradam", "schedulefreesgd", "sgdw", "stableadamw", "tiger",
 )  # fmt: skip
 
+ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")  # of adamw, adamw8bit and prodigy
+# Settings of schedules, each with the schedules that read it.
+SCHEDULES_OF: Mapping[str, tuple[Schedule, ...]] = {
+    "lr_warmup_steps": (
+        "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial",
+    ),
+    "lr_num_cycles": ("cosine_with_restarts",),
+    "lr_power": ("polynomial",),
+    "lr_step_rules": ("piecewise_constant",),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class LossSettings:
@@ -126,7 +137,9 @@ class OptimisationSettings:
         False, help="Multiply the learning rate by batch, accumulation and processes."
     )
     lr_scheduler: Schedule = setting("constant", help="Learning-rate schedule.")
-    lr_warmup_steps: int = setting(0, minimum=0, help="Steps of warm-up.")
+    lr_warmup_steps: int = setting(
+        0, minimum=0, help="Steps of warm-up, of all schedules but constant and piecewise_constant."
+    )
     lr_num_cycles: int = setting(
         1, **COUNTS, help="Number of hard restarts of cosine_with_restarts."
     )
@@ -360,6 +373,7 @@ def resolve(settings: TrainSettings) -> TrainSettings:
         raise UserError("--max_train_steps and --num_train_epochs both say how long: give one.")
     if optimisation.lr_scheduler == "piecewise_constant" and not optimisation.lr_step_rules:
         raise UserError('--lr_scheduler piecewise_constant needs --lr_step_rules, as "1:500,0.1".')
+    _check_all_apply(optimisation)
     if settings.data.holdout and settings.data.holdout_data_dir:
         raise UserError("Give either --holdout or --holdout_data_dir: each says what is held out.")
     validation = settings.validation
@@ -397,6 +411,36 @@ def resolve(settings: TrainSettings) -> TrainSettings:
         gradient_checkpointing=checkpointing,
         validation_prompt=tuple(with_trigger(each, word) for each in drawn),
     )
+
+
+def _check_all_apply(optimisation: OptimisationSettings) -> None:
+    """Refuse settings of schedules and optimizers that the chosen one would not read.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    usual, schedule = OptimisationSettings(), optimisation.lr_scheduler
+    for name, schedules in SCHEDULES_OF.items():
+        if schedule not in schedules and getattr(optimisation, name) != getattr(usual, name):
+            raise UserError(
+                f"--{name} does not apply to --lr_scheduler {schedule}: leave it out, or give "
+                f"--lr_scheduler {schedules[0]}."
+            )
+    for name in ADAM if optimisation.optimizer in LIBRARY_OPTIMIZERS else ():
+        if getattr(optimisation, name) != getattr(usual, name):
+            raise UserError(
+                f"--{name} does not apply to --optimizer {optimisation.optimizer}: leave it out; "
+                "its own arguments are given with --optimizer_args."
+            )
+
+
+def unused_class_flags(prior: PriorSettings) -> list[str]:
+    """Flags about pictures of the class that are given and have no effect."""
+    if prior.with_prior_preservation:
+        return []
+    prompt = prior.class_prompt and not prior.preserve_class
+    given = {"--class_data_dir": prior.class_data_dir, "--class_prompt": prompt}
+    return [flag for flag, value in given.items() if value]
 
 
 def averages(optimisation: OptimisationSettings) -> bool:

@@ -590,7 +590,12 @@ def test_other_pictures_are_drawn_from_the_run_that_is_there(subject, scoring, t
 
 
 def test_every_flag_reaches_training(subject, scoring, tmp_path) -> None:
-    flags = {"adam_weight_decay": 0, "lr_power": 0.0, "mixed_precision": False}
+    flags = {
+        "adam_weight_decay": 0,
+        "lr_power": 0.0,
+        "lr_scheduler": "polynomial",
+        "mixed_precision": False,
+    }
     flags |= {"random_flip": True, "center_crop": False, "snr_gamma": None}
     cells = cells_of(with_flags(tiny_study(), flags), [subject], scoring)
     check_flags(cells)

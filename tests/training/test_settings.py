@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,9 +25,15 @@ from diffusekrona.common.settings import (
 )
 from diffusekrona.common.settings_files import to_yaml, typed_values
 from diffusekrona.common.yaml_files import parse_yaml
+from diffusekrona.data.settings import PriorSettings
 from diffusekrona.training.resolved_run import resolve_run
 from diffusekrona.training.resume import OUTCOMES, check_agreement, fixed_settings
-from diffusekrona.training.settings import TrainSettings, parse_settings, resolve
+from diffusekrona.training.settings import (
+    TrainSettings,
+    parse_settings,
+    resolve,
+    unused_class_flags,
+)
 
 OPTIONS = options_of(TrainSettings)
 REQUIRED = {
@@ -142,11 +148,42 @@ def test_flags_that_contradict_each_other(wanted: str) -> None:
             {"max_train_steps": 9, "num_train_epochs": 1},
             "--max_train_steps and --num_train_epochs .*: give one",
         ),
+        ({"lr_warmup_steps": 9}, "--lr_warmup_steps .* give --lr_scheduler constant_with_warmup"),
+        (
+            {"lr_warmup_steps": 9, "lr_scheduler": "piecewise_constant", "lr_step_rules": "1:2,.1"},
+            "--lr_warmup_steps does not apply to --lr_scheduler piecewise_constant",
+        ),
+        (
+            {"lr_num_cycles": 2, "lr_scheduler": "cosine"},
+            "give --lr_scheduler cosine_with_restarts",
+        ),
+        ({"lr_power": 2.0}, "give --lr_scheduler polynomial"),
+        ({"lr_step_rules": "1:2,.1"}, "give --lr_scheduler piecewise_constant"),
+        *(
+            ({name: 0.5, "optimizer": "lion"}, f"--{name} does not apply to --optimizer lion")
+            for name in ("adam_beta1", "adam_beta2", "adam_epsilon")
+        ),
     ],
 )
 def test_flags_of_which_one_would_do_nothing(flags, says) -> None:
     with pytest.raises(UserError, match=says):
         resolve(build(TrainSettings, REQUIRED | flags))
+
+
+def test_settings_are_accepted_where_they_are_read() -> None:
+    schedules = {"lr_warmup_steps": 9, "lr_power": 2.0, "lr_scheduler": "polynomial"}
+    resolve(build(TrainSettings, REQUIRED | schedules))
+    for optimizer in ("adamw", "adamw8bit", "prodigy"):
+        resolve(build(TrainSettings, {**REQUIRED, "adam_beta1": 0.5, "optimizer": optimizer}))
+    resolve(build(TrainSettings, {**REQUIRED, "adam_weight_decay": 0.5, "optimizer": "lion"}))
+
+
+def test_class_flags_without_effect_are_named() -> None:
+    both = PriorSettings(class_data_dir=Path("class"), class_prompt="a dog")
+    assert unused_class_flags(both) == ["--class_data_dir", "--class_prompt"]
+    assert unused_class_flags(replace(both, preserve_class=True)) == ["--class_data_dir"]
+    assert not unused_class_flags(replace(both, with_prior_preservation=True))
+    assert not unused_class_flags(PriorSettings())
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,9 @@ from diffusekrona.ui.following import hidden_settings
 from diffusekrona.ui.places import Workspace
 
 NEEDED = {
+    "lr_num_cycles": {"lr_scheduler": "cosine_with_restarts"},
+    "lr_power": {"lr_scheduler": "polynomial"},
+    "lr_step_rules": {"lr_scheduler": "piecewise_constant"},
     "preserve_class": {"class_prompt": "a dog"},
     "with_prior_preservation": {"class_prompt": "a dog", "class_data_dir": "data/dog/other"},
 }

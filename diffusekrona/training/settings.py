@@ -341,6 +341,9 @@ def parse_settings(
     if any(known[name] != value for name, value in others.items()):
         # Once more, with other defaults: explicit flags take precedence.
         settings = _parse(argv, others)
+    if settings.precision.low_vram and not settings.precision.gradient_checkpointing:
+        # Switched off by a flag: the recipe's offload would switch it on.
+        settings = _parse(argv, others | {"cpu_offload_checkpointing": False})
     return resolve(settings)
 
 
@@ -373,6 +376,11 @@ def resolve(settings: TrainSettings) -> TrainSettings:
         raise UserError("--max_train_steps and --num_train_epochs both say how long: give one.")
     if optimisation.lr_scheduler == "piecewise_constant" and not optimisation.lr_step_rules:
         raise UserError('--lr_scheduler piecewise_constant needs --lr_step_rules, as "1:500,0.1".')
+    if optimisation.use_8bit_adam and optimisation.optimizer not in ("adamw", "adamw8bit"):
+        raise UserError(
+            "--use_8bit_adam is the same as --optimizer adamw8bit: leave it or --optimizer "
+            f"{optimisation.optimizer} out."
+        )
     _check_all_apply(optimisation)
     if settings.data.holdout and settings.data.holdout_data_dir:
         raise UserError("Give either --holdout or --holdout_data_dir: each says what is held out.")
@@ -408,6 +416,7 @@ def resolve(settings: TrainSettings) -> TrainSettings:
     return with_values(
         settings,
         optimizer=optimizer,
+        use_8bit_adam=False,  # so that run.yaml names the optimizer once
         gradient_checkpointing=checkpointing,
         validation_prompt=tuple(with_trigger(each, word) for each in drawn),
     )

@@ -41,6 +41,7 @@ REQUIRED = {
     "instance_data_dir": Path("."),
     "output_dir": Path("out"),
 }
+FLAGS = [part for name, value in REQUIRED.items() for part in (f"--{name}", str(value))]
 # Named one by one: a field that is marked free by mistake would change a run unnoticed.
 FREE = """
 latents_cache_dir no_latents_cache sample_batch_size max_train_steps
@@ -96,14 +97,29 @@ def test_any_settings_survive_yaml(data) -> None:
 
 
 def test_run_yaml_is_the_same_as_its_flags(tmp_path: Path) -> None:
-    flags = [part for name, value in REQUIRED.items() for part in (f"--{name}", str(value))]
-    flags += ["--low_vram", "--no-vae_tiling", "--validation_prompt", "a", "--use_8bit_adam"]
+    flags = [*FLAGS, "--low_vram", "--no-vae_tiling", "--validation_prompt", "a", "--use_8bit_adam"]
     made, path = parse_settings(flags), tmp_path / "run.yaml"
     path.write_text(to_yaml(made))
     assert parse_settings(["--config", str(path)]) == made
     assert made.precision.mixed_precision == "bf16" and not made.precision.vae_tiling
     beside = parse_settings(["--config", str(path), "--output_dir", "other", "--no_low_vram"])
     assert beside == with_values(made, output_dir=Path("other"), low_vram=False)
+
+
+def test_an_optimizer_given_beside_run_yaml_takes_precedence(tmp_path: Path) -> None:
+    made, path = parse_settings([*FLAGS, "--use_8bit_adam"]), tmp_path / "run.yaml"
+    assert made.optimisation.optimizer == "adamw8bit"
+    path.write_text(to_yaml(made))
+    beside = parse_settings(["--config", str(path), "--optimizer", "adamw"])
+    assert beside.optimisation.optimizer == "adamw"
+
+
+def test_low_vram_without_gradient_checkpointing() -> None:
+    given = parse_settings([*FLAGS, "--low_vram", "--no_gradient_checkpointing"]).precision
+    assert not given.gradient_checkpointing and not given.cpu_offload_checkpointing
+    assert given.vae_tiling
+    usual = parse_settings([*FLAGS, "--low_vram"]).precision
+    assert usual.gradient_checkpointing and usual.cpu_offload_checkpointing
 
 
 def test_secrets_and_commands_are_not_in_run_yaml() -> None:
@@ -159,6 +175,7 @@ def test_flags_that_contradict_each_other(wanted: str) -> None:
         ),
         ({"lr_power": 2.0}, "give --lr_scheduler polynomial"),
         ({"lr_step_rules": "1:2,.1"}, "give --lr_scheduler piecewise_constant"),
+        ({"use_8bit_adam": True, "optimizer": "prodigy"}, "leave it or --optimizer prodigy out"),
         *(
             ({name: 0.5, "optimizer": "lion"}, f"--{name} does not apply to --optimizer lion")
             for name in ("adam_beta1", "adam_beta2", "adam_epsilon")
@@ -203,8 +220,7 @@ def test_an_early_stop_by_scores_refuses_what_its_result_would_not_have(flags, s
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
 def test_a_rate_that_is_not_given_is_the_methods(method) -> None:
-    argv = [word for name, value in REQUIRED.items() for word in (f"--{name}", str(value))]
-    argv += ["--adapter_type", method.name]
+    argv = [*FLAGS, "--adapter_type", method.name]
     assert parse_settings(argv).optimisation.learning_rate == method.learning_rate
     low = parse_settings([*argv, "--low_vram", "--learning_rate", "1e-2"])
     assert low.optimisation.learning_rate == 1e-2

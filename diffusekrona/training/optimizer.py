@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from diffusers.utils import is_bitsandbytes_version
 from torch import nn
 
 from ..adapters.methods import is_second_factor
@@ -26,7 +27,8 @@ def make_optimizer(
     """The optimizer over the factors; text encoders have a learning rate of their own.
 
     Raises:
-        UserError: an optional optimizer that is not installed.
+        UserError: an optional optimizer that is not installed, or too old; settings that it does
+            not take.
     """
     factor = 1.0
     if optimisation.scale_lr:
@@ -69,6 +71,11 @@ def make_optimizer(
             import bitsandbytes
         except ImportError as error:
             raise not_installed("--optimizer adamw8bit", "bitsandbytes") from error
+        if not is_bitsandbytes_version(">=", "0.49.2"):
+            raise UserError(
+                "--optimizer adamw8bit needs bitsandbytes 0.49.2 or newer, with which a run can be "
+                "resumed: pip install -U bitsandbytes"
+            )
         optimizers: Any = bitsandbytes.optim
         return optimizers.AdamW8bit(groups, **options)
     if optimisation.optimizer == "prodigy":

@@ -363,11 +363,14 @@ def test_a_resumed_8_bit_optimizer_goes_on_exactly(state, tmp_path: Path) -> Non
 
     def begin() -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
         torch.manual_seed(0)
-        weight = torch.nn.Parameter(torch.rand(5000))  # smaller ones have a state of 32 bits
-        return weight, bitsandbytes.optim.AdamW8bit([weight], lr=1e-2)
+        weight = torch.nn.Parameter(torch.rand(5000))
+        small = torch.nn.Parameter(torch.rand(100))  # has a state of 32 bits
+        return weight, bitsandbytes.optim.AdamW8bit([weight, small], lr=1e-2)
 
     def step(weight, optimizer, number: int) -> None:
-        weight.grad = torch.rand(5000, generator=torch.Generator().manual_seed(number))
+        generator = torch.Generator().manual_seed(number)
+        for each in optimizer.param_groups[0]["params"]:
+            each.grad = torch.rand(each.shape, generator=generator)
         optimizer.step()
 
     def put_into(state, optimizer) -> None:

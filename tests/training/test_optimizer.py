@@ -15,6 +15,7 @@ from diffusekrona.common.errors import UserError
 from diffusekrona.krona import KronAConfig
 from diffusekrona.krona.layer import KronALinear
 from diffusekrona.train_dreambooth import main
+from diffusekrona.training import optimizer as optimizer_module
 from diffusekrona.training.optimizer import make_optimizer, set_mode
 from diffusekrona.training.settings import LIBRARY_OPTIMIZERS, OptimisationSettings
 from diffusekrona.training.state_file import load_state, save_state
@@ -107,6 +108,13 @@ def test_b_has_its_own_rate() -> None:
 def test_arguments_that_cannot_work(name: str, argument: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         make_optimizer(settings(optimizer=name, optimizer_args=(argument,)), {"a": adapted()}, 1)
+
+
+def test_an_8_bit_optimizer_that_could_not_be_resumed_is_refused(monkeypatch) -> None:
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(optimizer_module, "is_bitsandbytes_version", lambda *_: False)
+    with pytest.raises(UserError, match=r"needs bitsandbytes 0\.49\.2 or newer"):
+        make_optimizer(settings(optimizer="adamw8bit"), {"unet": adapted()}, 1)
 
 
 def test_arguments_reach_the_optimizer() -> None:

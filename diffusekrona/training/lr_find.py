@@ -28,7 +28,9 @@ from ..common.settings import with_values
 from ..data.cache import prepare_data
 from . import setup
 from .batch import make_batch, training_loss
+from .lr_schedule import stepped
 from .optimizer import make_optimizer
+from .regularisation import Regulariser
 from .sharded import average_gradients, distribute, shards_base
 
 if TYPE_CHECKING:
@@ -53,7 +55,8 @@ class Sweep:
     """The curve of a sweep.
 
     Attributes:
-        rates: learning rate of each step; ratios: smoothed, of the loss to the untrained one's.
+        rates: learning rate of each step that has a loss; ratios: smoothed, of the loss to the
+            untrained one's.
     """
 
     rates: list[float]
@@ -100,7 +103,8 @@ def sweep(
     Class pictures take no part. Every process calls it.
 
     Raises:
-        UserError: an optimizer that chooses its own rate; whatever a run is refused for.
+        UserError: an optimizer that chooses its own rate; pictures without any loss; whatever a run
+            is refused for.
     """
     optimisation = settings.optimisation
     if optimisation.optimizer == "prodigy":
@@ -113,7 +117,11 @@ def sweep(
     )  # fmt: skip
     denoiser = setup.load_denoiser(settings.base, settings.precision, resolved, accelerator)
     models = {resolved.family.denoiser: denoiser, **data.text_encoders}
-    _, trained = setup.adapt(settings, resolved, models)
+    adapted, trained = setup.adapt(settings, resolved, models)
+    regulariser = Regulariser(
+        adapted, setup.ADAPTER_NAME, optimisation.adapter_dropout, optimisation.max_relative_norm,
+        optimisation.seed, resolved.method,
+    )  # fmt: skip
     plain = make_optimizer(optimisation, models, accelerator.num_processes)
     objective = setup.load_objective(settings.base, settings.loss, resolved)
     shard = shards_base(settings.precision, optimisation.train_batch_size, accelerator)
@@ -122,12 +130,12 @@ def sweep(
 
     def loss_of(step: int, learn: bool) -> float:
         """The mean loss of a step's batches."""
-        total = torch.zeros((), device=accelerator.device)
+        total, moved = torch.zeros((), device=accelerator.device), False
         for micro in range(optimisation.gradient_accumulation_steps):
             number = step * optimisation.gradient_accumulation_steps + micro
             batch = make_batch(optimisation, settings.loss, data, accelerator, objective, number)
             gathered = accelerator.accumulate(*wrapped.values()) if learn else torch.no_grad()
-            with gathered:
+            with gathered, regulariser.dropping(number):
                 loss = training_loss(settings.loss, resolved, data, wrapped, objective, batch)
                 total += loss.detach().float() / optimisation.gradient_accumulation_steps
                 if learn:
@@ -136,22 +144,32 @@ def sweep(
                         if shard:
                             average_gradients(trained)
                         accelerator.clip_grad_norm_(trained, optimisation.max_grad_norm)
-                    optimizer.step()
+                    moved = stepped(accelerator, optimizer)
                     optimizer.zero_grad(set_to_none=True)
+        if moved:
+            regulariser.limit_norms()
         return accelerator.reduce(total, reduction="mean").item()
 
     untrained = [loss_of(step, learn=False) for step in range(steps)]
+    if not any(untrained):
+        raise UserError(
+            "--lr_find: every loss is 0: look at the masks and weights of the pictures."
+        )
+    rates: list[float] = []
     ratios: list[float] = []
     for step in range(steps):
+        if untrained[step] == 0:  # such as a batch of pictures without weight: it shows nothing
+            continue
         for group, factor in zip(optimizer.param_groups, own, strict=True):
             group["lr"] = rate_at(step, steps) * factor
         ratio = loss_of(step, learn=True) / untrained[step]
         if not (math.isfinite(ratio) and ratio > 0):
             break
+        rates.append(rate_at(step, steps))
         ratios.append(ratio)
         if smoothed(ratios)[-1] > _TOO_HIGH:
             break
-    return Sweep([rate_at(step, steps) for step in range(len(ratios))], smoothed(ratios))
+    return Sweep(rates, smoothed(ratios))
 
 
 def curve_in_lines(found: Sweep) -> list[str]:

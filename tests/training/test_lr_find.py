@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -73,6 +74,29 @@ def test_a_sweep_of_a_tiny_base_writes_one_chart(
     assert sorted(path.name for path in run.iterdir()) == ["adapter.safetensors", "checkpoint-3"]
     assert (run / "adapter.safetensors").read_bytes() == b"mine"
     assert not (tmp_path / "class").exists()
+
+
+def test_batches_without_a_loss_are_left_out(tiny_sd1, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(lr_find.sweep, "__defaults__", (12,))
+    argv = flags(tiny_sd1, tmp_path)
+    data = tmp_path / "data.yaml"
+    entries = "folders: [{folder: photos, weight: 0}, {folder: more, weight: %d}]"
+    shutil.copytree(tmp_path / "photos", tmp_path / "more")
+    data.write_text(entries % 1)
+    assert main([*argv, "--instance_data_dir", str(data)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 2 + 2  # of 6 steps every fifth
+    data.write_text(entries % 0)
+    with pytest.raises(UserError, match="every loss is 0"):
+        main([*argv, "--instance_data_dir", str(data)])
+
+
+def test_the_norm_limit_holds_in_a_sweep(tiny_sd1, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(lr_find.sweep, "__defaults__", (6,))
+    monkeypatch.setattr(lr_find, "HIGHEST", 100.0)
+    assert main(flags(tiny_sd1, tmp_path, "--max_relative_norm", "1e-6")) == 0
+    _, *curve, words, _ = capsys.readouterr().out.splitlines()
+    assert "did not fall" in words
+    assert [line.split()[1] for line in curve] == ["1.000"] * 2
 
 
 def test_an_optimizer_without_a_rate_is_refused(tiny_sd1, tmp_path: Path) -> None:

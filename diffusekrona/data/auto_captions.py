@@ -49,14 +49,17 @@ def write_captions(folders: Mapping[Path, str | None], name: str) -> list[Path]:
     processor, model = _load(name)
     written = []
     for path, trigger in pictures.items():
+        target = path.with_suffix(".txt")
+        if target.exists():  # of photo.jpg, and this is photo.png
+            continue
         caption = describe(processor, model, load_picture(path))
         if not caption:
             log.warning("%s: %s has no words for it", path, name)
             continue
         text = f"{TRIGGER}, {caption}" if trigger else caption
-        written.append(path.with_suffix(".txt"))
-        write_text(written[-1], text + "\n")
-        log.info("%s: %s", written[-1], text)
+        write_text(target, text + "\n")
+        written.append(target)
+        log.info("%s: %s", target, text)
     return written
 
 

@@ -14,6 +14,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from diffusekrona.check_data import main
 from diffusekrona.common.errors import UserError
+from diffusekrona.data import auto_captions
 from diffusekrona.data.auto_captions import REQUEST, describe, write_captions
 
 
@@ -57,6 +58,16 @@ def test_pictures_without_a_caption_get_one(blip: Path, photos: Path, capsys) ->
     (photos / "red.txt").unlink()
     assert write_captions({photos: None}, str(blip)) == [photos / "red.txt"]
     assert "[trigger], " + (photos / "red.txt").read_text() == caption
+
+
+def test_two_pictures_of_one_name_share_the_first_ones_caption(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (40, 32), "blue").save(photos / "red.jpg")
+    monkeypatch.setattr(auto_captions, "_load", lambda name: (None, None))
+    monkeypatch.setattr(auto_captions, "describe", lambda *args: str(args[2].getpixel((0, 0))))
+    assert write_captions({photos: None}, "any") == [photos / "red.txt"]
+    assert (photos / "red.txt").read_text() == "(0, 0, 254)\n"
 
 
 def test_a_models_chat_is_cut_off() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers.utils import is_bitsandbytes_version
+from diffusers.utils.import_utils import is_bitsandbytes_version
 from torch import nn
 
 from ..adapters.methods import is_second_factor

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..common.errors import UserError, reason_of, shortened
 from ..common.json_files import parse_json
-from ..common.paths import as_path
+from ..common.paths import as_path, is_local
 from .bundled import BUNDLED, bundled_models
 from .published import published_json
 
@@ -100,7 +100,7 @@ def resolve_base(name_or_path: str, single_file_config: str | None = None) -> st
                 "diffusers pipeline, a hub name, or one of: " + ", ".join(bundled_models()) + "."
             )
         return str(path)
-    if looks_local(name_or_path) or path.exists():
+    if is_local(name_or_path):
         raise UserError(
             f"No base model at {name_or_path!r}: give a diffusers folder, a hub name like "
             "stabilityai/stable-diffusion-xl-base-1.0, or one of: "
@@ -108,11 +108,6 @@ def resolve_base(name_or_path: str, single_file_config: str | None = None) -> st
             + "."
         )
     return name_or_path
-
-
-def looks_local(name_or_path: str) -> bool:
-    """Whether a text can only be a path: the hub's names are `owner/name`."""
-    return name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") != 1
 
 
 def load_part(base: str, kind: str, subfolder: str, **options: Any) -> Any:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from ..common.errors import UserError
-from ..common.paths import as_path
+from ..common.paths import as_path, looks_local
 from .bundled import BUNDLED, bundled_models
-from .loading import load_part, looks_local, read_part_config
+from .loading import load_part, read_part_config
 
 # What diffusers' AutoencoderKL takes for a key that an old config leaves out.
 _DEFAULTS = {"block_out_channels": (64,), "latent_channels": 4, "scaling_factor": 0.18215}

@@ -16,8 +16,13 @@ def as_path(text: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def looks_local(name_or_path: str) -> bool:
+    """Whether a text can only be a path: the hub's names are `owner/name`."""
+    odd = name_or_path.startswith((".", "/", "~")) or "\\" in name_or_path
+    return odd or name_or_path.count("/") != 1
+
+
 def is_local(name: str) -> bool:
     """Whether a model's name is the path of a file or folder of this machine, and not one of the
     hub: by how it is written, or because it is there."""
-    written_so = name.startswith((".", "/", "~")) or "\\" in name
-    return written_so or os.path.exists(name)  # False of what cannot be a path
+    return looks_local(name) or os.path.exists(name)  # False of what cannot be a path

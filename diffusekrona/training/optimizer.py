@@ -16,9 +16,14 @@ from ..adapters.methods import is_second_factor
 from ..bases.components import is_text_encoder
 from ..common.errors import UserError, not_installed, shortened
 from ..common.settings import did_you_mean
-from .settings import LIBRARY_OPTIMIZERS, OptimisationSettings
+from .optimizer_records import LIBRARY, OPTIMIZERS
+from .settings import OptimisationSettings
 
 log = logging.getLogger("diffusekrona")
+
+_Groups = list[dict[str, Any]]
+_Options = dict[str, Any]
+_Optimizer = torch.optim.Optimizer
 
 
 def make_optimizer(
@@ -30,69 +35,47 @@ def make_optimizer(
         UserError: an optional optimizer that is not installed, or too old; settings that it does
             not take.
     """
+    record, name = OPTIMIZERS[optimisation.optimizer], optimisation.optimizer
     factor = 1.0
     if optimisation.scale_lr:
         factor = (
             optimisation.gradient_accumulation_steps * optimisation.train_batch_size * processes
         )
     text_rate = optimisation.text_encoder_lr or optimisation.learning_rate / 2
-    if optimisation.optimizer_args and optimisation.optimizer not in LIBRARY_OPTIMIZERS:
+    if optimisation.optimizer_args and not record.of_library:
         raise UserError(
-            f"--optimizer {optimisation.optimizer} takes no --optimizer_args; adamw's settings are "
-            "the --adam_ flags."
+            f"--optimizer {name} takes no --optimizer_args; adamw's settings are the --adam_ flags."
         )
-    if optimisation.optimizer == "prodigy":  # it finds the rate by itself, one for all
+    if record.finds_rate:
+        one = f"--optimizer {name} has one learning rate for all: remove"
         if optimisation.lr_ratio != 1:
-            raise UserError("--optimizer prodigy has one learning rate for all: remove --lr_ratio.")
+            raise UserError(f"{one} --lr_ratio.")
         if optimisation.text_encoder_lr not in (None, optimisation.learning_rate):
-            raise UserError(
-                "--optimizer prodigy has one learning rate for all: remove --text_encoder_lr."
-            )
+            raise UserError(f"{one} --text_encoder_lr.")
         text_rate = optimisation.learning_rate
         if optimisation.learning_rate < 0.1:
             log.warning(
-                "prodigy multiplies the rate that it finds by --learning_rate %g, usually 1: next "
-                "to nothing will be learned",
+                "%s multiplies the rate that it finds by --learning_rate %g, usually 1: next to "
+                "nothing will be learned",
+                name,
                 optimisation.learning_rate,
             )
     rate = optimisation.learning_rate
-    rates = {name: text_rate if is_text_encoder(name) else rate for name in models}
-    groups: list[dict[str, Any]] = []
-    for name, model in models.items():
-        groups += _groups(model, rates[name] * factor, optimisation.lr_ratio)
-    options: dict[str, Any] = {
+    groups: _Groups = []
+    for component, model in models.items():
+        own = text_rate if is_text_encoder(component) else rate
+        groups += _groups(model, own * factor, optimisation.lr_ratio)
+    groups = [{**group, **record.group} for group in groups]
+    options: _Options = {
         "lr": optimisation.learning_rate * factor,
         "betas": (optimisation.adam_beta1, optimisation.adam_beta2),
         "weight_decay": optimisation.adam_weight_decay,
         "eps": optimisation.adam_epsilon,
     }
-    if optimisation.optimizer == "adamw8bit":
-        try:
-            import bitsandbytes
-        except ImportError as error:
-            raise not_installed("--optimizer adamw8bit", "bitsandbytes") from error
-        if not is_bitsandbytes_version(">=", "0.49.2"):
-            raise UserError(
-                "--optimizer adamw8bit needs bitsandbytes 0.49.2 or newer, with which a run can be "
-                "resumed: pip install -U bitsandbytes"
-            )
-        optimizers: Any = bitsandbytes.optim
-        return optimizers.AdamW8bit(groups, **options)
-    if optimisation.optimizer == "prodigy":
-        try:
-            from prodigyopt import Prodigy
-        except ImportError as error:
-            raise not_installed("--optimizer prodigy", "prodigyopt") from error
-        return Prodigy(groups, **options)
-    if optimisation.optimizer in LIBRARY_OPTIMIZERS:
-        return _from_library(optimisation, groups, options)
-    # One kernel for all factors instead of a thousand small ones, and fp16's check for overflow
-    # stays on the GPU.
-    fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
-    return torch.optim.AdamW(groups, **options, fused=fused)
+    return _MAKERS[record.package](optimisation, groups, options)
 
 
-def _groups(model: nn.Module, rate: float, ratio: float) -> list[dict[str, Any]]:
+def _groups(model: nn.Module, rate: float, ratio: float) -> _Groups:
     """A model's factors and their learning rate; with a ratio, A and B apart (LoRA+, arXiv
     2402.12354): B, which starts at 0, has the learning rate times the ratio."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -104,9 +87,38 @@ def _groups(model: nn.Module, rate: float, ratio: float) -> list[dict[str, Any]]
     return [{"params": a, "lr": rate}, {"params": b, "lr": rate * ratio}]
 
 
+def _adamw(_: OptimisationSettings, groups: _Groups, options: _Options) -> _Optimizer:
+    # One kernel for all factors instead of a thousand small ones, and fp16's check for overflow
+    # stays on the GPU.
+    fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
+    return torch.optim.AdamW(groups, **options, fused=fused)
+
+
+def _adamw8bit(_: OptimisationSettings, groups: _Groups, options: _Options) -> _Optimizer:
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise not_installed("--optimizer adamw8bit", "bitsandbytes") from error
+    if not is_bitsandbytes_version(">=", "0.49.2"):
+        raise UserError(
+            "--optimizer adamw8bit needs bitsandbytes 0.49.2 or newer, with which a run can be "
+            "resumed: pip install -U bitsandbytes"
+        )
+    optimizers: Any = bitsandbytes.optim
+    return optimizers.AdamW8bit(groups, **options)
+
+
+def _prodigy(_: OptimisationSettings, groups: _Groups, options: _Options) -> _Optimizer:
+    try:
+        from prodigyopt import Prodigy
+    except ImportError as error:
+        raise not_installed("--optimizer prodigy", "prodigyopt") from error
+    return Prodigy(groups, **options)
+
+
 def _from_library(
-    optimisation: OptimisationSettings, groups: list[dict[str, Any]], options: dict[str, Any]
-) -> torch.optim.Optimizer:
+    optimisation: OptimisationSettings, groups: _Groups, options: _Options
+) -> _Optimizer:
     """An optimizer of pytorch-optimizer, in training mode: its own defaults, but for the learning
     rate, the weight decay and `--optimizer_args`.
 
@@ -126,8 +138,6 @@ def _from_library(
             f"--optimizer_args: {optimisation.optimizer} does not take "
             f"{unknown[0]}{did_you_mean(unknown[0], known)}."
         )
-    if "use_muon" in inspect.getsource(kind):  # it wants to be told which factors are matrices
-        groups = [{**group, "use_muon": True} for group in groups]
     try:
         optimizer = kind(groups, **{k: v for k, v in chosen.items() if k in known}, **own)
     except (TypeError, ValueError, ImportError) as error:
@@ -135,6 +145,15 @@ def _from_library(
     optimizer.defaults.setdefault("lr", options["lr"])  # which schedules read; Muon leaves it out
     set_mode(optimizer, training=True)
     return optimizer
+
+
+# By package.
+_MAKERS = {
+    None: _adamw,
+    "bitsandbytes": _adamw8bit,
+    "prodigyopt": _prodigy,
+    LIBRARY: _from_library,
+}
 
 
 def _parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:

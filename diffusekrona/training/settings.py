@@ -21,6 +21,7 @@ from ..common.errors import UserError
 from ..common.settings import COUNTS, SEEDS, flat, options_of, setting, with_values
 from ..data.captions import with_trigger
 from ..data.settings import DataSettings, PriorSettings
+from .optimizer_records import OPTIMIZERS
 
 Schedule = Literal[
     "linear",
@@ -31,14 +32,6 @@ Schedule = Literal[
     "constant_with_warmup",
     "piecewise_constant",
 ]
-# Of pytorch-optimizer: those that resume exactly from a state of tensors and plain values, and need
-# neither a closure nor the whole model. tests/training/test_optimizer.py tries each.
-LIBRARY_OPTIMIZERS = (
-    "adabelief", "adafactor", "adamp", "adan", "ademamix", "adopt", "came", "grams", "lamb",
-    "laprop", "lion", "mars", "muon", "nadam", "radam", "ranger", "rmsprop", "schedulefreeadamw",
-    "schedulefreeradam", "schedulefreesgd", "sgdw", "stableadamw", "tiger",
-)  # fmt: skip
-
 ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")  # of adamw, adamw8bit and prodigy
 # Settings of schedules, each with the schedules that read it.
 SCHEDULES_OF: Mapping[str, tuple[Schedule, ...]] = {
@@ -149,7 +142,7 @@ class OptimisationSettings:
     )
     optimizer: str = setting(
         "adamw",
-        choices=("adamw", "adamw8bit", "prodigy", *LIBRARY_OPTIMIZERS),
+        choices=tuple(OPTIMIZERS),
         ignore_case=True,
         help="Optimizer; adamw8bit needs bitsandbytes, prodigy needs prodigyopt and a learning "
         "rate of 1, all but adamw and these need pytorch-optimizer.",
@@ -435,7 +428,7 @@ def _check_all_apply(optimisation: OptimisationSettings) -> None:
                 f"--{name} does not apply to --lr_scheduler {schedule}: leave it out, or give "
                 f"--lr_scheduler {schedules[0]}."
             )
-    for name in ADAM if optimisation.optimizer in LIBRARY_OPTIMIZERS else ():
+    for name in ADAM if OPTIMIZERS[optimisation.optimizer].of_library else ():
         if getattr(optimisation, name) != getattr(usual, name):
             raise UserError(
                 f"--{name} does not apply to --optimizer {optimisation.optimizer}: leave it out; "
@@ -454,7 +447,7 @@ def unused_class_flags(prior: PriorSettings) -> list[str]:
 
 def averages(optimisation: OptimisationSettings) -> bool:
     """Whether the result is an average of the factors that were trained."""
-    return optimisation.use_ema or optimisation.optimizer.startswith("schedulefree")
+    return optimisation.use_ema or OPTIMIZERS[optimisation.optimizer].averages
 
 
 def low_vram_recipe() -> dict[str, Any]:

@@ -198,15 +198,6 @@ def test_class_pictures_are_drawn_by_the_whole_base() -> None:
         assert (first.name, first.peak) == ("class pictures", peak)
 
 
-def test_bytes_of_states_are_adams() -> None:
-    parameter = torch.nn.Parameter(torch.randn(5000))
-    optimizer = torch.optim.AdamW([parameter])
-    parameter.grad = torch.randn(5000)
-    optimizer.step()
-    state = [t for t in optimizer.state[parameter].values() if t.numel() > 1]
-    assert estimate.state_bytes("adamw", parameter.numel()) == sum(t.nbytes for t in state)
-
-
 def test_low_vram_is_a_recipe_that_gives_way() -> None:
     required = ["--pretrained_model_name_or_path", "b", "--instance_data_dir", ".", "--output_dir"]
     plain = parse_settings([*required, "o"]).precision

@@ -1,1 +1,1 @@
-"""How much memory a run is going to need: `estimate`, from a `table` or by a `count` on shapes."""
+"""How much memory a run is going to need: `estimate`, by a `count` on shapes."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..optimizer_records import OPTIMIZERS
 from .count import count
 from .sizes import Sizes
 
@@ -70,7 +71,7 @@ def phases(
     kept |= {
         "factors": factors * (2 if optimisation.use_ema else 1),
         "gradients": factors,
-        "optimizer": sum(state_bytes(optimisation.optimizer, values) for values in tensors),
+        "optimizer": sum(map(OPTIMIZERS[optimisation.optimizer].state_bytes, tensors)),
     }
     if sizes.dequantised:
         kept["weights dequantised"] = sizes.dequantised
@@ -90,17 +91,6 @@ def phases(
         parts = {**kept, "VAE": sizes.vae, "activations": sizes.drawing}
         result.append(Phase("validation pictures", parts))
     return result
-
-
-def state_bytes(optimizer: str, values: int) -> int:
-    """Bytes of an optimizer's state of one fp32 parameter of so many values.
-
-    AdamW: two moments. In 8 bit: one byte each from 4096 values on, and a scale for every 256.
-    Prodigy: two moments, the start and a sum.
-    """
-    if optimizer == "adamw8bit" and values >= 4096:
-        return 2 * (values + 4 * -(-values // 256))
-    return values * 4 * (4 if optimizer == "prodigy" else 2)
 
 
 def in_words(phases: Sequence[Phase]) -> str:

@@ -145,14 +145,13 @@ def run(
     from .training.batch import make_batch, plain_loss, training_loss
     from .training.checkpoint import save_checkpoint
     from .training.log import RunLog, origin_of
-    from .training.lr_schedule import make_lr_scheduler, stepped
-    from .training.optimizer import make_ema, make_optimizer, set_mode
+    from .training.lr_schedule import make_lr_scheduler
+    from .training.optimizer import learn_from, make_ema, set_mode
     from .training.output import RUN_SETTINGS, already_finished, write_card_and_upload
     from .training.peaks import Peaks
-    from .training.regularisation import Regulariser
     from .training.resolved_run import max_train_steps
     from .training.resume import fixed_settings, resume, with_content
-    from .training.sharded import average_gradients, distribute, shards_base
+    from .training.sharded import distribute
     from .training.stopping import Vote, stop_signals
     from .training.training_state import TrainingState
     from .training.validation import validate
@@ -176,23 +175,15 @@ def run(
         held_out=held_out,
     )  # fmt: skip
     peaks.end("data")
-    denoiser = setup.load_denoiser(base, precision, resolved, accelerator)
+    parts = setup.build(settings, resolved, data, accelerator)
+    models, trained, objective, shard = parts.models, parts.trained, parts.objective, parts.shard
     fixed = with_content(fixed, base, settings.data, settings.prior, resolved)
-    models = {resolved.family.denoiser: denoiser, **data.text_encoders}
-    adapted, trained = setup.adapt(settings, resolved, models)
-    regulariser = Regulariser(
-        adapted, setup.ADAPTER_NAME, optimisation.adapter_dropout, optimisation.max_relative_norm,
-        optimisation.seed, resolved.method,
-    )  # fmt: skip
-    plain_optimizer = make_optimizer(optimisation, models, processes)
-    lr_scheduler = make_lr_scheduler(optimisation, plain_optimizer, steps)
-    ema = make_ema(optimisation, trained, accelerator)
-    objective = setup.load_objective(base, settings.loss, resolved)
-    origin = origin_of(base, settings.data, optimisation, resolved)
-    shard = shards_base(precision, optimisation.train_batch_size, accelerator)
-    wrapped, optimizer = distribute(accelerator, models, plain_optimizer, trained, shard)
     # The schedule is not prepared: accelerate would step it once a process.
-    state = TrainingState(adapted, optimizer, lr_scheduler, ema, origin, setup.ADAPTER_NAME)
+    lr_scheduler = make_lr_scheduler(optimisation, parts.optimizer, steps)
+    ema = make_ema(optimisation, trained, accelerator)
+    origin = origin_of(base, settings.data, optimisation, resolved)
+    wrapped, optimizer = distribute(accelerator, models, parts.optimizer, trained, shard)
+    state = TrainingState(parts.adapted, optimizer, lr_scheduler, ema, origin, setup.ADAPTER_NAME)
     first = resume(output, accelerator, fixed, steps, state)
     if accelerator.is_main_process:
         write_settings_file(settings, output.output_dir / RUN_SETTINGS)
@@ -201,7 +192,7 @@ def run(
         log.warning("no validation pictures: the base is sharded over the processes")
         validation = with_values(validation, validation_prompt=())
     show = functools.partial(
-        validate, validation, base, precision, resolved, accelerator, denoiser, data,
+        validate, validation, base, precision, resolved, accelerator, parts.denoiser, data,
         output.output_dir / "validation", settings.data.instance_data_dir,
     )  # fmt: skip
     loss_of = functools.partial(plain_loss, resolved, data, models, objective)
@@ -233,19 +224,15 @@ def run(
                 batch = make_batch(
                     optimisation, settings.loss, data, accelerator, objective, number
                 )
-                dropping = regulariser.dropping(number)
+                dropping = parts.regulariser.dropping(number)
                 with accelerator.accumulate(*wrapped.values()), dropping:
                     loss = training_loss(settings.loss, resolved, data, wrapped, objective, batch)
                     losses.append(loss.detach())
-                    accelerator.backward(loss)
-                    if accelerator.sync_gradients:
-                        if shard:
-                            average_gradients(trained)
-                        accelerator.clip_grad_norm_(trained, optimisation.max_grad_norm)
-                    moved = stepped(accelerator, optimizer)
-                    optimizer.zero_grad(set_to_none=True)
+                    moved = learn_from(
+                        loss, accelerator, optimizer, trained, optimisation.max_grad_norm, shard
+                    )
             if moved:
-                regulariser.limit_norms()
+                parts.regulariser.limit_norms()
                 lr_scheduler.step()
                 if ema is not None:
                     ema.step(trained)
@@ -290,7 +277,7 @@ def run(
         if ema is not None:
             ema.copy_to(trained)
         kept = early.restore(done, ended)
-        run_log.save_result(adapted, origin, setup.ADAPTER_NAME, done, kept, ended)
+        run_log.save_result(parts.adapted, origin, setup.ADAPTER_NAME, done, kept, ended)
         early.forget()
     measured.report()
     show(done if kept is None else kept)

@@ -28,10 +28,9 @@ from ..common.settings import with_values
 from ..data.cache import prepare_data
 from . import setup
 from .batch import make_batch, training_loss
-from .lr_schedule import stepped
-from .optimizer import make_optimizer
-from .regularisation import Regulariser
-from .sharded import average_gradients, distribute, shards_base
+from .optimizer import learn_from
+from .optimizer_records import OPTIMIZERS
+from .sharded import distribute
 
 if TYPE_CHECKING:
     from ..data.examples import Example
@@ -77,9 +76,9 @@ class Sweep:
         return None if lowest is None else float(f"{self.rates[lowest] / _BACK:.1e}")
 
 
-def rate_at(step: int, steps: int = STEPS) -> float:
+def rate_at(step: int) -> float:
     """The learning rate of step 0, 1 … of the sweep."""
-    return LOWEST * (HIGHEST / LOWEST) ** (step / (steps - 1))
+    return LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1))
 
 
 def smoothed(ratios: Sequence[float]) -> list[float]:
@@ -92,11 +91,7 @@ def smoothed(ratios: Sequence[float]) -> list[float]:
 
 
 def sweep(
-    settings: TrainSettings,
-    resolved: ResolvedRun,
-    accelerator: Any,
-    examples: Sequence[Example],
-    steps: int = STEPS,
+    settings: TrainSettings, resolved: ResolvedRun, accelerator: Any, examples: Sequence[Example]
 ) -> Sweep:
     """Train with rising rates until the loss is far above that of the untrained adapter.
 
@@ -107,25 +102,22 @@ def sweep(
             is refused for.
     """
     optimisation = settings.optimisation
-    if optimisation.optimizer == "prodigy":
-        raise UserError("--lr_find: prodigy chooses its learning rate itself; give it a rate of 1.")
+    if OPTIMIZERS[optimisation.optimizer].finds_rate:
+        raise UserError(
+            f"--lr_find: {optimisation.optimizer} chooses its learning rate itself; give it a rate "
+            "of 1."
+        )
     settings = with_values(settings, with_prior_preservation=False)
     data = prepare_data(
         settings.base, settings.data, settings.prior, settings.precision, resolved, accelerator,
         examples, seed=optimisation.seed,
         train_text_encoder=settings.adapter.train_text_encoder, validation_prompts=(),
     )  # fmt: skip
-    denoiser = setup.load_denoiser(settings.base, settings.precision, resolved, accelerator)
-    models = {resolved.family.denoiser: denoiser, **data.text_encoders}
-    adapted, trained = setup.adapt(settings, resolved, models)
-    regulariser = Regulariser(
-        adapted, setup.ADAPTER_NAME, optimisation.adapter_dropout, optimisation.max_relative_norm,
-        optimisation.seed, resolved.method,
-    )  # fmt: skip
-    plain = make_optimizer(optimisation, models, accelerator.num_processes)
-    objective = setup.load_objective(settings.base, settings.loss, resolved)
-    shard = shards_base(settings.precision, optimisation.train_batch_size, accelerator)
-    wrapped, optimizer = distribute(accelerator, models, plain, trained, shard)
+    parts = setup.build(settings, resolved, data, accelerator)
+    trained, regulariser, objective = parts.trained, parts.regulariser, parts.objective
+    wrapped, optimizer = distribute(
+        accelerator, parts.models, parts.optimizer, trained, parts.shard
+    )
     own = [group["lr"] / optimisation.learning_rate for group in optimizer.param_groups]
 
     def loss_of(step: int, learn: bool) -> float:
@@ -139,33 +131,30 @@ def sweep(
                 loss = training_loss(settings.loss, resolved, data, wrapped, objective, batch)
                 total += loss.detach().float() / optimisation.gradient_accumulation_steps
                 if learn:
-                    accelerator.backward(loss)
-                    if accelerator.sync_gradients:
-                        if shard:
-                            average_gradients(trained)
-                        accelerator.clip_grad_norm_(trained, optimisation.max_grad_norm)
-                    moved = stepped(accelerator, optimizer)
-                    optimizer.zero_grad(set_to_none=True)
+                    moved = learn_from(
+                        loss, accelerator, optimizer, trained, optimisation.max_grad_norm,
+                        parts.shard,
+                    )  # fmt: skip
         if moved:
             regulariser.limit_norms()
         return accelerator.reduce(total, reduction="mean").item()
 
-    untrained = [loss_of(step, learn=False) for step in range(steps)]
+    untrained = [loss_of(step, learn=False) for step in range(STEPS)]
     if not any(untrained):
         raise UserError(
             "--lr_find: every loss is 0: look at the masks and weights of the pictures."
         )
     rates: list[float] = []
     ratios: list[float] = []
-    for step in range(steps):
+    for step in range(STEPS):
         if untrained[step] == 0:  # such as a batch of pictures without weight: it shows nothing
             continue
         for group, factor in zip(optimizer.param_groups, own, strict=True):
-            group["lr"] = rate_at(step, steps) * factor
+            group["lr"] = rate_at(step) * factor
         ratio = loss_of(step, learn=True) / untrained[step]
         if not (math.isfinite(ratio) and ratio > 0):
             break
-        rates.append(rate_at(step, steps))
+        rates.append(rate_at(step))
         ratios.append(ratio)
         if smoothed(ratios)[-1] > _TOO_HIGH:
             break

@@ -59,21 +59,6 @@ def rate_factor(
     return factor
 
 
-def stepped(accelerator: Any, optimizer: Any) -> bool:
-    """Step the optimizer; whether the factors may have moved: with fp16, not where the gradients
-    overflowed.
-
-    The fused AdamW skips such a step inside its kernel, which accelerate does not see. The loss
-    scale, which is lowered after each of them, shows it.
-    """
-    scaler = accelerator.scaler
-    before = scaler.get_scale() if scaler is not None else None
-    optimizer.step()
-    if scaler is None or not accelerator.sync_gradients:
-        return not accelerator.optimizer_step_was_skipped
-    return scaler.get_scale() >= before
-
-
 def move_to(lr_scheduler: Any, position: int) -> None:
     """Have the next step be the one numbered `position`, by this run's own schedule: it may have
     been lengthened since the state was saved."""

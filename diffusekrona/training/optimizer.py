@@ -1,4 +1,4 @@
-"""The optimizer over the factors, and their moving average."""
+"""The optimizer over the factors, what it does in a step, and their moving average."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..common.errors import UserError, not_installed, shortened
 from ..common.settings import did_you_mean
 from .optimizer_records import LIBRARY, OPTIMIZERS
 from .settings import OptimisationSettings
+from .sharded import average_gradients
 
 log = logging.getLogger("diffusekrona")
 
@@ -169,6 +170,53 @@ def _parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
                 f"--optimizer_args {argument!r}: write NAME=VALUE, such as betas=(0.9,0.99)."
             )
     return values
+
+
+def learn_from(
+    loss: torch.Tensor,
+    accelerator: Any,
+    optimizer: Any,
+    trained: Sequence[nn.Parameter],
+    max_norm: float,
+    shard: bool,
+) -> bool:
+    """Add a micro-step's gradients; the last one of a step moves the factors by them.
+
+    Every process calls it, within `accelerator.accumulate`.
+
+    Args:
+        loss: scalar.
+        optimizer: as accelerate prepared it.
+        trained: the factors.
+        max_norm: the norm to which the gradients of all factors together are clipped.
+        shard: average the gradients over the processes, which accelerate does for a whole base.
+
+    Returns:
+        Whether the factors may have moved.
+    """
+    accelerator.backward(loss)
+    if accelerator.sync_gradients:
+        if shard:
+            average_gradients(trained)
+        accelerator.clip_grad_norm_(trained, max_norm)
+    moved = stepped(accelerator, optimizer)
+    optimizer.zero_grad(set_to_none=True)
+    return moved
+
+
+def stepped(accelerator: Any, optimizer: Any) -> bool:
+    """Step the optimizer; whether the factors may have moved: with fp16, not where the gradients
+    overflowed.
+
+    The fused AdamW skips such a step inside its kernel, which accelerate does not see. The loss
+    scale, which is lowered after each of them, shows it.
+    """
+    scaler = accelerator.scaler
+    before = scaler.get_scale() if scaler is not None else None
+    optimizer.step()
+    if scaler is None or not accelerator.sync_gradients:
+        return not accelerator.optimizer_step_was_skipped
+    return scaler.get_scale() >= before
 
 
 def set_mode(optimizer: Any, training: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,17 +19,46 @@ from ..bases.quantisation import check_quantisation, quantise
 from ..bases.settings import BaseSettings, PrecisionSettings
 from ..common.devices import TIMEOUT, has_bf16
 from ..common.errors import UserError, not_installed, shortened
+from ..data.cache import Data
 from .early_stop import EarlyStop, EarlyStopByLoss
 from .gradient_checkpointing import checkpoints_on_host
 from .init_from import start_from
+from .optimizer import make_optimizer
+from .regularisation import Regulariser
 from .resolved_run import ResolvedRun
 from .settings import LossSettings, OptimisationSettings, OutputSettings, TrainSettings
+from .sharded import shards_base, take_over
 from .training_state import TrainingState
 from .validation_loss import ValidationLoss
 
 log = logging.getLogger("diffusekrona")
 
 ADAPTER_NAME = "default"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is trained and what trains it, before they are spread over the processes.
+
+    Attributes:
+        denoiser: the base's, with its adapter.
+        models: component name to model: the denoiser, and the text encoders that are trained.
+        adapted: those of them that carry the adapter.
+        trained: the factors of all of them.
+        optimizer: over the factors.
+        regulariser: of the adapter.
+        objective: noise, target and weight of the loss.
+        shard: whether the base is to be shared out.
+    """
+
+    denoiser: nn.Module
+    models: dict[str, nn.Module]
+    adapted: dict[str, nn.Module]
+    trained: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    regulariser: Regulariser
+    objective: Objective
+    shard: bool
 
 
 def make_accelerator(
@@ -93,6 +123,29 @@ def start_trackers(accelerator: Any, output: OutputSettings, values: Mapping[str
         accelerator.init_trackers("dreambooth", config=plain)
     except (ValueError, ImportError) as error:
         raise UserError(shortened(error, 300)) from error
+
+
+def build(settings: TrainSettings, resolved: ResolvedRun, data: Data, accelerator: Any) -> Parts:
+    """Load the denoiser, put the adapter on it and on the encoders that are trained, and make their
+    optimizer. `sharded.distribute` comes next.
+
+    Raises:
+        UserError: settings that do not fit the base, the method or the machine; a library that is
+            missing.
+    """
+    optimisation, precision = settings.optimisation, settings.precision
+    denoiser = load_denoiser(settings.base, precision, resolved, accelerator)
+    models: dict[str, nn.Module] = {resolved.family.denoiser: denoiser, **data.text_encoders}
+    adapted, trained = adapt(settings, resolved, models)
+    regulariser = Regulariser(
+        adapted, ADAPTER_NAME, optimisation.adapter_dropout, optimisation.max_relative_norm,
+        optimisation.seed, resolved.method,
+    )  # fmt: skip
+    optimizer = make_optimizer(optimisation, models, accelerator.num_processes)
+    objective = load_objective(settings.base, settings.loss, resolved)
+    shard = shards_base(precision, accelerator)
+    take_over(accelerator, optimisation.train_batch_size)
+    return Parts(denoiser, models, adapted, trained, optimizer, regulariser, objective, shard)
 
 
 def load_objective(base: BaseSettings, loss: LossSettings, resolved: ResolvedRun) -> Objective:

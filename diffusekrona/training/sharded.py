@@ -23,7 +23,7 @@ from ..bases.settings import PrecisionSettings
 from ..common.errors import UserError
 
 
-def shards_base(precision: PrecisionSettings, batch_size: int, accelerator: Any) -> bool:
+def shards_base(precision: PrecisionSettings, accelerator: Any) -> bool:
     """Whether the base is to be shared out: asked for by flag or by accelerate's configuration.
 
     Raises:
@@ -33,21 +33,34 @@ def shards_base(precision: PrecisionSettings, batch_size: int, accelerator: Any)
 
     kind = accelerator.distributed_type
     if kind == DistributedType.DEEPSPEED:
-        config = accelerator.state.deepspeed_plugin.deepspeed_config
-        if config["zero_optimization"]["stage"] == 3:
+        if _deepspeed_config(accelerator)["zero_optimization"]["stage"] == 3:
             raise UserError(
                 "DeepSpeed's ZeRO 3 would shard the factors with the base: use stage 2, or "
                 "--shard_base with accelerate's multi-GPU configuration."
             )
-        # It reads the batch off a dataloader, which this loop does not have.
-        config["train_micro_batch_size_per_gpu"] = batch_size
         return False
     wanted = precision.shard_base or kind == DistributedType.FSDP
-    if kind == DistributedType.FSDP:
-        accelerator.state.distributed_type = DistributedType.MULTI_GPU
     if wanted and precision.quantize_base != "none":
         raise UserError("--quantize_base and a sharded base cannot be combined: use one of them.")
     return wanted and accelerator.num_processes > 1
+
+
+def take_over(accelerator: Any, batch_size: int) -> None:
+    """Change accelerate's state to what `distribute` needs of it, once `shards_base` has read it.
+
+    DeepSpeed reads the batch size off a dataloader, which the loop does not have. Of FSDP only the
+    processes are used.
+    """
+    from accelerate import DistributedType
+
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        _deepspeed_config(accelerator)["train_micro_batch_size_per_gpu"] = batch_size
+    elif accelerator.distributed_type == DistributedType.FSDP:
+        accelerator.state.distributed_type = DistributedType.MULTI_GPU
+
+
+def _deepspeed_config(accelerator: Any) -> dict[str, Any]:
+    return accelerator.state.deepspeed_plugin.deepspeed_config
 
 
 def distribute(

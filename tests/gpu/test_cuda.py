@@ -21,7 +21,8 @@ from diffusekrona import KronAConfig
 from diffusekrona.krona import KronALinear
 from diffusekrona.sampling.pipeline import generate, load_pipeline, place
 from diffusekrona.train_dreambooth import main
-from diffusekrona.training import log, lr_schedule
+from diffusekrona.training import log
+from diffusekrona.training import optimizer as optimizer_module
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -149,7 +150,7 @@ def test_no_step_waits_for_the_gpu(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_a_step_that_overflows_leaves_the_factors_alone(tmp_path: Path, monkeypatch) -> None:
-    clip, stepped = accelerate.Accelerator.clip_grad_norm_, lr_schedule.stepped
+    clip, stepped = accelerate.Accelerator.clip_grad_norm_, optimizer_module.stepped
     moved: list[bool] = []
 
     def spoiled(self, parameters, *norm):
@@ -166,7 +167,7 @@ def test_a_step_that_overflows_leaves_the_factors_alone(tmp_path: Path, monkeypa
         return moved[-1]
 
     monkeypatch.setattr(accelerate.Accelerator, "clip_grad_norm_", spoiled)
-    monkeypatch.setattr(lr_schedule, "stepped", watched)
+    monkeypatch.setattr(optimizer_module, "stepped", watched)
     tensors = train(tmp_path, "--mixed_precision", "fp16")
     assert moved[3] is False and moved[-1] is True
     assert all(torch.isfinite(t).all() for t in tensors.values())

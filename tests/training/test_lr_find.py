@@ -55,7 +55,7 @@ def test_a_sweep_of_a_tiny_base_writes_one_chart(
     tiny_sd1, tmp_path: Path, capsys, monkeypatch
 ) -> None:
     """In the middle of a run's folder, which stays as it is; the same curve every time."""
-    monkeypatch.setattr(lr_find.sweep, "__defaults__", (20,))
+    monkeypatch.setattr(lr_find, "STEPS", 20)
     run = tmp_path / "run"
     (run / "checkpoint-3").mkdir(parents=True)
     (run / "adapter.safetensors").write_bytes(b"mine")
@@ -77,7 +77,7 @@ def test_a_sweep_of_a_tiny_base_writes_one_chart(
 
 
 def test_batches_without_a_loss_are_left_out(tiny_sd1, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(lr_find.sweep, "__defaults__", (12,))
+    monkeypatch.setattr(lr_find, "STEPS", 12)
     argv = flags(tiny_sd1, tmp_path)
     data = tmp_path / "data.yaml"
     entries = "folders: [{folder: photos, weight: 0}, {folder: more, weight: %d}]"
@@ -91,7 +91,7 @@ def test_batches_without_a_loss_are_left_out(tiny_sd1, tmp_path: Path, monkeypat
 
 
 def test_the_norm_limit_holds_in_a_sweep(tiny_sd1, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(lr_find.sweep, "__defaults__", (6,))
+    monkeypatch.setattr(lr_find, "STEPS", 6)
     monkeypatch.setattr(lr_find, "HIGHEST", 100.0)
     assert main(flags(tiny_sd1, tmp_path, "--max_relative_norm", "1e-6")) == 0
     _, *curve, words, _ = capsys.readouterr().out.splitlines()

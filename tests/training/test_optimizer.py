@@ -16,7 +16,7 @@ from diffusekrona.krona import KronAConfig
 from diffusekrona.krona.layer import KronALinear
 from diffusekrona.train_dreambooth import main
 from diffusekrona.training import optimizer as optimizer_module
-from diffusekrona.training.optimizer import make_optimizer, set_mode
+from diffusekrona.training.optimizer import make_optimizer, set_mode, stepped
 from diffusekrona.training.optimizer_records import OPTIMIZERS
 from diffusekrona.training.settings import OptimisationSettings
 from diffusekrona.training.state_file import load_state, save_state
@@ -97,6 +97,22 @@ def test_schedule_free_weights_are_an_average_at_the_end() -> None:
     assert not torch.equal(before, layer.krona_b["default"])
     set_mode(optimizer, training=True)
     torch.testing.assert_close(before, layer.krona_b["default"])
+
+
+@pytest.mark.parametrize("overflow", [True, False])
+def test_an_overflow_is_noticed_by_the_loss_scale(overflow: bool) -> None:
+    """With fused AdamW accelerate reports no skipped step (torch's kernel skips it)."""
+    scale = [1024.0]
+
+    def step() -> None:
+        scale[0] = 512.0 if overflow else scale[0]
+
+    accelerator = SimpleNamespace(
+        scaler=SimpleNamespace(get_scale=lambda: scale[0]),
+        sync_gradients=True,
+        optimizer_step_was_skipped=False,
+    )
+    assert stepped(accelerator, SimpleNamespace(step=step)) is not overflow
 
 
 def test_b_has_its_own_rate() -> None:

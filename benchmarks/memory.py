@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from random_models import random_unet  # noqa: E402
+from random_models import random_unet, write_configs  # noqa: E402
 from record import write_record  # noqa: E402
 
 from diffusekrona.bases.published import BASES  # noqa: E402
@@ -67,18 +67,6 @@ CONFIGURATIONS: dict[str, tuple[str, list[str], bool]] = {
     "sdxl, 1024 px, low_vram": ("sdxl", ["--low_vram", *NF4, *DRAW], False),
     "sd15, 512 px, low_vram": ("sd15", ["--low_vram", *NF4, *DRAW], False),
 }
-
-
-def write_configs(folder: Path, name: str) -> Path:
-    """A pipeline folder of a published size, of configs alone: all that an estimate reads."""
-    parts = BASES[name]
-    for part, config in parts.items():
-        (folder / part).mkdir(parents=True)
-        (folder / part / "config.json").write_text(json.dumps(config))
-    (folder / "model_index.json").write_text("{}")
-    (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text("{}")
-    return folder
 
 
 def arguments(base: str, flags: list[str]) -> Any:

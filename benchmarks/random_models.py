@@ -8,13 +8,14 @@ The weights mean nothing; sizes, times and memory are those of the real models.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from diffusekrona.bases.published import CLIP_G, CLIP_L, SD15_UNET, SDXL_UNET, VAE
+from diffusekrona.bases.published import BASES, CLIP_G, CLIP_L, SD15_UNET, SDXL_UNET, VAE
 
 SCHEDULE = {
     "beta_start": 0.00085,
@@ -40,6 +41,17 @@ def random_unet(config: dict[str, Any], dtype: Any, device: str = "cpu", seed: i
     for parameter in unet.parameters():
         parameter.uniform_(-0.02, 0.02)
     return unet.eval()
+
+
+def write_configs(folder: Path, name: str) -> Path:
+    """A pipeline folder of a published size, of configs alone: all that an estimate reads."""
+    for part, config in BASES[name].items():
+        (folder / part).mkdir(parents=True)
+        (folder / part / "config.json").write_text(json.dumps(config))
+    (folder / "model_index.json").write_text("{}")
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text("{}")
+    return folder
 
 
 def save_sd15(folder: Path) -> Path:

@@ -9,6 +9,7 @@ import pytest
 import tiny_models
 import torch
 from hypothesis import HealthCheck, settings
+from PIL import Image
 
 torch.set_num_threads(1)
 # A busy machine fails nothing, and a failure that one machine sees is seen on every other.
@@ -60,6 +61,15 @@ def fresh_accelerate() -> Iterator[None]:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four pictures, which no test changes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for colour in ("red", "green", "blue", "yellow"):
+        Image.new("RGB", (48, 40), colour).save(folder / f"{colour}.png")
+    return folder
 
 
 @pytest.fixture(scope="session")

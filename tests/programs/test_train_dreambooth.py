@@ -33,16 +33,7 @@ from diffusekrona.training.checkpoint import what_is_wrong
 from diffusekrona.training.optimizer import make_optimizer
 from diffusekrona.training.settings import OptimisationSettings, OutputSettings
 
-COLOURS = ("red", "green", "blue", "yellow")
 LAYERS = 32  # attention projections of a tiny UNet
-
-
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for colour in COLOURS:
-        Image.new("RGB", (48, 40), colour).save(folder / f"{colour}.png")
-    return folder
 
 
 def flags(base: Path, pictures: Path, out: Path, *more: str) -> list[str]:

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 import tiny_models
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from diffusekrona.adapters.file import read_adapter, save_adapter
@@ -23,14 +22,6 @@ from diffusekrona.training.early_stop import LOWEST, EarlyStopByLoss, lowest_of,
 from diffusekrona.training.validation_loss import LossLine, read_losses
 
 HIGH = ("--learning_rate", "0.3", "--validation_loss_steps", "1", "--checkpointing_steps", "1")
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for colour in ("red", "green", "blue", "yellow"):
-        Image.new("RGB", (48, 40), colour).save(folder / f"{colour}.png")
-    return folder
 
 
 def run(base: Path, pictures: Path, out: Path, *more: str) -> dict[str, torch.Tensor]:

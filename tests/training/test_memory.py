@@ -12,6 +12,7 @@ import tiny_models
 import torch
 from peft import LoraConfig
 from PIL import Image
+from random_models import write_configs
 from safetensors.torch import load_file
 from torch.profiler import ProfilerActivity, profile
 
@@ -20,7 +21,6 @@ from diffusekrona.adapters.layers import add_adapters
 from diffusekrona.bases import quantisation
 from diffusekrona.bases.families import FAMILIES
 from diffusekrona.bases.meta import build_empty
-from diffusekrona.bases.published import BASES
 from diffusekrona.bases.settings import BaseSettings
 from diffusekrona.common.errors import UserError
 from diffusekrona.train_dreambooth import main
@@ -138,17 +138,6 @@ def test_estimate_is_printed_and_nothing_written(
     assert not out.exists()
 
 
-def write_configs(folder: Path, parts: dict[str, dict[str, Any]]) -> Path:
-    """A pipeline folder of configs alone: all that resolving a run reads."""
-    for part, config in parts.items():
-        (folder / part).mkdir(parents=True)
-        (folder / part / "config.json").write_text(json.dumps(config))
-    (folder / "model_index.json").write_text("{}")
-    (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text("{}")
-    return folder
-
-
 def planned(base: str, *more: str) -> tuple[Any, Any]:
     required = ["--instance_data_dir", ".", "--output_dir", "unused", "--instance_prompt", "a dog"]
     settings = parse_settings(["--pretrained_model_name_or_path", base, *required, *more])
@@ -171,7 +160,7 @@ def test_sizes_of_the_published_bases(
     base, more, weights, encoding, drawing, step, tmp_path: Path
 ) -> None:
     """Millions of bytes, counted before with torch 2.13 and diffusers 0.42."""
-    folder = str(write_configs(tmp_path / base, BASES[base]))
+    folder = str(write_configs(tmp_path / base, base))
     args, resolved = planned(folder, *more)
     groups = (args.optimisation, args.precision, args.prior)
     sizes = count.count(args.base, *groups, resolved)

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from random_models import write_configs
 
-from diffusekrona.bases.published import BASES
 from diffusekrona.common.errors import UserError
 from diffusekrona.data.examples import Example
 from diffusekrona.data.folder import batches
-from diffusekrona.training.resolved_run import ResolvedRun, max_train_steps, resolve_run
+from diffusekrona.training.resolved_run import (
+    ResolvedRun,
+    max_train_steps,
+    resolve_run,
+)
 from diffusekrona.training.settings import OptimisationSettings, parse_settings
-
-
-def write_configs(folder: Path, parts: dict) -> Path:
-    """A pipeline folder of configs alone: all that resolving a run reads."""
-    for part, config in parts.items():
-        (folder / part).mkdir(parents=True)
-        (folder / part / "config.json").write_text(json.dumps(config))
-    (folder / "model_index.json").write_text("{}")
-    (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text("{}")
-    return folder
 
 
 def planned(base: Path | str, *more: str) -> ResolvedRun:
@@ -43,14 +35,14 @@ def planned(base: Path | str, *more: str) -> ResolvedRun:
     ],
 )
 def test_counts_of_the_published_bases(base, layers, krona, lora, tmp_path: Path) -> None:
-    folder = write_configs(tmp_path / base, BASES[base])
+    folder = write_configs(tmp_path / base, base)
     resolved = planned(folder, "--a1", "4", "--a2", "64")
     assert (len(resolved.layers), resolved.parameters) == (layers, krona)
     assert planned(folder, "--adapter_type", "lora", "--rank", "4").parameters == lora
 
 
 def test_text_encoders_are_counted_too(tmp_path: Path) -> None:
-    folder = write_configs(tmp_path / "sd15", BASES["sd15"])
+    folder = write_configs(tmp_path / "sd15", "sd15")
     assert planned(folder, "--train_text_encoder").parameters == 398_048 + 122_880
     lora = ("--adapter_type", "lora", "--rank", "4", "--train_text_encoder")
     assert planned(folder, *lora).parameters == 797_184 + 294_912

@@ -6,7 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
 from ..common.errors import UserError
@@ -45,6 +45,7 @@ class Example:
 
     path: Path
     captions: tuple[str, ...]
+    _: KW_ONLY
     mask: Path | None = None
     caption_dropout: float = 0.0
     center_crop: bool = False
@@ -143,12 +144,21 @@ def _look_through(source: Source, seed: int, findings: list[Finding]) -> list[Ex
             captions = ()
         examples.append(
             Example(
-                picture, captions, mask, source.caption_dropout, source.center_crop,
-                source.random_flip, source.aspect_ratio_buckets, source.resolution, source.repeats,
-                source.weight, source.regularisation,
-                None if source.regularisation else source.trigger, dataset=source.dataset,
+                picture,
+                captions,
+                mask=mask,
+                caption_dropout=source.caption_dropout,
+                center_crop=source.center_crop,
+                random_flip=source.random_flip,
+                aspect_ratio_buckets=source.aspect_ratio_buckets,
+                resolution=source.resolution,
+                repeats=source.repeats,
+                weight=source.weight,
+                regularisation=source.regularisation,
+                trigger=None if source.regularisation else source.trigger,
+                dataset=source.dataset,
             )
-        )  # fmt: skip
+        )
     return examples
 
 
@@ -273,7 +283,7 @@ def epoch_length(examples: Sequence[Example]) -> int:
     return sum(example.repeats for example in examples)
 
 
-def epoch_batches(
+def count_batches(
     examples: Sequence[Example], batch_size: int, resolution: int, pixel_step: int
 ) -> int:
     """Batches in an epoch: each is of one size, and the last of each size is filled up.

@@ -129,7 +129,7 @@ def pick(
 def epoch_batches(
     sizes: tuple[tuple[int, int], ...], batch_size: int, seed: int, epoch: int
 ) -> list[list[int]]:
-    """`data.batches`, remembered for the epoch at hand."""
+    """`data.folder.batches`, remembered for the epoch at hand."""
     return batches(sizes, batch_size, seed, epoch)
 
 

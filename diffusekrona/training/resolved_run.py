@@ -13,7 +13,7 @@ from ..adapters.settings import AdapterSettings
 from ..bases.base import Family, empty_part
 from ..bases.bundled import is_bundled
 from ..bases.components import is_text_encoder
-from ..bases.families import check_schedule, identify
+from ..bases.families import FAMILIES, check_schedule, identify
 from ..bases.loading import (
     SingleFile,
     check_zero_snr,
@@ -27,7 +27,7 @@ from ..bases.settings import BaseSettings
 from ..bases.vae import read_vae_config
 from ..common.errors import UserError
 from ..common.settings import flat
-from ..data.examples import Example, epoch_batches
+from ..data.examples import Example, count_batches
 from .settings import OptimisationSettings, TrainSettings, ValidationSettings
 
 if TYPE_CHECKING:
@@ -81,9 +81,8 @@ def resolve_run(
         UserError: a missing base, or one that no family claims; factors that fit no layer; a
             resolution that it cannot take.
     """
-    place = resolve_base(base.pretrained_model_name_or_path, base.single_file_config)
+    place, family, config = _identified(base)
     report_assumed(place, base.prediction_type)
-    family, config = identify(place, base.revision)
     check_schedule(family, place, base.revision)
     if base.rescale_betas_zero_snr:
         file = read_json_of(place, "scheduler", "scheduler_config.json", base.revision)
@@ -127,6 +126,13 @@ def resolve_run(
     )
 
 
+def _identified(base: BaseSettings) -> tuple[str, Family, dict[str, Any]]:
+    """Where a base is, its family, and its denoiser's config. Raises UserError: it cannot be read,
+    or no family claims it."""
+    place = resolve_base(base.pretrained_model_name_or_path, base.single_file_config)
+    return place, *identify(place, base.revision)
+
+
 def family_defaults(base: BaseSettings, low_vram: bool = False) -> dict[str, Any]:
     """Defaults of training settings that the base's family has in place of the program's.
 
@@ -136,8 +142,7 @@ def family_defaults(base: BaseSettings, low_vram: bool = False) -> dict[str, Any
         low_vram: with `--low_vram`, whose own settings (`low_vram_recipe`) come first.
     """
     try:
-        place = resolve_base(base.pretrained_model_name_or_path, base.single_file_config)
-        family, _ = identify(place, base.revision)
+        place, family, _ = _identified(base)
     except UserError:
         return {}
     drawing = family.drawing_defaults(place, base.revision)
@@ -155,8 +160,7 @@ def usual_settings(base: BaseSettings, method: Method = METHODS["krona"]) -> dic
     """Training settings that a run of a method on this base usually has, by name, as the scripts
     have them; {} for a base that cannot be read."""
     try:
-        place = resolve_base(base.pretrained_model_name_or_path, base.single_file_config)
-        family, config = identify(place, base.revision)
+        place, family, config = _identified(base)
         vae = read_vae_config(place, base.pretrained_vae_model_name_or_path, base.revision)
         with trusting_no_config(f"the configs of {place}"):
             resolution = family.native_resolution(config, vae)
@@ -166,8 +170,6 @@ def usual_settings(base: BaseSettings, method: Method = METHODS["krona"]) -> dic
     return {**family.usual_training(place), "learning_rate": rate, "resolution": resolution}
 
 
-# Settings of the loss and the noise schedule that only some families' objectives read.
-_LOSS_SETTINGS = ("snr_gamma", "weighting_scheme", "prediction_type", "rescale_betas_zero_snr")
 # Of text encoders that are trained, which not every family's can be.
 TEXT_SETTINGS = (
     "train_text_encoder", "text_encoder_a1", "text_encoder_a2", "attn_update_text",
@@ -179,11 +181,10 @@ def inapplicable_settings(base: BaseSettings) -> set[str]:
     """Training settings that runs on this base do not read, by name; none for a base that cannot
     be read."""
     try:
-        place = resolve_base(base.pretrained_model_name_or_path, base.single_file_config)
-        family, _ = identify(place, base.revision)
+        place, family, _ = _identified(base)
     except UserError:
         return set()
-    names: set[str] = {*_LOSS_SETTINGS} - {*family.loss_settings}
+    names = {name for name in _loss_settings() if name not in family.loss_settings}
     if not family.text_letters:
         names |= {*TEXT_SETTINGS}
     single = isinstance(place, SingleFile)
@@ -196,6 +197,11 @@ def inapplicable_settings(base: BaseSettings) -> set[str]:
     return names
 
 
+def _loss_settings() -> list[str]:
+    """Settings of the loss and the noise schedule that not every family's objective reads."""
+    return list(dict.fromkeys(n for family in FAMILIES.values() for n in family.loss_settings))
+
+
 def check_loss_settings(settings: TrainSettings, family: Family) -> None:
     """Refuse settings that the family's objective would not read.
 
@@ -203,7 +209,7 @@ def check_loss_settings(settings: TrainSettings, family: Family) -> None:
         UserError: naming the flag.
     """
     values = flat(settings)
-    family.check_loss_settings(name for name in _LOSS_SETTINGS if values[name])
+    family.check_loss_settings(name for name in _loss_settings() if values[name])
 
 
 def max_train_steps(
@@ -218,10 +224,10 @@ def max_train_steps(
         examples: those that are trained on; only `--num_train_epochs` looks at them.
 
     Raises:
-        UserError: as `data.examples.epoch_batches`.
+        UserError: as `data.examples.count_batches`.
     """
     if optimisation.num_train_epochs is None:
         return optimisation.max_train_steps or 1000
     together = optimisation.train_batch_size * processes
-    batches = epoch_batches(examples, together, resolved.resolution, resolved.pixel_step)
+    batches = count_batches(examples, together, resolved.resolution, resolved.pixel_step)
     return -(-batches * optimisation.num_train_epochs // optimisation.gradient_accumulation_steps)

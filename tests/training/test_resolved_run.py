@@ -9,11 +9,14 @@ from types import SimpleNamespace
 import pytest
 from random_models import write_configs
 
+from diffusekrona.bases.families import FAMILIES
+from diffusekrona.bases.settings import BaseSettings
 from diffusekrona.common.errors import UserError
 from diffusekrona.data.examples import Example
 from diffusekrona.data.folder import batches
 from diffusekrona.training.resolved_run import (
     ResolvedRun,
+    inapplicable_settings,
     max_train_steps,
     resolve_run,
 )
@@ -69,3 +72,12 @@ def test_an_epoch_is_every_batch_of_the_loop(batch: int, processes: int, accumul
 def test_a_resolution_that_the_base_cannot_take(tiny_sd1: Path) -> None:
     with pytest.raises(UserError, match="multiples of 2, at least 4"):
         planned(tiny_sd1, "--a2", "16", "--resolution", "33")
+
+
+def test_a_setting_that_only_another_familys_loss_reads_does_not_apply(monkeypatch) -> None:
+    base = BaseSettings("pocket")
+    own, flow = FAMILIES["sd1"].loss_settings, FAMILIES["z-image"].loss_settings
+    assert inapplicable_settings(base) >= {*flow} and not inapplicable_settings(base) & {*own}
+    new = replace(FAMILIES["z-image"], name="new", loss_settings=("huber_c",))
+    monkeypatch.setitem(FAMILIES, "new", new)
+    assert "huber_c" in inapplicable_settings(base)

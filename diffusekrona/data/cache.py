@@ -8,7 +8,6 @@ on the disk, and what is found there needs neither loaded.
 from __future__ import annotations
 
 import functools
-import gc
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from diffusers.training_utils import free_memory
 
 from ..bases.base import Family
 from ..bases.offload import offload_layers
@@ -114,25 +114,7 @@ def prepare_data(
     dtype = dtype_of(accelerator.mixed_precision)
     show = accelerator.is_local_main_process
     report_photographs(base.pretrained_model_name_or_path, [example.path for example in examples])
-    class_pictures: list[Path] = []
-    if prior.with_prior_preservation:
-        from .class_images import draw_class_pictures, refuse_pictures_of
-
-        refuse_pictures_of([example.path for example in examples], prior.class_data_dir)
-        class_pictures = draw_class_pictures(
-            accelerator,
-            resolved.base,
-            prior.class_prompt,
-            prior.class_data_dir,
-            prior.num_class_images,
-            prior.sample_batch_size,
-            low_vram=precision.low_vram,
-            dtype=dtype,
-            vae=base.pretrained_vae_model_name_or_path,
-            revision=base.revision,
-            variant=base.variant,
-            **base.schedule(),
-        )
+    class_pictures = _class_pictures(base, prior, precision, resolved, accelerator, examples)
     preserved = prior.class_prompt if prior.preserve_class else None
     sizes = sizes_of(examples, resolved.resolution, resolved.pixel_step)
     each, every = [[size] for size in sizes], [sorted(set(sizes))] * len(class_pictures)
@@ -150,14 +132,14 @@ def prepare_data(
         cache_key=cache_key,
     )
     instance = latents(examples, each, progress=show)
-    prior = latents(of_class, every, progress=show)
+    of_prior = latents(of_class, every, progress=show)
     held_out = [replace(one, center_crop=True, random_flip=False) for one in held_out]
     of_held_out = [[size] for size in sizes_of(held_out, resolved.resolution, resolved.pixel_step)]
     kept = latents(held_out, of_held_out, progress=show)
     loaded = vae.cache_info().currsize
     del vae, latents
     if loaded:
-        _free()
+        free_memory()
     texts = [
         caption for example in (*examples, *of_class, *held_out) for caption in example.captions
     ]
@@ -174,14 +156,40 @@ def prepare_data(
     cache.shrink()
     if cache.found and accelerator.is_main_process:
         log.info("%d latents and text states found in %s", cache.found, cache.folder)
-    return Data(instance, prior, states, ids, encoders, resolved.vae_config, dtype, kept, preserved)
+    return Data(
+        instance, of_prior, states, ids, encoders, resolved.vae_config, dtype, kept, preserved
+    )
 
 
-def _free() -> None:
-    """Give back the memory of models that nothing refers to any more."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+def _class_pictures(
+    base: BaseSettings,
+    prior: PriorSettings,
+    precision: PrecisionSettings,
+    resolved: ReadBase,
+    accelerator: Any,
+    examples: Sequence[Example],
+) -> list[Path]:
+    """The pictures of the class, drawn as far as they are not there; none without prior
+    preservation."""
+    if not prior.with_prior_preservation:
+        return []
+    from .class_images import draw_class_pictures, refuse_pictures_of
+
+    refuse_pictures_of([example.path for example in examples], prior.class_data_dir)
+    return draw_class_pictures(
+        accelerator,
+        resolved.base,
+        prior.class_prompt,
+        prior.class_data_dir,
+        prior.num_class_images,
+        prior.sample_batch_size,
+        low_vram=precision.low_vram,
+        dtype=dtype_of(accelerator.mixed_precision),
+        vae=base.pretrained_vae_model_name_or_path,
+        revision=base.revision,
+        variant=base.variant,
+        **base.schedule(),
+    )
 
 
 def _vae_and_origin(
@@ -268,7 +276,7 @@ def _text_states(
     states = _cached_texts(resolved.family, load, prompts, cache, cache_key)
     if load.cache_info().currsize:
         load.cache_clear()
-        _free()
+        free_memory()
     return states
 
 

@@ -146,7 +146,7 @@ def run(
     from .training.checkpoint import save_checkpoint
     from .training.log import RunLog, origin_of
     from .training.lr_schedule import make_lr_scheduler
-    from .training.optimizer import learn_from, make_ema, set_mode
+    from .training.optimizer import backward_and_step, make_ema, set_mode
     from .training.output import RUN_SETTINGS, already_finished, write_card_and_upload
     from .training.peaks import Peaks
     from .training.resolved_run import max_train_steps
@@ -228,7 +228,7 @@ def run(
                 with accelerator.accumulate(*wrapped.values()), dropping:
                     loss = training_loss(settings.loss, resolved, data, wrapped, objective, batch)
                     losses.append(loss.detach())
-                    moved = learn_from(
+                    moved = backward_and_step(
                         loss, accelerator, optimizer, trained, optimisation.max_grad_norm, shard
                     )
             if moved:

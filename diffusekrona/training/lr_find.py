@@ -28,7 +28,7 @@ from ..common.settings import with_values
 from ..data.cache import prepare_data
 from . import setup
 from .batch import make_batch, training_loss
-from .optimizer import learn_from
+from .optimizer import backward_and_step
 from .optimizer_records import OPTIMIZERS
 from .sharded import distribute
 
@@ -131,7 +131,7 @@ def sweep(
                 loss = training_loss(settings.loss, resolved, data, wrapped, objective, batch)
                 total += loss.detach().float() / optimisation.gradient_accumulation_steps
                 if learn:
-                    moved = learn_from(
+                    moved = backward_and_step(
                         loss, accelerator, optimizer, trained, optimisation.max_grad_norm,
                         parts.shard,
                     )  # fmt: skip

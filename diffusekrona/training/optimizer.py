@@ -172,7 +172,7 @@ def _parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def learn_from(
+def backward_and_step(
     loss: torch.Tensor,
     accelerator: Any,
     optimizer: Any,

@@ -267,6 +267,7 @@ def scorer(sheets: SheetSettings, bundled: bool, photos: Sequence[Path], device:
     """A function from pictures to their mean CLIP-T and, with photos, CLIP-I."""
     from .common.pictures import load_picture
     from .evaluation.encoders import choose_names, load_clip_encoder
+    from .evaluation.scoring import similarity
     from .evaluation.settings import EncoderSettings
 
     names, _ = choose_names(EncoderSettings(clip=sheets.clip), bundled)
@@ -276,9 +277,9 @@ def scorer(sheets: SheetSettings, bundled: bool, photos: Sequence[Path], device:
 
     def score(images: Sequence[Any]) -> dict[str, float]:
         features = clip.images(images)
-        scores = {"CLIP-T": (features @ texts.T).mean().item()}
+        scores = {"CLIP-T": similarity(features, texts).mean().item()}
         if reference is not None:
-            scores = {"CLIP-I": (features @ reference.T).mean().item(), **scores}
+            scores = {"CLIP-I": similarity(features, reference).mean().item(), **scores}
         return scores
 
     return score

@@ -11,13 +11,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .common.command_line import parse
 from .common.errors import exit_on_user_error
 from .common.own_files import check_names
 from .common.settings import COUNTS, SEEDS, setting
 from .sampling.settings import GUIDANCE_HELP, guidance_or
+
+if TYPE_CHECKING:
+    from .evaluation.encoders import ClipEncoder
 
 PLACES = ("in the forest", "on the beach", "in the snow", "in front of mountains")
 
@@ -87,15 +90,16 @@ def compare(
 
 
 def score(
-    clip: Any, pictures: dict[tuple[str, int], Any], photos: Sequence[Any], class_word: str
+    clip: ClipEncoder, pictures: dict[tuple[str, int], Any], photos: Sequence[Any], class_word: str
 ) -> Scores:
     """CLIP-T too is measured against the plain class: a scorer does not know the identifier."""
-    from .evaluation.scores import clip_i, clip_t, image_features, text_features
+    from .evaluation.scoring import agreement, similarity
 
-    made = image_features(clip, list(pictures.values()))
-    prompts = prompts_for(class_word, [place for place, _ in pictures])
+    features = clip.images(list(pictures.values()))
+    texts = clip.texts(prompts_for(class_word, [place for place, _ in pictures]))
     return Scores(
-        clip_i(made, image_features(clip, photos)), clip_t(made, text_features(clip, prompts))
+        similarity(features, clip.images(photos)).mean().item(),
+        agreement(features, texts).mean().item(),
     )
 
 
@@ -159,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from .common.pictures import fit_picture, load_picture
     from .data.folder import find_pictures
     from .data.photographs import report_photographs
-    from .evaluation.scores import load_clip
+    from .evaluation.encoders import BUNDLED_CLIP, load_clip_encoder
     from .sampling.grids import save_png
     from .sampling.pipeline import load_pipeline
 
@@ -171,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     guidance = guidance_or(settings.guidance_scale, drawing_defaults(base))
     settings = replace(settings, guidance_scale=guidance)
     report_photographs(base, paths)
-    clip = load_clip(settings.clip)
+    clip = load_clip_encoder(settings.clip or BUNDLED_CLIP)
     pipeline = load_pipeline(base)
     before, after = compare(pipeline, adapters, settings)
     scores = [score(clip, pictures, photos, settings.class_word) for pictures in (before, after)]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,21 +26,31 @@ from .settings import EncoderSettings
 
 PAPER_CLIP, PAPER_DINO = "openai/clip-vit-base-patch32", "facebook/dino-vits16"
 BUNDLED_CLIP, BUNDLED_DINO, BUNDLED_READER = "pocket-clip", "pocket-dino", "pocket-reader"
-BATCH = 32
+BATCH, TEXT_BATCH = 32, 256
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A scorer: `images` and `texts` give unit-length features (n, d), fp32, on the CPU.
+    """A scorer of pictures of any size and mode.
 
     Attributes:
         name: what it was loaded by, reported with every score.
-        texts: None for a model that reads no words.
+        images: gives unit-length features (n, d), fp32, on the CPU.
     """
 
     name: str
     images: Callable[[Sequence[Image.Image]], torch.Tensor]
-    texts: Callable[[Sequence[str]], torch.Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class ClipEncoder(Encoder):
+    """A scorer of pictures and words.
+
+    Attributes:
+        texts: gives unit-length features (n, d), as `images`; words past the last token are cut.
+    """
+
+    texts: Callable[[Sequence[str]], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class Scorers:
         reader: predicts the labels of the bundled bases' world; of no use for photographs.
     """
 
-    clip: Encoder
+    clip: ClipEncoder
     dino: Encoder | None = None
     reader: Reader | None = None
 
@@ -103,27 +113,55 @@ def load_scorers(names: ScorerNames, device: torch.device | str = "cpu") -> Scor
 
 def load_clip_encoder(
     name: str, backend: str = "transformers", device: torch.device | str = "cpu"
-) -> Encoder:
+) -> ClipEncoder:
     """CLIP by hub name, folder or the bundled one's name; with "openai" by OpenAI's own package.
+
+    Pictures are prepared as OpenAI's own program does it, by `evaluation.pixels`.
 
     Raises:
         UserError: it, or the package, cannot be loaded.
     """
     if backend == "openai":
         return _openai_clip(name, device)
-    from .scores import image_features, load_clip, text_features
+    from safetensors import SafetensorError
+    from transformers import CLIPModel, CLIPTokenizer
 
-    clip = load_clip(name, device)
-    return Encoder(
-        clip.name,
-        lambda images: image_features(clip, images, BATCH),
-        lambda texts: text_features(clip, texts),
+    source = str(BUNDLED / name) if name == BUNDLED_CLIP else name
+    with trusting_no_config(f"the files of {name!r}"):
+        try:
+            model = cast(Any, CLIPModel.from_pretrained(source, dtype=torch.float32))
+            tokenizer = cast(Any, CLIPTokenizer.from_pretrained(source))
+        except (OSError, ValueError, SafetensorError) as error:
+            reason = reason_of(error)
+            raise UserError(
+                f"Cannot load the CLIP model {name!r} ({reason}): give a hub name, the folder of a "
+                f"model, or {BUNDLED_CLIP}."
+            ) from error
+    model = model.to(device).eval().requires_grad_(False)
+    pixels, length = read_pixels(source), model.config.text_config.max_position_embeddings
+
+    def encode_images(batch: Sequence[Image.Image]) -> torch.Tensor:
+        pooled = model.vision_model(pixel_values=pixels(batch).to(device)).pooler_output
+        return model.visual_projection(pooled)
+
+    def encode_texts(batch: Sequence[str]) -> torch.Tensor:
+        options = {"padding": True, "truncation": True, "max_length": length}
+        tokens = tokenizer(list(batch), return_tensors="pt", **options).to(device)
+        pooled = model.text_model(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+        ).pooler_output
+        return model.text_projection(pooled)
+
+    return ClipEncoder(
+        name,
+        lambda pictures: in_batches(encode_images, batches(pictures)),
+        lambda texts: in_batches(encode_texts, batches(texts, TEXT_BATCH)),
     )
 
 
-def _openai_clip(name: str, device: torch.device | str) -> Encoder:
+def _openai_clip(name: str, device: torch.device | str) -> ClipEncoder:
     try:
-        import clip
+        import clip  # pyright: ignore[reportMissingImports] # optional
     except ImportError as error:
         raise UserError(
             "--clip_backend openai needs OpenAI's clip package and torchvision: install them from "
@@ -143,10 +181,10 @@ def _openai_clip(name: str, device: torch.device | str) -> Encoder:
         return in_batches(lambda batch: model.encode_image(batch.to(device)), pixels)
 
     def texts(words: Sequence[str]) -> torch.Tensor:
-        tokens = clip.tokenize(list(words), truncate=True)
-        return in_batches(lambda batch: model.encode_text(batch.to(device)), tokens.split(256))
+        tokens = clip.tokenize(list(words), truncate=True).split(TEXT_BATCH)
+        return in_batches(lambda batch: model.encode_text(batch.to(device)), tokens)
 
-    return Encoder(f"{name} (OpenAI's clip)", images, texts)
+    return ClipEncoder(f"{name} (OpenAI's clip)", images, texts)
 
 
 def refuse_torchscript(path: Path) -> None:

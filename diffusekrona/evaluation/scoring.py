@@ -94,6 +94,20 @@ class Scores:
         return [name for name in METRICS if name in have]
 
 
+def similarity(features: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Cosines (n, m) of unit-length features (n, d) and (m, d).
+
+    Their mean over the subject's photos is CLIP-I, that of DINO's features DINO. Source:
+    DreamBooth, arXiv 2208.12242, section 4.
+    """
+    return features @ others.T
+
+
+def agreement(features: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+    """CLIP-T: cosines (n,) of pictures and their own texts, unit-length features (n, d) each."""
+    return (features * texts).sum(dim=1)
+
+
 def read_reference(photos: Sequence[Path], scorers: Scorers) -> Reference:
     """The subject's photos, as they are in their files."""
     images = [load_picture(path) for path in photos]
@@ -112,8 +126,8 @@ def score(
 ) -> Scores:
     """Scores of pictures [prompt][seed], every prompt with as many seeds.
 
-    CLIP-I and DINO of a picture are its mean cosine to the subject's photos; CLIP-T is its cosine
-    to `texts`, one per prompt. Source: DreamBooth, arXiv 2208.12242, section 4.
+    Args:
+        texts: one per prompt, that CLIP-T compares with.
 
     Raises:
         ValueError: no pictures, or prompts with different numbers of seeds.
@@ -125,11 +139,12 @@ def score(
     features = scorers.clip.images(flat)
     words = scorers.clip.texts(list(texts)).repeat_interleave(shape[1], dim=0)
     values = {
-        "clip_i": (features @ reference.clip.T).mean(dim=1),
-        "clip_t": (features * words).sum(dim=1),
+        "clip_i": similarity(features, reference.clip).mean(dim=1),
+        "clip_t": agreement(features, words),
     }
-    if scorers.dino is not None:
-        values["dino"] = (scorers.dino.images(flat) @ reference.dino.T).mean(dim=1)
+    if scorers.dino is not None and reference.dino is not None:
+        found = similarity(scorers.dino.images(flat), reference.dino)
+        values["dino"] = found.mean(dim=1)
     if scorers.reader is not None:
         readings = scorers.reader.read(flat)
         photos = average(reference.readings)

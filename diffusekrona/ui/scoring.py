@@ -16,7 +16,7 @@ from .places import Workspace
 from .uploads import picture_folder
 
 if TYPE_CHECKING:
-    from ..evaluation.scores import Clip
+    from ..evaluation.encoders import ClipEncoder
 
 
 def score_pictures(workspace: Workspace, paths: Sequence[Path], subject: str) -> tuple[str, ...]:
@@ -29,24 +29,24 @@ def score_pictures(workspace: Workspace, paths: Sequence[Path], subject: str) ->
         UserError: the subject has no photos, or the CLIP model cannot be loaded.
     """
     from ..evaluation.encoders import choose_names
-    from ..evaluation.scores import clip_i, clip_t, image_features, text_features
+    from ..evaluation.scoring import agreement, similarity
 
     photos = [load_picture(p) for p in find_pictures(picture_folder(workspace, subject))[0]]
     recipes = [read_recipe(path) or {} for path in paths]
     names, _ = choose_names(EncoderSettings(), is_bundled(str(recipes[0].get("base"))))
     clip = _clip(names.clip)
-    references = image_features(clip, photos)
+    references = clip.images(photos)
     lines = []
     for path, recipe in zip(paths, recipes, strict=True):
-        features = image_features(clip, [load_picture(path)])
-        prompt = text_features(clip, [str(recipe.get("prompt", ""))])
-        likeness, obedience = clip_i(features, references), clip_t(features, prompt)
-        lines.append(f"CLIP-I {likeness:.2f}, CLIP-T {obedience:.2f} by {clip.name}")
+        features = clip.images([load_picture(path)])
+        prompt = clip.texts([str(recipe.get("prompt", ""))])
+        clip_i, clip_t = similarity(features, references).mean(), agreement(features, prompt)
+        lines.append(f"CLIP-I {clip_i.item():.2f}, CLIP-T {clip_t.item():.2f} by {clip.name}")
     return tuple(lines)
 
 
 @lru_cache(maxsize=1)
-def _clip(name: str) -> Clip:
-    from ..evaluation.scores import load_clip
+def _clip(name: str) -> ClipEncoder:
+    from ..evaluation.encoders import load_clip_encoder
 
-    return load_clip(name)
+    return load_clip_encoder(name)

@@ -21,7 +21,7 @@ from diffusekrona.evaluation.candidates import (
 )
 from diffusekrona.evaluation.choice import Baseline, Candidate, choose
 from diffusekrona.evaluation.choice_settings import seconds_of, subject_of
-from diffusekrona.evaluation.encoders import Encoder, Scorers
+from diffusekrona.evaluation.encoders import ClipEncoder, Encoder, Scorers
 
 SHAPE = (10, 4)  # prompts, seeds
 
@@ -137,7 +137,7 @@ def read(texts) -> torch.Tensor:
     return unit(torch.stack([torch.arange(192) % (3 + len(text)) for text in texts]))
 
 
-CLIP, DINO = Encoder("clip", see, read), Encoder("dino", lambda images: see(images))
+CLIP, DINO = ClipEncoder("clip", see, read), Encoder("dino", lambda images: see(images))
 
 
 def noise_picture(seed: int) -> Image.Image:

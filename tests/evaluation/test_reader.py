@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffusekrona.common.errors import UserError
 from diffusekrona.data.folder import find_pictures
-from diffusekrona.evaluation.encoders import Encoder, Scorers, choose_names, load_scorers
+from diffusekrona.evaluation.encoders import ClipEncoder, Scorers, choose_names, load_scorers
 from diffusekrona.evaluation.reader import Reader, Reading, average, likeness, load_reader, turned
 from diffusekrona.evaluation.scoring import read_reference, score
 from diffusekrona.evaluation.settings import EncoderSettings
@@ -50,7 +50,7 @@ def scorers() -> Scorers:
 
     values = {"class": ("dog", "cat"), "place": ("snow", "beach")}
     phrases = {"snow": "in the snow", "beach": "on the beach"}
-    return Scorers(Encoder("flat", unit, unit), None, Fixed(values, (8,), (0,), phrases))
+    return Scorers(ClipEncoder("flat", unit, unit), None, Fixed(values, (8,), (0,), phrases))
 
 
 def test_identity_and_place_of_each_picture(scorers: Scorers, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 pytest.importorskip("gradio", reason="gradio is not installed")
 from diffusekrona.common.errors import UserError
-from diffusekrona.evaluation import scores
+from diffusekrona.evaluation import encoders
 from diffusekrona.sampling.grids import save_png
 from diffusekrona.ui import draw_form, scoring
 from diffusekrona.ui.places import Workspace
@@ -52,8 +52,10 @@ def test_an_adapter_is_chosen_with_its_weight(
 def test_pictures_are_scored_by_the_model_that_suits_their_base(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, base: str, clip: str
 ) -> None:
-    asked, load = [], scores.load_clip
-    monkeypatch.setattr(scores, "load_clip", lambda name: asked.append(name) or load("pocket-clip"))
+    asked, load = [], encoders.load_clip_encoder
+    monkeypatch.setattr(
+        encoders, "load_clip_encoder", lambda name: asked.append(name) or load("pocket-clip")
+    )
     scoring._clip.cache_clear()
     path = workspace.outputs / "picture.png"
     save_png(Image.new("RGB", (32, 32), "red"), path, {"prompt": "a dog", "base": base})

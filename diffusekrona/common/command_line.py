@@ -87,6 +87,28 @@ def parse(
     return check_limits(with_values(settings, **kept))
 
 
+def arguments_of(cls: type, values: Mapping[str, Any]) -> list[str]:
+    """The command line that gives a program these values by name: `parse` reads them off it.
+
+    None and an empty tuple, which no flag can give, are left out, as is False of a `no_` switch.
+    """
+    options = options_of(cls)
+    given = {name: value for name, value in values.items() if value is not None}
+    return [word for name, value in given.items() for word in _arguments(options[name], value)]
+
+
+def _arguments(option: Option, value: Any) -> list[str]:
+    values = value if option.many else (value,)
+    if option.metadata.get("positional"):
+        return [str(one) for one in values]
+    if option.kind is bool:
+        off = [] if option.name.startswith("no_") else [f"--no_{option.key}"]
+        return [option.flag] if value else off
+    if option.metadata.get("append") or not option.many:
+        return [f"{option.flag}={one}" for one in values]
+    return [option.flag, *map(str, values)] if values else []
+
+
 def _value_of(flag: str, argv: Sequence[str]) -> str | None:
     """The last value that a command line gives to a flag, or None."""
     found = None

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.norms import NORMS_KEY
+from ..common.command_line import arguments_of
 from ..common.errors import UserError
 from ..common.files import replace_whole, write_text
 from ..common.run_record import read_run_record_or_none
 from ..common.settings import build, check_limits
 from ..common.settings_files import typed_values
 from ..training.settings import TrainSettings
-from .cell import RESULT, Cell, default_of, finished
-from .grid import Flags, steps_for
+from .cell import RESULT, Cell, finished
+from .grid import steps_for
 from .scoring import score_point
 
 # What reaches out of the study's folder, or has its own flag, and what to do instead.
@@ -85,7 +86,8 @@ def training_arguments(cell: Cell, folder: Path, out: Path) -> list[str]:
     pictures = Path(cell.subject.folder)
     if (count := (cell.flags or {}).get("pictures")) is not None:
         pictures = first_pictures(pictures, count, folder / "pictures_trained_on")
-    return _command_line(cell, pictures, out)
+    values = _training_values(cell, pictures, out)
+    return ["--resume_from_checkpoint", "latest", *arguments_of(TrainSettings, values)]
 
 
 def check_flags(cells: Iterable[Cell]) -> None:
@@ -99,20 +101,15 @@ def check_flags(cells: Iterable[Cell]) -> None:
             for name, instead in _NOT_IN_STUDIES.items():
                 if name in cell.flags:
                     raise UserError(f"{cell.title()}: a study cannot set {name}: {instead}.")
-            flags = _training_flags(cell, Path(cell.subject.folder), Path("run"))
-            values = typed_values(TrainSettings, flags, cell.title())
+            values = _training_values(cell, Path(cell.subject.folder), Path("run"))
             try:
                 check_limits(build(TrainSettings, values))
             except UserError as error:
                 raise UserError(f"{cell.title()}: {error}") from error
 
 
-def _command_line(cell: Cell, pictures: Path, out: Path) -> list[str]:
-    flags = _training_flags(cell, pictures, out)
-    return ["--resume_from_checkpoint", "latest", *_written(flags)]
-
-
-def _training_flags(cell: Cell, pictures: Path, out: Path) -> Flags:
+def _training_values(cell: Cell, pictures: Path, out: Path) -> dict[str, Any]:
+    """The run's settings by name, of their types. Raises UserError for a flag that is not one."""
     from ..evaluation.prompts import article
 
     flags = {k: v for k, v in (cell.flags or {}).items() if k != "pictures"}
@@ -132,22 +129,7 @@ def _training_flags(cell: Cell, pictures: Path, out: Path) -> Flags:
         flags.setdefault("checkpoints_total_limit", 1)
     if cell.device == "cpu":
         flags["cpu"] = True
-    return flags
-
-
-def _written(flags: Flags) -> list[str]:
-    """Flags as a command line. None leaves a flag out, and so does False a switch."""
-    arguments: list[str] = []
-    for flag, value in flags.items():
-        if value is True:
-            arguments.append(f"--{flag}")
-        elif value is False and not isinstance(default_of(flag), bool):
-            arguments += [f"--{flag}", "no"]  # YAML takes the word for it
-        elif isinstance(value, list):
-            arguments += [part for one in value for part in (f"--{flag}", str(one))]
-        elif value is not None and value is not False:
-            arguments.append(f"--{flag}={value}")
-    return arguments
+    return typed_values(TrainSettings, flags, cell.title())
 
 
 def first_pictures(source: Path, count: int, target: Path) -> Path:

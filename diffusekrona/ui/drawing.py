@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from .. import inference
 from ..bases.schedulers import SCHEDULERS
+from ..common.command_line import arguments_of
 from ..common.errors import UserError
 from ..common.pictures import content_key
-from ..common.settings import Option, build, check_limits, flat, options_of, with_values
+from ..common.settings import build, check_limits, flat, options_of, with_values
 from ..sampling.settings import InferenceSettings, check_size, parse_steps
 from .libraries import wait_for_libraries
 from .places import Workspace, adapter_files, inside
@@ -202,24 +203,7 @@ def usable(workspace: Workspace, name: str) -> str:
 def flags_of(cls: type, values: Mapping[str, Any]) -> list[str]:
     """The command line that gives a program these values; those left out have their defaults."""
     options = options_of(cls)
-    words: list[str] = []
-    for name, value in values.items():
-        option = options[name]
-        if value is None or value == option.default:
-            continue
-        words += _words(option, value)
-    return words
-
-
-def _words(option: Option, value: Any) -> list[str]:
-    values = value if option.many else (value,)
-    if option.metadata.get("positional"):
-        return [str(one) for one in values]
-    if option.kind is bool:
-        return [option.flag] if value else [f"--no_{option.key}"]
-    if option.metadata.get("append") or not option.many:
-        return [f"{option.flag}={one}" for one in values]
-    return [option.flag, *(str(one) for one in values)]
+    return arguments_of(cls, {k: v for k, v in values.items() if v != options[k].default})
 
 
 def command_of(settings: InferenceSettings) -> str:

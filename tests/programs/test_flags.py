@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from diffusekrona.check_data import CheckDataSettings
-from diffusekrona.common.command_line import _reader
+from diffusekrona.common.command_line import _reader, arguments_of, parse
 from diffusekrona.common.errors import UserError
-from diffusekrona.common.settings import broken_limit, options_of
+from diffusekrona.common.settings import Option, broken_limit, flat, options_of
 from diffusekrona.convert import ConvertSettings
 from diffusekrona.evaluation.choice_settings import ChooseSettings
 from diffusekrona.evaluation.settings import EvaluateSettings
@@ -58,6 +58,32 @@ def test_flags_and_defaults_are_those_that_people_know(program: str) -> None:
         # Values that were taken once still are; others may have joined them.
         assert not option.choices or set(known.get("choices", ())) <= set(option.choices), flag
         assert option.metadata["help"], flag
+
+
+def other_value(option: Option) -> Any:
+    """One that is not the default, or two of them."""
+    texts = [*reversed(option.choices), "a b=c", "x"] if option.kind is str else []
+    found: dict[type, list[Any]] = {
+        bool: [option.default is not True, option.default is True],
+        int: [*range(2, 5), *range(8, 8192, 8)],
+        float: [0.25, 0.125, 7.5, 2.0],
+        str: [text for text in texts if not option.choices or text in option.choices],
+        Path: [Path("a b"), Path("x")],
+    }
+    fitting = [one for one in found[option.kind] if broken_limit(option, one) is None]
+    fitting = [one for one in fitting if one != option.default]
+    return tuple(fitting[:2]) if option.many else fitting[0]
+
+
+@pytest.mark.parametrize("program", CLASSES)
+def test_a_command_line_gives_its_settings_back(program: str) -> None:
+    cls = CLASSES[program]
+    options = options_of(cls)
+    values = {name: other_value(option) for name, option in options.items()}
+    off = {name: False for name, option in options.items() if option.kind is bool}
+    for given in (values, values | off):
+        arguments = arguments_of(cls, given)
+        assert flat(parse(cls, arguments, prog="x", description="")) == given
 
 
 # Numbers for which 0 or less means something; everywhere else a run with it would be wrong.

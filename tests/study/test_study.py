@@ -597,6 +597,7 @@ def test_every_flag_reaches_training(subject, scoring, tmp_path) -> None:
         "mixed_precision": False,
     }
     flags |= {"random_flip": True, "center_crop": False, "snr_gamma": None}
+    flags |= {"low_vram": True, "gradient_checkpointing": False}
     cells = cells_of(with_flags(tiny_study(), flags), [subject], scoring)
     check_flags(cells)
     settings = parse_settings(training_arguments(cells[1], tmp_path, tmp_path / "run"))
@@ -604,6 +605,7 @@ def test_every_flag_reaches_training(subject, scoring, tmp_path) -> None:
     assert (optimisation.adam_weight_decay, optimisation.lr_power) == (0, 0)
     assert settings.precision.mixed_precision == "no" and settings.loss.snr_gamma is None
     assert data.random_flip and not data.center_crop
+    assert not settings.precision.gradient_checkpointing  # which --low_vram would switch on
 
 
 @pytest.mark.parametrize(

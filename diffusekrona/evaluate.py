@@ -74,7 +74,7 @@ def evaluate(settings: EvaluateSettings, state: Any) -> Evaluation | None:
         load_rows,
         refuse_others,
     )
-    from .evaluation.prompts import get_prompts
+    from .evaluation.prompts import choose_list, get_prompts
     from .evaluation.report import Evaluation, Row
     from .evaluation.scoring import read_reference, score, scored_texts
 
@@ -95,9 +95,7 @@ def evaluate(settings: EvaluateSettings, state: Any) -> Evaluation | None:
     report_other_base(base, everyone)
     report_photographs(base, photos)
     bundled = is_bundled(base)
-    prompts = get_prompts(
-        compared.prompts if compared.prompts != "auto" else "pocket" if bundled else "object"
-    )
+    prompts = get_prompts(choose_list(compared.prompts, bundled))
     names, missing = choose_names(encoders, bundled)
     # Before anything is drawn: a scorer that cannot be loaded should not be found after hours.
     device = choose_device(settings.model.device, state.device)

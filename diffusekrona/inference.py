@@ -33,6 +33,7 @@ from .sampling.settings import (
     PicturesSettings,
     parse_settings,
     parse_steps,
+    precision_or,
     read_prompts,
 )
 
@@ -72,8 +73,8 @@ def build(
     device = choose_device(machine.device, state.device)
     keep_freed_memory(device)
     options = {"revision": model.revision, "variant": model.variant, **(reading or {})}
-    half = drawing_defaults(base, model.revision, options.get("single_file_config")).precision
-    dtype = dtype_of(machine.mixed_precision or ("no" if device.type == "cpu" else half))
+    defaults = drawing_defaults(base, model.revision, options.get("single_file_config"))
+    dtype = dtype_of(precision_or(machine.mixed_precision, defaults, device))
     pipeline = load_pipeline(base, dtype, "cpu", model.vae, **options)
     in_fp8 = machine.quantize_base != "none"  # where merged adapters would be rounded
     apply_adapters(pipeline, adapters, merge=model.merges and not in_fp8)

@@ -196,14 +196,12 @@ def draw_sheets(
     Raises:
         UserError: no base is known, a photo cannot be read, or the prompt lacks one of the words.
     """
-    import torch
-
     from .adapters.mixing import choose_base, read_adapters, reading_options
     from .bases.bundled import is_bundled
     from .bases.families import identify
     from .bases.loading import resolve_base
     from .bases.precision import dtype_of
-    from .common.devices import choose_device
+    from .common.devices import choose_device, process_state
     from .common.files import slugs
     from .common.pictures import load_square
     from .common.tables import show_table
@@ -212,11 +210,10 @@ def draw_sheets(
     from .inspection.switched import Drawing, show_groups
     from .sampling.grids import save_png
     from .sampling.pipeline import load_pipeline
-    from .sampling.settings import guidance_or, steps_or
+    from .sampling.settings import guidance_or, precision_or, steps_or
 
-    device = choose_device(
-        sheets.device, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    )
+    state: Any = process_state(sheets.device)
+    device = choose_device(sheets.device, state.device)
     adapters = read_adapters([str(_path_of(text)) for text in inspected.adapter])
     photos = find_pictures(sheets.photos)[0] if sheets.photos else []
     squares = [load_square(path) for path in photos]
@@ -230,7 +227,7 @@ def draw_sheets(
         place = resolve_base(base, config)
         family, _ = identify(place)
         defaults = family.drawing_defaults(place)
-        dtype = torch.float32 if device.type == "cpu" else dtype_of(defaults.precision)
+        dtype = dtype_of(precision_or(None, defaults, device))
         drawing = Drawing(
             sheets.draw or "",
             sheets.seeds,

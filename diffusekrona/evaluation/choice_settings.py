@@ -11,7 +11,7 @@ from ..bases.settings import ReadingSettings
 from ..common.command_line import parse
 from ..common.errors import UserError
 from ..common.settings import SEEDS, setting
-from ..sampling.settings import DrawSettings, check_size
+from ..sampling.settings import DrawSettings, check_seeds, check_size
 from .choice import Preference
 from .settings import EncoderSettings, EvaluatedModelSettings
 
@@ -107,9 +107,8 @@ def parse_settings(argv: Sequence[str] | None = None) -> ChooseSettings:
         description="Choose the checkpoint and the weight of a run by measured scores.",
     )
     check_size(settings.drawing)
-    seeds, weights = settings.subject.seeds, settings.candidates.weights
-    if len(set(seeds)) < len(seeds):
-        raise UserError("--seeds must be different numbers.")
+    check_seeds(settings.subject.seeds)
+    weights = settings.candidates.weights
     if not weights or len(set(weights)) < len(weights):
         raise UserError("--weights must be different numbers, at least one.")
     seconds_of(settings.candidates.budget)

@@ -22,6 +22,7 @@ from ..common.errors import UserError, shortened
 from ..common.files import slug
 from ..common.pictures import open_png
 from ..sampling.grids import read_recipe, save_png
+from ..sampling.settings import guidance_or, precision_or, steps_or
 from .prompts import Prompt
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Drawing:
     vae: str | None = None
     batch_size: int = 4
     low_vram: bool = False
-    options: dict[str, str | None] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
     def recipe(self, variant: Variant) -> dict[str, Any]:
         """What all pictures of a variant share."""
@@ -75,16 +76,14 @@ def drawing_of(
 ) -> Drawing:
     """The settings that all pictures share; `reading` is how the base is read."""
     defaults = drawing_defaults(base, model.revision, reading.get("single_file_config"))
-    drawing = drawing.resolved(defaults)
-    precision = model.mixed_precision or ("no" if device.type == "cpu" else defaults.precision)
     return Drawing(
         base=base,
-        steps=drawing.num_inference_steps,
-        guidance=drawing.guidance_scale,
+        steps=steps_or(drawing.num_inference_steps, defaults),
+        guidance=guidance_or(drawing.guidance_scale, defaults),
         scheduler=drawing.scheduler,
         size=drawing.size,
         negative_prompt=drawing.negative_prompt,
-        dtype=DTYPE_NAMES[precision],
+        dtype=DTYPE_NAMES[precision_or(model.mixed_precision, defaults, device)],
         vae=model.vae,
         batch_size=model.batch_size,
         low_vram=model.low_vram,

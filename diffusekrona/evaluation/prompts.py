@@ -128,6 +128,13 @@ POCKET_COLOURS = _attributes(
 LISTS = {"object": OBJECT, "live": LIVE, "pocket": POCKET, "pocket-colours": POCKET_COLOURS}
 
 
+def choose_list(asked: str, bundled_base: bool) -> str:
+    """ "auto" to the list that suits the base; whatever else is asked for stays."""
+    if asked != "auto":
+        return asked
+    return "pocket" if bundled_base else "object"
+
+
 def get_prompts(name_or_file: str) -> tuple[Prompt, ...]:
     """A list by name, or from a text file.
 

@@ -11,7 +11,7 @@ from ..bases.settings import ReadingSettings
 from ..common.command_line import parse
 from ..common.errors import UserError
 from ..common.settings import COUNTS, SEEDS, setting
-from ..sampling.settings import DrawSettings, check_size
+from ..sampling.settings import DrawSettings, check_seeds, check_size
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,7 @@ def parse_settings(argv: Sequence[str] | None = None) -> EvaluateSettings:
         description="CLIP-I, CLIP-T, DINO and diversity of fine-tuned subjects, with intervals.",
     )
     check_size(settings.drawing)
-    seeds = settings.compared.seeds
-    if len(set(seeds)) < len(seeds):
-        raise UserError("--seeds must be different numbers.")
+    check_seeds(settings.compared.seeds)
     if not settings.compared.adapter:
         raise UserError("Nothing to compare: give --adapter PATH, or --adapter none for the base.")
     return settings

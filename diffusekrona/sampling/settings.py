@@ -16,6 +16,8 @@ from ..common.settings import COUNTS, SEEDS, SIDES, setting
 from ..common.text_files import read_text
 
 if TYPE_CHECKING:
+    import torch
+
     from ..bases.base import DrawingDefaults
 
 _BASE_HELP = (
@@ -76,6 +78,11 @@ def steps_or(steps: int | None, defaults: DrawingDefaults, usual: int = STEPS) -
 def guidance_or(guidance: float | None, defaults: DrawingDefaults) -> float:
     """The guidance asked for, or else the base's."""
     return defaults.guidance if guidance is None else guidance
+
+
+def precision_or(precision: str | None, defaults: DrawingDefaults, device: torch.device) -> str:
+    """The precision asked for, or else "no" on the CPU and the base's on other devices."""
+    return precision or ("no" if device.type == "cpu" else defaults.precision)
 
 
 @dataclass(frozen=True)
@@ -219,6 +226,12 @@ def check_size(drawing: DrawSettings) -> None:
     """Raises UserError for a height without a width."""
     if (drawing.height is None) != (drawing.width is None):
         raise UserError("Give --height and --width together.")
+
+
+def check_seeds(seeds: Sequence[int], flag: str = "--seeds") -> None:
+    """Raises UserError for a seed that is given twice."""
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"{flag} must be different numbers.")
 
 
 def parse_steps(text: str | None) -> tuple[float, float] | None:

@@ -91,6 +91,7 @@ def choose_scoring(
     """How cells are drawn and scored, and notes on what is left out."""
     from ..bases.families import drawing_defaults
     from ..evaluation.encoders import choose_names
+    from ..evaluation.prompts import choose_list
     from ..evaluation.settings import EncoderSettings
     from ..sampling.settings import guidance_or, steps_or
     from .cell import READING, Scoring
@@ -100,26 +101,25 @@ def choose_scoring(
     )
     asked = EncoderSettings(scored.clip, scored.clip_backend, scored.dino)
     names, note = choose_names(asked, bundled)
-    prompts = scored.prompts if scored.prompts != "auto" else "pocket" if bundled else "object"
     scoring = Scoring(
         base,
-        prompts,
-        tuple(scored.image_seeds),
-        steps_or(scored.num_inference_steps, defaults, STEPS),
-        guidance_or(scored.guidance_scale, defaults),
-        names.clip,
-        names.clip_backend,
-        names.dino,
-        names.reader,
-        scored.image_precision,
-        scored.image_batch_size,
-        study.flags.get("revision"),
-        study.flags.get("variant"),
-        study.flags.get("pretrained_vae_model_name_or_path"),
-        scored.low_vram,
-        scored.image_resolution,
-        scored.scheduler,
-        tuple((name, study.flags[name]) for name in READING if name in study.flags),
+        choose_list(scored.prompts, bundled),
+        seeds=scored.image_seeds,
+        steps=steps_or(scored.num_inference_steps, defaults, STEPS),
+        guidance=guidance_or(scored.guidance_scale, defaults),
+        clip=names.clip,
+        clip_backend=names.clip_backend,
+        dino=names.dino,
+        reader=names.reader,
+        precision=scored.image_precision,
+        batch_size=scored.image_batch_size,
+        revision=study.flags.get("revision"),
+        variant=study.flags.get("variant"),
+        vae=study.flags.get("pretrained_vae_model_name_or_path"),
+        low_vram=scored.low_vram,
+        resolution=scored.image_resolution,
+        scheduler=scored.scheduler,
+        reading=tuple((name, study.flags[name]) for name in READING if name in study.flags),
     )
     return scoring, [note] if note else []
 

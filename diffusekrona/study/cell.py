@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import KW_ONLY, asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,6 +53,7 @@ class Scoring:
 
     base: str
     prompts: str
+    _: KW_ONLY
     seeds: tuple[int, ...] = (0, 1)
     steps: int = 25
     guidance: float = 7.0

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 
 from ..adapters.file import read_adapter
-from ..adapters.mixing import WeightedAdapter
+from ..adapters.mixing import ADAPTER_FILE, WeightedAdapter
 from ..bases.families import drawing_defaults
 from ..bases.precision import DTYPE_NAMES
+from ..common.devices import choose_device, process_state
 from ..common.files import replace_whole
 from ..data.folder import find_pictures
 from ..evaluation.encoders import ScorerNames, load_scorers
 from ..evaluation.pictures import Drawing, KeptBase, Variant, draw_missing, jobs_of, load_rows
 from ..evaluation.prompts import parse_prompts
 from ..evaluation.scoring import read_reference, score, scored_texts
+from ..sampling.settings import precision_or
 from .cell import READING, Cell
 
 #: Kept from cell to cell of a worker.
@@ -29,20 +29,20 @@ _scorers = functools.lru_cache(maxsize=2)(load_scorers)
 def score_point(cell: Cell, folder: Path, adapter: Path | None, step: int | None) -> dict[str, Any]:
     """Draw and score one point into `folder`; CLIP's features of its pictures are kept there."""
     scoring = cell.scoring
-    device = cell.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    state: Any = process_state(cell.device)
+    device = choose_device(cell.device, state.device)
     prompts = parse_prompts(cell.texts, "the study")
     trained_with = dict(scoring.reading) | (cell.flags or {})
     revision = trained_with.get("revision", scoring.revision)
     config = trained_with.get("single_file_config")
-    half = drawing_defaults(scoring.base, revision, config).precision
-    precision = scoring.precision or ("no" if device == "cpu" else half)
+    defaults = drawing_defaults(scoring.base, revision, config)
     drawing = Drawing(
         scoring.base,
         scoring.steps,
         scoring.guidance,
         scheduler=scoring.scheduler,
-        size=scoring.resolution and (scoring.resolution, scoring.resolution),
-        dtype=DTYPE_NAMES[precision],
+        size=(scoring.resolution, scoring.resolution) if scoring.resolution else None,
+        dtype=DTYPE_NAMES[precision_or(scoring.precision, defaults, device)],
         vae=trained_with.get("pretrained_vae_model_name_or_path", scoring.vae),
         batch_size=scoring.batch_size,
         low_vram=scoring.low_vram,
@@ -52,10 +52,6 @@ def score_point(cell: Cell, folder: Path, adapter: Path | None, step: int | None
             **{name: trained_with.get(name) for name in READING},
         },
     )
-    state = SimpleNamespace(
-        process_index=0, num_processes=1, is_main_process=True,
-        wait_for_everyone=lambda: None,
-    )  # fmt: skip
     point = f"step {step}" if step else "end"
     variant = _variant(cell, adapter, point)
     jobs = jobs_of(variant, drawing, prompts, scoring.seeds, folder / "pictures")
@@ -85,6 +81,6 @@ def _variant(cell: Cell, adapter: Path | None, point: str) -> Variant:
     subject = cell.subject
     if adapter is None:
         return Variant("base", subject.class_word)
-    path = adapter / "adapter.safetensors"
+    path = adapter / ADAPTER_FILE
     mixed = (WeightedAdapter(path, 1.0, read_adapter(path)),)
     return Variant(point, f"{subject.identifier} {subject.class_word}", mixed)

@@ -9,9 +9,8 @@ from typing import Literal
 
 from ..bases.schedulers import SCHEDULERS
 from ..common.command_line import parse
-from ..common.errors import UserError
 from ..common.settings import COUNTS, SEEDS, SIDES, setting
-from ..sampling.settings import GUIDANCE_HELP
+from ..sampling.settings import GUIDANCE_HELP, check_seeds
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,5 @@ def parse_settings(argv: Sequence[str] | None = None) -> StudySettings:
         prog="diffusekrona.study",
         description="Run a grid of trainings and score it in one page. Finished runs are kept.",
     )
-    seeds = settings.scored.image_seeds
-    if len(set(seeds)) < len(seeds):
-        raise UserError("--image_seeds must be different numbers.")
+    check_seeds(settings.scored.image_seeds, "--image_seeds")
     return settings

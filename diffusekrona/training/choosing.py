@@ -80,7 +80,7 @@ def prepare(settings: ChooseSettings, state: Any, with_result: bool = True) -> W
     from ..evaluation.encoders import choose_names, load_scorers
     from ..evaluation.gallery import Gallery
     from ..evaluation.pictures import drawing_of
-    from ..evaluation.prompts import get_prompts
+    from ..evaluation.prompts import choose_list, get_prompts
     from ..evaluation.scoring import scored_texts
     from .finished_run import find_checkpoints, read_subject
 
@@ -103,8 +103,7 @@ def prepare(settings: ChooseSettings, state: Any, with_result: bool = True) -> W
     )
     report_photographs(base, subject.training)
     bundled = is_bundled(base)
-    listed = about.prompts if about.prompts != "auto" else "pocket" if bundled else "object"
-    prompts = get_prompts(listed)
+    prompts = get_prompts(choose_list(about.prompts, bundled))
     if len(prompts) * len(about.seeds) < 2:
         raise UserError(
             "With one picture per candidate there is no confidence interval: give more --seeds or "

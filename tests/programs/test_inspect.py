@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_models
@@ -14,8 +15,9 @@ from peft import LoraConfig
 from diffusekrona import KronAConfig, save_adapter
 from diffusekrona.adapters.file import read_adapter
 from diffusekrona.adapters.groups import place_of
+from diffusekrona.common import devices
 from diffusekrona.common.errors import UserError
-from diffusekrona.inspect import main, read
+from diffusekrona.inspect import InspectedSettings, SheetSettings, draw_sheets, main, read
 from diffusekrona.inspection.facts import (
     add_base_norms,
     effective_rank,
@@ -184,3 +186,14 @@ def test_program(files, tmp_path: Path, capsys) -> None:
 def test_one_line_for_a_missing_adapter(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No adapter file at"):
         main([str(tmp_path / "none")])
+
+
+def test_sheets_are_drawn_on_whatever_accelerator_there_is(tmp_path, monkeypatch) -> None:
+    def choose(name: str | None, default: torch.device) -> torch.device:
+        raise UserError(f"{name} or {default}")
+
+    there = SimpleNamespace(device=torch.device("mps"))
+    monkeypatch.setattr(devices, "process_state", lambda device: there)
+    monkeypatch.setattr(devices, "choose_device", choose)
+    with pytest.raises(UserError, match="None or mps"):
+        draw_sheets(InspectedSettings(("x",)), SheetSettings("a dog"), [], tmp_path)

@@ -76,7 +76,7 @@ def short_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def cells() -> list[Cell]:
     subjects = [Subject(name, f"nowhere/{name}", name) for name in ("dog", "cat", "car")]
-    scoring = Scoring("base", "prompts", (0, 1), 2, 7.0, "clip")
+    scoring = Scoring("base", "prompts", steps=2, clip="clip")
     places = [("base", (), None)] + [
         (arm, (rate,), {"a2": a2, "learning_rate": float(rate)})
         for arm, a2 in (("a", 16), ("b", 32))

@@ -45,7 +45,7 @@ def results(tmp_path: Path) -> Results:
         )
         for label in ("0.001", "0.01")
     ]  # fmt: skip
-    scoring = Scoring("<base>", "pocket", (0,), 2, 7.0, "clip", "transformers", None)
+    scoring = Scoring("<base>", "pocket", seeds=(0,), steps=2, clip="clip")
     prompts = ["{subject} <i>in the snow", "a wet {name}"]
     return Results(study, points, [], prompts, scoring, {"dog": str(photos)})
 

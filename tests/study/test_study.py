@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from diffusekrona.common.errors import UserError
 from diffusekrona.data.masks import mask_files
 from diffusekrona.study import __main__ as program
 from diffusekrona.study import cell_run, engines
+from diffusekrona.study import scoring as study_scoring
 from diffusekrona.study.builtin_studies import studies
 from diffusekrona.study.cell import Scoring, cells_of, finished
 from diffusekrona.study.cell_run import check_flags, run_cell, training_arguments
@@ -84,7 +86,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 def scoring(tiny_sd1: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Scoring:
     prompts = tmp_path_factory.mktemp("prompts") / "prompts.txt"
     prompts.write_text("{subject} in the snow\na wet {name}\n")
-    return Scoring(str(tiny_sd1), str(prompts), (0, 1), 2, 7.0, str(clip))
+    return Scoring(str(tiny_sd1), str(prompts), steps=2, clip=str(clip))
 
 
 def tiny_study(**changes) -> Study:
@@ -699,3 +701,17 @@ def test_output_comes_back_from_a_log_on_a_full_disk(capfd, monkeypatch) -> None
             print("does not fit")
         print("after it")
     assert "after it" in capfd.readouterr().out
+
+
+def test_pictures_are_drawn_on_whatever_accelerator_there_is(
+    subject, scoring, tmp_path, monkeypatch
+) -> None:
+    def choose(name: str | None, default: torch.device) -> torch.device:
+        raise UserError(f"{name} or {default}")
+
+    there = SimpleNamespace(device=torch.device("mps"))
+    monkeypatch.setattr(study_scoring, "process_state", lambda device: there)
+    monkeypatch.setattr(study_scoring, "choose_device", choose)
+    base = cells_of(tiny_study(), [subject], scoring)[0]
+    with pytest.raises(UserError, match="None or mps"):
+        study_scoring.score_point(base, tmp_path, None, None)

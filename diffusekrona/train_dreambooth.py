@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .common.errors import UserError, exit_on_user_error
+from .common.run_record import RUN_SETTINGS
 from .common.settings import with_values
 from .common.settings_files import write_settings_file
 from .training.settings import (
@@ -147,7 +148,7 @@ def run(
     from .training.log import RunLog, origin_of
     from .training.lr_schedule import make_lr_scheduler
     from .training.optimizer import backward_and_step, make_ema, set_mode
-    from .training.output import RUN_SETTINGS, already_finished, write_card_and_upload
+    from .training.output import already_finished, write_card_and_upload
     from .training.peaks import Peaks
     from .training.resolved_run import max_train_steps
     from .training.resume import fixed_settings, resume, with_content

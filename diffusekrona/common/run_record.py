@@ -1,4 +1,4 @@
-"""The records that a run leaves, run.json and train_log.jsonl: what is read again in them."""
+"""The files that a run leaves: their names, and what is read again of its records."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pydantic import FiniteFloat
 from .errors import UserError
 from .json_files import read_json
 
-RUN_RECORD = "run.json"
+RUN_RECORD, RUN_SETTINGS, TRAIN_LOG = "run.json", "run.yaml", "train_log.jsonl"
+STATE_FILE = "training_state.safetensors"  # of a checkpoint, beside its adapter
 Count = Annotated[int, Ge(0)]
 
 

@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..adapters.mixing import ADAPTER_FILE
 from ..adapters.norms import NORMS_KEY
 from ..common.command_line import arguments_of
 from ..common.errors import UserError
 from ..common.files import replace_whole, write_text
-from ..common.run_record import read_run_record_or_none
+from ..common.run_record import RUN_RECORD, read_run_record_or_none
 from ..common.settings import build, check_limits
 from ..common.settings_files import typed_values
 from ..training.settings import TrainSettings
@@ -70,7 +71,7 @@ def train(cell: Cell, folder: Path) -> Path:
     from ..train_dreambooth import main
 
     out = folder / "run"
-    if (out / "adapter.safetensors").is_file() and (out / "run.json").is_file():
+    if (out / ADAPTER_FILE).is_file() and (out / RUN_RECORD).is_file():
         return out
     AcceleratorState._reset_state(reset_partial_state=True)  # of the cell before, in this process
     GradientState._reset_state()

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from ..common.json_files import parse_json
-from ..common.run_record import LogLine
+from ..common.run_record import TRAIN_LOG, LogLine
 from .cell import LOG, Cell
 from .engines import RUNNING, Outcome
 
@@ -77,7 +77,7 @@ def _what(cell: Cell, root: Path) -> str:
     if pictures:
         return f"{pictures} pictures"
     try:
-        with open(cell.folder(root) / "run" / "train_log.jsonl", "rb") as file:
+        with open(cell.folder(root) / "run" / TRAIN_LOG, "rb") as file:
             file.seek(max(0, file.seek(0, 2) - _TAIL))
             last = parse_json(file.read().splitlines()[-1], LogLine)
         return f"training, step {last.step}"

@@ -23,8 +23,8 @@ from typing import Any
 from ..common.errors import UserError, shortened, writing
 from ..common.json_files import read_json
 from ..common.own_files import set_aside
-from ..common.run_record import RUN_RECORD
-from .training_state import STATE_FILE, TrainingState, load_training_state, save_training_state
+from ..common.run_record import RUN_RECORD, STATE_FILE
+from .training_state import TrainingState, load_training_state, save_training_state
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,10 @@ from ..adapters.layers import AdaptedLayer
 from ..bases.meta import trusting_no_config
 from ..bases.precision import BYTES
 from ..bases.settings import BaseSettings, PrecisionSettings
+from ..common.run_record import RUN_RECORD, RUN_SETTINGS, TRAIN_LOG
 from ..data.examples import Example
 from ..data.settings import DataSettings, PriorSettings
+from .checkpoint import ADAPTER
 from .lr_schedule import rate_factor
 from .memory.estimate import estimate, in_words
 from .resolved_run import ResolvedRun, max_train_steps
@@ -120,7 +122,7 @@ def _schedule_in_words(optimisation: OptimisationSettings, steps: int) -> str:
 
 
 def _files(output: OutputSettings, validation: ValidationSettings, steps: int) -> list[str]:
-    files = ["adapter.safetensors", "run.json", "run.yaml", "train_log.jsonl"]
+    files = [ADAPTER, RUN_RECORD, RUN_SETTINGS, TRAIN_LOG]
     saved = range(output.checkpointing_steps, steps + 1, output.checkpointing_steps)
     if output.checkpoints_total_limit:
         saved = saved[-output.checkpoints_total_limit :]

@@ -12,6 +12,7 @@ from typing import Any
 from ..adapters.file import Adapter, read_adapter
 from ..common.errors import UserError
 from ..common.paths import as_path
+from ..common.run_record import RUN_SETTINGS
 from ..common.settings_files import read_settings_file
 from ..data.captions import with_trigger
 from ..data.examples import read_examples
@@ -20,7 +21,6 @@ from ..data.settings import DataSettings
 from ..data.sources import Source, names_folders, sources_of
 from ..evaluation.choice_settings import SubjectSettings, subject_of
 from .checkpoint import ADAPTER, checkpoints_in, read_settings, what_is_wrong
-from .output import RUN_SETTINGS
 from .settings import TrainSettings
 
 log = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from ..common.errors import UserError
 from ..common.files import write_text
 from ..common.json_files import parse_json
 from ..common.own_files import keep_foreign, write_result
-from ..common.run_record import RUN_RECORD, LogLine
+from ..common.run_record import RUN_RECORD, TRAIN_LOG, LogLine
 from ..data.captions import TRIGGER, with_trigger
 from ..data.disk_cache import cache_of
 from ..data.settings import DataSettings
@@ -79,7 +79,7 @@ class RunLog:
         self.pending: Pending | None = None
         self.last_loss = math.nan
         self.incomplete = False
-        self.path = output.output_dir / "train_log.jsonl"
+        self.path = output.output_dir / TRAIN_LOG
         self.main = accelerator.is_main_process
         if self.main:
             log.info(

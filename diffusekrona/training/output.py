@@ -29,7 +29,6 @@ from .validation_loss import VALIDATION_LOSS
 
 log = logging.getLogger("diffusekrona")
 
-RUN_SETTINGS = "run.yaml"
 PATIENCE = 10.0  # seconds that a run which was killed may take to leave the system
 
 

@@ -18,10 +18,10 @@ from torch import nn
 
 from ..adapters.file import read_adapter, save_adapter
 from ..common.errors import UserError
+from ..common.run_record import STATE_FILE
 from .lr_schedule import move_to
 from .state_file import load_state, save_state
 
-STATE_FILE = "training_state.safetensors"
 _ADAMW = {"step", "exp_avg", "exp_avg_sq"}
 _MOMENTS = {"exp_avg", "exp_avg_sq", "state1", "state2"}
 _MISFITS = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError)

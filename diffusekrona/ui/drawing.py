@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import inference
+from ..adapters.mixing import ADAPTER_FILE
 from ..bases.schedulers import SCHEDULERS
 from ..common.command_line import arguments_of
 from ..common.errors import UserError
@@ -77,7 +78,7 @@ def variants(
     names = [name]
     if checkpoints:
         run = workspace.root / Path(name).parent
-        found = sorted(run.glob("checkpoint-*/adapter.safetensors"), key=_step)
+        found = sorted(run.glob(f"checkpoint-*/{ADAPTER_FILE}"), key=_step)
         names = [*(workspace.relative(path) for path in found), name]
     columns = []
     if base_too:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..bases.precision import BYTES
 from ..common.errors import UserError
-from ..common.run_record import read_run_record_or_none
+from ..common.run_record import TRAIN_LOG, read_run_record_or_none
 from ..common.settings import flat
 from .jobs import settings_from
 from .libraries import wait_for_libraries
 from .places import Workspace, run_folders
-from .runs import LOG_LINES, log_lines, settings_of, speed_of
+from .runs import log_lines, settings_of, speed_of
 
 if TYPE_CHECKING:
     from ..training.resolved_run import ResolvedRun
@@ -109,7 +109,7 @@ def _seconds_per_step(folder: Path) -> float | None:
     record = read_run_record_or_none(folder)
     if record and record.seconds_training and record.steps:
         return record.seconds_training / record.steps
-    speed = speed_of(log_lines(folder / LOG_LINES))
+    speed = speed_of(log_lines(folder / TRAIN_LOG))
     return 1 / speed if speed else None
 
 

@@ -22,6 +22,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from ..common.errors import UserError, writing
+from ..common.run_record import RUN_SETTINGS
 from ..common.settings import build, check_limits
 from ..common.settings_files import read_settings_file, write_settings_file
 from ..training.requests import DRAW_NOW, SAVE_NOW, ask
@@ -31,7 +32,7 @@ from .form import paths_of
 from .places import Workspace, inside, run_folders
 from .turn import Ticket, tickets
 
-LOG, SETTINGS = "log.txt", "run.yaml"
+LOG = "log.txt"
 
 
 def settings_from(values: Mapping[str, Any]) -> TrainSettings:
@@ -90,7 +91,7 @@ def start(workspace: Workspace, values: Mapping[str, Any]) -> Path:
                 "or resume that run on the tab Watch."
             ) from None
     try:
-        write_settings_file(settings, folder / SETTINGS)
+        write_settings_file(settings, folder / RUN_SETTINGS)
         _launch(workspace, folder)
     except UserError:  # such as a full disk: the name stays free
         shutil.rmtree(folder, ignore_errors=True)
@@ -106,14 +107,16 @@ def resume(workspace: Workspace, folder: Path) -> None:
     """
     if process_of(workspace, folder) is not None:
         raise UserError(f"{workspace.relative(folder)} is running or waiting already.")
-    if not os.path.isfile(folder / SETTINGS):
-        raise UserError(f"{workspace.relative(folder)} has no {SETTINGS}: start it from a shell.")
+    if not os.path.isfile(folder / RUN_SETTINGS):
+        raise UserError(
+            f"{workspace.relative(folder)} has no {RUN_SETTINGS}: start it from a shell."
+        )
     _launch(workspace, folder, "--resume_from_checkpoint", "latest")
 
 
 def command_of(workspace: Workspace, folder: Path) -> list[str]:
     """The command that trains in `folder`, without the interpreter."""
-    return ["diffusekrona", "train", "--config", f"{workspace.relative(folder)}/{SETTINGS}"]
+    return ["diffusekrona", "train", "--config", f"{workspace.relative(folder)}/{RUN_SETTINGS}"]
 
 
 def _launch(workspace: Workspace, folder: Path, *more: str) -> None:
@@ -210,8 +213,8 @@ def draw_now(workspace: Workspace, folder: Path) -> None:
     Raises:
         UserError: it does not run, or has no prompt.
     """
-    if (folder / SETTINGS).is_file():
-        values = read_settings_file(TrainSettings, folder / SETTINGS)
+    if (folder / RUN_SETTINGS).is_file():
+        values = read_settings_file(TrainSettings, folder / RUN_SETTINGS)
         if not values.get("validation_prompt"):
             raise UserError(f"{workspace.relative(folder)} has no validation prompt to draw.")
     _ask(workspace, folder, DRAW_NOW)

@@ -10,11 +10,12 @@ from pathlib import Path
 from ..common.errors import UserError
 from ..common.files import slug
 from ..common.pictures import PICTURE_SUFFIXES
+from ..common.run_record import RUN_SETTINGS, STATE_FILE, TRAIN_LOG
 
 ROOMS = ("data", "outputs")
 SERVED = (*PICTURE_SUFFIXES, ".safetensors", ".yaml", ".json", ".jsonl", ".html", ".md")
 _DEEPEST = 5  # folders below outputs/ that are searched for runs and adapters
-_MARKS = ("run.yaml", "train_log.jsonl")  # of a run's folder
+_MARKS = (RUN_SETTINGS, TRAIN_LOG)  # of a run's folder
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def adapter_files(workspace: Workspace) -> list[str]:
         path / name
         for path, names in _walk(workspace.outputs)
         for name in names
-        if name.endswith(".safetensors") and name != "training_state.safetensors"
+        if name.endswith(".safetensors") and name != STATE_FILE
     ]
     files = [file for file in files if not file.is_symlink()]
     return [workspace.relative(file) for file in sorted(files, key=_changed, reverse=True)]

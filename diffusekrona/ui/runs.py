@@ -14,15 +14,14 @@ import psutil
 
 from ..common.errors import UserError
 from ..common.json_files import parse_json
-from ..common.run_record import read_run_record_or_none
+from ..common.run_record import RUN_SETTINGS, TRAIN_LOG, read_run_record_or_none
 from ..common.settings import LARGEST
 from ..common.settings_files import read_settings_file
 from ..training.settings import TrainSettings
-from .jobs import LOG, SETTINGS, is_locked, ticket_of
+from .jobs import LOG, is_locked, ticket_of
 from .places import Workspace, served
 from .turn import tickets
 
-LOG_LINES = "train_log.jsonl"
 _LOG_BYTES = 20_000  # of the log's end that are shown
 _RECENT = 50  # steps that the speed is measured over
 LIVE = ("waiting", "starting", "running")
@@ -68,7 +67,7 @@ class Run:
 def settings_of(folder: Path) -> dict[str, Any]:
     """The values in a run's run.yaml; none if there is none that can be read."""
     try:
-        return read_settings_file(TrainSettings, folder / SETTINGS)
+        return read_settings_file(TrainSettings, folder / RUN_SETTINGS)
     except UserError:
         return {}
 
@@ -80,7 +79,7 @@ def read_run(workspace: Workspace, folder: Path) -> Run:
     values, record = settings_of(folder), read_run_record_or_none(folder)
     losses = read_losses(folder / VALIDATION_LOSS)
     measured = {"validation loss": [(line.step, line.loss) for line in losses]} if losses else {}
-    lines = log_lines(folder / LOG_LINES)
+    lines = log_lines(folder / TRAIN_LOG)
     step = int(lines[-1]["step"]) if lines else 0
     log = log_tail(folder)
     ahead = _ahead(workspace, folder)

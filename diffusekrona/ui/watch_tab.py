@@ -13,9 +13,10 @@ import gradio as gr
 
 from ..adapters.mixing import ADAPTER_FILE
 from ..common.errors import UserError
+from ..common.run_record import RUN_SETTINGS
 from .estimate import duration
 from .filling import QUIET, Answer, answer, ask, fill
-from .jobs import SETTINGS, draw_now, resume, save_now, stop
+from .jobs import draw_now, resume, save_now, stop
 from .places import Workspace, inside, run_folders, unreadable
 from .runs import LIVE, Run, log_tail, read_run
 from .train_form import cloned
@@ -186,4 +187,4 @@ def _useful(run: Run) -> set[str]:
     else:
         useful = {"use"} if os.path.isfile(run.folder / ADAPTER_FILE) else set()
         useful |= set() if run.state == "finished" else {"resume"}
-    return useful | {"clone"} if os.path.isfile(run.folder / SETTINGS) else useful - {"resume"}
+    return useful | {"clone"} if os.path.isfile(run.folder / RUN_SETTINGS) else useful - {"resume"}

@@ -227,9 +227,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     title = f"Nearest to the {'paper' if best == BEST else 'base'}'s {best} first"
     show_table(title, HEAD, rows_of(shown, shapes, settings.save_precision), [shown.index(chosen)])
-    print(
-        "mult./token: multiplications of one token through all of these layers, the adapter's own"
-    )
+    print("mult.: multiplications of one token through all of these layers, the adapter's own")
     print(
         f"Use --a1 {chosen.pair[0]} --a2 {chosen.pair[1]}: {_reason(chosen, limit, best, shapes)}"
     )

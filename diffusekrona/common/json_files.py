@@ -72,17 +72,17 @@ def read_json(path: Path | str, schema: type[T]) -> T:
         raise UserError(f"{path} is damaged ({error})") from error
 
 
-def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+def read_bytes(path: Path) -> bytes:
     """A file's content, unpacked where it is compressed (.gz).
 
     Raises:
         OSError, EOFError, zlib.error: it cannot be read; the last two of a damaged .gz alone.
-        ValueError: it is larger than `most` bytes, or no file: a named pipe would wait for ever.
+        ValueError: it is larger than MOST_BYTES, or no file: a named pipe would wait for ever.
     """
     if path.exists() and not path.is_file():
         raise ValueError("it is not a file")
     with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"it is larger than {most / 2**20:g} MiB")
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"it is larger than {MOST_BYTES / 2**20:g} MiB")
     return content

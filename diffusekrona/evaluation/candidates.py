@@ -64,7 +64,7 @@ class CandidateScores:
 
 
 @dataclass(frozen=True)
-class Judge:
+class CandidateScorer:
     """What candidates are scored with and against.
 
     Attributes:
@@ -83,12 +83,12 @@ class Judge:
     key: str
 
 
-def make_judge(
+def make_candidate_scorer(
     scorers: Scorers,
     texts: Sequence[str],
     training: Sequence[Path],
     held_out: Sequence[Path],
-) -> Judge:
+) -> CandidateScorer:
     """Encode the photos once.
 
     Args:
@@ -117,7 +117,7 @@ def make_judge(
         "held out",
     ]
     key = _hash([*parts, *map(content_key, held_out)])
-    return Judge(scorers, texts, reference, torch.cat(each), baseline, key)
+    return CandidateScorer(scorers, texts, reference, torch.cat(each), baseline, key)
 
 
 def _hash(parts: Sequence[Any]) -> str:
@@ -157,7 +157,7 @@ def _nearest(features: torch.Tensor, trained: torch.Tensor) -> tuple[torch.Tenso
 
 
 def score_candidate(
-    judge: Judge,
+    scorer: CandidateScorer,
     images: Sequence[Sequence[Image.Image]],
     plain: Sequence[Image.Image],
     plain_of_base: torch.Tensor,
@@ -170,23 +170,23 @@ def score_candidate(
     """
     shape = (len(images), len(images[0]))
     flat = [image for row in images for image in row]
-    clip, dino = judge.scorers.clip, judge.scorers.dino
-    words = clip.texts(list(judge.texts))
+    clip, dino = scorer.scorers.clip, scorer.scorers.dino
+    words = clip.texts(list(scorer.texts))
     clip_features = clip.images(flat)
     dino_features = dino.images(flat) if dino else None
     # Each picture is encoded once, here.
     once = replace(
-        judge.scorers,
+        scorer.scorers,
         clip=replace(clip, images=lambda _: clip_features, texts=lambda _: words),
         dino=dino and replace(dino, images=lambda _: dino_features),
     )
-    scores: Scores = score(images, judge.texts, judge.reference, once)
+    scores: Scores = score(images, scorer.texts, scorer.reference, once)
     to_texts = clip_features @ words.T
     own = torch.arange(shape[0]).repeat_interleave(shape[1])
     right = (to_texts.argmax(dim=1) == own).float()
     of_own = to_texts[torch.arange(len(flat)), own]
     floor = (to_texts.sum(dim=1) - of_own) / max(1, shape[0] - 1)
-    nearest, view = _nearest(_joined(clip_features, dino_features), judge.trained)
+    nearest, view = _nearest(_joined(clip_features, dino_features), scorer.trained)
     drift = 1 - (clip.images(plain) * plain_of_base).sum(dim=1)
     levels = {name: values.tolist() for name, values in scores.pictures.items()}
     levels["right_prompt"] = _levels(right, shape)
@@ -220,9 +220,9 @@ def keep_scores(path: Path, key: str, scores: CandidateScores) -> None:
     write_text(path, json.dumps(asdict(_Kept(key, scores))))
 
 
-def scores_key(judge: Judge, pictures: Sequence[Path]) -> str:
+def scores_key(scorer: CandidateScorer, pictures: Sequence[Path]) -> str:
     """A hash of the scorers, the photos, the texts, and the pictures."""
-    return _hash([judge.key, *map(content_key, pictures)])
+    return _hash([scorer.key, *map(content_key, pictures)])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from .scoring import METRICS, UNITS
 from .statistics import Summary
 
 
-def bars(axis: Any, summary: Summary) -> list[list[float]]:
+def bars(summary: Summary) -> list[list[float]]:
     """An error bar's lengths below and above, as matplotlib wants them; NaN, no bar, if unknown."""
     if summary.low is None:
         return [[math.nan], [math.nan]]
@@ -32,7 +32,7 @@ def score_chart(
     for axis, metric in zip(axes[0], metrics, strict=True):
         for number, summary in enumerate(row[metric] for row in summaries):
             axis.errorbar(
-                summary.mean, number, xerr=bars(axis, summary), fmt="o", ms=5, capsize=3,
+                summary.mean, number, xerr=bars(summary), fmt="o", ms=5, capsize=3,
                 color=colour(number),
             )  # fmt: skip
         if metric in own:
@@ -55,7 +55,7 @@ def plane_chart(
     for number, (name, row) in enumerate(zip(names, summaries, strict=True)):
         x, y = row["clip_i"], row["clip_t"]
         axis.errorbar(
-            x.mean, y.mean, xerr=bars(axis, x), yerr=bars(axis, y), fmt=marker(number), ms=6,
+            x.mean, y.mean, xerr=bars(x), yerr=bars(y), fmt=marker(number), ms=6,
             capsize=2, lw=1, color=colour(number), label=literal(name),
         )  # fmt: skip
     if "clip_i" in own:

@@ -116,7 +116,7 @@ def plane(report: ChoiceReport) -> Chart:
         chosen, words = report.summaries(report.chosen), f"chosen: {report.chosen.name}"
         x, y = chosen["likeness"], chosen["clip_t"]
         axis.errorbar(
-            x.mean, y.mean, xerr=bars(axis, x), yerr=bars(axis, y), fmt="o", ms=13, mfc="none",
+            x.mean, y.mean, xerr=bars(x), yerr=bars(y), fmt="o", ms=13, mfc="none",
             mew=1.8, capsize=2, lw=1, color="#3a9a5b", label=literal(words),
         )  # fmt: skip
     axis.set_xlabel("likeness to the subject, cosine", fontsize=8)

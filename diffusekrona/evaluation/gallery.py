@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from .candidates import (
+    CandidateScorer,
     CandidateScores,
-    Judge,
     keep_scores,
     kept_scores,
     score_candidate,
@@ -61,7 +61,9 @@ class Gallery:
         drawn = draw_missing(variant, self.kept, everything, self.state, self.device)
         log.info("%s: %d pictures drawn, %d kept", variant.name, drawn, len(everything) - drawn)
 
-    def score(self, variant: Variant, judge: Judge) -> tuple[CandidateScores, list[list[Path]]]:
+    def score(
+        self, variant: Variant, scorer: CandidateScorer
+    ) -> tuple[CandidateScores, list[list[Path]]]:
         """Scores on the main process, kept or computed, and the pictures' paths [prompt][seed].
 
         The base's own must be scored before any other's.
@@ -72,14 +74,14 @@ class Gallery:
             rows.setdefault(job.row, []).append(job.path)
         paths = [rows[row] for row in sorted(rows)]
         if self.plain_of_base is None:
-            self.plain_of_base = judge.scorers.clip.images(load_rows(plain)[0])
+            self.plain_of_base = scorer.scorers.clip.images(load_rows(plain)[0])
             self.plain_paths = [job.path for job in plain]
         files = [*self.plain_paths, *(job.path for job in (*own, *plain))]
         file = self.folder / "scores" / f"{variant.folder}.json"
-        key = scores_key(judge, files)
+        key = scores_key(scorer, files)
         scores = kept_scores(file, key)
         if scores is None:
             images, words = load_rows(own), load_rows(plain)[0]
-            scores = score_candidate(judge, images, words, self.plain_of_base)
+            scores = score_candidate(scorer, images, words, self.plain_of_base)
             keep_scores(file, key, scores)
         return scores, paths

@@ -12,7 +12,6 @@ models, so it judges identity and obedience independently of them. Its own error
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ import torch.nn.functional as F
 from PIL import Image
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from ..common.errors import UserError, shortened
@@ -219,23 +218,8 @@ def _overlap(one: dict[str, float], other: dict[str, float]) -> float:
     return sum(min(chance, other[name]) for name, chance in one.items())
 
 
-def save_reader(reader: Reader, folder: Path, errors: dict[str, float] | None = None) -> None:
-    """Writes `model.safetensors` (fp16) and `config.json`; `errors` are on fresh renders."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.half().contiguous() for name, value in reader.state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
-    config = {
-        "values": reader.values,
-        "widths": reader.widths,
-        "blocks": reader.blocks,
-        "phrases": reader.phrases,
-        "errors": errors or {},
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
 def load_reader(folder: str | Path) -> Reader:
-    """The reader of a folder that `save_reader` wrote, in float32, for use.
+    """The reader of a folder that `tools/pocket/export.py` wrote, in float32, for use.
 
     Raises:
         UserError: the folder holds no reader, or a damaged one.

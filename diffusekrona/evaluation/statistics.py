@@ -53,7 +53,7 @@ class Summary:
         return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
 
-def summarise(values: np.ndarray, seed: int = 0) -> Summary:
+def summarise(values: np.ndarray) -> Summary:
     """Summary of scores in an array of any number of levels, the outermost first; NaN is missing.
 
     Where scores are missing, each outermost group counts once, whatever it has, and the interval
@@ -70,7 +70,7 @@ def summarise(values: np.ndarray, seed: int = 0) -> Summary:
     mean = float(values.ravel().mean())
     if max(values.shape, default=1) < 2:
         return Summary(mean, std, None, None, there.size)
-    means = bootstrap_means(values, seed=seed)
+    means = bootstrap_means(values)
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.nanpercentile(means, [tail, 100 - tail])
     close = _borderline(means, tail)
@@ -104,7 +104,7 @@ def group_means(values: np.ndarray) -> np.ndarray:
     return np.array([np.nan if np.isnan(row).all() else np.nanmean(row) for row in rows])
 
 
-def separated(effects: np.ndarray, seed: int = 0) -> np.ndarray:
+def separated(effects: np.ndarray) -> np.ndarray:
     """Which of many effects differ from 0 if all are looked at at once.
 
     The permutation test of the largest effect: if there is none, a subject's differences could as
@@ -114,7 +114,6 @@ def separated(effects: np.ndarray, seed: int = 0) -> np.ndarray:
 
     Args:
         effects: (n, subjects), each subject's mean of each effect, without NaN.
-        seed: of the signs that are drawn where there are too many to try all.
 
     Returns:
         (n,) of bool.
@@ -123,7 +122,7 @@ def separated(effects: np.ndarray, seed: int = 0) -> np.ndarray:
     if 2**subjects <= MOST_SIGNS:
         signs = np.array(list(itertools.product((1.0, -1.0), repeat=subjects)))
     else:
-        signs = np.random.default_rng(seed).choice((1.0, -1.0), size=(MOST_SIGNS, subjects))
+        signs = np.random.default_rng(0).choice((1.0, -1.0), size=(MOST_SIGNS, subjects))
         signs[0] = 1  # what was observed is one of them
     # Mean over root mean square: orders effects as their t does, whatever the signs.
     size = np.sqrt((effects**2).mean(axis=1))

@@ -20,14 +20,13 @@ from .facts import Facts, rank_holding
 
 @dataclass(frozen=True)
 class KeptTerms:
-    """An adapter reduced to the terms that hold `share` of each layer's ||delta W||^2.
+    """An adapter reduced to its largest terms.
 
     Attributes:
         terms: kept in all layers; of: how many there are.
         adapter: a LoRA of these terms.
     """
 
-    share: float
     terms: int
     of: int
     adapter: Adapter
@@ -60,4 +59,4 @@ def keep_terms(adapter: Adapter, facts: Facts, share: float) -> KeptTerms:
         )
     kept = Adapter(tensors, configs, {**adapter.metadata, "method": "lora"})
     of = sum(int((x.singular > 0).sum()) for x in facts.layers)
-    return KeptTerms(share, sum(ranks.values()), of, kept)
+    return KeptTerms(sum(ranks.values()), of, kept)

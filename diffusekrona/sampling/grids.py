@@ -54,7 +54,7 @@ class Grid:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Image.Image | None, ...]], ...]
 
-    def with_photos(self, photos: Sequence[Image.Image], name: str = "photos") -> Grid:
+    def with_photos(self, photos: Sequence[Image.Image]) -> Grid:
         """The grid with the subject's photos in its first column, one per row, repeated in turn."""
         if not photos:
             return self
@@ -62,7 +62,7 @@ class Grid:
             (label, (photos[number % len(photos)], *pictures))
             for number, (label, pictures) in enumerate(self.rows)
         )
-        return replace(self, columns=(name, *self.columns), rows=tuple(rows))
+        return replace(self, columns=("photos", *self.columns), rows=tuple(rows))
 
     def image(self, cell: int | None = None) -> Image.Image:
         """The whole grid as one picture: see `labelled_grid`."""

@@ -113,7 +113,7 @@ def _line(
         return {}
     where, logarithmic = _places(points)
     summaries = [point.summary(metric) for point in points]
-    errors = np.array([bars(axis, s) for s in summaries])[:, :, 0].T
+    errors = np.array([bars(s) for s in summaries])[:, :, 0].T
     joined = "-" if where is not None else ""
     x = where if where is not None else list(range(len(points)))
     axis.errorbar(
@@ -190,7 +190,7 @@ def spread_chart(found: Sequence[Spread]) -> Any:
     for axis, name in zip(axes, names, strict=True):
         for number, summary in enumerate(summaries(found, name)):
             axis.bar(number, summary.mean, 0.6, color=colour(number))
-            error = bars(axis, summary)
+            error = bars(summary)
             axis.errorbar(number, summary.mean, yerr=error, fmt="none", capsize=4, color=GREY)
         axis.set_xticks(range(len(found)), [literal(s.arm) for s in found], fontsize=8)
         axis.set_title(name, fontsize=9)

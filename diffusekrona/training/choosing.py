@@ -19,7 +19,7 @@ from ..evaluation.choice_settings import (
 )
 
 if TYPE_CHECKING:
-    from ..evaluation.candidates import Judge
+    from ..evaluation.candidates import CandidateScorer
     from ..evaluation.choice_report import ChoiceReport, Row
     from ..evaluation.gallery import Gallery
     from .finished_run import Subject
@@ -58,7 +58,7 @@ class Work:
     subject: Subject
     weighted: dict[tuple[int, float], WeightedAdapter]
     texts: list[str]
-    judge: Judge
+    scorer: CandidateScorer
     gallery: Gallery
     settings: dict[str, Any]
     missing: str
@@ -76,7 +76,7 @@ def prepare(settings: ChooseSettings, state: Any, with_result: bool = True) -> W
     from ..adapters.file import read_adapter
     from ..bases.bundled import is_bundled
     from ..data.photographs import report_photographs
-    from ..evaluation.candidates import make_judge
+    from ..evaluation.candidates import make_candidate_scorer
     from ..evaluation.encoders import choose_names, load_scorers
     from ..evaluation.gallery import Gallery
     from ..evaluation.pictures import drawing_of
@@ -118,7 +118,7 @@ def prepare(settings: ChooseSettings, state: Any, with_result: bool = True) -> W
         subject,
         weighted,
         texts,
-        make_judge(scorers, texts, subject.training, subject.held_out),
+        make_candidate_scorer(scorers, texts, subject.training, subject.held_out),
         Gallery(
             asked.run / CHOICE_FOLDER,
             drawing,
@@ -147,7 +147,7 @@ def draw_and_score(
     from ..evaluation.pictures import Variant
 
     began, budget = time.monotonic(), seconds_of(asked.budget)
-    subject, judge, gallery = work.subject, work.judge, work.gallery
+    subject, scorer, gallery = work.subject, work.scorer, work.gallery
     bases, rows, left = [], [], []
     pictures = len(gallery.prompts) * len(gallery.seeds)
     log.info("choosing among %d candidates, %d pictures each", len(work.weighted), pictures)
@@ -158,7 +158,7 @@ def draw_and_score(
         gallery.draw(variant)
         with main_works_alone(state, "scores"):
             if state.is_main_process:
-                bases.append(Row(variant.name, 0, 0.0, None, *gallery.score(variant, judge)))
+                bases.append(Row(variant.name, 0, 0.0, None, *gallery.score(variant, scorer)))
     steps = sorted({step for step, _ in work.weighted})
     weights = dict.fromkeys(weight for _, weight in work.weighted)
     order = [(steps[n], weight) for weight in weights for n in coarse_to_fine(len(steps))]
@@ -171,7 +171,7 @@ def draw_and_score(
         gallery.draw(variant)
         with main_works_alone(state, "scores"):
             if state.is_main_process:
-                rows.append(Row(name, step, weight, adapter.path, *gallery.score(variant, judge)))
+                rows.append(Row(name, step, weight, adapter.path, *gallery.score(variant, scorer)))
                 log.info("%d of %d candidates done", len(rows), len(order))
     return bases, sorted(rows, key=lambda row: (row.step, -row.weight)), left
 
@@ -207,7 +207,7 @@ def choose_candidate(
         seeds=settings.subject.seeds,
         training=subject.training,
         held_out=subject.held_out,
-        closeness=work.judge.baseline,
+        closeness=work.scorer.baseline,
         settings=work.settings,
         not_drawn=left,
         notes=notes,

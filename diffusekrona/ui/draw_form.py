@@ -167,7 +167,7 @@ def drawn(workspace: Workspace, given: Sequence[Any]) -> Iterator[tuple[str, Any
             )
             paths = draw(variant.settings)
             if not rows:
-                rows = _labels(variant, paths)
+                rows = _labels(paths)
             scores: tuple[str, ...] = ()
             try:
                 scores = score_pictures(workspace, paths, photos) if photos else ()
@@ -184,7 +184,7 @@ def drawn(workspace: Workspace, given: Sequence[Any]) -> Iterator[tuple[str, Any
         yield say(mistakes=[str(error)]), gr.skip()
 
 
-def _labels(variant: Variant, paths: Sequence[Path]) -> list[str]:
+def _labels(paths: Sequence[Path]) -> list[str]:
     """Prompt and seed of each row, from the pictures' own recipes."""
     recipes = [read_recipe(path) or {} for path in paths]
     return [f"{recipe.get('prompt', '')} · seed {recipe.get('seed', '')}" for recipe in recipes]

@@ -14,7 +14,7 @@ from diffusekrona.evaluation.candidates import (
     VIEWS,
     keep_scores,
     kept_scores,
-    make_judge,
+    make_candidate_scorer,
     score_candidate,
     scores_key,
     views,
@@ -164,19 +164,19 @@ COPIES = {
 @pytest.mark.parametrize("copied", COPIES)
 @pytest.mark.parametrize("held", [0, 1])
 def test_a_copied_training_picture_raises_copy_risk(photos, held, copied) -> None:
-    judge = make_judge(Scorers(CLIP, DINO), ["a", "bb"], photos[held:], photos[:held])
+    scorer = make_candidate_scorer(Scorers(CLIP, DINO), ["a", "bb"], photos[held:], photos[:held])
     images = [[noise_picture(10 * row + n + 50) for n in range(2)] for row in range(2)]
     plain = [noise_picture(90), noise_picture(91)]
-    own = score_candidate(judge, images, plain, CLIP.images(plain))
+    own = score_candidate(scorer, images, plain, CLIP.images(plain))
     copies = [[COPIES[copied](Image.open(photos[3])), images[0][1]], images[1]]
-    copy = score_candidate(judge, copies, plain, CLIP.images(plain))
-    assert judge.baseline is not None and judge.baseline < 0.9
+    copy = score_candidate(scorer, copies, plain, CLIP.images(plain))
+    assert scorer.baseline is not None and scorer.baseline < 0.9
     assert copy.nearest_photo[0][0] == 3 - held
     assert copy.nearest[0][0] > (0.97 if "part" in copied else 0.999)
     assert np.mean(copy.nearest) > np.mean(own.nearest)
-    assert np.array(own.nearest).max() - judge.baseline < 0.05 < 0.97 - judge.baseline
+    assert np.array(own.nearest).max() - scorer.baseline < 0.05 < 0.97 - scorer.baseline
     assert own.drift == pytest.approx([0, 0], abs=1e-6)
-    moved = score_candidate(judge, images, plain[::-1], CLIP.images(plain))
+    moved = score_candidate(scorer, images, plain[::-1], CLIP.images(plain))
     assert min(moved.drift) > 0.05
 
 
@@ -192,13 +192,13 @@ def test_views_are_parts_and_mirror_images_of_bounded_size() -> None:
 
 
 def test_scores_are_kept_until_something_changes(photos, tmp_path) -> None:
-    judge = make_judge(Scorers(CLIP), ["a", "bb"], photos, [])
+    scorer = make_candidate_scorer(Scorers(CLIP), ["a", "bb"], photos, [])
     images = [[noise_picture(n), noise_picture(n + 9)] for n in (20, 30)]
-    scores = score_candidate(judge, images, images[0], CLIP.images(images[0]))
-    key, path = scores_key(judge, photos), tmp_path / "scores.json"
+    scores = score_candidate(scorer, images, images[0], CLIP.images(images[0]))
+    key, path = scores_key(scorer, photos), tmp_path / "scores.json"
     keep_scores(path, key, scores)
     assert kept_scores(path, key) == scores
-    other = make_judge(Scorers(CLIP), ["a", "cc c"], photos, [])
+    other = make_candidate_scorer(Scorers(CLIP), ["a", "cc c"], photos, [])
     assert kept_scores(path, scores_key(other, photos)) is None
     path.write_text(path.read_text()[:40])
     assert kept_scores(path, key) is None

@@ -40,7 +40,7 @@ def test_the_interval_is_that_of_the_mean() -> None:
     half = 1.96 * values.std(ddof=1) / math.sqrt(values.size)
     assert summary.low == pytest.approx(summary.mean - half, abs=0.15 * half)
     assert summary.high == pytest.approx(summary.mean + half, abs=0.15 * half)
-    assert summarise(values) == summary  # a function of the values and the seed
+    assert summarise(values) == summary  # a function of the values alone
 
 
 def test_pictures_of_one_prompt_do_not_count_as_independent() -> None:

@@ -22,6 +22,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from safetensors.torch import save_file
 from transformers import (
     CLIPModel,
     CLIPTextModel,
@@ -30,7 +31,7 @@ from transformers import (
     Dinov2Model,
 )
 
-from diffusekrona.evaluation.reader import save_reader
+from diffusekrona.evaluation.reader import Reader
 
 #: The noise schedule of training and sampling. Zero terminal SNR and trailing steps: the first
 #: sampling step then really starts from pure noise, without which a plain bright or dark
@@ -168,6 +169,21 @@ def export_sdxl(pipeline: StableDiffusionXLPipeline, folder: Path) -> None:
     ).save_pretrained(folder)
     declare_float32(folder / "text_encoder")
     declare_float32(folder / "text_encoder_2")
+
+
+def save_reader(reader: Reader, folder: Path, errors: dict[str, float] | None = None) -> None:
+    """Writes `model.safetensors` (fp16) and `config.json`; `errors` are on fresh renders."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.half().contiguous() for name, value in reader.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
+    config = {
+        "values": reader.values,
+        "widths": reader.widths,
+        "blocks": reader.blocks,
+        "phrases": reader.phrases,
+        "errors": errors or {},
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
 
-from diffusekrona.evaluation.reader import Reader, average, likeness, load_reader, save_reader
+from diffusekrona.evaluation.reader import Reader, average, likeness, load_reader
 from tools.pocket import build, export, reader_training, restore, training, unet, unet_sdxl, vae
 from tools.pocket.clip import new_clip
 from tools.pocket.data import training_picture
@@ -99,7 +99,7 @@ def test_the_reader_learns_labels_saves_and_loads(tmp_path):
     assert labels["class"][0] == labels["class"][1]
     outputs = reader(torch.zeros(8, 3, 64, 64))
     assert torch.isfinite(reader_training.reader_loss(outputs, labels))
-    save_reader(reader, tmp_path, {"class": 0.5})
+    export.save_reader(reader, tmp_path, {"class": 0.5})
     loaded = load_reader(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["errors"] == {"class": 0.5}
     picture = Image.fromarray(np.zeros((40, 60, 3), np.uint8))

@@ -19,6 +19,10 @@ PROGRAMS = {
     "inspect": ("diffusekrona.inspect", "show what an adapter has learned, layer by layer"),
     "plan": ("diffusekrona.plan", "find the Kronecker factors for a base model and a budget"),
     "choose": ("diffusekrona.choose", "choose the checkpoint and the weight of a finished run"),
+    "quickstart": (
+        "diffusekrona.quickstart",
+        "draw and score a subject before and after fine-tuning",
+    ),
     "format-datasets": ("diffusekrona.format_datasets", "bring downloaded subjects into data/"),
     "ui": ("diffusekrona.ui", "open the programs as a page in the browser"),
 }

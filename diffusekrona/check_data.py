@@ -36,6 +36,7 @@ class CheckedSettings:
     pretrained_model_name_or_path: str | None = setting(
         None,
         metavar="NAME_OR_PATH",
+        aliases=("--base",),
         help="Take the resolution, the sizes of buckets and the length of captions from this base "
         f"model; without it the resolution is {RESOLUTION} by default.",
     )

@@ -72,6 +72,7 @@ class ConvertSettings:
     )
     base: str | None = setting(
         None,
+        aliases=("--pretrained_model_name_or_path",),
         help="Base model: folder, bundled or hub name, or one file; for a merged model by default "
         "the one that the adapter names.",
     )

@@ -40,6 +40,7 @@ class InspectedSettings:
     base: str | None = setting(
         None,
         metavar="NAME_OR_PATH",
+        aliases=("--pretrained_model_name_or_path",),
         help="Base model: report sizes relative to its weights; by default the adapter's own, if "
         "it is bundled or a folder.",
     )

@@ -43,7 +43,10 @@ class QuickstartSettings:
     identifier: str = setting("sks", metavar="WORD", help="The subject's name in prompts.")
     places: tuple[str, ...] = setting(PLACES, help="What follows the subject in prompts.")
     pretrained_model_name_or_path: str | None = setting(
-        None, metavar="NAME_OR_PATH", help="Base model; by default the adapter's own."
+        None,
+        metavar="NAME_OR_PATH",
+        aliases=("--base",),
+        help="Base model; by default the adapter's own.",
     )
     clip: str | None = setting(
         None, metavar="NAME_OR_PATH", help="CLIP model that scores; by default pocket-clip."

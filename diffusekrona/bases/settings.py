@@ -40,6 +40,7 @@ class ReadingSettings:
 class _NamedBase:
     pretrained_model_name_or_path: str = setting(
         metavar="NAME_OR_PATH",
+        aliases=("--base",),
         help="Hub name, diffusers folder, .safetensors file of a whole model, or a bundled model: "
         "pocket, pocket-sdxl.",
     )

@@ -221,7 +221,9 @@ def _reader(option: Option) -> PrimitiveConstructorSpec[Any]:
 
 def _refuse(cls: type, argv: Sequence[str], event: errors.ParseErrorEvent) -> None:
     """Raise UserError for what tyro could not parse, in one line."""
-    known = ["--help", "--config", *(option.flag for option in options_of(cls).values())]
+    options = options_of(cls).values()
+    known = ["--help", "--config", *(option.flag for option in options)]
+    known += [alias for option in options for alias in option.metadata.get("aliases", ())]
     unknown: Sequence[str] = ()
     if isinstance(event, errors.UnrecognizedArgs):
         unknown = event.tokens
@@ -258,5 +260,6 @@ def _repeated(cls: type, before: Sequence[str]) -> str:
 
 def _flag_of(argument: Any) -> str:
     """The flag, or a positional's name without its group's."""
-    name = argument.lowered.name_or_flags[0] if argument.lowered.name_or_flags else "a value"
+    names = argument.lowered.name_or_flags  # the aliases first
+    name = names[-1] if names else "a value"
     return name if name.startswith("-") else name.rpartition(".")[2]

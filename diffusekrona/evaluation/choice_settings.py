@@ -82,7 +82,10 @@ class SubjectSettings:
         (0, 1, 2, 3), **SEEDS, help="Draw each prompt with these seeds."
     )
     pretrained_model_name_or_path: str | None = setting(
-        None, metavar="NAME_OR_PATH", help="Base model; by default the run's own."
+        None,
+        metavar="NAME_OR_PATH",
+        aliases=("--base",),
+        help="Base model; by default the run's own.",
     )
 
 

@@ -26,7 +26,10 @@ class ComparedSettings:
         help="Photos of the subject that were not trained on: similarity is to these instead.",
     )
     pretrained_model_name_or_path: str | None = setting(
-        None, metavar="NAME_OR_PATH", help="Base model; by default the adapters' own."
+        None,
+        metavar="NAME_OR_PATH",
+        aliases=("--base",),
+        help="Base model; by default the adapters' own.",
     )
     adapter: tuple[str, ...] = setting(
         (),

@@ -121,7 +121,7 @@ class ModelSettings:
     """The base model and its adapters."""
 
     pretrained_model_name_or_path: str | None = setting(
-        None, metavar="NAME_OR_PATH", help=_BASE_HELP
+        None, metavar="NAME_OR_PATH", aliases=("--base",), help=_BASE_HELP
     )
     adapter: tuple[str, ...] = setting(
         (),

@@ -22,7 +22,12 @@ class ChosenSettings:
     )
     list_studies: bool = setting(False, flag="list", help="List the built-in studies.")
     print_study: bool = setting(False, flag="print", help="Print the study as YAML, to edit.")
-    base: str = setting("pocket", metavar="NAME_OR_PATH", help="Base model.")
+    base: str = setting(
+        "pocket",
+        metavar="NAME_OR_PATH",
+        aliases=("--pretrained_model_name_or_path",),
+        help="Base model.",
+    )
     subject: tuple[str, ...] = setting(
         (),
         append=True,

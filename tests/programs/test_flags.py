@@ -86,6 +86,29 @@ def test_a_command_line_gives_its_settings_back(program: str) -> None:
         assert flat(parse(cls, arguments, prog="x", description="")) == given
 
 
+@pytest.mark.parametrize("program", sorted({*CLASSES} - {"format_datasets"}))
+def test_the_base_has_the_same_two_flags_everywhere(program: str) -> None:
+    names = ("base", "pretrained_model_name_or_path")
+    (base,) = (o for o in options_of(CLASSES[program]).values() if o.name in names)
+    assert {base.flag, *base.metadata["aliases"]} == {f"--{name}" for name in names}
+
+
+def test_another_name_of_a_flag_is_a_flag() -> None:
+    def base_of(cls: type, *argv: str) -> Any:
+        values = flat(parse(cls, argv, prog="x", description=""))
+        return values.get("base") or values.get("pretrained_model_name_or_path")
+
+    for flag in ("--base", "--pretrained_model_name_or_path"):
+        assert base_of(InspectSettings, "a", flag, "B") == "B"
+        assert base_of(InferenceSettings, f"{flag}=B") == "B"
+        with pytest.raises(UserError, match="adapter needs a value"):
+            base_of(InspectSettings, flag, "B")
+    with pytest.raises(UserError, match=r"^Required: --base\.$"):
+        base_of(PlanSettings)
+    with pytest.raises(UserError, match=r"^Required: --pretrained_model_name_or_path, "):
+        base_of(TrainSettings)
+
+
 # Numbers for which 0 or less means something; everywhere else a run with it would be wrong.
 ZERO = {
     *("--seed", "--seeds", "--image_seeds", "--bootstrap_seed", "--keep_tokens", "--holdout"),

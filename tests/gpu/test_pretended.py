@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 import tiny_models
 
+from diffusekrona.adapters.file import read_adapter
+from diffusekrona.common.run_record import read_run_record
+
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / "tests" / "pretend_cuda" / "run.sh"
 
@@ -75,6 +78,13 @@ def train(device: Device, out: Path, *flags: object, base: str = "pocket") -> No
     )
 
 
+def steps_of(run: Path) -> int | None:
+    """The steps in a run's record, once its adapter has been read: its numbers are finite."""
+    read_adapter(run / "adapter.safetensors")
+    record = read_run_record(run)
+    return record and record.steps
+
+
 @pytest.fixture(scope="module")
 def run(device: Device, folder: Path) -> Path:
     """A run in fp16 with a scaler and validation pictures, three steps."""
@@ -86,7 +96,7 @@ def run(device: Device, folder: Path) -> Path:
 
 
 def test_training_with_validation(run: Path) -> None:
-    assert (run / "adapter.safetensors").is_file()
+    assert steps_of(run) == 3
     assert list((run / "validation").glob("*.png"))
 
 
@@ -95,14 +105,17 @@ def test_resume(device: Device, folder: Path, run: Path) -> None:
     flags += ["--validation_prompt", "a sks dog in the snow", "--num_validation_images", 1]
     flags += ["--validation_inference_steps", 2]
     train(device, folder / "run", *flags, "--resume_from_checkpoint", "checkpoint-2")
+    assert steps_of(run) == 4 and (run / "checkpoint-4").is_dir()
 
 
 @pytest.mark.parametrize("flags", [[], ["--train_text_encoder"]])
 def test_other_ways_to_train(device: Device, folder: Path, flags: list[str]) -> None:
     flags = [*flags, "--max_train_steps", "2", "--mixed_precision", "bf16"]
-    train(
-        device, folder / f"sdxl{len(flags)}", *flags, "--adapter_type", "lora", base="pocket-sdxl"
-    )
+    out = folder / f"sdxl{len(flags)}"
+    train(device, out, *flags, "--adapter_type", "lora", base="pocket-sdxl")
+    assert steps_of(out) == 2
+    components = set(read_adapter(out / "adapter.safetensors").configs)
+    assert components == {"unet", *(["text_encoder", "text_encoder_2"] if len(flags) > 4 else [])}
 
 
 @pytest.mark.parametrize("family", tiny_models.TRANSFORMERS)
@@ -139,3 +152,6 @@ def test_evaluate(device: Device, folder: Path, run: Path) -> None:
         *("--subject_dir", "data/dog/input", "--class_word", "dog", "--num_inference_steps", 2),
         *("--output_dir", folder / "scored", "--prompts", folder / "prompts.txt"),
     )
+    rows = (folder / "scored" / "results.md").read_text()
+    assert "\n| base |" in rows and "\n| krona " in rows
+    assert len(list((folder / "scored" / "pictures").rglob("*.png"))) == 4

@@ -72,7 +72,8 @@ def build(
 
     device = choose_device(machine.device, state.device)
     keep_freed_memory(device)
-    options = {"revision": model.revision, "variant": model.variant, **(reading or {})}
+    options: dict[str, Any] = {"revision": model.revision, "variant": model.variant}
+    options |= reading or {}
     defaults = drawing_defaults(base, model.revision, options.get("single_file_config"))
     dtype = dtype_of(precision_or(machine.mixed_precision, defaults, device))
     pipeline = load_pipeline(base, dtype, "cpu", model.vae, **options)
@@ -175,6 +176,8 @@ def draw(
     from .sampling.pipeline import encode, iter_pictures, refine_with
 
     drawing, seeds = settings.drawing, settings.pictures.seeds
+    steps, guidance = drawing.num_inference_steps, drawing.guidance_scale
+    assert steps is not None and guidance is not None, "settings without `with_defaults`"
     folder, start = settings.pictures.output_dir, settings.model.refiner_start
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -190,8 +193,8 @@ def draw(
         pipeline,
         encode(pipeline, prompts, drawing.negative_prompt),
         [jobs[n] for n in mine],
-        steps=drawing.num_inference_steps,
-        guidance=drawing.guidance_scale,
+        steps=steps,
+        guidance=guidance,
         size=drawing.size,
         batch_size=settings.machine.batch_size,
         progress=state.is_main_process,

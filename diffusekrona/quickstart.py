@@ -9,7 +9,7 @@ what the base draws for an identifier that it does not know is worse than the be
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ def prompts_for(name: str, places: Sequence[str]) -> list[str]:
 
 
 def compare(
-    pipeline: Any, adapters: Sequence[Any], settings: QuickstartSettings
+    pipeline: Any, adapters: Sequence[Any], settings: QuickstartSettings, guidance: float
 ) -> tuple[dict[tuple[str, int], Any], dict[tuple[str, int], Any]]:
     """Pictures before and after the adapters are merged, by (place, seed): the same seeds."""
     from .adapters.mixing import apply_adapters
@@ -85,7 +85,7 @@ def compare(
             prompts_for(name, [place for place, _ in jobs]),
             [seed for _, seed in jobs],
             steps=settings.num_inference_steps,
-            guidance=settings.guidance_scale,
+            guidance=guidance,
             batch_size=4,
         )
         pictures.append(dict(zip(jobs, images, strict=True)))
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from .adapters.mixing import choose_base, read_adapters
     from .bases.families import drawing_defaults
     from .bases.loading import quiet_libraries
-    from .common.pictures import fit_picture, load_picture
+    from .common.pictures import load_picture, load_square
     from .data.folder import find_pictures
     from .data.photographs import report_photographs
     from .evaluation.encoders import BUNDLED_CLIP, load_clip_encoder
@@ -176,20 +176,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     photos = [load_picture(path) for path in paths]
     base = choose_base(settings.pretrained_model_name_or_path, adapters)
     guidance = guidance_or(settings.guidance_scale, drawing_defaults(base))
-    settings = replace(settings, guidance_scale=guidance)
     report_photographs(base, paths)
     clip = load_clip_encoder(settings.clip or BUNDLED_CLIP)
     pipeline = load_pipeline(base)
-    before, after = compare(pipeline, adapters, settings)
+    before, after = compare(pipeline, adapters, settings, guidance)
     scores = [score(clip, pictures, photos, settings.class_word) for pictures in (before, after)]
-    squares = [fit_picture(photo, (min(photo.size),) * 2)[0] for photo in photos]
+    squares = [load_square(path) for path in paths[: len(settings.places)]]
     method = adapters[0].adapter.method.title
     title = (
         f"{method} on {Path(base).name}: CLIP-I {scores[0].clip_i:.2f} -> {scores[1].clip_i:.2f}, "
     )
     title += f"CLIP-T {scores[0].clip_t:.2f} -> {scores[1].clip_t:.2f}"
     recipe = {"seeds": settings.seeds, "steps": settings.num_inference_steps, "base": base}
-    recipe |= {"guidance": settings.guidance_scale, "adapters": [m.recipe() for m in adapters]}
+    recipe |= {"guidance": guidance, "adapters": [m.recipe() for m in adapters]}
     save_png(make_grid(squares, before, after, settings, method, title), settings.output, recipe)
     print(table(scores[0], scores[1], settings, method, clip.name))
     print(f"The picture: {settings.output}")

@@ -13,7 +13,7 @@ from .statistics import Summary
 
 def bars(summary: Summary) -> list[list[float]]:
     """An error bar's lengths below and above, as matplotlib wants them; NaN, no bar, if unknown."""
-    if summary.low is None:
+    if summary.low is None or summary.high is None:
         return [[math.nan], [math.nan]]
     below, above = summary.mean - summary.low, summary.high - summary.mean
     return [[max(0.0, below)], [max(0.0, above)]]

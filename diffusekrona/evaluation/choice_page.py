@@ -83,7 +83,7 @@ def _closest(report: ChoiceReport, row: Row) -> tuple[list[str], list[tuple[str,
 
 
 def _alone(report: ChoiceReport, row: Row) -> tuple[list[str], list[tuple[str, list[Cell]]]]:
-    rows = [
+    rows: list[tuple[str, list[Cell]]] = [
         (text, [(_open(line[0]), "")])
         for text, line in zip(report.texts, row.pictures, strict=True)
     ]

@@ -75,7 +75,7 @@ def read_pixels(name_or_path: str) -> Pixels:
 
 def from_config(config: Mapping[str, Any]) -> Pixels:
     """From the content of a preprocessor_config.json."""
-    look = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    look: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
     if config.get("do_normalize", True):
         look = {"mean": tuple(config["image_mean"]), "std": tuple(config["image_std"])}
     crop = config.get("crop_size") if config.get("do_center_crop", "crop_size" in config) else None

@@ -132,7 +132,7 @@ class Reader(nn.Module):
         device = next(self.parameters()).device
         for start in range(0, len(pictures), batch):
             arrays = [
-                np.asarray(p.convert("RGB").resize((SIZE, SIZE), Image.BICUBIC))
+                np.asarray(p.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC))
                 for p in pictures[start : start + batch]
             ]
             pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -7,7 +7,7 @@ averaged over heads, over the layers of one resolution and over denoising steps,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,7 +80,7 @@ class _Recorder:
 
 
 @contextmanager
-def recorded(pipeline: Any, words: Sequence[Sequence[int]]) -> Iterator[Record]:
+def recorded(pipeline: Any, words: Sequence[Sequence[int]]) -> Generator[Record]:
     """Record the attention to the tokens of each word while a single picture is drawn.
 
     The picture is the one that is drawn without it, bit for bit.

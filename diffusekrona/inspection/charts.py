@@ -49,14 +49,14 @@ def layer_maps(facts: Sequence[Facts], values: Sequence[Sequence[float]], title:
     few = len(rows) <= 24
     height = 0.9 + (0.24 if few else 0.11) * len(rows)
     figure, axes = new_chart(min(1.6 + 3.3 * len(facts), 12), height, 1, len(facts))
-    annotate = few and len(facts) <= 3
+    annotate, images = few and len(facts) <= 3, []
     for number, (axis, one, numbers) in enumerate(zip(axes[0], facts, values, strict=True)):
         grid = torch.full((len(rows), len(columns)), float("nan"))
         for layer, value in zip(one.layers, numbers, strict=True):
             column = (layer.place.attention, layer.place.projection)
             place = rows.index(_row(layer)), columns.index(column)
             grid[place] = torch.nan_to_num(grid[place]).clamp_min(value)
-        image = axis.imshow(grid, cmap="viridis", vmin=0, vmax=top, aspect="auto")
+        images.append(axis.imshow(grid, cmap="viridis", vmin=0, vmax=top, aspect="auto"))
         if annotate:
             _annotate(axis, grid, top)
         labels = [f"{kind}\n{letter}" for kind, letter in columns]
@@ -66,7 +66,7 @@ def layer_maps(facts: Sequence[Facts], values: Sequence[Sequence[float]], title:
         axis.set_xlabel("attention and projection", fontsize=8)
         axis.set_title(literal(one.label), fontsize=9)
     axes[0, 0].set_ylabel("block and layer", fontsize=8)
-    figure.colorbar(image, ax=list(axes[0]), shrink=0.9, label=title)
+    figure.colorbar(images[-1], ax=list(axes[0]), shrink=0.9, label=title)
     return figure
 
 

@@ -170,10 +170,8 @@ def add_base_norms(facts: Sequence[Facts], base: str, config: str | None = None)
 # --- sums over layers -----------------------------------------------------------------------------
 
 
-def effective_rank(singular: torch.Tensor | None) -> float | None:
+def effective_rank(singular: torch.Tensor) -> float:
     """exp(entropy of the singular values as shares); 0 for a zero matrix."""
-    if singular is None:
-        return None
     total = singular.sum()
     if total <= 0:
         return 0.0

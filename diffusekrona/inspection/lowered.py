@@ -102,8 +102,9 @@ def lowered(facts: Facts, pairs: Sequence[Pair] | None = None) -> list[Lowered]:
     """
     results = []
     for pair in candidates(facts) if pairs is None else pairs:
-        errors = [missed(layer, pair) for layer in facts.layers]
-        if None in errors:
+        found = [missed(layer, pair) for layer in facts.layers]
+        errors = [error for error in found if error is not None]
+        if len(errors) < len(found):
             continue
         energies = [layer.norm**2 for layer in facts.layers]
         total = sum(e * n for e, n in zip(errors, energies, strict=True))
@@ -127,8 +128,8 @@ def smaller(facts: Facts, results: Sequence[Lowered]) -> list[Lowered]:
 def candidates(facts: Facts) -> list[Pair]:
     """For KronA pairs nested with the one it has, whose error costs next to nothing; for another
     method the usual ones, whose error needs its delta W."""
-    pairs = {layer.factors for layer in facts.layers}
-    if None in pairs:
+    pairs = {layer.factors for layer in facts.layers if layer.factors}
+    if not all(layer.factors for layer in facts.layers):
         return [(4, 16), (16, 16), (2, 64), (4, 64), (8, 64)]
     firsts = {n for a1, _ in pairs for n in _relatives(a1)}
     seconds = {n for _, a2 in pairs for n in _relatives(a2)}

@@ -9,7 +9,7 @@ from ..common.charts import Chart, chart
 from ..common.errors import UserError
 from ..common.pages import render
 from .charts import factor_chart, layer_maps, lowered_chart, share_chart, spectrum_chart
-from .facts import Facts, effective_rank
+from .facts import Facts, LayerFacts, effective_rank
 from .lowered import Lowered, smaller
 from .switched import Shown
 from .tables import LAYER_HEAD, LOWERED_HEAD, layer_rows, lowered_rows, share_tables, totals
@@ -69,9 +69,13 @@ def _relative(facts: Sequence[Facts]) -> bool:
     return all(layer.base_norm for f in facts for layer in f.layers)
 
 
+def _size(layer: LayerFacts, relative: bool) -> float:
+    return 100 * layer.relative if relative and layer.relative is not None else layer.norm
+
+
 def _maps(facts: Sequence[Facts]) -> list[Chart]:
     relative = _relative(facts)
-    size = [[x.relative * 100 if relative else x.norm for x in f.layers] for f in facts]
+    size = [[_size(x, relative) for x in f.layers] for f in facts]
     ranks = [[effective_rank(x.singular) for x in f.layers] for f in facts]
     title = "‖ΔW‖ / ‖W‖ in %" if relative else "‖ΔW‖"
     maps = ((size, title), (ranks, "effective rank of ΔW"))

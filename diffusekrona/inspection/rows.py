@@ -7,7 +7,7 @@ of queries, keys and values such a block is one of heads, where a1 divides their
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,7 +51,7 @@ def _rows(band: int, count: int, rows: int) -> slice:
 
 
 @contextmanager
-def weighted_rows(pipeline: Any, adapter_name: str, weights: Sequence[float]) -> Iterator[None]:
+def weighted_rows(pipeline: Any, adapter_name: str, weights: Sequence[float]) -> Generator[None]:
     """Multiply the rows of A in every layer by the weights of their bands, for a while.
 
     Args:

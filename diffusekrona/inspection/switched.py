@@ -174,6 +174,7 @@ def _variants(facts: Facts) -> Iterator[tuple[str, str, float, GroupWeights, Gro
 
 def sheet_grid(sheet: Sheet, title: str) -> Grid:
     """One row per group: its pictures alone, then those without it."""
+    rows: list[tuple[str, tuple[Image.Image | None, ...]]]
     rows = [(_row_title(one), (*one.alone.images, *one.off.images)) for one in sheet.groups]
     blank = (None,) * len(sheet.seeds)
     rows += [

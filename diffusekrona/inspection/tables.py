@@ -7,6 +7,8 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
+import torch
+
 from ..adapters.groups import KINDS
 from ..adapters.norms import norms_in
 from ..common.tables import show_table
@@ -32,11 +34,12 @@ def totals(facts: Sequence[Facts]) -> tuple[list[str], list[list[str]]]:
     add("parameters", [f"{f.parameters:,}" for f in facts])
     add("‖ΔW‖, all layers", [f"{f.norm:.4g}" for f in facts])
     if all(layer.base_norm for f in facts for layer in f.layers):
-        add("‖ΔW‖ / ‖W‖, median", [f"{median(x.relative for x in f.layers):.3%}" for f in facts])
-        add("‖ΔW‖ / ‖W‖, largest", [f"{max(x.relative for x in f.layers):.3%}" for f in facts])
+        relative = [[x.relative for x in f.layers if x.relative is not None] for f in facts]
+        add("‖ΔW‖ / ‖W‖, median", [f"{median(own):.3%}" for own in relative])
+        add("‖ΔW‖ / ‖W‖, largest", [f"{max(own):.3%}" for own in relative])
     elif all(norms := [norms_in(f.metadata) for f in facts]):
         for name in ("median", "largest"):
-            add(f"‖ΔW‖ / ‖W‖, {name}", [f"{one[name]:.3%}" for one in norms])
+            add(f"‖ΔW‖ / ‖W‖, {name}", [f"{one[name]:.3%}" for one in norms if one])
     for title, number in (
         ("highest rank it can have", lambda x: x.rank_limit),
         ("effective rank", lambda x: effective_rank(x.singular)),
@@ -45,13 +48,16 @@ def totals(facts: Sequence[Facts]) -> tuple[list[str], list[list[str]]]:
     ):
         add(f"{title}, median", [f"{median(map(number, f.layers)):.4g}" for f in facts])
     for factor in "ab":
-        ranks = [
-            [effective_rank(getattr(x, f"singular_{factor}")) for x in f.layers] for f in facts
-        ]
-        shown = [f"{median(r):.4g}" if r and None not in r else "–" for r in ranks]
+        spectra = [[getattr(x, f"singular_{factor}") for x in f.layers] for f in facts]
+        shown = [_median_rank(own) for own in spectra]
         if set(shown) != {"–"}:
             add(f"effective rank of {factor.upper()}, median", shown)
     return ["", *(f.label for f in facts)], [[name, *cells] for name, cells in rows.items()]
+
+
+def _median_rank(spectra: Sequence[torch.Tensor | None]) -> str:
+    ranks = [effective_rank(one) for one in spectra if one is not None]
+    return f"{median(ranks):.4g}" if ranks and len(ranks) == len(spectra) else "–"
 
 
 def _sizes(facts: Facts) -> str:
@@ -89,11 +95,12 @@ def layer_rows(facts: Facts) -> list[list[str]]:
     """One row per layer, under LAYER_HEAD."""
     rows = []
     for x in facts.layers:
-        ranks = [effective_rank(s) for s in (x.singular, x.singular_a, x.singular_b)]
+        spectra = (x.singular, x.singular_a, x.singular_b)
+        ranks = ["–" if s is None else f"{effective_rank(s):.3g}" for s in spectra]
         size = f"{x.factors[0]}×{x.factors[1]}" if x.factors else f"r={x.rank_limit}"
         row = [x.name, f"{x.shape[0]}×{x.shape[1]}", size, f"{x.norm:.4g}"]
         row += ["–" if x.relative is None else f"{x.relative:.3%}", f"{x.singular[0].item():.4g}"]
-        rows.append(row + ["–" if r is None else f"{r:.3g}" for r in ranks])
+        rows.append(row + ranks)
     return rows
 
 
@@ -136,7 +143,8 @@ def as_json(
         for name in ("singular", "singular_a", "singular_b"):
             spectrum = getattr(x, name)
             values[name] = None if spectrum is None else spectrum.tolist()
-            values[f"effective_rank_{name}"] = effective_rank(spectrum)
+            rank = None if spectrum is None else effective_rank(spectrum)
+            values[f"effective_rank_{name}"] = rank
         return values
 
     numbers = {

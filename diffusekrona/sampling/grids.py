@@ -27,8 +27,10 @@ _TITLE_COLOUR, _LABEL_COLOUR = "#111111", "#333333"
 # PIL's built-in font has ASCII and a few signs. What it lacks is first replaced by these, then
 # looked for in a font of the system's, then stripped of accents or shown as a question mark.
 _PLAIN = str.maketrans({"×": "x", "—": "-", "–": "-", "→": "->", "−": "-", "≤": "<=", "≥": ">="})
-_SYSTEM_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "arial.ttf", "segoeui.ttf")
-_SYSTEM_FONTS += ("NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msyh.ttc", "PingFang.ttc")
+_SYSTEM_FONTS = (
+    "DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf", "arial.ttf", "segoeui.ttf",
+    "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "msyh.ttc", "PingFang.ttc",
+)  # fmt: skip
 # The names under which image viewers and web UIs show these settings.
 _SHOWN_AS = {
     "steps": "Steps",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -149,7 +149,7 @@ def load_refiner(pipeline: Any, name: str, dtype: torch.dtype, **options: Any) -
     Raises:
         UserError: it cannot be loaded, or one of the two does not support a refiner.
     """
-    from diffusers import AutoPipelineForImage2Image
+    from diffusers.pipelines.auto_pipeline import AutoPipelineForImage2Image
 
     if "denoising_end" not in inspect.signature(pipeline.__call__).parameters:
         raise UserError("This base model cannot hand over to a refiner: leave out --refiner.")
@@ -314,8 +314,9 @@ def iter_pictures(
     _check_sides(pipeline, family, size)
     _check_steps(pipeline, steps)
     pipeline.set_progress_bar_config(disable=True)
-    own_steps = steps if finish is None else int(steps * handover)
-    extra = {} if finish is None else {"denoising_end": handover}
+    own_steps, extra = steps, {}
+    if finish is not None and handover is not None:
+        own_steps, extra = int(steps * handover), {"denoising_end": handover}
     chunks = [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
     with tqdm(total=steps * len(chunks), desc="pictures", unit="step", disable=not progress) as bar:
         for chunk in chunks:
@@ -367,7 +368,7 @@ def _check_sides(pipeline: Any, family: Family, size: tuple[int, int] | None) ->
 
 
 @contextmanager
-def explain_out_of_memory() -> Iterator[None]:
+def explain_out_of_memory() -> Generator[None]:
     """Raises UserError, with what to do, where the GPU's memory does not suffice."""
     try:
         yield
@@ -381,7 +382,7 @@ def explain_out_of_memory() -> Iterator[None]:
 @contextmanager
 def _adapters_for_some_steps(
     pipeline: Any, adapter_steps: tuple[float, float] | None
-) -> Iterator[None]:
+) -> Generator[None]:
     """Adapters on or off as the first step asks; on again afterwards, also where drawing failed."""
     if adapter_steps:
         enable_adapters(denoiser_of(pipeline), adapter_steps[0] <= 0)
@@ -393,15 +394,15 @@ def _adapters_for_some_steps(
 
 
 def _ticker(
-    bar: tqdm,
+    bar: tqdm[Any],
     steps: int,
     on_step: Callable[[], object],
     adapter_steps: tuple[float, float] | None = None,
-) -> Callable[..., dict]:
+) -> Callable[..., dict[str, Any]]:
     """A callback that moves `bar` by `steps` in all, and switches adapters on and off for the step
     that comes next. Some schedulers call the denoiser more often than once per step."""
 
-    def tick(pipeline: Any, step: int, timestep: Any, values: dict) -> dict:
+    def tick(pipeline: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         calls = pipeline.num_timesteps
         bar.update((step + 1) * steps // calls - step * steps // calls)
         on_step()
@@ -425,7 +426,7 @@ def refine_with(
         generators: list[torch.Generator],
         steps: int,
         guidance: float,
-        ticker: Callable[..., dict],
+        ticker: Callable[..., dict[str, Any]],
     ) -> torch.Tensor:
         return refiner(
             prompt=[prompts[row] for row in rows],

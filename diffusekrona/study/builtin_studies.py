@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .grid import Arm, Axis, Study, Value, axis, factor_values, label_of
+from .grid import Arm, Axis, Flags, Study, Value, axis, factor_values, label_of
 
 
 @dataclass(frozen=True)
@@ -79,17 +79,17 @@ def studies(bundled_base: bool) -> dict[str, Study]:
     return {study.name: study for study in made}
 
 
-def _flags(scale: Scale) -> dict:
+def _flags(scale: Scale) -> Flags:
     """Of a run that ends at the scale's steps."""
     return {**_length(scale), "learning_rate": scale.rate, "a1": 4, "a2": 64}
 
 
-def _length(scale: Scale) -> dict:
+def _length(scale: Scale) -> Flags:
     """How long a run is, and how much it sees at a step."""
     return {"max_train_steps": scale.steps, "lr_scheduler": scale.schedule, **_batch(scale)}
 
 
-def _batch(scale: Scale) -> dict:
+def _batch(scale: Scale) -> Flags:
     return {"train_batch_size": scale.batch} if scale.batch > 1 else {}
 
 

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ def _run_and_log(run_cell: Callable[[Cell, Path], Any], cell: Cell, root: Path) 
 
 
 @contextlib.contextmanager
-def _marked(path: Path) -> Iterator[None]:
+def _marked(path: Path) -> Generator[None]:
     path.write_text(str(os.getpid()), encoding="utf-8")
     try:
         yield
@@ -93,7 +93,7 @@ def _add_to(path: Path, words: str) -> None:
 
 
 @contextlib.contextmanager
-def _output_to(path: Path) -> Iterator[None]:
+def _output_to(path: Path) -> Generator[None]:
     """Everything that this process and its libraries print goes to the end of a file."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -163,7 +163,7 @@ def _until_broken(
     start = (numbers, workers, tuple(gpus), os.getpid())
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=start)
     processes = pool._processes  # by their ids; the pool itself forgets them when it breaks
-    futures: dict[Future, Cell] = {}
+    futures: dict[Future[str | None], Cell] = {}
     try:
         futures |= {pool.submit(job, cell, root): cell for cell in cells}
         again: list[Cell] = []
@@ -180,7 +180,7 @@ def _until_broken(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _stop(pool: ProcessPoolExecutor, futures: Sequence[Future], workers: int) -> None:
+def _stop(pool: ProcessPoolExecutor, futures: Sequence[Future[str | None]], workers: int) -> None:
     """End the workers; each may first save the training that the same Ctrl-C has reached."""
     running = {future for future in futures if future.running()}
     deadline = time.monotonic() + GRACE
@@ -197,7 +197,7 @@ def _stop(pool: ProcessPoolExecutor, futures: Sequence[Future], workers: int) ->
 
 def _note(
     cell: Cell,
-    future: Future,
+    future: Future[str | None],
     root: Path,
     processes: Mapping[int, Any],
     tries: dict[str, int],
@@ -233,7 +233,7 @@ def _died(pid: str, processes: Mapping[int, Any]) -> bool:
 
 def _start_worker(numbers: Any, workers: int, gpus: Sequence[str], parent: int) -> None:
     _die_with(parent)
-    number = numbers.get()
+    number: int = numbers.get()
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
     import torch

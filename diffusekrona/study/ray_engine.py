@@ -31,7 +31,7 @@ def run_ray(
         UserError: Ray is not installed, or the cluster cannot be reached.
     """
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports] # optional
     except ImportError as error:
         raise UserError("--engine ray needs Ray: pip install ray") from error
     if not ray.is_initialized():

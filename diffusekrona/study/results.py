@@ -94,7 +94,7 @@ class Results:
 
 def gather(study: Study, cells: Sequence[Cell], root: Path) -> Results:
     """Read every finished cell's result."""
-    points: dict[tuple, Point] = {}
+    points: dict[tuple[Any, ...], Point] = {}
     missing = []
     for cell in cells:
         for step in cell.checkpoints or (None,):
@@ -212,7 +212,7 @@ def _separated(apart: dict[Any, np.ndarray | None]) -> set[Any]:
     return {key for key, yes in zip(means, found, strict=True) if yes}
 
 
-def csv_rows(results: Results) -> tuple[list[str], list[list[Any]]]:
+def csv_rows(results: Results) -> tuple[Sequence[str], list[list[Any]]]:
     """The same for programs: one line per point and metric, numbers unrounded."""
     rows = []
     for point in results.points:

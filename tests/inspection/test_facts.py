@@ -55,7 +55,6 @@ def test_layers_come_in_the_order_of_the_blocks() -> None:
 
 
 def test_effective_rank_counts_equal_singular_values() -> None:
-    assert effective_rank(None) is None
     assert effective_rank(torch.zeros(3)) == 0.0
     assert effective_rank(torch.tensor([2.0, 2.0, 2.0, 0.0])) == pytest.approx(3.0)
     uneven = effective_rank(torch.tensor([10.0, 1.0]))

@@ -13,12 +13,12 @@ from PIL import Image
 
 from ..common.tables import csv_table, show_table
 from .prompts import Prompt
-from .scoring import METRICS, Scores
+from .scoring import METRICS, Scores, summary_of
 from .statistics import Summary, summarise
 
 DIFFERENCES = (
-    "Differences between pictures of the same prompt and seed; where an interval excludes 0, "
-    "the two rows differ"
+    "Differences between pictures of the same prompt and seed; intervals that exclude 0 are not "
+    "corrected for the number of comparisons"
 )
 ONE_RUN = (
     "One training run and one subject per row: the intervals do not cover the variation between "
@@ -69,7 +69,7 @@ class Evaluation:
 def overall(evaluation: Evaluation) -> list[dict[str, Summary]]:
     """For every variant, metric to its summary over prompts × seeds."""
     metrics = evaluation.metrics()
-    return [{m: summarise(row.scores.levels(m)) for m in metrics} for row in evaluation.rows]
+    return [{m: summary_of(m, row.scores.levels(m)) for m in metrics} for row in evaluation.rows]
 
 
 def overall_table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
@@ -119,7 +119,7 @@ def kinds_table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]] | N
     for row in evaluation.rows:
         for kind in kinds:
             lines = evaluation.lines(kind)
-            cells = [str(summarise(row.scores.levels(m)[lines])) for m in metrics]
+            cells = [str(summary_of(m, row.scores.levels(m)[lines])) for m in metrics]
             rows.append([row.name, f"{kind} ({len(lines)})", *cells])
     return ["", "prompts", *(METRICS[m][0] for m in metrics)], rows
 
@@ -130,8 +130,8 @@ def prompts_table(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     rows = []
     for number, text in enumerate(evaluation.texts):
         for row in evaluation.rows:
-            values = [np.atleast_1d(row.scores.levels(m)[number]) for m in metrics]
-            rows.append([text, row.name, *(str(summarise(v)) for v in values)])
+            values = {m: np.atleast_1d(row.scores.levels(m)[number]) for m in metrics}
+            rows.append([text, row.name, *(str(summary_of(m, v)) for m, v in values.items())])
     return ["prompt", "", *(METRICS[m][0] for m in metrics)], rows
 
 
@@ -148,7 +148,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
                 {
                     "prompt": text,
                     "kind": prompt.kind,
-                    **{m: summarise(np.atleast_1d(levels[m][n])).as_dict() for m in metrics},
+                    **{m: summary_of(m, np.atleast_1d(levels[m][n])).as_dict() for m in metrics},
                 }
                 for n, (text, prompt) in enumerate(
                     zip(evaluation.texts, evaluation.prompts, strict=True)

@@ -15,6 +15,7 @@ from ..common.pictures import load_picture
 from .encoders import Scorers
 from .prompts import Prompt
 from .reader import Reading, average, likeness, turned
+from .statistics import Summary, summarise
 
 METRICS = {
     "clip_i": ("CLIP-I", "similarity to the subject's photos in CLIP's space"),
@@ -35,6 +36,13 @@ UNITS = {
     "colour": "share of pictures",
     "diversity": "1 − cosine similarity",
     "pose": "degrees, 0 to 180",
+}
+_BOUNDS = {
+    "identity": (0.0, 1.0),
+    "place": (0.0, 1.0),
+    "colour": (0.0, 1.0),
+    "diversity": (0.0, 2.0),
+    "pose": (0.0, 180.0),
 }
 
 
@@ -106,6 +114,12 @@ def similarity(features: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
 def agreement(features: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
     """CLIP-T: cosines (n,) of pictures and their own texts, unit-length features (n, d) each."""
     return (features * texts).sum(dim=1)
+
+
+def summary_of(metric: str, values: np.ndarray) -> Summary:
+    """`summarise` of a metric's own values, not of differences: the interval ends where its values
+    do."""
+    return summarise(values, _BOUNDS.get(metric, (-1.0, 1.0)))
 
 
 def read_reference(photos: Sequence[Path], scorers: Scorers) -> Reference:

@@ -1,9 +1,12 @@
-"""Mean, spread and bootstrap interval of scores that come in groups.
+"""Mean, spread and interval of scores that come in groups.
 
-Pictures of one prompt are more alike than pictures of two, and so are those of one training run.
-The bootstrap therefore draws level by level: subjects with replacement, then training runs, then
-prompts, then pictures. A level with a single member adds nothing: one training run gives no
-interval over runs.
+Pictures of one prompt are more alike than pictures of two, and so are those of one subject. The
+outermost level with several members is therefore the unit, and intervals are Student's t over the
+means of its members: over subjects in a study, over prompts where there is one subject. What varies
+within a unit is in the variance of its mean, and nothing is assumed about it.
+
+With six subjects a percentile bootstrap covers the mean in some 86 % instead of 95 %. The t
+interval is exact for normal means, and it is what `separated` corrects for many comparisons.
 """
 
 from __future__ import annotations
@@ -13,34 +16,28 @@ from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from scipy.special import stdtrit
 
-RESAMPLES = 2000
 CONFIDENCE = 0.95
 MOST_SIGNS = 4096  # all of up to twelve subjects
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Of `count` pictures: mean, standard deviation over them, and the mean's 95 % interval.
-
-    Attributes:
-        borderline: whether 0 is so close to a bound that another draw of the bootstrap may put it
-            on the other side.
-    """
+    """Of `count` pictures: mean, standard deviation over them, and the mean's 95 % interval."""
 
     mean: float
     std: float | None
     low: float | None
     high: float | None
     count: int
-    borderline: bool = False
 
     def as_dict(self) -> dict[str, float | int | None]:
         return asdict(self)
 
     def signed(self) -> str:
         """Of a difference: every number with its sign."""
-        return self._written("+") + ("?" if self.borderline else "")
+        return self._written("+")
 
     def __str__(self) -> str:
         return self._written("")
@@ -53,36 +50,32 @@ class Summary:
         return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
 
-def summarise(values: np.ndarray) -> Summary:
+def summarise(values: np.ndarray, bounds: tuple[float, float] | None = None) -> Summary:
     """Summary of scores in an array of any number of levels, the outermost first; NaN is missing.
 
-    Where scores are missing, each outermost group counts once, whatever it has, and the interval
-    is over these groups alone. The interval is None where no level has two members.
+    Each member of the outermost level that has several counts once, whatever is missing of it. The
+    interval is None where no level has two members.
+
+    Args:
+        values: (..., pictures), of at least one level.
+        bounds: what a mean can be; the interval ends there.
     """
     values = np.asarray(values, dtype=np.float64)
     there = values[~np.isnan(values)]
     if not there.size:
         return Summary(float("nan"), None, None, None, 0)
     std = float(there.std(ddof=1)) if there.size > 1 else None
-    if there.size < values.size:
-        values = group_means(values)
-        values = values[~np.isnan(values)]
-    mean = float(values.ravel().mean())
-    if max(values.shape, default=1) < 2:
+    while len(values) == 1 and values.ndim > 1:
+        values = values[0]
+    units = group_means(values)
+    units = units[~np.isnan(units)]
+    mean = float(units.mean())
+    if len(units) < 2:
         return Summary(mean, std, None, None, there.size)
-    means = bootstrap_means(values)
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.nanpercentile(means, [tail, 100 - tail])
-    close = _borderline(means, tail)
-    return Summary(mean, std, float(low), float(high), there.size, close)
-
-
-def _borderline(means: np.ndarray, tail: float) -> bool:
-    """Whether 0 lies within the resampling error of one of the bounds: the order statistics
-    between which the true percentile is in 95 % of bootstraps."""
-    off = 100 * 1.96 * np.sqrt(tail / 100 * (1 - tail / 100) / len(means))
-    edges = np.nanpercentile(means, [tail - off, tail + off, 100 - tail - off, 100 - tail + off])
-    return bool(edges[0] < 0 < edges[1] or edges[2] < 0 < edges[3])
+    error = units.std(ddof=1) / np.sqrt(len(units))
+    half = float(stdtrit(len(units) - 1, (1 + CONFIDENCE) / 2) * error)
+    low, high = np.clip((mean - half, mean + half), *(bounds or (None, None)))
+    return Summary(mean, std, float(low), float(high), there.size)
 
 
 def by_group(values: Sequence[np.ndarray], groups: Sequence[Hashable]) -> np.ndarray:
@@ -131,8 +124,8 @@ def separated(effects: np.ndarray) -> np.ndarray:
     return reached.mean(axis=0) <= 1 - CONFIDENCE
 
 
-def bootstrap_means(values: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Means (resamples,) of values drawn level by level with replacement."""
+def bootstrap_means(values: np.ndarray, resamples: int, seed: int = 0) -> np.ndarray:
+    """Means (resamples,) of values drawn level by level with replacement, the outermost first."""
     random = np.random.default_rng(seed)
     flat_index = np.zeros((resamples, 1), dtype=np.int64)
     for size in values.shape:

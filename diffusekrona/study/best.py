@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..evaluation.scoring import METRICS
+from ..evaluation.scoring import METRICS, summary_of
 from ..evaluation.statistics import by_group, group_means, separated, summarise
 from .results import Point, Results
 
@@ -78,7 +78,8 @@ def best_table(found: Sequence[Best]) -> tuple[list[str], list[list[str]]]:
     """Head and rows: each arm's means, then the others' differences from the first."""
     metrics = list(found[0].scores)
     rows = [
-        [one.arm, _times(one), *(str(summarise(one.scores[m])) for m in metrics)] for one in found
+        [one.arm, _times(one), *(str(summary_of(m, one.scores[m])) for m in metrics)]
+        for one in found
     ]
     apart = {(one.arm, m): one.scores[m] - found[0].scores[m] for one in found[1:] for m in metrics}
     marks = dict(zip(apart, separated(np.stack(list(apart.values()))), strict=True))

@@ -26,7 +26,7 @@ DIFFERENCES = (
     "Differences between runs of the same subject and training seed, picture by picture of the "
     "same prompt and picture seed, with 95 % intervals over subjects. *: differs from 0 after "
     "correction for all comparisons of the table (permutation of signs by subject, largest "
-    "effect). ?: the interval ends at 0 within its own resampling error"
+    "effect)"
 )
 SPREAD = (
     "How far apart an arm's points are: 1 − cosine of each picture to the centre of its sweep in "

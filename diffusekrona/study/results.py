@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..adapters.norms import norms_in
-from ..evaluation.scoring import METRICS
+from ..evaluation.scoring import METRICS, summary_of
 from ..evaluation.statistics import Summary, by_group, group_means, separated, summarise
 from .cell import Cell, Scoring, finished
 from .grid import Study
@@ -54,7 +54,7 @@ class Point:
         return float(group_means(self._by_subject(metric)).mean())
 
     def summary(self, metric: str) -> Summary:
-        return summarise(self._by_subject(metric))
+        return summary_of(metric, self._by_subject(metric))
 
     def _by_subject(self, metric: str) -> np.ndarray:
         return by_group(self.scores[metric], [subject for subject, _ in self.runs])
@@ -171,8 +171,7 @@ def difference(point: Point, other: Point, metric: str) -> np.ndarray | None:
 def differences_table(results: Results) -> tuple[list[str], list[list[str]]] | None:
     """Head and rows: every trained point less the reference; None if there is only one.
 
-    `*` marks what differs from 0 after correction for all of the table's comparisons, `?` an
-    interval that ends at 0 within its own error.
+    `*` marks what differs from 0 after correction for all of the table's comparisons.
     """
     reference = reference_of(results)
     if reference is None:

@@ -23,7 +23,7 @@ from .yaml_files import parse_study, to_yaml
 
 _MOST_VALUES = 2_000_000  # of which each may take a hundred bytes of memory
 _MOST_POINTS = 2_000
-_MOST_PICTURES = 20_000  # of one point; the bootstrap takes 50 kB of memory for each
+_MOST_PICTURES = 20_000  # of one point
 
 
 def as_json(results: Results) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Means and bootstrap intervals of grouped scores."""
+"""Means and intervals of grouped scores."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from diffusekrona.evaluation.scoring import summary_of
 from diffusekrona.evaluation.statistics import (
     Summary,
     bootstrap_means,
@@ -29,18 +30,35 @@ def test_missing_scores_are_left_out_and_their_groups_count_once() -> None:
     summary = summarise(values)
     assert summary.mean == pytest.approx(1.75) and summary.count == 3
     assert summary.std == pytest.approx(1.0)
-    assert (summary.low, summary.high) == (1.0, 2.5)
+    half = 12.7062047 * 0.75  # t with one degree of freedom, times the standard error of two means
+    assert (summary.low, summary.high) == pytest.approx((1.75 - half, 1.75 + half))
     nothing = summarise(np.full((2, 2), math.nan))
     assert math.isnan(nothing.mean) and nothing.count == 0 and nothing.low is None
 
 
-def test_the_interval_is_that_of_the_mean() -> None:
-    values = np.random.default_rng(0).normal(size=400)
+def test_the_interval_is_students_t_over_the_outermost_level() -> None:
+    values = np.random.default_rng(0).normal(size=(6, 1, 8, 2))
     summary = summarise(values)
-    half = 1.96 * values.std(ddof=1) / math.sqrt(values.size)
-    assert summary.low == pytest.approx(summary.mean - half, abs=0.15 * half)
-    assert summary.high == pytest.approx(summary.mean + half, abs=0.15 * half)
-    assert summarise(values) == summary  # a function of the values alone
+    means = values.reshape(6, -1).mean(axis=1)
+    half = 2.5705818 * means.std(ddof=1) / math.sqrt(6)
+    assert summary.mean == pytest.approx(values.mean())
+    assert (summary.low, summary.high) == pytest.approx((summary.mean - half, summary.mean + half))
+    assert summarise(values[:1]) == summarise(values[0, 0])  # one subject and run: over prompts
+
+
+def test_the_interval_of_six_subjects_has_the_mean_in_95_percent() -> None:
+    """A percentile bootstrap has it in 86 %."""
+    subjects = np.random.default_rng(5).normal(size=(4000, 6, 1))
+    pictures = subjects + np.random.default_rng(6).normal(size=(4000, 6, 16))
+    found = [summarise(values) for values in pictures]
+    assert np.mean([s.low <= 0 <= s.high for s in found]) == pytest.approx(0.95, abs=0.012)
+
+
+def test_the_interval_ends_where_the_score_does() -> None:
+    shares = np.array([1.0, 1.0, 1.0, 1.0, 0.9375, 1.0])
+    free, bounded = summarise(shares), summarise(shares, (0.0, 1.0))
+    assert free.high > 1 and bounded.high == 1 and bounded.low == free.low
+    assert summary_of("place", shares) == bounded and summary_of("pose", shares) == free
 
 
 def test_pictures_of_one_prompt_do_not_count_as_independent() -> None:
@@ -76,15 +94,6 @@ def test_many_runs_of_few_subjects_do_not_narrow_the_interval() -> None:
     one = summarise(by_group(few, range(6)))
     ten = summarise(by_group(many, [n for n in range(6) for _ in range(10)]))
     assert ten.high - ten.low == pytest.approx(one.high - one.low, rel=0.1)
-
-
-def test_a_bound_at_zero_is_borderline() -> None:
-    values = np.random.default_rng(2).normal(size=200)
-    values -= values.mean()
-    plain = summarise(values)
-    at_zero = summarise(values - plain.low)  # the lower bound at 0
-    assert at_zero.borderline and at_zero.signed().endswith("?")
-    assert not plain.borderline and not summarise(values + 5).borderline
 
 
 def test_separated_keeps_the_error_over_all_comparisons() -> None:

@@ -234,7 +234,9 @@ def test_pictures_that_agree_within_prompts_widen_the_interval() -> None:
     by_prompt = np.random.default_rng(0).normal(size=(16, 1)).repeat(25, axis=1)
     grouped, flat = summarise(by_prompt), summarise(by_prompt.reshape(-1))
     assert grouped.high - grouped.low > 3 * (flat.high - flat.low)
-    assert bootstrap_means(by_prompt).std() == pytest.approx(by_prompt[:, 0].std() / 4, rel=0.1)
+    assert bootstrap_means(by_prompt, 2000).std() == pytest.approx(
+        by_prompt[:, 0].std() / 4, rel=0.1
+    )
 
 
 def test_summaries_of_few_values() -> None:

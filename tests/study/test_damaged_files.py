@@ -19,7 +19,6 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from diffusekrona.common.errors import UserError
-from diffusekrona.evaluation import statistics
 from diffusekrona.study.cell import Cell, Scoring, finished
 from diffusekrona.study.grid import Arm, Study, Subject, axis
 from diffusekrona.study.page import markdown
@@ -66,11 +65,6 @@ def with_odd_bytes(data: bytes, chance: random.Random) -> bytes:
         place = chance.randrange(len(changed))
         changed[place : place + chance.randrange(4)] = chance.choice(PIECES)
     return bytes(changed[: chance.randint(1, len(changed))] if chance.random() < 0.2 else changed)
-
-
-@pytest.fixture(autouse=True)
-def short_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics.bootstrap_means, "__defaults__", (400, 0))
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ class Summary:
     def _written(self, sign: str) -> str:
         if self.low is None or self.high is None:
             return f"{self.mean:{sign}.3f}"
-        digits = 3 if max(abs(self.low), abs(self.high)) < 10 else 1  # degrees
+        digits = 3 if max(abs(self.low), abs(self.high)) <= 2 else 1  # degrees
         form = f"{sign}.{digits}f"
         return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
 

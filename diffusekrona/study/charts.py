@@ -27,10 +27,7 @@ def charts_of(results: Results) -> dict[str, tuple[Any, str]]:
     if two_axes and not results.study.checkpoints:
         charts = {f"map_{arm.label.lower()}": (map_chart(results, arm), "") for arm in two_axes}
     else:
-        words = (
-            "Means with 95 % intervals over subjects, training seeds, prompts and picture seeds; "
-            "dashed: the bare base."
-        )
+        words = "Means with 95 % intervals, as in the table; dashed: the bare base."
         charts["scores"] = (along_chart(results), words)
     if any(point.norms for point in results.trained()) and not results.study.checkpoints:
         words = "The same scores over how far the adapter moved the layers: ‖ΔW‖/‖W‖, median."

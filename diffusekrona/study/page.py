@@ -32,10 +32,11 @@ SPREAD = (
     "How far apart an arm's points are: 1 − cosine of each picture to the centre of its sweep in "
     "CLIP's space, and the standard deviation of the points' scores within a run"
 )
-SPREAD_CHART = "Means with 95 % intervals over subjects and training seeds."
+SPREAD_CHART = "Means with 95 % intervals over subjects."
 TOLERANCE = (
     "Learning rates around the best one at which the mean score is at least 90 % of the best of "
-    "that row; ≤ and ≥: the range ends where the grid does. all: every score at once"
+    "that row, interpolated between those that were tried; ≤ and ≥: the range ends where the grid "
+    "does. all: every score at once"
 )
 BEST = (
     "Each arm at its best: for every subject the point that the other subjects choose (by the "
@@ -54,14 +55,16 @@ def caption(results: Results) -> str:
     return (
         f"{scoring.base}; {count} pictures per run ({len(results.prompts)} prompts × "
         f"{len(scoring.seeds)} seeds{sampler}), scored by {by}{against}: mean [95 % interval over "
-        f"{_units(results)}, prompts, seeds]"
+        f"{_units(results)}]"
     )
 
 
 def _units(results: Results) -> str:
-    """What the intervals are over, first: subjects, or the training seeds of one."""
-    count = len(results.subjects)
-    return f"{count} subjects, training seeds" if count > 1 else "training seeds of one subject"
+    """What the intervals are over: the outermost level with several members."""
+    if (count := len(results.subjects)) > 1:
+        return f"{count} subjects"
+    several = any(len(point.runs) > 1 for point in results.points)
+    return "training seeds of one subject" if several else "prompts"
 
 
 def markdown(results: Results) -> str:

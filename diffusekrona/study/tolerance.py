@@ -1,8 +1,10 @@
 """How easy a method is to tune: the learning rates at which it comes close to its own best.
 
-For each score, the rates next to the best one at which the mean over runs is at least nine tenths
-of the best of that arm and size. A score that rewards not learning, such as CLIP-T, is best at the
-lowest rate; "all" are the rates at which every score is near its own best.
+For each score, the rates around the best one at which the mean over runs is at least nine tenths
+of the best of that arm and size. Where the mean falls below it between two rates that were tried,
+the end is interpolated, linearly in the logarithm of the rate: a grid is too coarse to compare
+ranges that differ by less than its steps. A score that rewards not learning, such as CLIP-T, is
+best at the lowest rate; "all" are the rates at which every score is near its own best.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ class Tolerance:
 
     Attributes:
         rates: all that were tried, in order.
-        near: metric to the lowest and highest rate near its best; "all": near the best in every
-            metric, or None where there is none.
+        near: metric to the lowest and highest rate near its best, interpolated; "all": near the
+            best in every metric, or None where there is none.
     """
 
     label: str
@@ -65,28 +67,33 @@ def _sweeps(results: Results, arm: Arm) -> dict[str, dict[float, Point]]:
 def _tolerance(label: str, points: dict[float, Point], metrics: Sequence[str]) -> Tolerance:
     rates = sorted(points)
     near: dict[str, tuple[float, float] | None] = {}
-    everywhere = set(rates)
+    low, high = rates[0], rates[-1]
     for metric in metrics:
         if metric in _LEFT_OUT:
             continue
-        means = [points[rate].mean(metric) for rate in rates]
-        inside = _around_best(means)
-        near[metric] = (rates[inside[0]], rates[inside[-1]])
-        everywhere &= {rates[n] for n in inside}
-    near["all"] = (min(everywhere), max(everywhere)) if everywhere else None
+        first, last = _around_best(rates, [points[rate].mean(metric) for rate in rates])
+        near[metric] = first, last
+        low, high = max(low, first), min(high, last)
+    near["all"] = (low, high) if low <= high else None
     return Tolerance(label, tuple(rates), near)
 
 
-def _around_best(means: Sequence[float]) -> list[int]:
-    """The numbers of the neighbours of the largest value that are near it, itself included."""
+def _around_best(rates: Sequence[float], means: Sequence[float]) -> tuple[float, float]:
+    """The lowest and highest rate between which the means are near the largest one."""
     best = max(range(len(means)), key=means.__getitem__)
-    inside = [best]
+    bound = NEAR * means[best]
+    ends = []
     for step in (-1, 1):
-        number = best + step
-        while 0 <= number < len(means) and means[number] >= NEAR * means[best]:
-            inside.append(number)
+        number = best
+        while 0 <= number + step < len(means) and means[number + step] >= bound:
             number += step
-    return sorted(inside)
+        if not 0 <= number + step < len(means):  # the grid ends
+            ends.append(rates[number])
+            continue
+        inside, outside = means[number], means[number + step]
+        share = (inside - bound) / (inside - outside)
+        ends.append(rates[number] * (rates[number + step] / rates[number]) ** share)
+    return ends[0], ends[1]
 
 
 def tolerance_table(found: Sequence[Tolerance]) -> tuple[list[str], list[list[str]]]:
@@ -104,6 +111,15 @@ def _shown(near: tuple[float, float] | None, rates: Sequence[float]) -> str:
     if near is None:
         return "none"
     low, high = near
-    first = "≤ " if low == rates[0] else ""
-    last = "≥ " if high == rates[-1] else ""
-    return f"{first}{label_of(low)} to {last}{label_of(high)} (× {float(f'{high / low:.2g}'):g})"
+    first = "≤ " if low <= rates[0] else ""
+    last = "≥ " if high >= rates[-1] else ""
+    return f"{first}{_rounded(low)} to {last}{_rounded(high)} (× {_digits(high / low):g})"
+
+
+def _rounded(rate: float) -> str:
+    return label_of(_digits(rate))
+
+
+def _digits(value: float) -> float:
+    """With two significant digits, which is more than interpolation is good for."""
+    return float(f"{value:.2g}")

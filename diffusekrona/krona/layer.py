@@ -51,6 +51,7 @@ class KronALinear(nn.Module, BaseTunerLayer):
         self.scaling: dict[str, float] = {}  # the config's times the weight it is mixed with
         self.output_order: dict[str, str] = {}
         self.merged_adapters: list[str] = []
+        self.merged_scaling: dict[str, float] = {}  # the weights that they were merged with
         self._disable_adapters = False
         self.cast_input_dtype_enabled = True  # PEFT's switch; here it is factors that are cast
         # The weight as it was before a merge. A buffer, so that it follows .to(); not saved.
@@ -144,8 +145,9 @@ class KronALinear(nn.Module, BaseTunerLayer):
             if keep_base and self.krona_base_weight is None:
                 self.krona_base_weight = weight.data
                 weight.data = weight.data.clone()
-            self._add_to(weight.data, name)
+            self._add_to(weight.data, name, self.scaling[name])
             self.merged_adapters.append(name)
+            self.merged_scaling[name] = self.scaling[name]
 
     def check_merge(self, adapter_names: list[str] | None = None) -> None:
         """Merge into a copy of the weight.
@@ -157,27 +159,39 @@ class KronALinear(nn.Module, BaseTunerLayer):
         total = self.base_weight.detach().clone()
         for name in check_adapters_to_merge(self, adapter_names):
             if name in self.krona_a:
-                self._add_to(total, name)
+                self._add_to(total, name, self.scaling[name])
                 if not torch.isfinite(total).all():
                     raise ValueError(
                         f"Adapter {name!r} makes weights of {total.dtype} that are not finite: "
                         "nothing was merged."
                     )
 
-    def _add_to(self, weight: torch.Tensor, name: str) -> None:
+    def _add_to(self, weight: torch.Tensor, name: str, scaling: float) -> None:
         a, b = self.krona_a[name].data, self.krona_b[name].data
-        add_kron_(weight, a, b, self.scaling[name], self.output_order[name])
+        add_kron_(weight, a, b, scaling, self.output_order[name])
 
     def unmerge(self) -> None:
-        """Give the base weight back exactly as it was before the first merge."""
+        """Give the base weight back exactly as it was before the first merge.
+
+        If another method has merged into the weight, or out of it, in between, its part stays as it
+        is, and delta W is subtracted, in the weight's dtype.
+        """
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         if self.krona_base_weight is None:
             raise RuntimeError("This layer was merged permanently; its base weight was not kept.")
-        self.base_weight.data = self.krona_base_weight
+        ours = self.krona_base_weight.clone()
+        for name in self.merged_adapters:
+            self._add_to(ours, name, self.merged_scaling[name])
+        if torch.equal(ours, self.base_weight):
+            self.base_weight.data = self.krona_base_weight
+        else:
+            for name in self.merged_adapters:
+                self._add_to(self.base_weight.data, name, -self.merged_scaling[name])
         self.krona_base_weight = None
         self.merged_adapters.clear()
+        self.merged_scaling.clear()
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if kwargs.get("adapter_names") is not None:

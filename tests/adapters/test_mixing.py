@@ -72,6 +72,32 @@ def test_a_merge_that_fails_leaves_nothing_behind(
     assert isinstance(layers[0].get_base_layer(), nn.Linear)
 
 
+@pytest.mark.parametrize("order", [("krona", "lora"), ("lora", "krona"), ("krona",)])
+def test_fused_methods_come_off_again_whatever_their_order(
+    tiny_sd1: Path, order: tuple[str, ...]
+) -> None:
+    """diffusers unfuses in the order in which it fused: first on, first off."""
+    unet = UNet2DConditionModel.from_pretrained(tiny_sd1 / "unet").requires_grad_(False)
+    plain = draw(unet)
+    configs = {
+        "krona": KronAConfig(a1=4, a2=8, target_modules=NAMES, init_weights="both"),
+        "lora": LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False),
+    }
+    for name in order:
+        unet.add_adapter(configs[name], name)
+    unet.set_adapter(list(order))
+    live = draw(unet)
+    unet.fuse_lora()
+    torch.testing.assert_close(draw(unet), live, rtol=1e-4, atol=1e-5)
+    for module in unet.modules():  # what is subtracted is what was added
+        if hasattr(module, "krona_a"):
+            module.set_scale("krona", 0.3)
+    unet.unfuse_lora()
+    unet.disable_adapters()
+    torch.testing.assert_close(draw(unet), plain, rtol=1e-5, atol=1e-5)
+    assert order != ("krona",) or torch.equal(draw(unet), plain)
+
+
 @pytest.mark.parametrize(("configs", "used"), [("pocket", True), (".", True), ("/gone", False)])
 def test_a_single_file_is_read_with_the_configs_of_training(configs: str, used: bool) -> None:
     """A bundled model or a folder, where it is still there."""

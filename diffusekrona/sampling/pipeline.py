@@ -317,6 +317,8 @@ def iter_pictures(
     own_steps, extra = steps, {}
     if finish is not None and handover is not None:
         own_steps, extra = int(steps * handover), {"denoising_end": handover}
+        if adapter_steps:  # the pipeline counts its own steps only
+            adapter_steps = (adapter_steps[0] / handover, adapter_steps[1] / handover)
     chunks = [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
     with tqdm(total=steps * len(chunks), desc="pictures", unit="step", disable=not progress) as bar:
         for chunk in chunks:

@@ -234,6 +234,13 @@ def picture_size(path: Path, min_size: int | None = None) -> tuple[int, int]:
         raise UserError(f"{path}: broken or not a picture (cannot be decoded)") from error
 
 
+def covering_size(have: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) of a picture scaled until it just covers `size`, all in pixels."""
+    scale = max(want / own for want, own in zip(size, have, strict=True))
+    height, width = (max(want, round(own * scale)) for want, own in zip(size, have, strict=True))
+    return height, width
+
+
 def fit_picture(
     image: Image.Image, size: tuple[int, int], crop: tuple[float, float] = (0.5, 0.5)
 ) -> tuple[Image.Image, tuple[int, int], tuple[int, int]]:
@@ -255,8 +262,7 @@ def fit_picture(
         raise ValueError(f"crop must be in 0 … 1 and size be positive, got {crop} and {size}")
     (height, width), (tall, wide) = size, (image.height, image.width)
     original = image.info.get("original_size", (tall, wide))
-    scale = max(height / tall, width / wide)
-    scaled = (max(height, round(tall * scale)), max(width, round(wide * scale)))
+    scaled = covering_size((tall, wide), size)
     top = round((scaled[0] - height) * crop[0])
     left = round((scaled[1] - width) * crop[1])
     # Scaling only the part that is kept gives the same pixels and cannot run out of memory on a

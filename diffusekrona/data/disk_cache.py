@@ -37,7 +37,7 @@ from .settings import DataSettings
 
 log = logging.getLogger(__name__)
 
-FORMAT = 4  # of the entries; raised when the same key would be given other numbers
+FORMAT = 5  # of the entries; raised when the same key would be given other numbers
 MOST_BYTES = 4 * 2**30  # of all entries; those longest not used go first
 _WEIGHTS = (".safetensors", ".bin")
 _READ_ERRORS = (OSError, SafetensorError, ValueError, KeyError, RuntimeError)

@@ -13,7 +13,14 @@ from tqdm.auto import tqdm
 
 from ..bases.base import Family
 from ..common.errors import UserError
-from ..common.pictures import content_key, fit_picture, load_picture, picture_size, to_tensor
+from ..common.pictures import (
+    content_key,
+    covering_size,
+    fit_picture,
+    load_picture,
+    picture_size,
+    to_tensor,
+)
 from ..common.seeds import seed_for
 from .disk_cache import DiskCache
 from .examples import Example
@@ -28,7 +35,8 @@ class Variant:
 
     Attributes:
         moments: (2c, h, w) mean and std of the latents, fp32 on the CPU.
-        time_ids: (6,) original height, width, crop top, left, target height, width, in pixels.
+        time_ids: (6,) original height, width, crop top, left, target height, width, in pixels;
+            a mirrored copy's left is that of the mirrored picture.
         mask: (1, h, w) from 0 to 1, or None for a picture without one.
     """
 
@@ -169,8 +177,13 @@ def _encode(
     for crop in crops:
         fitted, original, corner = fit_picture(picture, size, crop)
         pixels = to_tensor(fitted)
-        time_ids = torch.tensor([*original, *corner, *size], dtype=torch.float32)
-        for image in (pixels, pixels.flip(-1)) if flip else (pixels,):
+        copies = [(pixels, corner)]
+        if flip:  # the cut of the mirrored picture, whose left is this one's right
+            top, left = corner
+            width = covering_size((picture.height, picture.width), size)[1]
+            copies.append((pixels.flip(-1), (top, width - size[1] - left)))
+        for image, place in copies:
+            time_ids = torch.tensor([*original, *place, *size], dtype=torch.float32)
             moments = family.encode_pictures(vae, image.unsqueeze(0))[0].cpu()
             if not torch.isfinite(moments).all():
                 raise UserError(

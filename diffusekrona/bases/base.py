@@ -6,6 +6,7 @@ else in the package knows its names (docs/architecture.md, "A family of base mod
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from .meta import build_empty
 from .names import LayerNames
 from .places import Place, transformer_place
 from .vae import denormalise, encode_pictures, load_vae, normalise, vae_scale
+
+log = logging.getLogger(__name__)
 
 TextStates = dict[str, torch.Tensor]
 
@@ -293,13 +296,21 @@ class Family(LayerNames, ABC):
 
     # --- text -----------------------------------------------------------------------------------
 
-    @abstractmethod
     def tokenize(self, tokenizers: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
-        """Tensors (n, tokens) that `encode_text` takes; warns about words past the last token."""
+        """`token_ids`, and a warning about words past the last token of each distinct prompt."""
+        lost = (self.words_lost(tokenizers, prompt) for prompt in dict.fromkeys(prompts))
+        for line in filter(None, lost):
+            log.warning("%s", line)
+        return self.token_ids(tokenizers, prompts)
+
+    @abstractmethod
+    def token_ids(self, tokenizers: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
+        """Tensors (n, tokens) that `encode_text` takes, filled up or cut to what the base reads."""
 
     @abstractmethod
     def words_lost(self, tokenizers: Sequence[Any], prompt: str) -> str | None:
-        """One line about the words past the last token that the base reads; None if none are."""
+        """One line about the words past the last token that the base reads (`end_not_read`); None
+        if there are none."""
 
     @abstractmethod
     def encode_text(
@@ -376,6 +387,24 @@ class Family(LayerNames, ABC):
         """
         latents: torch.Tensor = pipeline(**text, output_type="latent", **options).images
         return latents
+
+
+def end_not_read(
+    tokenizer: Any, ids: Sequence[int], length: int, end_marks: int, unit: str = "tokens"
+) -> str | None:
+    """One line about the end of a prompt that has more tokens than the base reads; None for any
+    other.
+
+    Args:
+        ids: of the whole prompt.
+        length: tokens that the base reads.
+        end_marks: how many of `ids`, at their end, mark the end and are read in any case.
+        unit: what `ids` are, for the line.
+    """
+    if len(ids) <= length:
+        return None
+    lost = tokenizer.decode(ids[length - end_marks : len(ids) - end_marks])
+    return f"prompt of {len(ids)} {unit}, the base reads {length}; not seen by it: {lost!r}"
 
 
 def empty_part(family: Family, component: str, config: Mapping[str, Any]) -> Any:

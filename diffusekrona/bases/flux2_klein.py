@@ -112,8 +112,8 @@ class Flux2KleinFamily(Family):
     def load_objective(self, base: str, **options: Any) -> Objective:
         return load_flow_objective(base, 1, **options)
 
-    def tokenize(self, tokenizers: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
-        return qwen.tokenize(tokenizers[0], prompts, self.tokens, THINKING)
+    def token_ids(self, tokenizers: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
+        return qwen.token_ids(tokenizers[0], prompts, self.tokens, THINKING)
 
     def words_lost(self, tokenizers: Sequence[Any], prompt: str) -> str | None:
         return qwen.words_lost(tokenizers[0], prompt, self.tokens, THINKING)

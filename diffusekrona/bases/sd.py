@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,12 +9,10 @@ from typing import Any
 import torch
 
 from ..common.errors import UserError
-from .base import USUAL_TRAINING, Family, FileNames, Objective, TextStates
+from .base import USUAL_TRAINING, Family, FileNames, Objective, TextStates, end_not_read
 from .diffusion import DiffusionObjective, schedule_refusal
 from .loading import load_part
 from .places import Place, projection_of
-
-log = logging.getLogger(__name__)
 
 TOKENS = 77  # that CLIP reads
 _MOST_TOKENS = 1024  # of any CLIP
@@ -93,17 +90,12 @@ class StableDiffusion(Family):
     def words_lost(self, tokenizers: Sequence[Any], prompt: str) -> str | None:
         for tokenizer in tokenizers:  # those of one base mostly agree: one line per prompt
             length = _ensure_length(tokenizer)
-            tokens = tokenizer(prompt, truncation=False).input_ids
-            if len(tokens) > length:
-                lost = tokenizer.decode(tokens[length - 1 : -1])
-                read = f"prompt of {len(tokens)} tokens, the base reads {length}"
-                return f"{read}; not seen by it: {lost!r}"
+            ids = tokenizer(prompt, truncation=False).input_ids
+            if line := end_not_read(tokenizer, ids, length, end_marks=1):
+                return line
         return None
 
-    def tokenize(self, tokenizers: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
-        lost = (self.words_lost(tokenizers, prompt) for prompt in dict.fromkeys(prompts))
-        for line in filter(None, lost):
-            log.warning("%s", line)
+    def token_ids(self, tokenizers: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
         options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
         return [
             tokenizer(list(prompts), max_length=_ensure_length(tokenizer), **options).input_ids

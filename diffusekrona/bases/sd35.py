@@ -11,7 +11,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .base import USUAL_TRAINING, DrawingDefaults, Family, Objective, TextStates
+from .base import (
+    USUAL_TRAINING,
+    DrawingDefaults,
+    Family,
+    Objective,
+    TextStates,
+    end_not_read,
+)
 from .flow import flow_refusal, load_flow_objective
 from .offload import input_device
 
@@ -46,7 +53,7 @@ class StableDiffusion35Family(Family):
     def load_objective(self, base: str, **options: Any) -> Objective:
         return load_flow_objective(base, _PATCH, **options)
 
-    def tokenize(self, tokenizers: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
+    def token_ids(self, tokenizers: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
         options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
         return [
             tokenizer(list(prompts), max_length=length, **options).input_ids
@@ -55,12 +62,8 @@ class StableDiffusion35Family(Family):
 
     def words_lost(self, tokenizers: Sequence[Any], prompt: str) -> str | None:
         """Of T5, which reads on where CLIP ends."""
-        tokens = tokenizers[-1](prompt, truncation=False).input_ids
-        if len(tokens) <= T5_TOKENS:
-            return None
-        lost = tokenizers[-1].decode(tokens[T5_TOKENS - 1 : -1])
-        read = f"prompt of {len(tokens)} tokens, the base reads {T5_TOKENS}"
-        return f"{read}; not seen by it: {lost!r}"
+        ids = tokenizers[-1](prompt, truncation=False).input_ids
+        return end_not_read(tokenizers[-1], ids, T5_TOKENS, end_marks=1)
 
     def encode_text(
         self, encoders: Mapping[str, Any], tokens: Sequence[torch.Tensor]

@@ -120,6 +120,14 @@ def test_captions_of_different_lengths_are_predicted_together_as_each_alone(base
         torch.testing.assert_close(together[n : n + 1], want, rtol=1e-4, atol=1e-5)
 
 
+def test_words_past_the_last_token_are_named_once(base: Path, caplog) -> None:
+    family, _ = identify(str(base))
+    long = "a sks dog in the snow, " * 60
+    family.tokenize(family.load_tokenizers(str(base)), [long, "a dog", long])
+    lines = [r.getMessage() for r in caplog.records if r.name.startswith("diffusekrona")]
+    assert len(lines) == 1 and "not seen by it: '" in lines[0]
+
+
 def flags(base: Path, output: Path, *more: str) -> list[str]:
     return [
         *("--pretrained_model_name_or_path", str(base)),

@@ -77,7 +77,7 @@ class Toy(Family):
     def load_objective(self, base: str, **options: Any) -> Objective:
         return Flow()
 
-    def tokenize(self, tokenizers: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
+    def token_ids(self, tokenizers: Sequence[Any], prompts: Sequence[str]) -> list[torch.Tensor]:
         options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
         return [tokenizers[0](list(prompts), max_length=self.tokens, **options).input_ids]
 

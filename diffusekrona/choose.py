@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .adapters.mixing import WEIGHT_KEY
+from .adapters.layout import WEIGHT_KEY
 from .common.devices import process_state
 from .common.errors import exit_on_user_error
 from .evaluation.choice_settings import BEST, CHOICE, CHOICE_FOLDER, parse_settings

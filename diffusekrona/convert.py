@@ -119,7 +119,8 @@ def description() -> str:
 
 def _source(text: str) -> tuple[str, float]:
     """`PATH[:WEIGHT]`; without a weight, the one that this package's adapter file names, or 1."""
-    from .adapters.mixing import adapter_file, default_weight
+    from .adapters.file import adapter_file
+    from .adapters.layout import default_weight
     from .common.tensor_files import read_metadata
 
     path, weight = given_weight(text)
@@ -130,7 +131,7 @@ def _source(text: str) -> tuple[str, float]:
 
 def _base(settings: ConvertSettings, source: str) -> str | None:
     """The base asked for, or for a merged model that which our adapter file names."""
-    from .adapters.mixing import adapter_file
+    from .adapters.file import adapter_file
     from .common.tensor_files import read_metadata
 
     if settings.base or settings.to != "merged":

@@ -35,14 +35,13 @@ from ..common.errors import UserError, shortened
 from ..common.files import replace_whole
 from ..common.json_files import parse_json
 from ..common.own_files import keep_foreign
+from ..common.paths import as_path
 from ..common.tensor_files import entries_of, read_tensors, write_entries
 from ..krona import target_layers
 from .foreign import component_folders, in_own_layout, read_component_folders
 from .layers import tensor_shapes
+from .layout import ADAPTER_FILE, FILES, LAYOUT_VERSION, default_weight, metadata_head
 from .methods import METHODS, Method, method_of
-from .mixing import adapter_file, default_weight
-
-LAYOUT_VERSION = "1"
 
 
 @dataclass
@@ -103,14 +102,9 @@ def collect_adapter(
     if base_family is None and denoiser is not None:
         family = resembling(denoiser.config)
         base_family = family and family.name
-    head = {
-        "format": "pt",
-        "diffusekrona": LAYOUT_VERSION,
-        "method": method_of(next(iter(configs.values()))).name,
-        "config": json.dumps({name: config_to_json(c) for name, c in configs.items()}),
-    }
-    if base_family:
-        head["base_family"] = base_family
+    method = method_of(next(iter(configs.values()))).name
+    values = {name: config_to_json(config) for name, config in configs.items()}
+    head = metadata_head(method, values, base_family)
     layers_per_block = getattr(denoiser, "config", {}).get("layers_per_block")
     if isinstance(layers_per_block, int):
         head["layers_per_block"] = str(layers_per_block)  # the original block names count with it
@@ -149,6 +143,16 @@ def save_adapter(
     return write_adapter(collect_adapter(model, adapter_name, base_family, metadata, dtype), path)
 
 
+def adapter_file(path: str | Path) -> Path:
+    """Where an adapter is: of a folder the file in it, or the folder itself where PEFT saved the
+    adapters of several components in it. Any other path stays as it is."""
+    path = as_path(path)
+    if not path.is_dir():
+        return path
+    found = next((path / name for name in FILES if (path / name).is_file()), None)
+    return found or (path if component_folders(path) else path / ADAPTER_FILE)
+
+
 def read_adapter(path: Path | str) -> Adapter:
     """Read and check an adapter file; nothing in it is trusted.
 
@@ -160,7 +164,7 @@ def read_adapter(path: Path | str) -> Adapter:
     if path.is_dir():
         tensors, metadata = read_component_folders(component_folders(path))
     elif not path.is_file():
-        raise UserError(f"No adapter file at {path}: give the path of an adapter.safetensors.")
+        raise UserError(f"No adapter file at {path}: give the path of an {ADAPTER_FILE}.")
     else:
         tensors, metadata = read_tensors(path)
         if "diffusekrona" not in metadata:

@@ -21,7 +21,7 @@ from ..bases.families import denoiser_names
 from ..common.errors import UserError
 from ..common.json_files import parse_json, read_json
 from ..common.tensor_files import read_tensors
-from .mixing import PEFT_WEIGHTS
+from .layout import PEFT_WEIGHTS, metadata_head
 
 PEFT_HEAD = "base_model.model."
 CONFIG = "adapter_config.json"
@@ -57,8 +57,7 @@ def in_own_layout(
         component = "text_encoder" if is_text else denoiser_names()[0]
         configs = {component: lone}
         bare = {f"{component}.{key}": tensor for key, tensor in bare.items()}
-    own = {"format": "pt", "diffusekrona": "1", "method": "krona", "config": json.dumps(configs)}
-    return bare, own
+    return bare, metadata_head("krona", configs)
 
 
 def component_folders(path: Path) -> dict[str, Path]:

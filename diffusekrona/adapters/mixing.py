@@ -1,4 +1,7 @@
-"""Adapters to draw with: read from their files, put on a pipeline with a weight each, merged."""
+"""Adapters to draw with: read from their files, put on a pipeline with a weight each, merged.
+
+Importing this module imports neither torch nor PEFT, so that `--help` stays fast.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,12 @@ from typing import TYPE_CHECKING, Any
 from ..bases.bundled import bundled_models
 from ..common.errors import UserError
 from ..common.paths import as_path
-from ..common.weights import given_weight, is_weight, split_weight
+from ..common.weights import given_weight, split_weight
+from .layout import FILES, default_weight
 
 if TYPE_CHECKING:
     from .file import Adapter
     from .groups import GroupWeights
-
-ADAPTER_FILE = "adapter.safetensors"  # the name that a run's folder holds it under
-PEFT_WEIGHTS = "adapter_model.safetensors"
-FILES = (ADAPTER_FILE, PEFT_WEIGHTS, "pytorch_lora_weights.safetensors")  # the first that is there
-WEIGHT_KEY = "default_weight"  # in a file's metadata: the weight to draw with
 
 
 @dataclass(frozen=True)
@@ -162,6 +161,8 @@ def choose_base(
 
 def parse_adapter(text: str) -> tuple[Path, float]:
     """`PATH[:WEIGHT]` to `adapter_file` and its weight. Raises as `split_weight` does."""
+    from .file import adapter_file
+
     path, weight = split_weight(text)
     return adapter_file(path), weight
 
@@ -172,34 +173,13 @@ def read_weighted(text: str, groups: GroupWeights | None = None) -> WeightedAdap
     Raises:
         UserError: an adapter that is missing or damaged.
     """
-    from .file import read_adapter
+    from .file import adapter_file, read_adapter
 
     path, weight = given_weight(text)
     file = adapter_file(path)
     adapter = read_adapter(file)
     weight = default_weight(adapter.metadata) if weight is None else weight
     return WeightedAdapter(file, weight, adapter, groups)
-
-
-def default_weight(metadata: Mapping[str, str]) -> float:
-    """The weight at which an adapter's file asks to be drawn, as `diffusekrona.choose` chose it."""
-    try:
-        weight = float(metadata.get(WEIGHT_KEY, ""))
-    except ValueError:
-        return 1.0
-    return weight if is_weight(weight) else 1.0
-
-
-def adapter_file(path: str | Path) -> Path:
-    """Where an adapter is: of a folder the file in it, or the folder itself where PEFT saved the
-    adapters of several components in it. Any other path stays as it is."""
-    from .foreign import component_folders
-
-    path = as_path(path)
-    if not path.is_dir():
-        return path
-    found = next((path / name for name in FILES if (path / name).is_file()), None)
-    return found or (path if component_folders(path) else path / ADAPTER_FILE)
 
 
 def apply_adapters(pipeline: Any, adapters: Sequence[WeightedAdapter], merge: bool = True) -> None:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..adapters.layout import ADAPTER_FILE, LORA_WEIGHTS
 from ..common.errors import UserError
 from ..common.own_files import is_own
 from ..common.tensor_files import opened
@@ -24,7 +25,7 @@ def place(destination: Path, target: str) -> Path:
     """The file or folder to write: a file gets its usual name where a folder was named."""
     if target in ("merged", *FOLDER_TARGETS) or (destination.suffix and not destination.is_dir()):
         return destination
-    names = {"krona": "adapter.safetensors", "lora": "pytorch_lora_weights.safetensors"}
+    names = {"krona": ADAPTER_FILE, "lora": LORA_WEIGHTS}
     return destination / names.get(target, f"{destination.name}.safetensors")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -12,8 +11,9 @@ import torch
 from peft import PeftConfig
 
 from ..adapters.deltas import Delta, KronDelta, pad_terms
-from ..adapters.file import LAYOUT_VERSION, Adapter, config_to_json, read_adapter
+from ..adapters.file import Adapter, config_to_json, read_adapter
 from ..adapters.krona_method import KRONA
+from ..adapters.layout import metadata_head
 from ..adapters.methods import method_of
 from ..bases.components import is_text_encoder
 from ..common.errors import UserError
@@ -106,16 +106,10 @@ def to_adapter(source: DeltaSet, dtype: torch.dtype | None = None) -> Adapter:
         prefix = f"{component}." if is_text_encoder(component) else ""
         tensors |= {prefix + key: tensor for key, tensor in factors.items()}
     metadata = {key: source.metadata[key] for key in CARRIED if key in source.metadata}
-    metadata |= {
-        "format": "pt",
-        "diffusekrona": LAYOUT_VERSION,
-        "method": KRONA.name,
-        "config": json.dumps({name: config_to_json(c) for name, c in configs.items()}),
-        "layers_per_block": str(source.layers_per_block),
-        "converted_from": source.title,
-    }
-    if source.family:
-        metadata["base_family"] = source.family
+    values = {name: config_to_json(config) for name, config in configs.items()}
+    metadata |= metadata_head(KRONA.name, values, source.family)
+    metadata["layers_per_block"] = str(source.layers_per_block)
+    metadata["converted_from"] = source.title
     return Adapter(stored(tensors, dtype, source.dtype), configs, metadata)
 
 

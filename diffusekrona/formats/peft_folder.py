@@ -22,7 +22,7 @@ from peft import LoraConfig, PeftConfig
 from ..adapters.file import checked_adapter
 from ..adapters.foreign import CONFIG, PEFT_HEAD, component_folders
 from ..adapters.krona_method import KRONA
-from ..adapters.mixing import PEFT_WEIGHTS
+from ..adapters.layout import PEFT_WEIGHTS
 from ..common.errors import UserError, shortened
 from ..common.json_files import read_json
 from ..common.tensor_files import entries_of, read_tensors, refuse_pickle, stored, write_entries

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..adapters.foreign import PEFT_HEAD
+from ..adapters.layout import ADAPTER_FILE, LORA_WEIGHTS
 from ..common.errors import UserError
 from ..common.paths import as_path
 from ..common.tensor_files import opened, refuse_pickle
@@ -22,7 +23,7 @@ READERS: dict[str, Callable[[Path, Hints], DeltaSet]] = {
 }
 SOURCES = (*READERS, "full")
 # Own names that a folder's adapter may have, the first that is there.
-_USUAL = ("adapter.safetensors", "pytorch_lora_weights.safetensors")
+_USUAL = (ADAPTER_FILE, LORA_WEIGHTS)
 # Substring of a key to the kind of file it betrays, and what to do about it.
 _MERGE = "merge it with the program that made it, and convert the whole model"
 _STRANGERS = (

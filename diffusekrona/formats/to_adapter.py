@@ -3,14 +3,14 @@ is exact becomes a LoRA."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from torch.nn.functional import pad
 
 from ..adapters.deltas import KronDelta, to_low_rank
-from ..adapters.file import LAYOUT_VERSION, Adapter, config_to_json
+from ..adapters.file import Adapter, config_to_json
+from ..adapters.layout import metadata_head
 from ..adapters.methods import METHODS
 from ..bases.components import is_text_encoder
 from ..common.errors import UserError
@@ -60,13 +60,7 @@ def _as_lora(found: DeltaSet) -> Adapter:
         configs[component] = method.config_class(
             r=rank, lora_alpha=rank, target_modules=sorted(own)
         )
-    metadata = dict(found.metadata) | {
-        "format": "pt",
-        "diffusekrona": LAYOUT_VERSION,
-        "method": method.name,
-        "config": json.dumps({name: config_to_json(c) for name, c in configs.items()}),
-        "converted_from": found.title,
-    }
-    if found.family:
-        metadata["base_family"] = found.family
+    values = {name: config_to_json(config) for name, config in configs.items()}
+    metadata = found.metadata | metadata_head(method.name, values, found.family)
+    metadata["converted_from"] = found.title
     return Adapter(stored(tensors, None, found.dtype), configs, metadata)

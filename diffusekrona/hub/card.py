@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..adapters.layout import ADAPTER_FILE
 from ..common.own_files import without_mark, write_result
 from ..common.paths import is_local
 from ..common.run_record import RunRecord, read_run_record_or_none
 from ..common.text_files import read_text
 from ..evaluation.prompts import article
 
-ADAPTER = "adapter.safetensors"
 CARD = "README.md"
 GRID = "validation/grid.png"
 SCORES = ("results.md", "evaluation/results.md")
@@ -65,7 +65,7 @@ def card_text(
                sum(t.numel() for t in tensors.values()))
         for name in adapter.configs
     }  # fmt: skip
-    size = (folder / ADAPTER).stat().st_size
+    size = (folder / ADAPTER_FILE).stat().st_size
     parts = [
         _head(metadata, license),
         f"# {plain(title)}\n",
@@ -150,7 +150,7 @@ from diffusers import DiffusionPipeline
 from diffusekrona import load_adapter
 
 pipe = DiffusionPipeline.from_pretrained({json.dumps(base)})
-load_adapter(pipe, {json.dumps(ADAPTER)})  # downloaded from {plain(name)}
+load_adapter(pipe, {json.dumps(ADAPTER_FILE)})  # downloaded from {plain(name)}
 image = pipe({prompt}).images[0]
 ```
 """
@@ -159,14 +159,14 @@ image = pipe({prompt}).images[0]
 Without it, merged into the pipeline's weights:
 
 ```python
-{adapter.method.merging_code(adapter.configs, ADAPTER)}
+{adapter.method.merging_code(adapter.configs, ADAPTER_FILE)}
 ```
 """
     formats = _formats(adapter)
     if "merged" in formats:
         text += f"""
 As a whole model, for any other program:
-`python -m diffusekrona.convert {ADAPTER} {_merged_name(metadata)} --to merged --base BASE`.
+`python -m diffusekrona.convert {ADAPTER_FILE} {_merged_name(metadata)} --to merged --base BASE`.
 """
     family = FAMILIES.get(adapter.base_family or "")
     if family and not (family.files or family.block_layers):

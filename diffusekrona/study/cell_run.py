@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..adapters.mixing import ADAPTER_FILE
+from ..adapters.layout import ADAPTER_FILE
 from ..adapters.norms import NORMS_KEY
 from ..common.command_line import arguments_of
 from ..common.errors import UserError

@@ -9,7 +9,8 @@ from typing import Any
 from safetensors.torch import save_file
 
 from ..adapters.file import read_adapter
-from ..adapters.mixing import ADAPTER_FILE, WeightedAdapter
+from ..adapters.layout import ADAPTER_FILE
+from ..adapters.mixing import WeightedAdapter
 from ..bases.families import drawing_defaults
 from ..bases.precision import DTYPE_NAMES
 from ..common.devices import choose_device, process_state

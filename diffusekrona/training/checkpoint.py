@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..adapters.layout import ADAPTER_FILE
 from ..common.errors import UserError, shortened, writing
 from ..common.json_files import read_json
 from ..common.own_files import set_aside
@@ -29,7 +30,6 @@ from .training_state import TrainingState, load_training_state, save_training_st
 log = logging.getLogger(__name__)
 
 STATE = "state.json"
-ADAPTER = "adapter.safetensors"
 
 
 @dataclass
@@ -207,7 +207,7 @@ def what_is_wrong(checkpoint: Path) -> str | None:
     named = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
     if record.step < 0 or (named and int(named[1]) != record.step):
         return f"its {STATE} is of step {record.step}"
-    for name in (ADAPTER, STATE_FILE):
+    for name in (ADAPTER_FILE, STATE_FILE):
         if name not in record.files:
             return f"its {name} is missing"
     for name, fingerprint in record.files.items():
@@ -268,7 +268,7 @@ def remove_checkpoint(folder: Path) -> None:
     try:
         names = list(read_json(folder / STATE, Record).files)
     except UserError:  # damaged, or cut short by a kill while it was deleted
-        names = [ADAPTER, STATE_FILE]
+        names = [ADAPTER_FILE, STATE_FILE]
     for name in names:
         if path := _file_in(folder, name):
             path.unlink()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..adapters.layers import AdaptedLayer
+from ..adapters.layout import ADAPTER_FILE
 from ..bases.meta import trusting_no_config
 from ..bases.precision import BYTES
 from ..bases.settings import BaseSettings, PrecisionSettings
@@ -122,7 +123,7 @@ def _schedule_in_words(optimisation: OptimisationSettings, steps: int) -> str:
 
 
 def _files(output: OutputSettings, validation: ValidationSettings, steps: int) -> list[str]:
-    files = [ADAPTER, RUN_RECORD, RUN_SETTINGS, TRAIN_LOG]
+    files = [ADAPTER_FILE, RUN_RECORD, RUN_SETTINGS, TRAIN_LOG]
     saved = range(output.checkpointing_steps, steps + 1, output.checkpointing_steps)
     if output.checkpoints_total_limit:
         saved = saved[-output.checkpoints_total_limit :]

@@ -18,9 +18,9 @@ from peft import set_peft_model_state_dict
 from torch import nn
 
 from ..adapters.file import Adapter, read_adapter, save_adapter
+from ..adapters.layout import ADAPTER_FILE
 from ..common.devices import from_main
 from ..common.errors import UserError
-from .checkpoint import ADAPTER
 from .optimizer import set_mode
 from .training_state import TrainingState
 from .validation_loss import LossLine, ValidationLoss
@@ -135,7 +135,7 @@ class EarlyStopByLoss(EarlyStop):
     def _adapter_of(self, step: int) -> Adapter | None:
         """The adapter of `step`, as it was kept or, where a run that had ended is continued, as its
         result, which has not been replaced yet; None if neither is of this step."""
-        for path in filter(Path.is_file, (self.folder / LOWEST, self.folder / ADAPTER)):
+        for path in filter(Path.is_file, (self.folder / LOWEST, self.folder / ADAPTER_FILE)):
             try:
                 adapter = read_adapter(path)
             except UserError as error:

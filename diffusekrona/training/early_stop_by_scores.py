@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.file import Adapter, read_adapter
+from ..adapters.layout import ADAPTER_FILE
 from ..bases.bundled import is_bundled
 from ..common.devices import from_main
 from ..common.settings import build
 from ..evaluation.choice_settings import ChooseSettings
 from ..evaluation.encoders import choose_names, load_clip_encoder
-from .checkpoint import ADAPTER
 from .choosing import choose_candidate
 from .early_stop import EarlyStop, put_back
 from .finished_run import read_subject
@@ -87,7 +87,7 @@ class EarlyStopByScores(EarlyStop):
         """As above; a run that is not stopped early has the adapter of its last step."""
         if not ended or self.best is None or not self.accelerator.is_main_process:
             return None
-        put_back(self.state, read_adapter(self.folder / f"checkpoint-{self.best}" / ADAPTER))
+        put_back(self.state, read_adapter(self.folder / f"checkpoint-{self.best}" / ADAPTER_FILE))
         log.info(
             "stopped early at step %d; the result is the checkpoint of step %d", done, self.best
         )

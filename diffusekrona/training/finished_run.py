@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.file import Adapter, read_adapter
+from ..adapters.layout import ADAPTER_FILE
 from ..common.errors import UserError
 from ..common.paths import as_path
 from ..common.run_record import RUN_SETTINGS
@@ -20,7 +21,7 @@ from ..data.holdout import split_held_out
 from ..data.settings import DataSettings
 from ..data.sources import Source, names_folders, sources_of
 from ..evaluation.choice_settings import SubjectSettings, subject_of
-from .checkpoint import ADAPTER, checkpoints_in, read_settings, what_is_wrong
+from .checkpoint import checkpoints_in, read_settings, what_is_wrong
 from .settings import TrainSettings
 
 log = logging.getLogger(__name__)
@@ -54,12 +55,12 @@ def find_checkpoints(run: Path, every: int | None, with_result: bool = True) -> 
         if fault := what_is_wrong(folder):
             log.warning("%s is left out: %s", folder, fault)
         else:
-            found[read_settings(folder)[0]] = folder / ADAPTER
-    if with_result and (run / ADAPTER).is_file():
+            found[read_settings(folder)[0]] = folder / ADAPTER_FILE
+    if with_result and (run / ADAPTER_FILE).is_file():
         # Rather than the checkpoint of its step: it may be an average.
-        steps = read_adapter(run / ADAPTER).metadata.get("steps", "")
+        steps = read_adapter(run / ADAPTER_FILE).metadata.get("steps", "")
         known = re.fullmatch(r"[0-9]{1,18}", steps)
-        found[int(steps) if known else max(found, default=0) + 1] = run / ADAPTER
+        found[int(steps) if known else max(found, default=0) + 1] = run / ADAPTER_FILE
     if not found:
         raise UserError(
             f"{run} holds no checkpoint and no adapter.safetensors: give the --output_dir of a "

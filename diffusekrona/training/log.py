@@ -18,6 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..adapters.file import collect_adapter, write_adapter
+from ..adapters.layout import ADAPTER_FILE
 from ..adapters.norms import NORMS_KEY, relative_norms, summarise_norms
 from ..bases.loading import SingleFile
 from ..bases.precision import dtype_of
@@ -30,7 +31,7 @@ from ..common.run_record import RUN_RECORD, TRAIN_LOG, LogLine
 from ..data.captions import TRIGGER, with_trigger
 from ..data.disk_cache import cache_of
 from ..data.settings import DataSettings
-from .checkpoint import ADAPTER, checkpoints_in
+from .checkpoint import checkpoints_in
 from .peaks import Peaks, device_name
 from .resolved_run import ResolvedRun
 from .settings import OptimisationSettings, OutputSettings
@@ -211,7 +212,7 @@ class RunLog:
         if not self.main:
             return
         self.bar.close()
-        path = self.output.output_dir / ADAPTER
+        path = self.output.output_dir / ADAPTER_FILE
         norms = summarise_norms(relative_norms(models, adapter_name))
         metadata = {**origin, "steps": done if kept is None else kept}
         metadata |= {NORMS_KEY: norms} if norms else {}
@@ -220,7 +221,7 @@ class RunLog:
         try:
             write_adapter(adapter, path)
         except UserError as error:
-            rescue = Path(tempfile.mkdtemp(prefix="diffusekrona-")) / ADAPTER
+            rescue = Path(tempfile.mkdtemp(prefix="diffusekrona-")) / ADAPTER_FILE
             write_adapter(adapter, rescue)
             raise UserError(f"{error}; the trained adapter was saved to {rescue}") from error
         early = {"stopped_early": ended, "kept_step": kept} if ended or kept is not None else {}

@@ -10,12 +10,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..adapters.layout import ADAPTER_FILE
 from ..common.errors import UserError, writing
 from ..common.own_files import keep_foreign
 from ..common.run_record import RUN_RECORD, read_run_record
 from ..evaluation.choice_settings import BEST, CHOICE
 from .checkpoint import (
-    ADAPTER,
     checkpoints_in,
     continues,
     remove_checkpoint,
@@ -82,7 +82,7 @@ def refuse_to_overwrite(output: OutputSettings) -> None:
     folder, wanted = output.output_dir, output.resume_from_checkpoint
     if output.overwrite_output_dir or (wanted and continues(folder, wanted)):
         return
-    for found in (*folder.glob(ADAPTER), *checkpoints_in(folder)):
+    for found in (*folder.glob(ADAPTER_FILE), *checkpoints_in(folder)):
         what = f"{folder} already holds {found.name}"
         if wanted:
             raise UserError(f"{what}, of another run than {wanted}: choose another --output_dir.")
@@ -116,7 +116,7 @@ def already_finished(
     Raises:
         UserError: the result is there, but was trained otherwise.
     """
-    adapter = output.output_dir / ADAPTER
+    adapter = output.output_dir / ADAPTER_FILE
     if output.resume_from_checkpoint != "latest" or not adapter.is_file():
         return False
     try:

@@ -17,6 +17,7 @@ from peft import set_peft_model_state_dict
 from torch import nn
 
 from ..adapters.file import read_adapter, save_adapter
+from ..adapters.layout import ADAPTER_FILE
 from ..common.errors import UserError
 from ..common.run_record import STATE_FILE
 from .lr_schedule import move_to
@@ -58,9 +59,7 @@ def save_training_state(accelerator: Any, folder: Path, step: int, state: Traini
         accelerator.save_state(str(folder), exclude_frozen_parameters=True)
         accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        save_adapter(
-            state.models, folder / "adapter.safetensors", state.adapter_name, metadata=state.origin
-        )
+        save_adapter(state.models, folder / ADAPTER_FILE, state.adapter_name, metadata=state.origin)
         save_state(_collect(accelerator, step, state), folder / STATE_FILE)
 
 
@@ -80,7 +79,7 @@ def load_training_state(accelerator: Any, folder: Path, state: TrainingState) ->
         UserError: the files cannot be read, or do not fit this run.
     """
     content = load_state(folder / STATE_FILE)
-    adapter = read_adapter(folder / "adapter.safetensors")
+    adapter = read_adapter(folder / ADAPTER_FILE)
     if accelerator.distributed_type == "DEEPSPEED":
         with _no_free_pickles():
             accelerator.load_state(str(folder), load_module_strict=False)

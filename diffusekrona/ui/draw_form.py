@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..adapters.mixing import ADAPTER_FILE, default_weight
+from ..adapters.layout import ADAPTER_FILE, default_weight
 from ..common.errors import UserError
 from ..common.settings import options_of, with_values
 from ..sampling.grids import read_recipe

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import inference
-from ..adapters.mixing import ADAPTER_FILE
+from ..adapters.layout import ADAPTER_FILE
 from ..bases.schedulers import SCHEDULERS
 from ..common.command_line import arguments_of
 from ..common.errors import UserError

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..adapters.mixing import ADAPTER_FILE
+from ..adapters.layout import ADAPTER_FILE
 from ..common.errors import UserError
 from ..common.run_record import RUN_SETTINGS
 from .estimate import duration

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from diffusekrona.adapters.file import read_adapter, save_adapter
+from diffusekrona.adapters.layout import ADAPTER_FILE
 from diffusekrona.common.errors import UserError
 from diffusekrona.krona import KronAConfig
 from diffusekrona.sampling.grids import read_recipe
 from diffusekrona.train_dreambooth import main
-from diffusekrona.training.checkpoint import ADAPTER
 from diffusekrona.training.early_stop import LOWEST, EarlyStopByLoss, lowest_of, should_stop
 from diffusekrona.training.validation_loss import LossLine, read_losses
 
@@ -95,7 +95,7 @@ def test_it_ends_with_the_lowest_and_a_kill_changes_nothing(
         assert read_losses(out / "validation_loss.jsonl") == curve
 
 
-@pytest.mark.parametrize("name", [LOWEST, ADAPTER])
+@pytest.mark.parametrize("name", [LOWEST, ADAPTER_FILE])
 def test_the_lowest_is_found_where_it_was_kept_or_in_the_result(tmp_path: Path, name: str) -> None:
     """The file that was kept is gone when a run that had ended is continued."""
     torch.manual_seed(0)

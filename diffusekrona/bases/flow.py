@@ -15,7 +15,7 @@ import torch
 
 from .loading import load_part
 
-TRAIN_TIMESTEPS = 1000
+TRAIN_TIMESTEPS = 1000  # of every family's schedule
 
 
 def flow_refusal(config: Mapping[str, Any]) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..common.errors import UserError
+from ..common.errors import UserError, shortened
 
 Shapes = dict[str, tuple[int, int]]  # module name to (out_features, in_features), in model order
 
@@ -27,7 +27,7 @@ def trusting_no_config(what: str) -> Generator[None]:
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = shortened(f"{type(error).__name__}: {error}", 200)
         raise UserError(f"No model can be made from {what} ({reason}): is it damaged?") from error
 
 

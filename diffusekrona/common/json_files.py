@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .errors import UserError
+from .errors import UserError, shortened
 
 T = TypeVar("T")
 MOST_BYTES = 64 << 20
@@ -40,8 +40,8 @@ def parse_json(text: str | bytes, schema: type[T]) -> T:
 
 def _one_line(error: Any) -> str:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"])[:100]
-    reason = " ".join(first["msg"].split())[:200]
+    where = shortened(".".join(str(part) for part in first["loc"]), 100)
+    reason = shortened(first["msg"], 200)
     return f"{where}: {reason}" if where else reason
 
 

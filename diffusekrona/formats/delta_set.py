@@ -28,7 +28,7 @@ class Hints:
     """What the user says about a file that cannot say it itself; None where unsaid.
 
     Attributes:
-        family: "sd1", "sd2" or "sdxl".
+        family: of base models, its name in `FAMILIES`.
         layers_per_block: of the base's UNet, for the original's block numbers.
         base_family: of the base given along; believed after what the file itself says.
         skip_unsupported: leave out what cannot be read or written, instead of refusing it.

@@ -1,4 +1,4 @@
-"""Factor pairs (a1, a2) as numbers: which fit a layer, and what they cost. Needs no torch.
+"""Factor pairs (a1, a2) as numbers: which fit a layer, and what they cost.
 
 A is (a1, a2) and B (b1, b2), for a layer with out = a1*b1 and in = a2*b2.
 """
@@ -30,8 +30,8 @@ def divides(a1: int, a2: int, out_features: int, in_features: int) -> bool:
     return a1 > 0 and a2 > 0 and out_features % a1 == 0 and in_features % a2 == 0
 
 
-def nearest_pairs(a1: int, a2: int, shapes: Iterable[Pair], count: int = 4) -> list[Pair]:
-    """The (a1, a2) nearest to a wanted pair, by ratio, that divide every (out, in) in `shapes`."""
+def nearest_pairs(a1: int, a2: int, shapes: Iterable[Pair]) -> list[Pair]:
+    """The four pairs nearest to a wanted one, by ratio, that divide every (out, in) in `shapes`."""
     shapes = set(shapes)
 
     def common(features: set[int]) -> list[int]:
@@ -46,7 +46,7 @@ def nearest_pairs(a1: int, a2: int, shapes: Iterable[Pair], count: int = 4) -> l
         for m in common({out for out, _ in shapes})
         for n in common({features for _, features in shapes})
     ]
-    return sorted(pairs, key=lambda p: (distance(p[0], a1) * distance(p[1], a2), p))[:count]
+    return sorted(pairs, key=lambda p: (distance(p[0], a1) * distance(p[1], a2), p))[:4]
 
 
 def check_pairs(pair_of: Callable[[str], Pair], shapes: Iterable[tuple[str, int, int]]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ConfigDict, FiniteFloat
 
-from ..common.errors import UserError
+from ..common.errors import UserError, shortened
 from ..common.json_files import check_value
 from ..common.text_files import read_text
 from ..common.yaml_files import MOST_BYTES, parse_yaml
@@ -110,7 +110,7 @@ def parse_study(text: str, path: Path) -> Study:
     try:
         return _study_from(check_value(content, _StudyFile))
     except (ValueError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = shortened(error, 300)
         raise UserError(
             f"{path} is not a study: {reason}. Copy one: --print learning-rate."
         ) from error

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from ..bases.base import Objective
+from ..bases.flow import TRAIN_TIMESTEPS
 from .settings import LossSettings
 
-TRAIN_TIMESTEPS = 1000  # of every family's schedule
 MOST_DEBIASED = 100.0
 
 

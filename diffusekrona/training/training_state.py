@@ -18,7 +18,7 @@ from torch import nn
 
 from ..adapters.file import read_adapter, save_adapter
 from ..adapters.layout import ADAPTER_FILE
-from ..common.errors import UserError
+from ..common.errors import UserError, shortened
 from ..common.run_record import STATE_FILE
 from .lr_schedule import move_to
 from .state_file import load_state, save_state
@@ -90,7 +90,7 @@ def load_training_state(accelerator: Any, folder: Path, state: TrainingState) ->
         _put_back(accelerator, content, state)
         return int(content["step"])
     except _MISFITS as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = shortened(error, 200)
         raise UserError(
             f"Cannot resume from {folder}: its state does not fit this run ({reason})."
         ) from error

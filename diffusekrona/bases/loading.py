@@ -6,9 +6,8 @@ Every way in which that fails is one line for the user.
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ..common.json_files import parse_json
 from ..common.paths import as_path, is_local
 from .bundled import BUNDLED, bundled_models
 from .published import published_json
+from .single_file_parts import SingleFile, load_single_file_part, no_vae
 
 log = logging.getLogger("diffusekrona")
 
@@ -44,35 +44,6 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", module="huggingface_hub")
 
 
-class SingleFile(str):
-    """The path of a base model in one file, as `single_file.open_single_file` makes it.
-
-    Attributes:
-        configs: folder with the JSON files that a diffusers folder of this model would have.
-        tokenizers: folder or hub name that has its tokenizers.
-        assumed: what had to be assumed of its prediction type, in one line; None if nothing.
-        has_vae: whether the file holds one.
-    """
-
-    configs: Path
-    tokenizers: str
-    assumed: str | None
-    has_vae: bool
-
-    def __new__(
-        cls,
-        path: str,
-        configs: Path,
-        tokenizers: str,
-        assumed: str | None = None,
-        has_vae: bool = True,
-    ) -> SingleFile:
-        self = super().__new__(cls, path)
-        self.configs, self.tokenizers = configs, tokenizers
-        self.assumed, self.has_vae = assumed, has_vae
-        return self
-
-
 def resolve_base(name_or_path: str, single_file_config: str | None = None) -> str:
     """A bundled model's name to its folder; a single file to a `SingleFile`; a folder or a hub
     name to itself.
@@ -90,7 +61,7 @@ def resolve_base(name_or_path: str, single_file_config: str | None = None) -> st
         return str(BUNDLED / name_or_path)
     path = as_path(name_or_path)
     if path.is_file():
-        from .single_file import open_single_file
+        from .single_file import open_single_file  # needs the families, which need this module
 
         return open_single_file(str(path), single_file_config)
     if path.is_dir():
@@ -133,8 +104,6 @@ def load_part(base: str, kind: str, subfolder: str, **options: Any) -> Any:
     options = {key: value for key, value in options.items() if value is not None}
     if isinstance(base, SingleFile):
         if issubclass(cls, torch.nn.Module):
-            from .single_file import load_single_file_part
-
             return aligned(load_single_file_part(base, kind, subfolder, options.get("dtype")))
         if subfolder != "scheduler":
             return _load_tokenizer(base, cls, subfolder)
@@ -146,7 +115,7 @@ def load_part(base: str, kind: str, subfolder: str, **options: Any) -> Any:
         try:
             return aligned(or_of_fp16_files(load, **options))
         except (OSError, ValueError) as error:
-            raise _unreadable(base, subfolder, error) from error
+            raise unreadable(base, subfolder, error) from error
 
 
 def check_timesteps(base: str, revision: str | None = None) -> None:
@@ -236,9 +205,7 @@ def read_json_of(
     known = published_json(base, f"{subfolder}/{name}" if subfolder else name)
     if known is not None and revision is None and not folder.is_dir():
         return dict(known)
-    if isinstance(base, SingleFile) and subfolder == "vae" and not base.has_vae:
-        from .single_file import no_vae
-
+    if isinstance(base, SingleFile) and subfolder == "vae" and "vae" not in base.prefixes:
         raise no_vae(base)
     try:
         if folder.is_dir():
@@ -258,7 +225,7 @@ def read_json_of(
         except ValueError as error:
             raise ValueError(f"its {name} is damaged ({error})") from error
     except (OSError, ValueError) as error:
-        raise _unreadable(base, subfolder or name, error) from error
+        raise unreadable(base, subfolder or name, error) from error
 
 
 # Of the hub's client and of what it sends requests by, whichever that is.
@@ -311,64 +278,7 @@ def report_assumed(base: str, prediction_type: str | None) -> None:
         log.warning("%s", base.assumed)
 
 
-def schedule_options(
-    prediction_type: str | None, rescale_betas_zero_snr: bool | None
-) -> dict[str, Any]:
-    """What overrides the noise schedule in a base's config; {} if nothing does."""
-    given: dict[str, Any] = {"prediction_type": prediction_type}
-    given["rescale_betas_zero_snr"] = rescale_betas_zero_snr or None  # False: as the base has it
-    return {key: value for key, value in given.items() if value is not None}
-
-
-def check_zero_snr(base: str, config: Mapping[str, Any]) -> None:
-    """Raise UserError for epsilon prediction on a schedule that ends in pure noise."""
-    kind = config.get("prediction_type", "epsilon")
-    if config.get("rescale_betas_zero_snr") and kind == "epsilon":
-        raise UserError(
-            f"Base model {base!r} predicts noise (epsilon), which says nothing of the picture at "
-            "the last timestep of --rescale_betas_zero_snr: give --prediction_type v_prediction "
-            "too."
-        )
-
-
-def to_zero_snr(kind: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The sampler, and what changes in its config, of a base whose last timestep is pure noise.
-
-    The last timestep must be among the steps, so they are trailing (arXiv 2305.08891, section 3.3);
-    Euler's method takes the place of samplers that cannot.
-    """
-    import diffusers
-
-    if config.get("rescale_betas_zero_snr"):
-        return kind, {}
-    taken = inspect.signature(getattr(diffusers, kind).__init__).parameters
-    kind = kind if "rescale_betas_zero_snr" in taken else "EulerDiscreteScheduler"
-    return kind, {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-
-
-def load_sampler(base: str, revision: str | None = None, **schedule: Any) -> Any:
-    """The scheduler that the base's pipeline draws with.
-
-    Args:
-        schedule: of `schedule_options`.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    index = read_json_of(base, "", "model_index.json", revision)
-    try:
-        kind = str(index["scheduler"][1])
-    except (LookupError, TypeError) as error:
-        raise _unreadable(base, "scheduler", error) from error
-    if schedule.get("rescale_betas_zero_snr"):
-        config = read_json_of(base, "scheduler", "scheduler_config.json", revision)
-        check_zero_snr(base, config | schedule)
-        kind, changes = to_zero_snr(kind, config)
-        schedule |= changes
-    return load_part(base, kind, "scheduler", revision=revision, **schedule)
-
-
-def _unreadable(base: str, subfolder: str, error: Exception) -> UserError:
+def unreadable(base: str, subfolder: str, error: Exception) -> UserError:
     """One line for what from_pretrained raises; the error itself may name an unrelated file."""
     chain: list[BaseException] = []
     link: BaseException | None = error

@@ -1,4 +1,4 @@
-"""How the layers of a family's denoiser are called in other programs' files.
+"""How layers are called in other programs' files: those of a family's denoiser, and CLIP's.
 
 diffusers names them as its modules; a publisher's own code has names of its own, and may compute in
 one layer what are several in diffusers. Layers that a family splits for training (`split_fused`)
@@ -12,6 +12,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 Slices = tuple[slice, slice]
+_TEXT_MODEL = "text_model."  # around CLIP's text encoder; newer versions of transformers have none
+_IN_TEXT_MODEL = ("encoder.", "embeddings.", "final_layer_norm.")
+
+
+def with_text_model(name: str) -> str:
+    """A layer's or tensor's name in a CLIP text encoder, with `text_model.` where that belongs."""
+    return _TEXT_MODEL + name if name.startswith(_IN_TEXT_MODEL) else name
+
+
+def without_text_model(name: str) -> str:
+    """The same name without `text_model.`."""
+    return name.removeprefix(_TEXT_MODEL)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

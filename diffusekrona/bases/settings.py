@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..common.settings import setting
-from .loading import schedule_options
+from .schedulers import schedule_options
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ReadingSettings:
     )
 
     def schedule(self) -> dict[str, Any]:
-        """What overrides the base's own noise schedule, as `loading.load_sampler` takes it."""
+        """What overrides the base's own noise schedule, as `schedulers.load_sampler` takes it."""
         return schedule_options(self.prediction_type, self.rescale_betas_zero_snr)
 
     def options(self) -> dict[str, Any]:

@@ -1,13 +1,7 @@
 """Base models in one file: SD 1.x, SD 2.x and SDXL in their original (LDM, SGM) layout.
 
 Family, noise schedule and sizes are read from the file's header; configs are those of the published
-models, or of a folder that the user names. diffusers and its converters load the weights, which
-stay mapped from the file.
-
-    model.diffusion_model.…          the denoiser
-    first_stage_model.…              the VAE, in most files
-    cond_stage_model.…, conditioner.…  the text encoders: `FileNames.text_prefixes`
-    model_ema.…                      an average of the denoiser that some files have; not read
+models, or of a folder that the user names. `single_file_parts.py` loads the weights.
 
 Source: huggingface/diffusers `loaders/single_file_utils.py`; the marks of v-prediction are those
 that comfyanonymous/ComfyUI `supported_models.py` reads.
@@ -15,28 +9,22 @@ that comfyanonymous/ComfyUI `supported_models.py` reads.
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import inspect
-import json
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..common.errors import UserError, shortened
-from ..common.files import temporary_folder
+from ..common.errors import UserError
 from ..common.paths import as_path
 from ..common.tensor_files import opened, read_shapes
 from .base import Family
 from .families import FAMILIES
-from .loading import SingleFile, read_json_of, resolve_base, to_zero_snr
+from .loading import read_json_of, resolve_base
 from .published import FAMILY_FILES
+from .schedulers import to_zero_snr
+from .single_file_parts import UNET, VAE, SingleFile, write_configs
 
-UNET = "model.diffusion_model."
-VAE = "first_stage_model."
 _CONV_IN = UNET + "input_blocks.0.0.weight"
 _REFINER_TEXT = "conditioner.embedders.0.model."
 _REFINER_UNET = {"cross_attention_dim": 1280, "projection_class_embeddings_input_dim": 2560}
@@ -105,27 +93,13 @@ def open_single_file(path: str, configs: str | None = None) -> SingleFile:
             f"{file} does not say what it predicts: v_prediction is assumed, as SD 2.x at 768 px "
             "has it; give --prediction_type epsilon for a model trained at 512 px."
         )
-    has_vae = any(key.startswith(VAE) for key in shapes)
-    return SingleFile(
-        str(file), _write(files), source or family.default_base, assumed, has_vae=has_vae
-    )
-
-
-@cache
-def open_vae_file(path: str, base: str) -> SingleFile:
-    """A VAE in a file of its own, in diffusers' or the original layout, with the base's config.
-
-    Raises:
-        UserError: a pickle or a damaged file, or the base's config cannot be read.
-    """
-    keys = read_shapes(path)
-    if not any(key.removeprefix(VAE).startswith("decoder.") for key in keys):
-        raise UserError(f"{path} is not a VAE: no key begins with decoder.")
-    if isinstance(base, SingleFile):
-        config = json.loads((base.configs / "vae" / "config.json").read_text(encoding="utf-8"))
-    else:
-        config = read_json_of(base, "vae", "config.json")
-    return SingleFile(path, _write({"vae/config.json": config}), base)
+    prefixes = {family.denoiser: UNET}
+    if family.files and not refiner:
+        prefixes |= zip(family.text_encoders, family.files.text_prefixes, strict=True)
+    if any(key.startswith(VAE) for key in shapes):
+        prefixes["vae"] = VAE
+    tokenizers = source or family.default_base
+    return SingleFile(str(file), write_configs(files), tokenizers, prefixes, assumed)
 
 
 def refuse_quantised(file: Path, keys: Iterable[str]) -> None:
@@ -228,99 +202,3 @@ def _add_schedule(files: dict[str, dict[str, Any]], marks: Mapping[str, Any]) ->
         config |= {**changes, "_class_name": kind}
         files["model_index.json"]["scheduler"] = ["diffusers", kind]
     config |= marks
-
-
-# --- the configs, where the libraries look for them ----------------------------------------------
-
-_folders = contextlib.ExitStack()
-atexit.register(_folders.close)
-
-
-def _write(files: Mapping[str, Mapping[str, Any]]) -> Path:
-    root = _folders.enter_context(temporary_folder())
-    for name, content in files.items():
-        (root / name).parent.mkdir(exist_ok=True)
-        (root / name).write_text(json.dumps(content), encoding="utf-8")
-    return root
-
-
-# --- weights -------------------------------------------------------------------------------------
-
-
-def load_single_file_part(
-    base: SingleFile, kind: str, subfolder: str, dtype: torch.dtype | None = None
-) -> Any:
-    """A model of a single file, by class name; fp32 unless `dtype` is given.
-
-    Raises:
-        UserError: the file lacks it, or some of its tensors.
-    """
-    import diffusers
-    import transformers
-
-    with opened(base) as file:
-        prefix = _prefix(subfolder, list(file.keys()))
-        keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
-        tensors = {key: file.get_tensor(key) for key in keys}  # mapped, not read yet
-    if not tensors:
-        raise no_vae(base) if subfolder == "vae" else UserError(f"{base} holds no {subfolder}.")
-    options: dict[str, Any] = {
-        "config": str(base.configs),
-        "subfolder": subfolder,
-        "local_files_only": True,
-    }
-    try:
-        if hasattr(diffusers, kind):
-            cls = getattr(diffusers, kind)
-            model = cls.from_single_file(tensors, torch_dtype=dtype or torch.float32, **options)
-        else:
-            from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
-
-            model = create_diffusers_clip_model_from_ldm(
-                getattr(transformers, kind),
-                _with_text_model(tensors, prefix),
-                torch_dtype=dtype or torch.float32,
-                **options,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        line = shortened(error, 200)
-        raise UserError(f"Cannot read {subfolder} of model {base}: {line}") from error
-    missing = [name for name, tensor in model.named_parameters() if tensor.is_meta]
-    if missing:
-        raise UserError(
-            f"Base model {base} lacks {len(missing)} tensors of its {subfolder}, such as "
-            f"{missing[0]}: the file is incomplete, or --single_file_config does not fit it."
-        )
-    return model
-
-
-def _prefix(subfolder: str, keys: list[str]) -> str:
-    """What the keys of a component begin with."""
-    if subfolder == "vae":
-        whole = any(key.startswith((UNET, VAE)) for key in keys)
-        return VAE if whole else ""
-    family = family_of_keys(keys)
-    if family is None or family.files is None or subfolder == family.denoiser:
-        return UNET
-    return family.files.text_prefixes[list(family.text_encoders).index(subfolder)]
-
-
-def _with_text_model(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """CLIP's keys with the `text_model.` that some programs leave out."""
-    if not prefix.endswith(".transformer."):
-        return dict(tensors)
-    inner = ("encoder.", "embeddings.", "final_layer_norm.")
-    return {
-        prefix + "text_model." + key.removeprefix(prefix)
-        if key.removeprefix(prefix).startswith(inner)
-        else key: tensor
-        for key, tensor in tensors.items()
-    }
-
-
-def no_vae(base: str) -> UserError:
-    """What to do about a file without a VAE."""
-    return UserError(
-        f"Base model {base} holds no VAE: give one with --pretrained_vae_model_name_or_path "
-        "(drawing programs: --vae)."
-    )

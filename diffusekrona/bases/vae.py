@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
 
 from ..common.errors import UserError
 from ..common.paths import as_path, looks_local
+from ..common.tensor_files import read_shapes
 from .bundled import BUNDLED, bundled_models
-from .loading import load_part, read_part_config
+from .loading import load_part, read_json_of, read_part_config
+from .single_file_parts import UNET, VAE, SingleFile, write_configs
 
 # What diffusers' AutoencoderKL takes for a key that an old config leaves out.
 _DEFAULTS = {"block_out_channels": (64,), "latent_channels": 4, "scaling_factor": 0.18215}
@@ -21,8 +25,6 @@ def vae_place(base: str, other: str | None = None) -> tuple[str, str]:
     if other is None:
         return base, "vae"
     if as_path(other).is_file():
-        from .single_file import open_vae_file
-
         return open_vae_file(str(as_path(other)), base), "vae"
     folder = BUNDLED / other if other in bundled_models() else as_path(other)
     if looks_local(other) and not folder.is_dir():
@@ -31,6 +33,25 @@ def vae_place(base: str, other: str | None = None) -> tuple[str, str]:
             "or a hub name like madebyollin/sdxl-vae-fp16-fix."
         )
     return str(folder) if folder.is_dir() else other, "vae" if (folder / "vae").is_dir() else ""
+
+
+@cache
+def open_vae_file(path: str, base: str) -> SingleFile:
+    """A VAE in a file of its own, in diffusers' or the original layout, with the base's config.
+
+    Raises:
+        UserError: a pickle or a damaged file, or the base's config cannot be read.
+    """
+    keys = read_shapes(path)
+    if not any(key.removeprefix(VAE).startswith("decoder.") for key in keys):
+        raise UserError(f"{path} is not a VAE: no key begins with decoder.")
+    if isinstance(base, SingleFile):
+        config = json.loads((base.configs / "vae" / "config.json").read_text(encoding="utf-8"))
+    else:
+        config = read_json_of(base, "vae", "config.json")
+    prefix = VAE if any(key.startswith((UNET, VAE)) for key in keys) else ""
+    configs = write_configs({"vae/config.json": config})
+    return SingleFile(path, configs, base, {"vae": prefix})
 
 
 def read_vae_config(
@@ -81,11 +102,11 @@ def vae_scale(config: Mapping[str, Any]) -> int:
     return 2 ** (len(config["block_out_channels"]) - 1)
 
 
-def tile_vae(vae: Any, pixels: int = 512) -> None:
-    """Let an AutoencoderKL encode and decode in overlapping tiles of at most `pixels` per side."""
+def tile_vae(vae: Any) -> None:
+    """Let an AutoencoderKL encode and decode overlapping tiles of at most 512 pixels per side."""
     scale = vae_scale(vae.config)
     vae.enable_tiling()
-    vae.tile_sample_min_size = min(pixels, vae.tile_sample_min_size)
+    vae.tile_sample_min_size = min(512, vae.tile_sample_min_size)
     vae.tile_latent_min_size = vae.tile_sample_min_size // scale
 
 

@@ -27,7 +27,8 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..bases.loading import SingleFile, read_json_of
+from ..bases.loading import read_json_of
+from ..bases.single_file_parts import SingleFile
 from ..common.errors import UserError
 from ..common.files import replace_whole, write_text
 from ..common.json_files import read_json

@@ -16,7 +16,8 @@ import re
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
-from ..bases.single_file import UNET, VAE
+from ..bases.names import with_text_model, without_text_model
+from ..bases.single_file_parts import UNET, VAE
 from ..common.errors import UserError
 from .layer_names import layer_name
 from .metadata import names_in_files
@@ -99,10 +100,9 @@ def text_key(key: str, layout: str, prefix: str) -> tuple[str, int | None, bool]
 
     None for what the file has no place for (buffers that are computed again).
     """
-    bare = key.removeprefix("text_model.")
     if layout == "clip":
-        head = "" if bare.startswith("text_projection") else "text_model."
-        return prefix + head + bare, None, False
+        return prefix + with_text_model(key), None, False
+    bare = without_text_model(key)
     if bare == "text_projection.weight":
         return prefix + "text_projection", None, True
     if bare.endswith("position_ids"):

@@ -24,17 +24,16 @@ from ..adapters.groups import enable_adapters
 from ..bases.base import Family
 from ..bases.families import denoiser_of, family_of_pipeline, identify, resembling
 from ..bases.loading import (
-    SingleFile,
     aligned,
     check_timesteps,
-    load_sampler,
     or_of_fp16_files,
     report_assumed,
     resolve_base,
-    schedule_options,
 )
 from ..bases.meta import trusting_no_config
 from ..bases.offload import offload_blocks, offload_layers
+from ..bases.schedulers import load_sampler, schedule_options
+from ..bases.single_file_parts import SingleFile
 from ..bases.vae import channels_last
 from ..common.errors import UserError, reason_of, shortened
 from ..common.paths import as_path

@@ -20,9 +20,9 @@ from tqdm.auto import tqdm
 from ..adapters.file import collect_adapter, write_adapter
 from ..adapters.layout import ADAPTER_FILE
 from ..adapters.norms import NORMS_KEY, relative_norms, summarise_norms
-from ..bases.loading import SingleFile
 from ..bases.precision import dtype_of
 from ..bases.settings import BaseSettings
+from ..bases.single_file_parts import SingleFile
 from ..common.errors import UserError
 from ..common.files import write_text
 from ..common.json_files import parse_json

@@ -15,15 +15,15 @@ from ..bases.bundled import is_bundled
 from ..bases.components import is_text_encoder
 from ..bases.families import FAMILIES, check_schedule, identify
 from ..bases.loading import (
-    SingleFile,
-    check_zero_snr,
     read_json_of,
     read_part_config,
     report_assumed,
     resolve_base,
 )
 from ..bases.meta import linear_layers, trusting_no_config
+from ..bases.schedulers import check_zero_snr
 from ..bases.settings import BaseSettings
+from ..bases.single_file_parts import SingleFile
 from ..bases.vae import read_vae_config
 from ..common.errors import UserError
 from ..common.settings import flat

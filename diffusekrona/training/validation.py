@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from ..bases.base import Family
-from ..bases.loading import load_sampler
 from ..bases.precision import dtype_of
+from ..bases.schedulers import load_sampler
 from ..bases.settings import BaseSettings, PrecisionSettings
 from ..bases.vae import tile_vae
 from ..common.devices import main_works_alone

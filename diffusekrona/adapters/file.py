@@ -31,6 +31,7 @@ from torch import nn
 from ..bases.base import Family
 from ..bases.components import denoiser_name, is_text_encoder
 from ..bases.families import FAMILIES, components_of, denoiser_names, resembling
+from ..bases.names import with_text_model, without_text_model
 from ..common.errors import UserError, shortened
 from ..common.files import replace_whole
 from ..common.json_files import parse_json
@@ -312,11 +313,8 @@ def _named_as_in(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[
     wrapped = hasattr(model, "text_model")
     if not (wrapped or hasattr(model, "encoder")):  # not a text encoder
         return dict(tensors)
-    bare = {key.removeprefix("text_model."): tensor for key, tensor in tensors.items()}
-    if not wrapped:
-        return bare
-    inner = ("encoder.", "embeddings.", "final_layer_norm.")
-    return {"text_model." + k if k.startswith(inner) else k: t for k, t in bare.items()}
+    renamed = with_text_model if wrapped else without_text_model
+    return {renamed(key): tensor for key, tensor in tensors.items()}
 
 
 def _check_tensors(adapter: Adapter, method: Method, where: Path | str) -> None:

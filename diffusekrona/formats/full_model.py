@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from ..bases.components import is_text_encoder
 from ..bases.families import FAMILIES, denoiser_names, resembling
 from ..bases.loading import resolve_base
+from ..bases.names import with_text_model, without_text_model
 from ..bases.single_file import family_of_keys, refuse_quantised
 from ..common.errors import UserError
 from ..common.json_files import read_json
@@ -88,7 +88,7 @@ class FullModel:
             third = ref.shape[0] // 3
             return ref, slice(found[1] * third, (found[1] + 1) * third)
         tensors = self.parts.get(component, {})
-        for key in (path, path.removeprefix("text_model."), f"text_model.{path}"):
+        for key in (path, without_text_model(path), with_text_model(path)):
             if f"{key}.{parameter}" in tensors:
                 return tensors[f"{key}.{parameter}"], slice(None)
         family = FAMILIES.get(self.family or "")
@@ -113,10 +113,7 @@ class FullModel:
                 if component == "file":
                     yield from ldm_layout.projections(key, self.family, self.layers_per_block)
                 elif key.endswith(".weight") and PROJECTION.search(key.removesuffix(".weight")):
-                    path = key.removesuffix(".weight")
-                    if is_text_encoder(component) and not path.startswith("text_model."):
-                        path = "text_model." + path
-                    yield f"{component}.{path}"
+                    yield f"{component}.{with_text_model(key.removesuffix('.weight'))}"
 
     def check_layers(self, shapes: dict[str, tuple[int, int]], what: str) -> None:
         """Raise UserError for the first layer that this model lacks or has in another size."""

@@ -16,6 +16,7 @@ from ..adapters.krona_method import KRONA
 from ..adapters.layout import metadata_head
 from ..adapters.methods import method_of
 from ..bases.components import is_text_encoder
+from ..bases.names import with_text_model
 from ..common.errors import UserError
 from ..common.tensor_files import stored
 from ..krona import KronAConfig
@@ -57,9 +58,7 @@ def read(path: Path, hints: Hints) -> DeltaSet:
 
 def canonical(component: str, path: str) -> str:
     """A module path to a layer name. CLIP's may lack `text_model.`, as transformers now has it."""
-    if is_text_encoder(component) and not path.startswith(("text_model.", "text_projection")):
-        path = "text_model." + path
-    return f"{component}.{path}"
+    return f"{component}.{with_text_model(path) if is_text_encoder(component) else path}"
 
 
 def component_deltas(

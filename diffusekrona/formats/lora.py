@@ -26,6 +26,7 @@ import torch
 from ..adapters.deltas import LowRankDelta, to_low_rank, truncate
 from ..bases.base import Family
 from ..bases.families import FAMILIES
+from ..bases.names import without_text_model
 from ..common.errors import UserError
 from ..common.tensor_files import stored
 from .delta_set import DeltaSet
@@ -66,7 +67,7 @@ def diffusers_tensors(
         tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = down, up
         # PEFT matches the ends of names: so CLIP is found with and without `text_model.`.
         component, _, path = name.partition(".")
-        ranks[component][path.removeprefix("text_model.")] = delta.rank
+        ranks[component][without_text_model(path)] = delta.rank
     return stored(tensors, dtype, source.dtype), _metadata(ranks, source.family)
 
 

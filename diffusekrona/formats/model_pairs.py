@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from ..bases.names import with_text_model, without_text_model
 from ..common.errors import UserError
 from . import ldm_layout
 from .full_model import FullModel
@@ -70,8 +71,8 @@ def _counterpart(
 ) -> tuple[Ref, Callable[..., torch.Tensor]] | None:
     if base.is_single_file == other.is_single_file:
         tensors = other.parts.get(component, {})
-        bare = key.removeprefix("text_model.")
-        found = next((k for k in (key, bare, f"text_model.{bare}") if k in tensors), None)
+        names = (key, without_text_model(key), with_text_model(key))
+        found = next((name for name in names if name in tensors), None)
         return (tensors[found], _plain) if found else None
     place = _place(base, component, key)
     ref = other.parts["file"].get(place[0]) if place else None

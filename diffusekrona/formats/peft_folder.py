@@ -23,6 +23,7 @@ from ..adapters.file import checked_adapter
 from ..adapters.foreign import CONFIG, PEFT_HEAD, component_folders
 from ..adapters.krona_method import KRONA
 from ..adapters.layout import PEFT_WEIGHTS
+from ..bases.names import without_text_model
 from ..common.errors import UserError, shortened
 from ..common.json_files import read_json
 from ..common.tensor_files import entries_of, read_tensors, refuse_pickle, stored, write_entries
@@ -218,4 +219,4 @@ def _installed(component: str, path: str) -> str:
     """A path as the installed transformers names it: CLIPTextModel has lost `text_model.`."""
     if component != "text_encoder" or _clip_is_wrapped():
         return path
-    return path.removeprefix("text_model.").removeprefix(r"text_model\.")
+    return without_text_model(path).removeprefix(r"text_model\.")

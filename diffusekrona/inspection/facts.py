@@ -24,6 +24,7 @@ from ..adapters.groups import Place, place_of
 from ..adapters.methods import method_of
 from ..bases.families import identify
 from ..bases.loading import load_part, resolve_base
+from ..bases.names import without_text_model
 from ..common.errors import UserError
 from ..krona.factors import Pair
 from ..krona.functional import kron_weight
@@ -161,7 +162,7 @@ def add_base_norms(facts: Sequence[Facts], base: str, config: str | None = None)
             model = load_part(place, family.text_encoders[component], component, **options)
         modules = dict(model.named_modules())
         for layer in (each for each in layers if each.component == component):
-            module = modules.get(layer.name) or modules.get(layer.name.removeprefix("text_model."))
+            module = modules.get(layer.name) or modules.get(without_text_model(layer.name))
             if module is None or tuple(module.weight.shape) != layer.shape:
                 raise UserError(f"{base} has no {component} layer {layer.name} of {layer.shape}.")
             layer.base_norm = module.weight.detach().to(torch.float32).norm().item()

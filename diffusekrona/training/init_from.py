@@ -14,6 +14,7 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 from ..adapters.methods import method_of
+from ..bases.names import with_text_model
 from ..common.errors import UserError
 from ..formats.delta_set import Hints
 from ..formats.recognise import READERS, recognise
@@ -47,7 +48,7 @@ def start_from(
         if method.fill is None:
             raise UserError(f"--init_from: a {method.title} cannot start from another adapter.")
         for layer, tensors in method.by_layer(own).items():
-            names = (f"{component}.{layer}", f"{component}.text_model.{layer}")
+            names = (f"{component}.{layer}", f"{component}.{with_text_model(layer)}")
             delta = next((left.pop(name) for name in names if name in left), None)
             try:
                 filled = method.fill(tensors, delta, config)

@@ -73,7 +73,7 @@ def one(path: Path, part: str, dtype: str) -> dict[str, Any]:
     from transformers import CLIPTextModelWithProjection  # noqa: F401
 
     from diffusekrona.bases.families import identify
-    from diffusekrona.bases.loading import resolve_base
+    from diffusekrona.bases.resolve import resolve_base
 
     base = resolve_base(str(path))
     family, _ = identify(base)

@@ -85,7 +85,7 @@ def target_of(
     if base is None:
         return Target(resolution or RESOLUTION)
     from .bases.families import identify
-    from .bases.loading import resolve_base
+    from .bases.resolve import resolve_base
     from .bases.vae import read_vae_config
 
     place = resolve_base(base, single_file_config)

@@ -65,8 +65,9 @@ def build(
     Args:
         reading: how the base is read, of `adapters.mixing.reading_options`.
     """
-    from .bases.families import denoiser_of, drawing_defaults, family_of_pipeline
+    from .bases.families import denoiser_of, family_of_pipeline
     from .bases.quantisation import quantise
+    from .bases.resolve import drawing_defaults
     from .common.cpu_memory import keep_freed_memory
     from .sampling.pipeline import load_pipeline, load_refiner, place
 
@@ -92,7 +93,7 @@ def with_defaults(
     settings: InferenceSettings, base: str, reading: Mapping[str, Any]
 ) -> InferenceSettings:
     """The settings with the base's steps and guidance, where none are given."""
-    from .bases.families import drawing_defaults
+    from .bases.resolve import drawing_defaults
 
     config = reading.get("single_file_config")
     defaults = drawing_defaults(base, settings.model.revision, config)

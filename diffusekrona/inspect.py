@@ -200,8 +200,8 @@ def draw_sheets(
     from .adapters.mixing import choose_base, read_adapters, reading_options
     from .bases.bundled import is_bundled
     from .bases.families import identify
-    from .bases.loading import resolve_base
     from .bases.precision import dtype_of
+    from .bases.resolve import resolve_base
     from .common.devices import choose_device, process_state
     from .common.files import slugs
     from .common.pictures import load_square

@@ -156,8 +156,9 @@ def layer_shapes(settings: PlanSettings) -> tuple[Any, list[Shape]]:
     from .adapters.layers import matching
     from .adapters.methods import targets_of
     from .bases.families import identify
-    from .bases.loading import quiet_libraries, read_part_config, resolve_base
+    from .bases.loading import quiet_libraries, read_part_config
     from .bases.meta import build_empty, linear_layers
+    from .bases.resolve import resolve_base
 
     quiet_libraries()
     base, letters = (

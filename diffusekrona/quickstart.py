@@ -161,8 +161,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     check_names(settings.output)
     from .adapters.mixing import choose_base, read_adapters
-    from .bases.families import drawing_defaults
     from .bases.loading import quiet_libraries
+    from .bases.resolve import drawing_defaults
     from .common.pictures import load_picture, load_square
     from .data.folder import find_pictures
     from .data.photographs import report_photographs

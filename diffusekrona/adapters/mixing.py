@@ -133,7 +133,7 @@ def choose_base(
             is determined from the base's config alone, before its weights are fetched.
     """
     from ..bases.families import identify
-    from ..bases.loading import resolve_base
+    from ..bases.resolve import resolve_base
     from .file import check_family
 
     named = [mixed.adapter.metadata.get("base_model") for mixed in adapters]

@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from ..common.errors import UserError
-from .base import DrawingDefaults, Family
+from .base import Family
 from .flux2_klein import FLUX2_KLEIN
-from .loading import read_json_of, read_part_config, resolve_base
+from .loading import read_json_of, read_part_config
 from .sd import SD1, SD2
 from .sd35 import SD35
 from .sdxl import SDXL
@@ -36,7 +36,7 @@ def identify(base: str, revision: str | None = None) -> tuple[Family, dict[str, 
     """The family of a base model, and its denoiser's config. No weights are loaded.
 
     Args:
-        base: what `loading.resolve_base` returned.
+        base: what `resolve.resolve_base` returned.
 
     Raises:
         UserError: the configs cannot be read, or no family claims this base: what it is is said.
@@ -53,16 +53,6 @@ def identify(base: str, revision: str | None = None) -> tuple[Family, dict[str, 
     if refusal is not None:
         raise _unsupported(base, refusal)
     return family, config
-
-
-def drawing_defaults(
-    base: str, revision: str | None = None, single_file_config: str | None = None
-) -> DrawingDefaults:
-    """How a base draws unless asked otherwise. Arguments and errors as of `loading.resolve_base`
-    and `identify`."""
-    place = resolve_base(base, single_file_config)
-    family, _ = identify(place, revision)
-    return family.drawing_defaults(place, revision)
 
 
 def check_schedule(family: Family, base: str, revision: str | None = None) -> None:

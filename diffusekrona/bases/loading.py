@@ -1,4 +1,4 @@
-"""Reading base models, whatever their family: names to places, configs, and single components.
+"""Reading base models, whatever their family: their configs and single components.
 
 Every way in which that fails is one line for the user.
 """
@@ -14,8 +14,6 @@ from typing import Any
 
 from ..common.errors import UserError, reason_of, shortened
 from ..common.json_files import parse_json
-from ..common.paths import as_path, is_local
-from .bundled import BUNDLED, bundled_models
 from .published import published_json
 from .single_file_parts import SingleFile, load_single_file_part, no_vae
 
@@ -44,48 +42,11 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", module="huggingface_hub")
 
 
-def resolve_base(name_or_path: str, single_file_config: str | None = None) -> str:
-    """A bundled model's name to its folder; a single file to a `SingleFile`; a folder or a hub
-    name to itself.
-
-    Args:
-        single_file_config: folder with the configs and tokenizers of a single file; no other base
-            takes it.
-
-    Raises:
-        UserError: a path that does not exist, or a folder that holds no diffusers pipeline.
-    """
-    if isinstance(name_or_path, SingleFile):
-        return name_or_path
-    if name_or_path in bundled_models():
-        return str(BUNDLED / name_or_path)
-    path = as_path(name_or_path)
-    if path.is_file():
-        from .single_file import open_single_file  # needs the families, which need this module
-
-        return open_single_file(str(path), single_file_config)
-    if path.is_dir():
-        if not (path / "model_index.json").is_file():
-            raise UserError(
-                f"Base model {path} is a folder without model_index.json: give the folder of a "
-                "diffusers pipeline, a hub name, or one of: " + ", ".join(bundled_models()) + "."
-            )
-        return str(path)
-    if is_local(name_or_path):
-        raise UserError(
-            f"No base model at {name_or_path!r}: give a diffusers folder, a hub name like "
-            "stabilityai/stable-diffusion-xl-base-1.0, or one of: "
-            + ", ".join(bundled_models())
-            + "."
-        )
-    return name_or_path
-
-
 def load_part(base: str, kind: str, subfolder: str, **options: Any) -> Any:
     """One component of a base model, by class name from diffusers or transformers.
 
     Args:
-        base: what `resolve_base` returned.
+        base: what `resolve.resolve_base` returned.
         kind: class name, such as "AutoencoderKL" or "CLIPTextModel".
         options: `torch_dtype`, `revision`, `variant` …, as `from_pretrained` takes them.
 

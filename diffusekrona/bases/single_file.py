@@ -20,7 +20,7 @@ from ..common.paths import as_path
 from ..common.tensor_files import opened, read_shapes
 from .base import Family
 from .families import FAMILIES
-from .loading import read_json_of, resolve_base
+from .loading import read_json_of
 from .published import FAMILY_FILES
 from .schedulers import to_zero_snr
 from .single_file_parts import UNET, VAE, SingleFile, write_configs
@@ -50,8 +50,8 @@ def open_single_file(path: str, configs: str | None = None) -> SingleFile:
     """A single file as a base: what `loading.load_part` and `read_json_of` take.
 
     Args:
-        configs: folder or hub name of a diffusers pipeline whose configs and tokenizers fit it;
-            those of the published models by default.
+        configs: folder or hub name of a diffusers pipeline whose configs and tokenizers fit it, as
+            `resolve.resolve_base` returns it; those of the published models by default.
 
     Raises:
         UserError: a pickle, a file that is damaged, holds no whole model, or one that its configs
@@ -69,26 +69,22 @@ def open_single_file(path: str, configs: str | None = None) -> SingleFile:
     with opened(file) as content:
         metadata = dict(content.metadata() or {})
     family, refiner = _family(file, shapes)
-    try:
-        source = resolve_base(configs) if configs else None
-    except UserError as error:
-        raise UserError(f"--single_file_config: {error}") from error
-    files = {name: dict(_config(family, source, name)) for name in FAMILY_FILES[family.name]}
+    files = {name: dict(_config(family, configs, name)) for name in FAMILY_FILES[family.name]}
     files["model_index.json"].pop("_name_or_path", None)
     for part, kind in ((family.denoiser, family.denoiser_class), ("vae", family.vae_class)):
         files[f"{part}/config.json"] = _with_defaults(kind, files[f"{part}/config.json"])
     unet = files["unet/config.json"]
-    if source is None and refiner:
+    if configs is None and refiner:
         unet |= _REFINER_UNET
     if _CONV_IN in shapes:
         unet["in_channels"] = shapes[_CONV_IN][1]
     if not refiner:
-        _check_fit(file, family, unet, shapes, source)
+        _check_fit(file, family, unet, shapes, configs)
     marks = schedule_of(shapes, metadata)
     _add_schedule(files, marks)
     assumed = None
     files_say = family.files and family.files.architecture != family.files.v_architecture
-    if source is None and files_say and "prediction_type" not in marks:
+    if configs is None and files_say and "prediction_type" not in marks:
         assumed = (
             f"{file} does not say what it predicts: v_prediction is assumed, as SD 2.x at 768 px "
             "has it; give --prediction_type epsilon for a model trained at 512 px."
@@ -98,7 +94,7 @@ def open_single_file(path: str, configs: str | None = None) -> SingleFile:
         prefixes |= zip(family.text_encoders, family.files.text_prefixes, strict=True)
     if any(key.startswith(VAE) for key in shapes):
         prefixes["vae"] = VAE
-    tokenizers = source or family.default_base
+    tokenizers = configs or family.default_base
     return SingleFile(str(file), write_configs(files), tokenizers, prefixes, assumed)
 
 

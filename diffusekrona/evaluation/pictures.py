@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..adapters.mixing import WeightedAdapter, apply_adapters
-from ..bases.families import drawing_defaults, family_of_pipeline
+from ..bases.families import family_of_pipeline
 from ..bases.fingerprint import fingerprint_of
 from ..bases.precision import DTYPE_NAMES
+from ..bases.resolve import drawing_defaults
 from ..bases.schedulers import set_scheduler
 from ..common.errors import UserError, shortened
 from ..common.files import slug

@@ -16,8 +16,8 @@ import torch
 from safetensors import safe_open
 
 from ..bases.families import FAMILIES, denoiser_names, resembling
-from ..bases.loading import resolve_base
 from ..bases.names import with_text_model, without_text_model
+from ..bases.resolve import resolve_base
 from ..bases.single_file import family_of_keys, refuse_quantised
 from ..common.errors import UserError
 from ..common.json_files import read_json

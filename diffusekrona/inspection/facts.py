@@ -23,8 +23,9 @@ from ..adapters.file import Adapter
 from ..adapters.groups import Place, place_of
 from ..adapters.methods import method_of
 from ..bases.families import identify
-from ..bases.loading import load_part, resolve_base
+from ..bases.loading import load_part
 from ..bases.names import without_text_model
+from ..bases.resolve import resolve_base
 from ..common.errors import UserError
 from ..krona.factors import Pair
 from ..krona.functional import kron_weight

@@ -28,10 +28,10 @@ from ..bases.loading import (
     check_timesteps,
     or_of_fp16_files,
     report_assumed,
-    resolve_base,
 )
 from ..bases.meta import trusting_no_config
 from ..bases.offload import offload_blocks, offload_layers
+from ..bases.resolve import resolve_base
 from ..bases.schedulers import load_sampler, schedule_options
 from ..bases.single_file_parts import SingleFile
 from ..bases.vae import channels_last

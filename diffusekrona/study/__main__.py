@@ -89,7 +89,7 @@ def choose_scoring(
     base: str, scored: ScoredSettings, study: Study, bundled: bool
 ) -> tuple[Scoring, list[str]]:
     """How cells are drawn and scored, and notes on what is left out."""
-    from ..bases.families import drawing_defaults
+    from ..bases.resolve import drawing_defaults
     from ..evaluation.encoders import choose_names
     from ..evaluation.prompts import choose_list
     from ..evaluation.settings import EncoderSettings
@@ -157,7 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = parse_settings(argv)
     chosen, place = settings.chosen, settings.place
     from ..bases.bundled import is_bundled
-    from ..bases.loading import quiet_libraries, resolve_base
+    from ..bases.loading import quiet_libraries
+    from ..bases.resolve import resolve_base
 
     if place.results:
         from .page import markdown

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from ..adapters.file import read_adapter
 from ..adapters.layout import ADAPTER_FILE
 from ..adapters.mixing import WeightedAdapter
-from ..bases.families import drawing_defaults
 from ..bases.precision import DTYPE_NAMES
+from ..bases.resolve import drawing_defaults
 from ..common.devices import choose_device, process_state
 from ..common.files import replace_whole
 from ..data.folder import find_pictures

@@ -18,9 +18,9 @@ from ..bases.loading import (
     read_json_of,
     read_part_config,
     report_assumed,
-    resolve_base,
 )
 from ..bases.meta import linear_layers, trusting_no_config
+from ..bases.resolve import resolve_base
 from ..bases.schedulers import check_zero_snr
 from ..bases.settings import BaseSettings
 from ..bases.single_file_parts import SingleFile

@@ -245,7 +245,8 @@ def values_of_recipe(
 
 def _scheduler(recipe: Mapping[str, Any]) -> str | None:
     """The scheduler by name; None where it is the base's own."""
-    from ..bases.loading import read_json_of, resolve_base
+    from ..bases.loading import read_json_of
+    from ..bases.resolve import resolve_base
 
     kind = recipe.get("scheduler")
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..adapters.method import Method
 from ..adapters.methods import METHODS
-from ..bases.loading import resolve_base
+from ..bases.resolve import resolve_base
 from ..bases.settings import BaseSettings
 from ..common.settings import build, options_of
 from ..training.resolved_run import (

@@ -26,7 +26,8 @@ from diffusekrona.adapters.layers import add_adapters
 from diffusekrona.adapters.methods import targets_of
 from diffusekrona.bases.base import BUNDLED_DRAWING
 from diffusekrona.bases.bundled import bundled_models
-from diffusekrona.bases.families import FAMILIES, drawing_defaults, identify
+from diffusekrona.bases.families import FAMILIES, identify
+from diffusekrona.bases.resolve import drawing_defaults
 from diffusekrona.bases.schedulers import set_scheduler
 from diffusekrona.common.errors import UserError
 from diffusekrona.inference import main as draw

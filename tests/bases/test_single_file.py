@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from diffusekrona import KronAConfig, inference, save_adapter, train_dreambooth
 from diffusekrona.bases import published, single_file
 from diffusekrona.bases.families import check_schedule, identify
-from diffusekrona.bases.loading import read_json_of, resolve_base
+from diffusekrona.bases.loading import read_json_of
+from diffusekrona.bases.resolve import resolve_base
 from diffusekrona.bases.schedulers import load_sampler
 from diffusekrona.bases.settings import BaseSettings
 from diffusekrona.bases.single_file import schedule_of

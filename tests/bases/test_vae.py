@@ -7,7 +7,7 @@ import tiny_models
 import torch
 
 from diffusekrona.bases.families import FAMILIES
-from diffusekrona.bases.loading import resolve_base
+from diffusekrona.bases.resolve import resolve_base
 from diffusekrona.bases.vae import denormalise, load_vae, normalise, read_vae_config
 
 STATISTICS = {"latents_mean": [0.5, -1.0], "latents_std": [2.0, 4.0], "scaling_factor": 0.5}

@@ -15,7 +15,8 @@ from PIL import Image
 from tiny_scorers import save_clip, save_dino
 
 from diffusekrona import choose, evaluate, inference, inspect, train_dreambooth
-from diffusekrona.bases.families import drawing_defaults, identify
+from diffusekrona.bases.families import identify
+from diffusekrona.bases.resolve import drawing_defaults
 from diffusekrona.sampling.grids import read_recipe
 from diffusekrona.study.__main__ import main as study
 

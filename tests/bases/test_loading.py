@@ -13,6 +13,7 @@ from PIL import Image
 
 from diffusekrona.bases.bundled import BUNDLED, is_bundled
 from diffusekrona.bases.loading import load_part, quiet_libraries
+from diffusekrona.bases.meta import trusting_no_config
 from diffusekrona.common.errors import UserError
 from diffusekrona.sampling.pipeline import encode, load_pipeline
 from diffusekrona.train_dreambooth import train
@@ -123,3 +124,9 @@ def test_a_bundled_base_is_known_by_its_name_and_by_its_folder(monkeypatch, tmp_
     assert is_bundled("./pocket-sdxl")
     (tmp_path / "link").symlink_to(BUNDLED / "pocket")
     assert is_bundled(str(tmp_path / "link"))
+
+
+def test_what_a_damaged_config_holds_is_escaped_in_the_error() -> None:
+    with pytest.raises(UserError, match=r"\\x1b\[2J") as caught, trusting_no_config("a config"):
+        raise ValueError("no activation \x1b[2J")
+    assert str(caught.value).isprintable()

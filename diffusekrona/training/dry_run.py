@@ -17,7 +17,6 @@ from ..bases.settings import BaseSettings, PrecisionSettings
 from ..common.run_record import RUN_RECORD, RUN_SETTINGS, TRAIN_LOG
 from ..data.examples import Example
 from ..data.settings import DataSettings, PriorSettings
-from .checkpoint import ADAPTER
 from .lr_schedule import rate_factor
 from .memory.estimate import estimate, in_words
 from .resolved_run import ResolvedRun, max_train_steps

@@ -42,15 +42,6 @@ log = logging.getLogger(__name__)
 _MOST_GRID_PIXELS = 1e8  # about what image viewers still open
 
 
-def __getattr__(name: str) -> Any:
-    # The library half, under this module's name too. It imports torch, which `--help` need not.
-    if name in ("load_pipeline", "generate"):
-        from .sampling import pipeline as sampling
-
-        return getattr(sampling, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
 def build(
     model: ModelSettings,
     machine: MachineSettings,

@@ -478,8 +478,6 @@ def test_flags_need_no_torch() -> None:
     code += "assert 'torch' not in sys.modules"
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run([sys.executable, "-c", code], check=True, env=env, timeout=120)
-    assert inference.generate is sampling.generate
-    assert inference.load_pipeline is sampling.load_pipeline
 
 
 def test_a_pipeline_loads_without_its_safety_checker(tiny_sd1: Path) -> None:

@@ -13,38 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from .bases.precision import STORED, dtype_of
 from .common.command_line import parse
 from .common.errors import exit_on_user_error
 from .common.settings import setting
 from .common.weights import given_weight
-
-TARGETS = {
-    "krona": "DiffuseKronA's adapter file",
-    "lokr": "LoKr under kohya's names, for ComfyUI, Forge, A1111, InvokeAI",
-    "lokr-diffusers": "LoKr under diffusers' names, for unet.load_lora_adapter (square factors)",
-    "lokr-lycoris": "LoKr under LyCORIS' names, for its wrapper and SimpleTuner (square factors)",
-    "lokr-ai-toolkit": "LoKr under ai-toolkit's names (Z-Image; square factors)",
-    "lora": "LoRA for diffusers' pipe.load_lora_weights",
-    "lora-kohya": "LoRA under kohya's names, for every user interface",
-    "lora-ai-toolkit": "LoRA under ai-toolkit's names (FLUX.2-klein, Z-Image)",
-    "merged": "the whole model: one file in the original layout if the destination ends in "
-    ".safetensors, else a diffusers folder",
-    "peft": "PEFT folder of a KronA adapter",
-    "peft-lora": "PEFT folder of a LoRA, for stock PEFT",
-}
-SOURCES = ("krona", "published", "lokr", "lora", "peft", "full")
-
-
-def __getattr__(name: str) -> Any:
-    # The library half, under this module's name too. It imports torch, which `--help` need not.
-    if name in ("convert", "Options", "Report"):
-        from .formats import conversion
-
-        return getattr(conversion, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+from .formats.targets import SOURCES, TARGETS
 
 
 @dataclass(frozen=True)
@@ -59,7 +34,11 @@ class ConvertSettings:
     destination: str = setting(
         positional=True, metavar="DESTINATION", help="File or folder to write."
     )
-    to: str = setting(choices=TARGETS, metavar="FORMAT", help="Format to write.")
+    to: str = setting(
+        choices={name: target.help for name, target in TARGETS.items()},
+        metavar="FORMAT",
+        help="Format to write.",
+    )
     source_format: str | None = setting(
         None,
         flag="from",
@@ -109,7 +88,7 @@ class ConvertSettings:
 
 def description() -> str:
     """What `--help` says of the program."""
-    targets = "\n".join(f"  {name:<16} {what}" for name, what in TARGETS.items())
+    targets = "\n".join(f"  {name:<16} {target.help}" for name, target in TARGETS.items())
     return (
         "Convert an adapter, or a fine-tuned model, from one format to another.\n"
         "Of a fine-tuned whole model as SOURCE, its change relative to --base is converted.\n\n"

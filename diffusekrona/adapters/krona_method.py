@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 from ..bases.components import denoiser_name, is_text_encoder
 from ..common.errors import UserError, shortened
 from .method import (
-    KRONECKER_FORMATS,
-    LOW_RANK_FORMATS,
     Method,
     Shape,
     Targets,
@@ -195,7 +193,7 @@ KRONA = Method(
     norm=_krona_norm,
     read_config=_krona_from_file,
     fit=_krona_fit,
-    formats=(*KRONECKER_FORMATS, *LOW_RANK_FORMATS, "merged"),
+    formats=("krona", "lokr", "lora", "merged"),
     merging_code=_krona_merging_code,
     autocast=False,  # its layers cast their factors themselves
     learning_rate=6e-4,  # the paper's optimum is 5e-4 to 6e-4

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
-from .method import KRONECKER_FORMATS, LOW_RANK_FORMATS, Method, Targets, Tensors, valid_scale
+from .method import Method, Targets, Tensors, valid_scale
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,7 +82,7 @@ LOKR = Method(
     delta=_lokr_delta,
     describe=_lokr_words,
     size=_lokr_size,
-    formats=(*KRONECKER_FORMATS, *LOW_RANK_FORMATS, "merged"),
+    formats=("krona", "lokr", "lora", "merged"),
     learning_rate=1e-3,
     variants=tuple(
         (*one, *two)

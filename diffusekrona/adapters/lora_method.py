@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
 from .method import (
-    LOW_RANK_FORMATS,
     Method,
     Shape,
     Targets,
@@ -125,7 +124,7 @@ LORA = Method(
     fill=_lora_fill,
     norm=_lora_norm,
     read_config=_lora_from_file,
-    formats=(*LOW_RANK_FORMATS, "merged"),
+    formats=("lora", "merged"),
     learning_rate=1e-4,  # as in diffusers' documented DreamBooth LoRA runs
     pocket_learning_rate=6e-4,
 )

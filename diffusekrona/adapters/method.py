@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 Tensors = Mapping[str, "torch.Tensor"]  # one layer's, by the names in `Method.tensor_names`
 ConfigReader = Callable[[Mapping[str, Any], Mapping[str, Tensors], object], "PeftConfig"]
-LOW_RANK_FORMATS = ("lora", "lora-kohya", "lora-ai-toolkit", "peft-lora")
-KRONECKER_FORMATS = ("krona", "peft", "lokr", "lokr-diffusers", "lokr-lycoris", "lokr-ai-toolkit")
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Method:
             nothing is left unchecked; by default its plain numbers. Raises UserError.
         fit: (configuration, layer name to tensors) to the configuration under which PEFT makes
             tensors of these shapes; by default the same one.
-        formats: targets of the converter that hold the method exactly.
+        formats: kinds of the converter's targets (`Target.kind`) that hold the method exactly.
         merging_code: (configurations by component, file name) to Python lines for the model card,
             which merge the file into `pipe` with torch and safetensors alone.
         autocast: whether its layers need autocast in mixed precision; without it they cast by

@@ -27,15 +27,12 @@ from .destination import (
     place,
 )
 from .full_model import FullModel, open_model
-from .recognise import READERS, SOURCES, recognise
+from .recognise import READERS, recognise
 from .report import Options, Report
 from .target_limits import held_by, with_base
+from .targets import SOURCES, TARGETS, targets_of
 from .to_kronecker import with_factors
 
-KRONECKER = ("krona", "peft")
-LOKR = ("lokr", "lokr-diffusers", "lokr-lycoris", "lokr-ai-toolkit")
-LOW_RANK = ("lora", "lora-kohya", "lora-ai-toolkit", "peft-lora")
-TARGETS = (*KRONECKER, *LOKR, *LOW_RANK, "merged")
 _LOKR_WRITERS = {
     "lokr-diffusers": lokr.diffusers_tensors,
     "lokr-lycoris": lokr.lycoris_tensors,
@@ -61,11 +58,11 @@ def convert(
 
     Args:
         destination: a file; a folder (or a name without suffix) gets one under its usual name.
-        target: one of TARGETS. "merged" writes one file if the destination ends in
+        target: one of `targets.TARGETS`. "merged" writes one file if the destination ends in
             .safetensors, else a diffusers folder.
-        source_format: one of SOURCES, where it shall not be recognised.
+        source_format: one of `targets.SOURCES`, where it shall not be recognised.
         base: the base model; needed for "merged" and for a full fine-tune.
-        family: "sd1", "sd2" or "sdxl", where the file does not say.
+        family: of base models, a name in `bases.families.FAMILIES`, where the file does not say.
         overwrite: replace a file or folder at `destination` that `convert` did not write.
 
     Raises:
@@ -97,10 +94,10 @@ def convert(
     check_sizes(whole.layers, whole.title)
     if model is not None:
         merged.edits_of(whole, model)  # the checks alone
-    if target == "merged":
+    if target == "merged" and model is not None:
         written, found = _write_merged(whole, model, destination, options, overwrite)
     else:
-        written, found = _write_adapter(whole, destination, target, hints, options)
+        written, found = _write_adapter(whole, destination, target, options)
     worst = max(found, key=lambda name: found[name][1])
     return Report(
         source=whole.title,
@@ -125,12 +122,13 @@ def _check_request(target: str, base: object, options: Options) -> None:
         raise UserError(f"--to {target} is not a format: choose one of {', '.join(TARGETS)}.")
     if target == "merged" and base is None:
         raise UserError("--to merged needs the base model to merge into: add --base.")
-    if options.rank is not None and target not in LOW_RANK:
-        raise UserError(f"--rank is for --to {', '.join(LOW_RANK)}, not {target}.")
+    kind = TARGETS[target].kind
+    if options.rank is not None and kind != "lora":
+        raise UserError(f"--rank is for --to {', '.join(targets_of('lora'))}, not {target}.")
     factors = [n for n in ("a1", "a2", "terms") if getattr(options, n) is not None]
-    if factors and target not in (*KRONECKER, *LOKR):
-        raise UserError(f"--{factors[0]} is for --to {', '.join((*KRONECKER, *LOKR))}.")
-    if target in LOKR and (options.terms or 1) > 1:
+    if factors and kind not in ("krona", "lokr"):
+        raise UserError(f"--{factors[0]} is for --to {', '.join(targets_of('krona', 'lokr'))}.")
+    if kind == "lokr" and (options.terms or 1) > 1:
         raise UserError(
             f"LoKr cannot store {options.terms} terms per layer: "
             "write --to krona, --to lora or --to merged."
@@ -164,11 +162,11 @@ def _read(kind: str, path: Path, hints: Hints, base: FullModel | None, target: s
 
 
 def _write_adapter(
-    whole: DeltaSet, destination: Path, target: str, hints: Hints, options: Options
+    whole: DeltaSet, destination: Path, target: str, options: Options
 ) -> tuple[DeltaSet, dict[str, tuple[float, float]]]:
     """Write, read back, compare, and only then put into place."""
     again = Hints(whole.family, whole.layers_per_block, as_lora=True)
-    if target in ("peft", "peft-lora"):
+    if TARGETS[target].is_folder:
         written = whole
         if target == "peft":
             written = with_factors(whole, options)
@@ -184,8 +182,7 @@ def _write_adapter(
     written, tensors, metadata = _tensors(whole, destination.stem, target, options)
     with replace_whole(destination) as temporary:
         write_entries(entries_of(tensors), temporary, metadata | MARK)
-        reader = {"krona": "krona"}.get(target) or ("lokr" if target in LOKR else "lora")
-        back = READERS[reader](temporary, again)
+        back = READERS[TARGETS[target].kind](temporary, again)
         return _measured(written, back), _compared(whole, back)
 
 

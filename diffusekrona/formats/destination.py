@@ -14,24 +14,26 @@ from ..adapters.layout import ADAPTER_FILE, LORA_WEIGHTS
 from ..common.errors import UserError
 from ..common.own_files import is_own
 from ..common.tensor_files import opened
+from .targets import TARGETS
 
 MARK = {"converted_by": "diffusekrona"}
-FOLDER_TARGETS = ("peft", "peft-lora")
 _BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
 _CARD = "README.md"
 
 
 def place(destination: Path, target: str) -> Path:
     """The file or folder to write: a file gets its usual name where a folder was named."""
-    if target in ("merged", *FOLDER_TARGETS) or (destination.suffix and not destination.is_dir()):
+    is_whole = target == "merged" or TARGETS[target].is_folder
+    if is_whole or (destination.suffix and not destination.is_dir()):
         return destination
-    names = {"krona": ADAPTER_FILE, "lora": LORA_WEIGHTS}
-    return destination / names.get(target, f"{destination.name}.safetensors")
+    return destination / (TARGETS[target].file_name or f"{destination.name}.safetensors")
 
 
 def is_folder_target(destination: Path, target: str) -> bool:
     """Whether `target` is written as a folder."""
-    return target in FOLDER_TARGETS or (target == "merged" and destination.suffix != ".safetensors")
+    if target == "merged":
+        return destination.suffix != ".safetensors"
+    return TARGETS[target].is_folder
 
 
 def check_destination(

@@ -21,7 +21,6 @@ READERS: dict[str, Callable[[Path, Hints], DeltaSet]] = {
     "lora": adapter_layers.read,
     "peft": peft_folder.read,
 }
-SOURCES = (*READERS, "full")
 # Own names that a folder's adapter may have, the first that is there.
 _USUAL = (ADAPTER_FILE, LORA_WEIGHTS)
 # Substring of a key to the kind of file it betrays, and what to do about it.

@@ -12,11 +12,7 @@ from ..common.errors import UserError
 from .delta_set import DeltaSet
 from .full_model import FullModel
 from .report import Options
-
-KOHYA = ("lokr", "lora-kohya")  # only these formats carry textual inversions along
-NOT_OF_TRANSFORMERS = ("peft", "peft-lora", "lokr-lycoris")
-OF_TRANSFORMERS = {"lora-ai-toolkit": "lora-kohya", "lokr-ai-toolkit": "lokr"}  # for others
-ONE_UNET = ("lokr-diffusers", "lokr-lycoris")  # their loaders take a UNet's layers only
+from .targets import TARGETS
 
 
 def with_base(source: DeltaSet, base: FullModel | None) -> DeltaSet:
@@ -52,16 +48,17 @@ def held_by(
         UserError: naming the part, or because nothing would be left.
     """
     notes = list(source.notes)
-    family = FAMILIES.get(source.family or "")
-    if family and family.block_layers and target in NOT_OF_TRANSFORMERS:
+    family, known = FAMILIES.get(source.family or ""), TARGETS[target]
+    is_transformer = family is not None and bool(family.block_layers)
+    if family and is_transformer and known.not_transformers:
         raise UserError(
             f"--to {target} is not written for {family.title}: write --to lora, lokr, merged "
             "or krona."
         )
-    if target in OF_TRANSFORMERS and not (family and family.block_layers):
-        titles = " and ".join(known.title for known in FAMILIES.values() if known.block_layers)
+    if known.only_transformers and not is_transformer:
+        titles = " and ".join(own.title for own in FAMILIES.values() if own.block_layers)
         raise UserError(
-            f"--to {target} is written for {titles}: write --to {OF_TRANSFORMERS[target]}."
+            f"--to {target} is written for {titles}: write --to {known.only_transformers}."
         )
 
     def leave_out(
@@ -88,10 +85,11 @@ def held_by(
         lacking = {n: v for n, v in vectors.items() if not base.locate(*n.rsplit(".", 1))}
         leave_out(lacking, f"changes of what {base.root} lacks", "choose another base")
         vectors = {n: v for n, v in vectors.items() if n not in lacking}
-    if target not in KOHYA:
-        leave_out(bundled, "textual inversions", f"write --to {' or '.join(KOHYA)}")
+    if not known.bundled:
+        others = " or ".join(own.name for own in TARGETS.values() if own.bundled)
+        leave_out(bundled, "textual inversions", f"write --to {others}")
         bundled = {}
-    if target in ONE_UNET:
+    if not known.text_encoders:
         others = {n: d for n, d in layers.items() if is_text_encoder(n)}
         leave_out(others, "layers of text encoders", "write --to lora")
         layers = {n: d for n, d in layers.items() if n not in others}

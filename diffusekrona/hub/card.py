@@ -18,6 +18,7 @@ from ..common.paths import is_local
 from ..common.run_record import RunRecord, read_run_record_or_none
 from ..common.text_files import read_text
 from ..evaluation.prompts import article
+from ..formats.targets import targets_of
 
 CARD = "README.md"
 GRID = "validation/grid.png"
@@ -27,39 +28,30 @@ SCORES = ("results.md", "evaluation/results.md")
 def write_model_card(
     run_dir: Path | str,
     *,
-    title: str | None = None,
     repo_id: str | None = None,
     license: str | None = None,
-    scores: Path | str | None = None,
 ) -> Path:
     """Write `run_dir/README.md` from what the run left there; replaced whole if it is there.
 
     Args:
-        title: by default the folder's name.
-        repo_id: where it will be on the hub, for the lines that load it; by default the title.
+        repo_id: where it will be on the hub, for the lines that load it; by default the folder's
+            name.
         license: an identifier such as "openrail++"; the owner's to choose, so none is made up.
-        scores: a `results.md` of `diffusekrona.evaluate`; by default the one in the run's folder.
 
     Raises:
         UserError: no readable adapter in the folder.
     """
     folder = Path(run_dir)
-    text = card_text(folder, title or folder.resolve().name, repo_id, license, scores)
+    text = card_text(folder, repo_id, license)
     return write_result(folder / CARD, text)
 
 
-def card_text(
-    folder: Path,
-    title: str,
-    repo_id: str | None = None,
-    license: str | None = None,
-    scores: Path | str | None = None,
-) -> str:
+def card_text(folder: Path, repo_id: str | None = None, license: str | None = None) -> str:
     """The card of a run's folder, Markdown with the hub's YAML head."""
     from ..adapters.file import read_adapter
 
     adapter = read_adapter(folder)
-    metadata = adapter.metadata
+    metadata, title = adapter.metadata, folder.resolve().name
     counts = {
         name: (len(adapter.method.by_layer(tensors := adapter.component_tensors(name))),
                sum(t.numel() for t in tensors.values()))
@@ -75,8 +67,7 @@ def card_text(
     ]
     if (folder / GRID).is_file():
         parts.append(f"## Pictures\n\n![validation pictures by step]({GRID})\n")
-    found = [Path(scores)] if scores else [folder / name for name in SCORES]
-    table = next((read_text(p) for p in found if p.is_file()), None)
+    table = next((read_text(folder / n) for n in SCORES if (folder / n).is_file()), None)
     if table:
         parts.append(f"## Scores\n\n{without_mark(table).strip()}\n")
     return "\n".join(parts)
@@ -181,16 +172,16 @@ As a whole model, for any other program:
     return text + (f"For ComfyUI, Forge, A1111 and InvokeAI: {others}.\n" if others else "")
 
 
-def _formats(adapter: Any) -> tuple[str, ...]:
+def _formats(adapter: Any) -> list[str]:
     """Targets of the converter that hold the adapter exactly: LoKr has one product per layer, in
     torch.kron's order."""
     from ..krona import KronAConfig
 
-    formats = adapter.method.formats
+    kinds = set(adapter.method.formats)
     for config in adapter.configs.values():
         if isinstance(config, KronAConfig) and (config.terms > 1 or config.output_order != "kron"):
-            return tuple(name for name in formats if not name.startswith("lokr"))
-    return formats
+            kinds.discard("lokr")
+    return targets_of(*kinds)
 
 
 def _has_slices(adapter: Any) -> bool:

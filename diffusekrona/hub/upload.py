@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..common.errors import UserError
+from ..common.errors import UserError, reason_of
 from ..common.files import temporary_folder
 from ..common.own_files import write_result
 from .card import CARD, GRID, plain, write_model_card
@@ -63,8 +63,8 @@ def push_to_hub(
             commit_message="Upload with DiffuseKronA",
         )
     except Exception as error:  # the hub's client raises some twenty kinds
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"Cannot upload to {repo_id!r}: {line} ({folder} is kept).") from error
+        reason = reason_of(error)
+        raise UserError(f"Cannot upload to {repo_id!r}: {reason} ({folder} is kept).") from error
     return str(repo)
 
 

@@ -94,14 +94,13 @@ class Lowered:
     worst: float
 
 
-def lowered(facts: Facts, pairs: Sequence[Pair] | None = None) -> list[Lowered]:
+def lowered(facts: Facts) -> list[Lowered]:
     """The nearest single products with other factors, fewest parameters first.
 
-    Args:
-        pairs: `candidates(facts)` if not given. Those that do not divide every layer are left out.
+    Factors that do not divide every layer are left out.
     """
     results = []
-    for pair in candidates(facts) if pairs is None else pairs:
+    for pair in candidates(facts):
         found = [missed(layer, pair) for layer in facts.layers]
         errors = [error for error in found if error is not None]
         if len(errors) < len(found):

@@ -13,7 +13,7 @@ import gradio as gr
 
 from ..common.errors import UserError
 from ..common.settings import options_of
-from ..formats.destination import FOLDER_TARGETS
+from ..formats.targets import TARGETS
 from .fields import Renewed, component_for
 from .filling import QUIET
 from .form import label_of, read_form
@@ -103,12 +103,13 @@ def _field(workspace: Workspace, tool: Tool, name: str) -> Any:
     return component_for(option, tool.name, **look)
 
 
+FOLDERS = [target.name for target in TARGETS.values() if target.is_folder]
 # Where a converted adapter goes, named after its source and the format, unless another place was
 # typed. In the browser: an answer of the server would replace what is typed meanwhile.
 DESTINATION = f"""(source, to, destination, filled) => {{
   const whole = (source || "").replace(/^outputs[/]/, "").replaceAll("/", "-");
   const name = whole.replace(/(-?adapter)?[.]safetensors$/, "") + (to ? "-" + to : "");
-  const end = {json.dumps(FOLDER_TARGETS)}.includes(to) ? "" : ".safetensors";
+  const end = {json.dumps(FOLDERS)}.includes(to) ? "" : ".safetensors";
   const next = source ? `outputs/converted/${{name}}${{end}}` : "";
   return [destination === filled ? next : destination, next];
 }}"""

@@ -28,8 +28,8 @@ from diffusekrona.adapters.methods import (
 )
 from diffusekrona.adapters.settings import AdapterSettings
 from diffusekrona.common.errors import UserError
-from diffusekrona.convert import convert as convert_file
 from diffusekrona.convert import main as convert
+from diffusekrona.formats.conversion import convert as convert_file
 from diffusekrona.formats.full_model import open_model
 from diffusekrona.inspection.facts import facts_of
 from diffusekrona.krona import merge_and_unload

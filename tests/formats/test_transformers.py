@@ -292,14 +292,14 @@ def test_stable_diffusion_3_is_merged_into_a_folder_only_as_its_card_says(sd35, 
     base, path = sd35
     with pytest.raises(UserError, match=r"Stable Diffusion 3\.5 is written as a diffusers folder"):
         convert(path, tmp_path / "out.safetensors", "merged", base=base)
-    assert "adapter.safetensors merged --to merged --base BASE" in card_text(path.parent, "a dog")
+    assert "adapter.safetensors merged --to merged --base BASE" in card_text(path.parent)
     for _ in range(2):  # its own folder, third text encoder included, is replaced
         assert convert(path, tmp_path / "merged", "merged", base=base).relative < 1e-4
 
 
 def test_the_model_card_of_a_transformer_says_what_works(trained) -> None:
     family, _, path = trained
-    text = card_text(path.parent, "a dog")
+    text = card_text(path.parent)
     assert ("torch.kron" in text) == (family.name == "z-image")
     assert "--to lokr" in text and "lora-ai-toolkit" in text and "lora-kohya" not in text
 
@@ -309,4 +309,4 @@ def test_the_model_card_of_a_rotated_transformer_offers_no_conversion(trained, t
     denoiser = family.load_denoiser(str(base))
     denoiser.add_adapter(OFTConfig(oft_block_size=8, target_modules=["to_q"]))
     save_adapter(denoiser, tmp_path / "adapter.safetensors")
-    assert "--to " not in card_text(tmp_path, "a dog")
+    assert "--to " not in card_text(tmp_path)

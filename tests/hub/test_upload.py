@@ -14,9 +14,10 @@ import torch
 import yaml
 from diffusers import DiffusionPipeline
 
-from diffusekrona import KronAConfig, convert, load_adapter, save_adapter
+from diffusekrona import KronAConfig, load_adapter, save_adapter
 from diffusekrona.common.errors import UserError
 from diffusekrona.common.tensor_files import read_metadata
+from diffusekrona.formats.conversion import convert
 from diffusekrona.hub.upload import push_conversion, push_to_hub, write_model_card
 
 PROMPT = 'a "sks" dog: with | bars\n---\nlicense: evil'
@@ -121,7 +122,7 @@ def test_a_folder_that_is_written_as_a_name_of_the_hub_is_not_taken_for_one(
     monkeypatch.chdir(tmp_path)
     card = write_model_card(run).read_text()
     assert "base_model" not in head_of(card) and "models/sdxl" not in card and "`sdxl`" in card
-    convert.convert(run, tmp_path / "lora.safetensors", "lora-kohya")
+    convert(run, tmp_path / "lora.safetensors", "lora-kohya")
     assert read_metadata(tmp_path / "lora.safetensors")["ss_sd_model_name"] == "sdxl"
 
 
@@ -216,7 +217,7 @@ def test_a_conversion_is_uploaded_with_a_card(tmp_path: Path, hub, monkeypatch) 
     monkeypatch.setattr(
         huggingface_hub, "HfApi", lambda endpoint, token: real(endpoint=hub.endpoint, token="hf_x")
     )
-    report = convert.convert(run, tmp_path / "out" / "dog.safetensors", "lokr")
+    report = convert(run, tmp_path / "out" / "dog.safetensors", "lokr")
     push_conversion(report, "me/dog")
     assert set(hub.files) == {"README.md", "dog.safetensors"}
     card = hub.files["README.md"].decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftConfig
 
-    from .deltas import Delta
+    from .deltas import Delta, LowRankDelta
 
 
 def _lora_config(settings: Any, targets: Targets) -> PeftConfig:
@@ -88,6 +89,32 @@ def _lora_from_file(
             raise UserError(f"{where}: {name}'s lora_A and lora_B differ in rank.")
         ranks[name] = down[0]
     return lora_config(values, ranks, where)
+
+
+def lora_of(
+    layers: Mapping[str, LowRankDelta],
+) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
+    """The LoRA of one component, exact and with scale 1: its configuration and its tensors.
+
+    Args:
+        layers: by module path; those of another rank than the commonest are in the patterns.
+    """
+    from peft import LoraConfig
+
+    rank = Counter(delta.rank for delta in layers.values()).most_common(1)[0][0]
+    pattern = {path: delta.rank for path, delta in layers.items() if delta.rank != rank}
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        rank_pattern=pattern,
+        alpha_pattern=dict(pattern),
+        target_modules=sorted(layers),
+    )
+    tensors: dict[str, torch.Tensor] = {}
+    for path, delta in layers.items():
+        tensors[f"{path}.lora_A.weight"] = delta.down.contiguous()
+        tensors[f"{path}.lora_B.weight"] = delta.up.contiguous()
+    return config, tensors
 
 
 def lora_scale(config: Any, layer: str) -> float:

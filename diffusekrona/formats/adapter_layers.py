@@ -31,7 +31,7 @@ from ..common.tensor_files import read_tensors
 from .delta_set import DeltaSet, Hints, find_family, named_layers
 from .fused_layers import split
 from .layer_names import is_convolution, kernel_of
-from .layer_parts import Grouped, LayerChange, Parts, change_of, group, kind_of, rank_of
+from .layer_parts import Grouped, LayerChange, Parts, change_of, group, kind_of
 from .needs_base import NeedsBase
 
 Config = Mapping[str, Any]
@@ -149,7 +149,7 @@ def _scales(
         own = {s: grouped.stems[s] for s in paths if "alpha" not in grouped.stems[s]}
         if own:
             refuse_other_bases(config, where)
-        ranks = {paths[s]: rank_of(p) for s, p in own.items() if "down" in p}
+        ranks = {paths[s]: p["down"].shape[0] for s, p in own.items() if "down" in p}
         krons = [paths[s] for s, p in own.items() if any(n.startswith(("lokr", "hada")) for n in p)]
         if config.get("use_dora") and (plain := _without_magnitude(own)):
             raise UserError(

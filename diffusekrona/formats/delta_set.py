@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -20,6 +21,7 @@ from .published_sizes import check_published
 from .refs import Ref
 from .sgm_names import LAYERS_PER_BLOCK
 
+Kind = TypeVar("Kind", bound=Delta)
 LARGEST_LAYER = 2**27  # numbers; SDXL's largest has 2**25
 
 
@@ -28,7 +30,7 @@ class Hints:
     """What the user says about a file that cannot say it itself; None where unsaid.
 
     Attributes:
-        family: of base models, its name in `FAMILIES`.
+        family: of base models, a name in `bases.families.FAMILIES`.
         layers_per_block: of the base's UNet, for the original's block numbers.
         base_family: of the base given along; believed after what the file itself says.
         skip_unsupported: leave out what cannot be read or written, instead of refusing it.
@@ -78,11 +80,13 @@ class DeltaSet:
         vectors = sum(vector.numel() for vector in self.vectors.values())
         return total_parameters(self.layers.values()) + vectors
 
-    def components(self) -> list[str]:
-        """Component names in their fixed order."""
-        present = {name.partition(".")[0] for name in self.layers}
-        known = (*denoiser_names(), "text_encoder", "text_encoder_2")
-        return [c for c in known if c in present]
+    def kronecker_layers(self) -> dict[str, KronDelta]:
+        """The layers, all of which are Kronecker products. Raises UserError: one is not."""
+        found = {name: d for name, d in self.layers.items() if isinstance(d, KronDelta)}
+        for name in self.layers:
+            if name not in found:
+                raise UserError(f"{name} is not a sum of Kronecker products: write LoRA or merged.")
+        return found
 
     def need_family(self) -> str:
         """The family, or a UserError that says how to name it."""
@@ -92,6 +96,17 @@ class DeltaSet:
                 f"{'|'.join(FAMILIES)}, or --base."
             )
         return self.family
+
+
+def by_component(layers: Mapping[str, Kind]) -> dict[str, dict[str, Kind]]:
+    """Component, in a fixed order, to its layers by module path."""
+    found: dict[str, dict[str, Kind]] = {}
+    for component in (*denoiser_names(), "text_encoder", "text_encoder_2"):
+        head = component + "."
+        own = {n.removeprefix(head): d for n, d in layers.items() if n.startswith(head)}
+        if own:
+            found[component] = own
+    return found
 
 
 def named_layers(
@@ -109,7 +124,7 @@ def layers_from_metadata(metadata: Mapping[str, str]) -> int:
 
 
 def find_family(
-    layers: Mapping[str, Delta],
+    layers: Mapping[str, Delta | NeedsBase],
     stems: Sequence[str],
     where: Path | str,
     metadata: Mapping[str, str],

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from ..adapters.deltas import DenseDelta
+from ..adapters.deltas import Delta, DenseDelta
+from ..bases.components import is_text_encoder
 from ..common.errors import UserError
 from .delta_set import DeltaSet
 from .full_model import FullModel
@@ -28,14 +29,13 @@ def read(tuned: FullModel, base: FullModel) -> DeltaSet:
             f"{tuned.root} is {tuned.family}, the base {base.root} is {base.family}: give the base "
             "that it was fine-tuned from."
         )
-    layers = {}
+    layers: dict[str, Delta] = {}
     for name in sorted(set(tuned.projections())):
-        found, own = base.locate(name), tuned.locate(name)
-        if found is None:
+        if base.locate(name) is None:
             raise UserError(f"{tuned.root} has {name}, which the base {base.root} lacks.")
-        change = _change(tuned, base, name)
-        if name.startswith("unet.") or change().abs().max() > 0:
-            rows, columns = change().shape if own[1] != slice(None) else own[0].shape
+        (ref, index), change = tuned.find(name), _change(tuned, base, name)
+        if not is_text_encoder(name) or change().abs().max() > 0:
+            rows, columns = change().shape if index != slice(None) else ref.shape
             layers[name] = DenseDelta(change, (rows, columns))
     if not layers:
         raise UserError(f"{tuned.root} has no attention projections in common with {base.root}.")
@@ -60,7 +60,7 @@ def what_layers_leave_out(tuned: FullModel, base: FullModel) -> list[str]:
 
     A difference is a change where it is larger than the coarser dtype's rounding.
     """
-    taken = {base.locate(name)[0] for name in tuned.projections()}
+    taken = {base.find(name)[0] for name in tuned.projections()}
     worst, count, largest = "", 0, 0.0
     for pair in pairs(base, tuned):
         if pair.ref in taken or not pair.fits:

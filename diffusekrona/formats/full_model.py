@@ -19,7 +19,7 @@ from ..bases.families import FAMILIES, denoiser_names, resembling
 from ..bases.names import with_text_model, without_text_model
 from ..bases.resolve import resolve_base
 from ..bases.single_file import family_of_keys, refuse_quantised
-from ..common.errors import UserError
+from ..common.errors import UserError, reason_of
 from ..common.json_files import read_json
 from ..common.paths import as_path
 from ..common.tensor_files import DTYPES, opened, read_shapes, refuse_pickle
@@ -99,12 +99,26 @@ class FullModel:
         rows, columns = ref.shape
         return ref, family.fused_slices(found[0], (rows, columns))[found[1]]
 
-    def weight(self, name: str) -> torch.Tensor:
-        """A layer's weight as the matrix (out, in), fp32. Raises UserError: no such layer."""
+    def find(self, name: str) -> tuple[Ref, Index]:
+        """A layer's weight, and its rows and columns in it. Raises UserError: no such layer."""
         found = self.locate(name)
         if found is None:
             raise UserError(f"{self.root} has no layer {name}.")
-        return self.load(found[0])[found[1]].float().flatten(1)
+        return found
+
+    def weight(self, name: str) -> torch.Tensor:
+        """A layer's weight as the matrix (out, in), fp32. Raises UserError: no such layer."""
+        ref, index = self.find(name)
+        return self.load(ref)[index].float().flatten(1)
+
+    def need_family(self) -> str:
+        """The family, or a UserError that says how to name it."""
+        if self.family is None:
+            raise UserError(
+                f"{self.root} does not show which family of base models it belongs to: add "
+                f"--family {'|'.join(FAMILIES)}."
+            )
+        return self.family
 
     def projections(self) -> Iterator[str]:
         """Names of the attention projections that this model has."""
@@ -141,7 +155,8 @@ def open_model(name_or_path: str | Path, family: str | None = None) -> FullModel
     root = Path(resolve_base(str(name_or_path)))
     if not root.is_dir():
         root = _download(str(name_or_path))
-    denoiser = next((name for name in denoiser_names() if (root / name).is_dir()), "unet")
+    names = denoiser_names()
+    denoiser = next((name for name in names if (root / name).is_dir()), names[0])
     config = read_json(root / denoiser / "config.json", dict[str, Any])
     per_block = config.get("layers_per_block", 2)
     if not isinstance(per_block, int):
@@ -227,5 +242,4 @@ def _download(name: str) -> Path:
         try:
             return Path(snapshot_download(name, local_files_only=True))
         except Exception:
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"Cannot get base model {name!r}: {line}") from error
+            raise UserError(f"Cannot get base model {name!r}: {reason_of(error)}") from error

@@ -1,4 +1,4 @@
-"""Our own adapter file (see `adapter_file`), to and from deltas."""
+"""Our own adapter file (`adapters.file`), to and from deltas."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..bases.names import with_text_model
 from ..common.errors import UserError
 from ..common.tensor_files import stored
 from ..krona import KronAConfig
-from .delta_set import DeltaSet, Hints, find_family, layers_from_metadata
+from .delta_set import DeltaSet, Hints, by_component, find_family, layers_from_metadata
 
 CARRIED = (
     "base_model",
@@ -80,28 +80,21 @@ def component_deltas(
 
 
 def to_adapter(source: DeltaSet, dtype: torch.dtype | None = None) -> Adapter:
-    """Kronecker deltas as an `Adapter`, which `adapter_file` writes and loads.
+    """Kronecker deltas as an `Adapter`, which `adapters.file` writes and loads.
 
     Raises:
         UserError: layers that are not Kronecker products, or not of one row order.
     """
-    for name, delta in source.layers.items():
-        if not isinstance(delta, KronDelta):
-            raise UserError(f"{name} is not a sum of Kronecker products: write LoRA or merged.")
-    orders = {d.output_order for d in source.layers.values()}
+    layers = source.kronecker_layers()
+    orders = {d.output_order for d in layers.values()}
     if len(orders) > 1:
         raise UserError("The layers differ in row order, but an adapter has only one: write LoRA.")
-    terms = max(d.terms for d in source.layers.values())
+    terms = max(d.terms for d in layers.values())
     tensors: dict[str, torch.Tensor] = {}
     configs: dict[str, PeftConfig] = {}
-    for component in source.components():
-        deltas = {
-            n.partition(".")[2]: pad_terms(d, terms)
-            for n, d in source.layers.items()
-            if n.startswith(component + ".")
-        }
-        config, factors = _component(deltas, terms, orders.copy().pop())
-        configs[component] = config
+    for component, own in by_component(layers).items():
+        deltas = {path: pad_terms(delta, terms) for path, delta in own.items()}
+        configs[component], factors = _component(deltas, terms, orders.copy().pop())
         prefix = f"{component}." if is_text_encoder(component) else ""
         tensors |= {prefix + key: tensor for key, tensor in factors.items()}
     metadata = {key: source.metadata[key] for key in CARRIED if key in source.metadata}

@@ -31,6 +31,9 @@ from ..common.errors import UserError
 from .needs_base import Load, NeedsBase, weight_decomposed
 
 Parts = dict[str, torch.Tensor]
+Where = Path | str
+Scale = float | None  # None for alpha / rank
+Kernel = tuple[int, ...]  # (kh, kw); () of a linear layer
 # The two ends of a LoRA under every name that trainers give them.
 _LORA = re.compile(
     r"(?P<stem>.+?)[._](?:lora_|lora\.|lora_linear_layer\.|lora_layer\.)"
@@ -93,7 +96,7 @@ def part_of(key: str) -> tuple[str, str] | None:
     return found["stem"], found["part"]
 
 
-def group(tensors: Mapping[str, torch.Tensor], where: Path | str) -> Grouped:
+def group(tensors: Mapping[str, torch.Tensor], where: Where) -> Grouped:
     """A file's tensors by layer. Raises UserError for a part that is there twice."""
     stems: dict[str, Parts] = defaultdict(dict)
     keys: dict[tuple[str, str], str] = {}
@@ -112,7 +115,7 @@ def group(tensors: Mapping[str, torch.Tensor], where: Path | str) -> Grouped:
     return grouped
 
 
-def kind_of(stem: str, parts: Parts, where: Path | str) -> str:
+def kind_of(stem: str, parts: Parts, where: Where) -> str:
     """Which of KINDS a layer is. Raises UserError for none or several."""
     kinds = {_KIND_OF[part] for part in parts if part in _KIND_OF}
     if len(kinds) != 1:
@@ -131,7 +134,7 @@ def kind_of(stem: str, parts: Parts, where: Path | str) -> str:
 
 
 def change_of(
-    stem: str, parts: Parts, where: Path | str, scale: float | None, kernel: tuple[int, ...] = ()
+    stem: str, parts: Parts, where: Where, scale: Scale, kernel: Kernel = ()
 ) -> LayerChange:
     """What the tensors of one layer do to it.
 
@@ -157,25 +160,20 @@ def change_of(
     )
 
 
-def rank_of(parts: Parts) -> int | None:
-    """The rank of a LoRA's factors, None of another kind."""
-    return parts["down"].shape[0] if "down" in parts else None
-
-
-def _need(stem: str, parts: Parts, names: tuple[str, ...], where: Path | str) -> None:
+def _need(stem: str, parts: Parts, names: tuple[str, ...], where: Where) -> None:
     for name in names:
         if name not in parts:
             have = next(iter(n for n in names if n in parts), next(iter(parts)))
             raise UserError(f"{where} holds {have} of {stem} without its {name}.")
 
 
-def _scaled(parts: Parts, rank: int, scale: float | None) -> float:
+def _scaled(parts: Parts, rank: int, scale: Scale) -> float:
     if scale is not None:
         return scale
     return float(parts["alpha"]) / rank if "alpha" in parts else 1.0
 
 
-def _lora(stem, parts, where, scale, kernel) -> LayerChange:
+def _lora(stem: str, parts: Parts, where: Where, scale: Scale, kernel: Kernel) -> LayerChange:
     _need(stem, parts, ("down", "up"), where)
     up, down, mid = parts["up"].float(), parts["down"].float(), parts.get("mid")
     whole = up.dim() in (2, 4) and down.dim() in (2, 4)  # DyLoRA's up is (out, rank) beside any
@@ -198,7 +196,7 @@ def _lora(stem, parts, where, scale, kernel) -> LayerChange:
     return LayerChange(delta, {"bias": parts["bias"].float() * factor} if "bias" in parts else {})
 
 
-def _lokr(stem, parts, where, scale, kernel) -> LayerChange:
+def _lokr(stem: str, parts: Parts, where: Where, scale: Scale, kernel: Kernel) -> LayerChange:
     a, rank_a = _lokr_factor(stem, parts, "lokr_w1", where)
     b, rank_b = _lokr_factor(stem, parts, "lokr_w2", where)
     rank = rank_a or rank_b  # LyCORIS gives both products one rank
@@ -207,7 +205,9 @@ def _lokr(stem, parts, where, scale, kernel) -> LayerChange:
     return LayerChange(KronDelta(a[None], b.flatten(1)[None], scale, kernel=tuple(b.shape[2:])), {})
 
 
-def _lokr_factor(stem: str, parts: Parts, name: str, where) -> tuple[torch.Tensor, int | None]:
+def _lokr_factor(
+    stem: str, parts: Parts, name: str, where: Where
+) -> tuple[torch.Tensor, int | None]:
     """One factor, fp32, and the rank of its product (None where it is whole)."""
     product = [part in parts for part in (f"{name}_a", f"{name}_b")]
     if (name in parts) == any(product) or any(product) != all(product):
@@ -240,7 +240,7 @@ def _lokr_factor(stem: str, parts: Parts, name: str, where) -> tuple[torch.Tenso
     return made.reshape(left.shape[0], *right.shape[1:]).float(), left.shape[1]
 
 
-def _loha(stem, parts, where, scale, kernel) -> LayerChange:
+def _loha(stem: str, parts: Parts, where: Where, scale: Scale, kernel: Kernel) -> LayerChange:
     names, cores = KINDS["LoHa"][:4], [parts[n] for n in ("hada_t1", "hada_t2") if n in parts]
     _need(stem, parts, KINDS["LoHa"] if cores else names, where)
     one_a, one_b, two_a, two_b = (parts[name].float() for name in names)
@@ -268,7 +268,7 @@ def _loha(stem, parts, where, scale, kernel) -> LayerChange:
     return LayerChange(DenseDelta(make, (shape[0], shape[1] * math.prod(kernel)), kernel))
 
 
-def _glora(stem, parts, where, scale, kernel) -> LayerChange:
+def _glora(stem: str, parts: Parts, where: Where, scale: Scale, kernel: Kernel) -> LayerChange:
     _need(stem, parts, KINDS["GLoRA"], where)
     a1, a2, b1, b2 = (parts[name].float().flatten(1) for name in KINDS["GLoRA"])
     if not a1.shape[1] == a2.shape[0] == b1.shape[1] == b2.shape[0]:
@@ -305,7 +305,7 @@ def _glora(stem, parts, where, scale, kernel) -> LayerChange:
     return LayerChange(NeedsBase("GLoRA", (b1.shape[0], a2.shape[1]), make, kernel))
 
 
-def _difference(stem, parts, where, scale, kernel) -> LayerChange:
+def _difference(stem: str, parts: Parts, where: Where, scale: Scale, kernel: Kernel) -> LayerChange:
     change = LayerChange()
     for part, parameter in (("w_norm", "weight"), ("b_norm", "bias"), ("diff_b", "bias")):
         if part in parts:
@@ -315,7 +315,8 @@ def _difference(stem, parts, where, scale, kernel) -> LayerChange:
         change.vectors["weight"] = diff.float()
     elif diff is not None:
         matrix = diff.flatten(1)
-        change.delta = DenseDelta(matrix.float, tuple(matrix.shape), tuple(diff.shape[2:]))
+        rows, columns = matrix.shape
+        change.delta = DenseDelta(matrix.float, (rows, columns), tuple(diff.shape[2:]))
     if any(vector.dim() != 1 for vector in change.vectors.values()):
         raise UserError(f"{where}: {stem} holds a difference that is not a vector.")
     return change

@@ -115,6 +115,19 @@ def text_key(key: str, layout: str, prefix: str) -> tuple[str, int | None, bool]
     raise UserError(f"The text encoder's {key} has no place in the original layout.")
 
 
+def text_place(component: str, family: str | None) -> tuple[str, str] | None:
+    """Layout and prefix of a text encoder in a family's files; None if they have no such one.
+
+    Raises:
+        UserError: no such family, or one that has no such files.
+    """
+    known = names_in_files(family) if family else None
+    if known is None or component not in ENCODERS[: len(known.text_layouts)]:
+        return None
+    index = ENCODERS.index(component)
+    return known.text_layouts[index], known.text_prefixes[index]
+
+
 def locate(
     name: str, family: str | None, layers: int, keys: Container[str], parameter: str = "weight"
 ) -> tuple[str, int | None]:
@@ -122,6 +135,9 @@ def locate(
 
     Args:
         keys: all of the file, which show where upsamplers are: after an attention or not.
+
+    Raises:
+        UserError: the original layout, or the family's files, have no such layer.
     """
     component, _, path = name.partition(".")
     if component == "unet":
@@ -130,11 +146,10 @@ def locate(
         except ValueError as error:
             raise UserError(f"{name} has no place in the original layout.") from error
         return other if other in keys else first, None
-    known = names_in_files(family) if family else None
-    index = ENCODERS.index(component)
-    if known is None or index >= len(known.text_layouts):
+    place = text_place(component, family)
+    found = text_key(f"{path}.{parameter}", *place) if place else None
+    if found is None:
         raise UserError(f"{name}: this family of models has no {component}.")
-    found = text_key(f"{path}.{parameter}", known.text_layouts[index], known.text_prefixes[index])
     return found[0], found[1]
 
 
@@ -154,10 +169,9 @@ def projections(key: str, family: str | None, layers: int) -> Iterator[str]:
         fused = re.fullmatch(
             r"transformer\.resblocks\.(\d+)\.attn\.(in_proj_|out_proj\.)weight", rest
         )
-        for which in (
-            ("q", "k", "v") if fused and fused[2] == "in_proj_" else ("out",) * bool(fused)
-        ):
-            yield f"{ENCODERS[i]}.text_model.encoder.layers.{fused[1]}.self_attn.{which}_proj"
+        if fused:
+            for which in ("q", "k", "v") if fused[2] == "in_proj_" else ("out",):
+                yield f"{ENCODERS[i]}.text_model.encoder.layers.{fused[1]}.self_attn.{which}_proj"
 
 
 def layers_per_block(keys: Iterable[str]) -> int:

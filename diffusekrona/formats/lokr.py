@@ -10,6 +10,7 @@ InvokeAI `patches/layers/lokr_layer.py`; Nerogar/OneTrainer and ostris/ai-toolki
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -41,7 +42,7 @@ def single_products(source: DeltaSet, options: Options) -> DeltaSet:
         name: as_plain_kron(d) if isinstance(d, KronDelta) else d
         for name, d in source.layers.items()
     }
-    plain = DeltaSet(**{**vars(source), "layers": layers})
+    plain = replace(source, layers=layers)
     if not options.has_factors:
         for name, delta in layers.items():
             if not krons_equally(delta):
@@ -80,15 +81,15 @@ def kohya_tensors(
     products = {n: d for n, d in source.layers.items() if n not in low}
     source = single_products(replace(source, layers=products), options)
     tensors: dict[str, torch.Tensor] = {}
-    for name, delta in (source.layers | low).items():
+    for name, delta in source.kronecker_layers().items():
         stem = kohya_stem(name, known.sgm, known.numbered, source.layers_per_block)
-        if name in low:
-            up, down = shaped(name, delta, known.linear_projection)
-            tensors |= {f"{stem}.lora_up.weight": up, f"{stem}.lora_down.weight": down}
-        else:
-            tensors[f"{stem}.lokr_w1"], tensors[f"{stem}.lokr_w2"] = _factors(delta)
-        # Noted for loaders that want one: of a LoRA alpha / rank is the scale, of a LoKr unused.
-        tensors[f"{stem}.alpha"] = torch.tensor(float(delta.rank) if name in low else 1.0)
+        tensors[f"{stem}.lokr_w1"], tensors[f"{stem}.lokr_w2"] = _factors(delta)
+        tensors[f"{stem}.alpha"] = torch.tensor(1.0)  # not used; for loaders that want one
+    for name, delta in low.items():
+        stem = kohya_stem(name, known.sgm, known.numbered, source.layers_per_block)
+        up, down = shaped(name, delta, known.linear_projection)
+        tensors |= {f"{stem}.lora_up.weight": up, f"{stem}.lora_down.weight": down}
+        tensors[f"{stem}.alpha"] = torch.tensor(float(delta.rank))
     metadata = metadata_for(family, title, "lokr", source.metadata)
     metadata |= {
         "ss_network_dim": "1",
@@ -110,10 +111,8 @@ def _transformer_tensors(
     """
     source = single_products(source, options)
     tensors: dict[str, torch.Tensor] = {}
-    for name, delta in source.layers.items():
+    for name, delta in source.kronecker_layers().items():
         component, _, path = name.partition(".")
-        if not isinstance(delta, KronDelta):  # `single_products` has refused it
-            continue
         place = family.file_name(path)
         if place == path:
             place, delta = in_whole(path, delta, family)
@@ -144,12 +143,14 @@ def diffusers_tensors(
     """
     _refuse_slices(fused_names(source.layers, source.family), "--to lora")
     source = single_products(source, options)
+    layers = source.kronecker_layers()
     tensors: dict[str, torch.Tensor] = {}
-    for name, delta in source.layers.items():
+    for name, delta in layers.items():
         stem = name.removeprefix("unet.")
         tensors[f"{stem}.lokr_w1"], tensors[f"{stem}.lokr_w2"] = _factors(delta)
-    uneven = [n for n, d in source.layers.items() if d.a.shape[1] != d.a.shape[2]]
-    _note_refusal(source, uneven, "A is not square", "diffusers' and PEFT's LoKr loaders")
+    _note_refusal(
+        source, _not_square(layers), "A is not square", "diffusers' and PEFT's LoKr loaders"
+    )
     metadata = {"base_family": source.family} if source.family else {}
     return source, stored(tensors, options.dtype, source.dtype), metadata
 
@@ -172,16 +173,18 @@ def toolkit_tensors(
         parts += [n for n in source.layers if family.joint_part(n.partition(".")[2])]
     _refuse_slices(parts, "--to lora-ai-toolkit")
     source = single_products(source, options)
+    layers = source.kronecker_layers()
     tensors: dict[str, torch.Tensor] = {}
-    for name, delta in source.layers.items():
+    for name, delta in layers.items():
         path = name.partition(".")[2]
         if family.toolkit_has_publisher_names:
             path = publisher_name(family, path)
         stem = f"diffusion_model.{path}"
         tensors[f"{stem}.lokr_w1"], tensors[f"{stem}.lokr_w2"] = _factors(delta)
         tensors[f"{stem}.alpha"] = torch.tensor(1.0)
-    uneven = [n for n, d in source.layers.items() if d.a.shape[1] != d.a.shape[2]]
-    _note_refusal(source, uneven, "A is not square", "ai-toolkit's and diffusers' LoKr loaders")
+    _note_refusal(
+        source, _not_square(layers), "A is not square", "ai-toolkit's and diffusers' LoKr loaders"
+    )
     return source, stored(tensors, options.dtype, source.dtype), {"base_family": family.name}
 
 
@@ -193,15 +196,20 @@ def lycoris_tensors(
     LyCORIS takes a square w1 of n x n with n <= out / n and n <= in / n, and few others.
     """
     source = single_products(source, options)
+    layers = source.kronecker_layers()
     tensors: dict[str, torch.Tensor] = {}
-    for name, delta in source.layers.items():
+    for name, delta in layers.items():
         stem = "lycoris_" + name.removeprefix("unet.").replace(".", "_")
         tensors[f"{stem}.lokr_w1"], tensors[f"{stem}.lokr_w2"] = _factors(delta)
         tensors[f"{stem}.alpha"] = torch.tensor(1.0)
-    refused = [n for n, d in source.layers.items() if not lycoris_takes(d)]
+    refused = [n for n, d in layers.items() if not lycoris_takes(d)]
     _note_refusal(source, refused, "A has a shape that LyCORIS does not make", "LyCORIS' loader")
     metadata = {"base_family": source.family} if source.family else {}
     return source, stored(tensors, options.dtype, source.dtype), metadata
+
+
+def _not_square(layers: Mapping[str, KronDelta]) -> list[str]:
+    return [name for name, d in layers.items() if d.a.shape[1] != d.a.shape[2]]
 
 
 def lycoris_takes(delta: KronDelta) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ..adapters.deltas import Delta
 from ..bases.families import FAMILIES
 from ..common.errors import UserError
 from ..common.json_files import read_json
@@ -27,7 +28,7 @@ from .full_model import WEIGHTS, FullModel, Index, refs_of
 from .metadata import metadata_for, names_in_files
 from .refs import Ref
 
-Add = Callable[[torch.Tensor], None]
+Add = Callable[[torch.Tensor], object]
 Edits = Mapping[Ref, list[tuple[Index, Add, str]]]
 
 
@@ -49,9 +50,9 @@ def edits_of(source: DeltaSet, base: FullModel) -> Edits:
             edits[ref].append((slice(None), lambda t, make=make: t.add_(make()), ref.key))
         return edits
     for name, delta in source.layers.items():
-        ref, rows = base.locate(name)
+        ref, rows = base.find(name)
 
-        def add(weight: torch.Tensor, delta=delta) -> None:
+        def add(weight: torch.Tensor, delta: Delta = delta) -> None:
             delta.add_to(weight.view(delta.shape))
 
         edits[ref].append((rows, add, name))
@@ -119,7 +120,7 @@ def write_folder(
     edits = edits_of(source, base)
     _copy_others(base, folder)
     for component, tensors in base.parts.items():
-        entries = [_entry(k, base, ref, edits, dtype, lambda t: t) for k, ref in tensors.items()]
+        entries = [_entry(k, base, ref, edits, dtype) for k, ref in tensors.items()]
         (folder / component).mkdir(exist_ok=True)
         name = WEIGHTS.get(component, "model") + ".safetensors"
         write_entries(entries, folder / component / name, MARK)
@@ -153,7 +154,7 @@ def write_single(
         )
     if base.is_single_file:
         tensors = base.parts["file"].items()
-        entries = [_entry(key, base, ref, edits, dtype, lambda t: t) for key, ref in tensors]
+        entries = [_entry(key, base, ref, edits, dtype) for key, ref in tensors]
     else:
         entries = original_entries(base, edits, dtype)
     family = source.family or base.family
@@ -162,7 +163,8 @@ def write_single(
         metadata = base.metadata()
     elif family:
         kind = _schedule(base).get("prediction_type")
-        metadata = metadata_for(family, title, "lora", {"prediction_type": kind} | source.metadata)
+        noted = {"prediction_type": str(kind or "")} | source.metadata
+        metadata = metadata_for(family, title, "lora", noted)
         metadata = {k: v for k, v in metadata.items() if k.startswith("modelspec.")}
         architecture = metadata["modelspec.architecture"].removesuffix("/lora")
         metadata["modelspec.architecture"] = architecture
@@ -175,37 +177,40 @@ def _entry(
     ref: Ref,
     edits: Edits,
     dtype: torch.dtype | None,
-    shaped: Callable[[torch.Tensor], torch.Tensor],
+    transposed: bool = False,
     shape: tuple[int, ...] | None = None,
 ) -> Entry:
     kind = dtype if dtype is not None and ref.dtype.is_floating_point else ref.dtype
-    return Entry(
-        name, kind, shape or ref.shape, lambda: shaped(merged_tensor(base, ref, edits, kind))
-    )
+    made = shape or (ref.shape[::-1] if transposed else ref.shape)
+
+    def make() -> torch.Tensor:
+        tensor = merged_tensor(base, ref, edits, kind)
+        return (tensor.t() if transposed else tensor).reshape(made)
+
+    return Entry(name, kind, made, make)
 
 
 def original_entries(
     base: FullModel, edits: Edits | None = None, dtype: torch.dtype | None = None
 ) -> list[Entry]:
     """A folder's tensors under the names and in the shapes of the original layout."""
+    family = FAMILIES[base.need_family()]
+    known = names_in_files(family.name)
     entry = partial(_entry, base=base, edits=edits or {}, dtype=dtype)
     entries = [
-        entry(ldm_layout.unet_key(key, base.unet_config), ref=ref, shaped=lambda t: t)
-        for key, ref in base.parts["unet"].items()
+        entry(ldm_layout.unet_key(key, base.unet_config), ref=ref)
+        for key, ref in base.parts[family.denoiser].items()
     ]
     vae = base.parts.get("vae", {})
     for key, ref in vae.items():
         name, convolution = ldm_layout.vae_key(key, ldm_layout.up_blocks(vae))
         shape = (*ref.shape, 1, 1) if convolution and len(ref.shape) == 2 else ref.shape
-        entries.append(
-            entry(name, ref=ref, shaped=lambda t, shape=shape: t.reshape(shape), shape=shape)
-        )
-    known = names_in_files(base.family)
+        entries.append(entry(name, ref=ref, shape=shape))
     for component, layout, prefix in zip(
         ldm_layout.ENCODERS, known.text_layouts, known.text_prefixes, strict=False
     ):
         entries += _text_entries(base, base.parts.get(component, {}), layout, prefix, entry)
-    return entries + _prediction_marks(base)
+    return entries + (_prediction_marks(base) if known.sgm else [])
 
 
 def _text_entries(
@@ -223,8 +228,7 @@ def _text_entries(
         if place is None:
             continue
         name, part, transposed = place
-        shape = ref.shape[::-1] if transposed else ref.shape
-        made = entry(name, ref=ref, shaped=lambda t, tr=transposed: t.t() if tr else t, shape=shape)
+        made = entry(name, ref=ref, transposed=transposed)
         if part is None:
             entries.append(made)
         else:
@@ -256,7 +260,7 @@ def _schedule(base: FullModel) -> dict[str, Any]:
 def _prediction_marks(base: FullModel) -> list[Entry]:
     """The empty tensors by which ComfyUI knows a v-predicting model that its layout hides."""
     scheduler = _schedule(base)
-    if not names_in_files(base.family).sgm or scheduler.get("prediction_type") != "v_prediction":
+    if scheduler.get("prediction_type") != "v_prediction":
         return []
     names = ["v_pred"] + ["ztsnr"] * bool(scheduler.get("rescale_betas_zero_snr"))
     return [Entry(n, torch.float32, (0,), lambda: torch.zeros(0)) for n in names]
@@ -282,7 +286,7 @@ def _copy_others(base: FullModel, folder: Path) -> None:
 
 def _copy_weights(base: FullModel, path: Path, to: Path) -> None:
     """The same tensors, and MARK, by which the next merge into the folder knows them."""
-    entries = [_entry(key, base, ref, {}, None, lambda t: t) for key, ref in refs_of(path).items()]
+    entries = [_entry(key, base, ref, {}, None) for key, ref in refs_of(path).items()]
     write_entries(entries, to, read_metadata(path) | MARK)
 
 

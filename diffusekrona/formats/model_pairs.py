@@ -14,7 +14,6 @@ from ..common.errors import UserError
 from . import ldm_layout
 from .full_model import FullModel
 from .merged import original_entries
-from .metadata import names_in_files
 from .refs import Ref
 
 
@@ -44,11 +43,12 @@ def pairs(base: FullModel, other: FullModel) -> Iterator[Pair]:
                 continue
             found = _counterpart(base, other, component, key)
             if found is not None:
-                own, view = found
+                own, third, transposed = found
                 name = key if base.is_single_file else f"{component}.{key}"
-                share = 1 if view is _plain or view.args[0] is None else 3
+                share = 1 if third is None else 3
                 fits = math.prod(own.shape) == share * math.prod(ref.shape)
-                yield Pair(name, ref, partial(view, other, own, ref.shape), own.dtype, fits)
+                make = partial(_part, other, own, third, transposed, ref.shape)
+                yield Pair(name, ref, make, own.dtype, fits)
 
 
 def unpaired(base: FullModel, other: FullModel) -> list[str]:
@@ -68,45 +68,36 @@ def unpaired(base: FullModel, other: FullModel) -> list[str]:
 
 def _counterpart(
     base: FullModel, other: FullModel, component: str, key: str
-) -> tuple[Ref, Callable[..., torch.Tensor]] | None:
+) -> tuple[Ref, int | None, bool] | None:
+    """The other model's tensor, which third of it is meant (None: all), whether transposed."""
     if base.is_single_file == other.is_single_file:
         tensors = other.parts.get(component, {})
         names = (key, without_text_model(key), with_text_model(key))
         found = next((name for name in names if name in tensors), None)
-        return (tensors[found], _plain) if found else None
+        return (tensors[found], None, False) if found else None
     place = _place(base, component, key)
-    ref = other.parts["file"].get(place[0]) if place else None
-    if ref is None:
+    if place is None or place[0] not in other.parts["file"]:
         return None
-    if place[1] is None and not place[2]:
-        return ref, _plain
-    return ref, partial(_part, place[1], place[2])
+    name, third, transposed = place
+    return other.parts["file"][name], third, transposed
 
 
 def _place(folder: FullModel, component: str, key: str) -> tuple[str, int | None, bool] | None:
     """Where the original layout has a folder's tensor: key, third of it, whether transposed."""
     try:
-        if component == "unet":
-            return ldm_layout.unet_key(key, folder.unet_config), None, False
         if component == "vae":
-            return (
-                ldm_layout.vae_key(key, ldm_layout.up_blocks(folder.parts["vae"]))[0],
-                None,
-                False,
-            )
-        known = names_in_files(folder.family)
-        index = ldm_layout.ENCODERS.index(component)
-        return ldm_layout.text_key(key, known.text_layouts[index], known.text_prefixes[index])
-    except (UserError, KeyError, IndexError, ValueError):
+            blocks = ldm_layout.up_blocks(folder.parts["vae"])
+            return ldm_layout.vae_key(key, blocks)[0], None, False
+        if component in ldm_layout.ENCODERS:
+            place = ldm_layout.text_place(component, folder.family)
+            return ldm_layout.text_key(key, *place) if place else None
+        return ldm_layout.unet_key(key, folder.unet_config), None, False
+    except UserError:
         return None
 
 
-def _plain(other: FullModel, ref: Ref, shape: tuple[int, ...]) -> torch.Tensor:
-    return other.load(ref).reshape(shape)
-
-
 def _part(
-    third: int | None, transposed: bool, other: FullModel, ref: Ref, shape: tuple[int, ...]
+    other: FullModel, ref: Ref, third: int | None, transposed: bool, shape: tuple[int, ...]
 ) -> torch.Tensor:
     tensor = other.load(ref)
     if third is not None:

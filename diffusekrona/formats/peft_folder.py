@@ -10,25 +10,30 @@ Source: huggingface/peft `peft_model.py`, `utils/save_and_load.py`.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig
+from peft import PeftConfig
 
 from ..adapters.file import checked_adapter
 from ..adapters.foreign import CONFIG, PEFT_HEAD, component_folders
 from ..adapters.krona_method import KRONA
 from ..adapters.layout import PEFT_WEIGHTS
+from ..adapters.lora_method import lora_of
+from ..bases.components import denoiser_name
+from ..bases.families import denoiser_names
 from ..bases.names import without_text_model
 from ..common.errors import UserError, shortened
 from ..common.json_files import read_json
 from ..common.tensor_files import entries_of, read_tensors, refuse_pickle, stored, write_entries
 from . import adapter_layers
-from .delta_set import DeltaSet, Hints, find_family, layers_from_metadata
+from .delta_set import DeltaSet, Hints, by_component, find_family, layers_from_metadata
 from .destination import MARK
 from .krona_file import component_deltas, to_adapter
 from .layer_names import layer_name
@@ -135,8 +140,9 @@ def _without_whole_weights(
 def _kronecker(
     tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any], where: Path
 ) -> DeltaSet:
-    adapter = checked_adapter(KRONA, tensors, {"unet": values}, {}, where)
-    found = component_deltas(adapter.tensors, adapter.configs["unet"], where)
+    component = denoiser_names()[0]  # which one it is, the layers' names show
+    adapter = checked_adapter(KRONA, tensors, {component: values}, {}, where)
+    found = component_deltas(adapter.tensors, adapter.configs[component], where)
     dtypes = Counter(t.dtype for t in tensors.values())
     layers = {layer_name(path): delta for path, delta in found.items()}
     return DeltaSet(layers, "KronA", dtype=dtypes.most_common(1)[0][0])
@@ -144,7 +150,7 @@ def _kronecker(
 
 def write_krona(source: DeltaSet, folder: Path, dtype: torch.dtype | None = None) -> None:
     """A KronA folder of Kronecker deltas. Raises UserError."""
-    adapter = to_adapter(source, dtype)
+    adapter = to_adapter(_as_installed(source), dtype)
     parts = {
         component: (config, adapter.component_tensors(component))
         for component, config in adapter.configs.items()
@@ -156,23 +162,10 @@ def write_lora(
     source: DeltaSet, folder: Path, rank: int | None = None, dtype: torch.dtype | None = None
 ) -> None:
     """A LoRA folder for stock PEFT: exact, or of at most `rank`. Raises UserError."""
-    layers = low_rank(source, rank)
+    layers = low_rank(_as_installed(source), rank)
     parts: dict[str, tuple[PeftConfig, dict[str, torch.Tensor]]] = {}
-    for component in source.components():
-        own = {n.partition(".")[2]: d for n, d in layers.items() if n.startswith(component + ".")}
-        common = Counter(d.rank for d in own.values()).most_common(1)[0][0]
-        pattern = {path: d.rank for path, d in own.items() if d.rank != common}
-        config = LoraConfig(
-            r=common,
-            lora_alpha=common,
-            rank_pattern=pattern,
-            alpha_pattern=dict(pattern),
-            target_modules=sorted(own),
-        )
-        tensors = {}
-        for path, delta in own.items():
-            tensors[f"{path}.lora_A.weight"] = delta.down.contiguous()
-            tensors[f"{path}.lora_B.weight"] = delta.up.contiguous()
+    for component, own in by_component(layers).items():
+        config, tensors = lora_of(own)
         parts[component] = (config, stored(tensors, dtype, source.dtype))
     _write(parts, source, folder)
 
@@ -183,16 +176,12 @@ def _write(
     folder: Path,
 ) -> None:
     for component, (config, tensors) in parts.items():
-        inner = folder if list(parts) == ["unet"] else folder / component
+        inner = folder if list(parts) == [denoiser_name(parts)] else folder / component
         inner.mkdir(exist_ok=True)
-        named = {PEFT_HEAD + _installed(component, key): t for key, t in tensors.items()}
-        config.target_modules = {_installed(component, p) for p in config.target_modules}
-        for patterns in ("factor_pattern", "rank_pattern", "alpha_pattern"):
-            old = getattr(config, patterns, {})
-            setattr(config, patterns, {_installed(component, k): v for k, v in old.items()})
+        named = {PEFT_HEAD + key: tensor for key, tensor in tensors.items()}
         config.base_model_name_or_path = source.metadata.get("base_model")
         config.inference_mode = True
-        config.save_pretrained(inner)
+        config.save_pretrained(str(inner))
         metadata = {"base_family": source.family} if source.family else {}
         metadata["layers_per_block"] = str(source.layers_per_block)
         write_entries(entries_of(named), inner / PEFT_WEIGHTS, metadata | MARK)
@@ -215,8 +204,13 @@ def _clip_is_wrapped() -> bool:
     return hasattr(transformers.CLIPTextModel(config), "text_model")
 
 
-def _installed(component: str, path: str) -> str:
-    """A path as the installed transformers names it: CLIPTextModel has lost `text_model.`."""
-    if component != "text_encoder" or _clip_is_wrapped():
-        return path
-    return without_text_model(path).removeprefix(r"text_model\.")
+def _as_installed(source: DeltaSet) -> DeltaSet:
+    """Layers as the installed transformers names them: CLIPTextModel has lost `text_model.`."""
+    if _clip_is_wrapped():
+        return source
+    first = "text_encoder."
+    bare = {
+        first + without_text_model(name.removeprefix(first)) if name.startswith(first) else name: d
+        for name, d in source.layers.items()
+    }
+    return replace(source, layers=bare)

@@ -13,6 +13,7 @@ from ..bases.base import Family
 from ..bases.meta import linear_layers
 from ..bases.published import REPOSITORIES
 from ..common.errors import UserError
+from .needs_base import NeedsBase
 
 Shape = tuple[int, int]
 
@@ -29,7 +30,7 @@ def published_layers(family: Family) -> tuple[Mapping[str, Shape], ...]:
     return tuple(sorted(layers, key=len, reverse=True))
 
 
-def check_published(layers: Mapping[str, Delta], family: Family, where: object) -> None:
+def check_published(layers: Mapping[str, Delta | NeedsBase], family: Family, where: object) -> None:
     """Refuse an adapter whose layers are in none of a family's published models.
 
     Raises:

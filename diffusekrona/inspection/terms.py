@@ -7,13 +7,14 @@ largest terms gives the nearest matrix of that rank: a LoRA, whose rank differs 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-from peft import LoraConfig
+import torch
+from peft import PeftConfig
 
 from ..adapters.deltas import truncate
 from ..adapters.file import Adapter
+from ..adapters.lora_method import lora_of
 from ..adapters.methods import method_of
 from .facts import Facts, rank_holding
 
@@ -39,24 +40,15 @@ def keep_terms(adapter: Adapter, facts: Facts, share: float) -> KeptTerms:
         facts: of the same adapter.
     """
     ranks = {(x.component, x.name): max(1, rank_holding(x.singular, share)) for x in facts.layers}
-    tensors, configs = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    configs: dict[str, PeftConfig] = {}
     for component, config in adapter.configs.items():
         layers = adapter.method.by_layer(adapter.component_tensors(component))
-        patterns = {}
-        for name, own in layers.items():
-            delta = method_of(config).delta_of(own, config, name)
-            low = truncate(delta, ranks[component, name])
-            tensors[f"{component}.{name}.lora_A.weight"] = low.down
-            tensors[f"{component}.{name}.lora_B.weight"] = low.up
-            patterns[re.escape(name)] = low.rank
-        top = max(patterns.values())
-        configs[component] = LoraConfig(
-            r=top,
-            lora_alpha=top,
-            rank_pattern=patterns,
-            alpha_pattern=patterns,
-            target_modules=list(layers),
+        deltas = {n: method_of(config).delta_of(own, config, n) for n, own in layers.items()}
+        configs[component], factors = lora_of(
+            {name: truncate(delta, ranks[component, name]) for name, delta in deltas.items()}
         )
+        tensors |= {f"{component}.{key}": tensor for key, tensor in factors.items()}
     kept = Adapter(tensors, configs, {**adapter.metadata, "method": "lora"})
     of = sum(int((x.singular > 0).sum()) for x in facts.layers)
     return KeptTerms(sum(ranks.values()), of, kept)

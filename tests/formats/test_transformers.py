@@ -277,6 +277,14 @@ def test_targets_without_a_place_for_transformers_are_refused_in_one_line(
         convert(path, tmp_path / "out.safetensors", "merged", base=base)
 
 
+def test_a_base_of_no_known_family_that_lacks_the_layers_is_refused(trained, tmp_path) -> None:
+    family, _, path = trained
+    weights = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(4, 4, 3, 3)}
+    save_file(weights, tmp_path / "base.safetensors")
+    with pytest.raises(UserError, match=f"has no {family.denoiser}"):
+        convert(path, tmp_path / "m.safetensors", "merged", base=tmp_path / "base.safetensors")
+
+
 @pytest.fixture(scope="module")
 def sd35(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tiny base of Stable Diffusion 3.5, and an adapter on it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import peers
@@ -89,6 +91,24 @@ def test_what_does_not_fit_the_base_is_refused(tmp_path: Path, models) -> None:
         base=models["base file"], options=Options(skip_unsupported=True),
     )  # fmt: skip
     assert any("model.diffusion_model.extra" in note for note in report.notes)
+
+
+def test_a_layer_under_another_name_than_the_layouts_is_refused(tmp_path: Path) -> None:
+    layer, unet = "transformer_blocks.0.attn1.to_q.weight", "model.diffusion_model."
+    base, tuned = tmp_path / "base.safetensors", tmp_path / "tuned.safetensors"
+    save_file({f"{unet}middle_block.1.{layer}": torch.zeros(8, 8)}, base)
+    save_file({f"{unet}mid_block.attentions.0.{layer}": torch.ones(8, 8)}, tuned)
+    with pytest.raises(UserError, match=r"tuned.* has no layer unet\.mid_block\.attentions\.0"):
+        convert(tuned, tmp_path / "lora.safetensors", "lora", base=base)
+
+
+def test_one_file_of_a_family_that_the_base_does_not_show(tmp_path: Path, models) -> None:
+    shutil.copytree(models["base"], tmp_path / "base")
+    config = json.loads((tmp_path / "base/unet/config.json").read_text())
+    config["_class_name"] = "UNet2DModel"
+    (tmp_path / "base/unet/config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"base does not show which family .* add --family sd1"):
+        convert(models["tuned"], tmp_path / "m.safetensors", "merged", base=tmp_path / "base")
 
 
 def test_rounding_is_not_a_change(tmp_path: Path, models) -> None:

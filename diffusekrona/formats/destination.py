@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..adapters.layout import ADAPTER_FILE, LORA_WEIGHTS
 from ..common.errors import UserError
 from ..common.own_files import is_own
 from ..common.tensor_files import opened

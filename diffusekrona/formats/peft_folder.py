@@ -10,7 +10,6 @@ Source: huggingface/peft `peft_model.py`, `utils/save_and_load.py`.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..adapters.layout import ADAPTER_FILE, LORA_WEIGHTS
+
 
 @dataclass(frozen=True)
 class Target:
@@ -38,7 +40,7 @@ class Target:
 
 
 _ALL = (
-    Target("krona", "DiffuseKronA's adapter file", "krona", file_name="adapter.safetensors"),
+    Target("krona", "DiffuseKronA's adapter file", "krona", file_name=ADAPTER_FILE),
     Target(
         "lokr",
         "LoKr under kohya's names, for ComfyUI, Forge, A1111, InvokeAI",
@@ -68,7 +70,7 @@ _ALL = (
         "lora",
         "LoRA for diffusers' pipe.load_lora_weights",
         "lora",
-        file_name="pytorch_lora_weights.safetensors",
+        file_name=LORA_WEIGHTS,
     ),
     Target(
         "lora-kohya", "LoRA under kohya's names, for every user interface", "lora", bundled=True

@@ -139,6 +139,7 @@ def _from_library(
             f"--optimizer_args: {optimisation.optimizer} does not take "
             f"{unknown[0]}{did_you_mean(unknown[0], known)}."
         )
+    own = {**OPTIMIZERS[optimisation.optimizer].arguments, **own}
     try:
         optimizer = kind(groups, **{k: v for k, v in chosen.items() if k in known}, **own)
     except (TypeError, ValueError, ImportError) as error:

@@ -20,6 +20,7 @@ class OptimizerRecord:
         values: values that its state holds per trained parameter, at most.
         package: that implements it, as pip names it; None for torch.
         group: keys of its parameter groups that it has beside torch's.
+        arguments: of it, in place of its own defaults.
         finds_rate: it finds the learning rate by itself, one for all parameters.
         averages: what it leaves is an average of the factors that were trained.
         in_bytes: a large parameter's state is kept in bytes, not in fp32.
@@ -28,6 +29,7 @@ class OptimizerRecord:
     values: int
     package: str | None = LIBRARY
     group: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
     finds_rate: bool = False
     averages: bool = False
     in_bytes: bool = False
@@ -54,7 +56,8 @@ OPTIMIZERS = {
     "adamw8bit": OptimizerRecord(2, package="bitsandbytes", in_bytes=True),
     "prodigy": OptimizerRecord(4, package="prodigyopt", finds_rate=True),
     "adabelief": OptimizerRecord(2),
-    "adafactor": OptimizerRecord(1),
+    # Its default ignores the learning rate.
+    "adafactor": OptimizerRecord(1, arguments={"relative_step": False}),
     "adamp": OptimizerRecord(2),
     "adan": OptimizerRecord(4),
     "ademamix": OptimizerRecord(3),

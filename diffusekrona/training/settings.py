@@ -375,6 +375,11 @@ def resolve(settings: TrainSettings) -> TrainSettings:
             f"{optimisation.optimizer} out."
         )
     _check_all_apply(optimisation)
+    if optimisation.max_relative_norm and OPTIMIZERS[optimisation.optimizer].averages:
+        raise UserError(
+            f"--max_relative_norm does not limit the average that {optimisation.optimizer} makes: "
+            "leave it out, or give another --optimizer."
+        )
     if settings.data.holdout and settings.data.holdout_data_dir:
         raise UserError("Give either --holdout or --holdout_data_dir: each says what is held out.")
     validation = settings.validation

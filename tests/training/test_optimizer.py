@@ -88,6 +88,22 @@ def test_states_take_the_memory_that_is_estimated(name: str) -> None:
         assert taken == most
 
 
+@pytest.mark.parametrize("name", [n for n, record in OPTIMIZERS.items() if not record.finds_rate])
+def test_the_learning_rate_counts(name: str) -> None:
+    """Adafactor's own default does not read it."""
+    if package := OPTIMIZERS[name].package:
+        pytest.importorskip(package.replace("-", "_"))
+    moved = []
+    for rate in (1e-4, 1e-2):
+        layer = adapted()
+        optimizer = make_optimizer(settings(optimizer=name, learning_rate=rate), {"unet": layer}, 1)
+        before = [p.detach().clone() for p in layer.parameters() if p.requires_grad]
+        train(layer, optimizer, range(8))
+        after = [p.detach() for p in layer.parameters() if p.requires_grad]
+        moved.append(sum((a - b).norm().item() for a, b in zip(after, before, strict=True)))
+    assert 0 < moved[0] < moved[1] / 4
+
+
 def test_schedule_free_weights_are_an_average_at_the_end() -> None:
     layer = adapted()
     optimizer = make_optimizer(settings(optimizer="schedulefreeadamw"), {"unet": layer}, 1)
@@ -162,9 +178,9 @@ def test_arguments_reach_the_optimizer() -> None:
 @pytest.mark.parametrize(
     "more",
     [
-        "--optimizer schedulefreeadamw --lr_ratio 4 --adapter_dropout 0.3 --max_relative_norm 0.01 "
-        "--loss_type huber",
-        "--optimizer muon --loss_type log_cosh --debiased_weighting --lr_scheduler polynomial",
+        "--optimizer schedulefreeadamw --lr_ratio 4 --adapter_dropout 0.3 --loss_type huber",
+        "--optimizer muon --loss_type log_cosh --debiased_weighting --lr_scheduler polynomial "
+        "--max_relative_norm 0.01",
         "--optimizer came --adapter_type lora --adapter_dropout 0.2",
     ],
 )

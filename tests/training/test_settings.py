@@ -220,6 +220,14 @@ def test_an_early_stop_by_scores_refuses_what_its_result_would_not_have(flags, s
     resolve(with_values(made, early_stop=None))
 
 
+def test_a_limit_on_the_norm_is_refused_where_it_would_not_hold() -> None:
+    made = build(TrainSettings, {**REQUIRED, "optimizer": "schedulefreeadamw"})
+    resolve(made)
+    with pytest.raises(UserError, match="--max_relative_norm does not limit the average"):
+        resolve(with_values(made, max_relative_norm=0.15))
+    resolve(with_values(made, optimizer="adamw", max_relative_norm=0.15))
+
+
 @pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
 def test_a_rate_that_is_not_given_is_the_methods(method) -> None:
     argv = [*FLAGS, "--adapter_type", method.name]

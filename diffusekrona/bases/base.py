@@ -47,8 +47,10 @@ class Objective(Protocol):
         """What the denoiser is to predict (n, c, h, w)."""
         ...
 
-    def weight(self, timesteps: torch.Tensor, snr_gamma: float | None) -> torch.Tensor | None:
-        """Weight of each sample's loss (n,); None for ones."""
+    def weight(
+        self, timesteps: torch.Tensor, snr_gamma: float | None, weighting_scheme: str | None
+    ) -> torch.Tensor | None:
+        """Weight of each sample's loss (n,), as the settings of the loss ask for; None for ones."""
         ...
 
 

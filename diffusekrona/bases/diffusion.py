@@ -69,7 +69,9 @@ class DiffusionObjective:
             return latents
         raise ValueError(f"unknown prediction type {kind!r}")
 
-    def weight(self, timesteps: torch.Tensor, snr_gamma: float | None) -> torch.Tensor | None:
+    def weight(
+        self, timesteps: torch.Tensor, snr_gamma: float | None, weighting_scheme: str | None = None
+    ) -> torch.Tensor | None:
         """Min-SNR weight (n,) (arXiv 2303.09556, sections 3.4 and 4.1); None without gamma.
 
         min(SNR, gamma) over the SNR, over SNR + 1 for velocity, as it is for the sample.

@@ -39,9 +39,8 @@ class FlowObjective:
     Attributes:
         schedule: the base's scheduler_config.json.
         patch: latents per token, along one side: the shift depends on the number of tokens.
-        weighting_scheme: density of the timesteps and weight of the loss, as diffusers' training
-            scripts name them: "logit_normal" and "none" (uniform) have the weight 1; "sigma_sqrt"
-            and "cosmap" are uniform and weight the loss.
+        weighting_scheme: density of the timesteps, as diffusers' training scripts name it:
+            "logit_normal", or uniform with "none", "sigma_sqrt" and "cosmap".
     """
 
     schedule: Mapping[str, Any]
@@ -86,14 +85,20 @@ class FlowObjective:
         """The velocity, from picture to noise (n, c, h, w)."""
         return noise - latents
 
-    def weight(self, timesteps: torch.Tensor, snr_gamma: float | None) -> torch.Tensor | None:
-        """Weight of each sample's loss (n,) of the schemes that have one; None for ones."""
-        if self.weighting_scheme not in ("sigma_sqrt", "cosmap"):
+    def weight(
+        self, timesteps: torch.Tensor, snr_gamma: float | None, weighting_scheme: str | None
+    ) -> torch.Tensor | None:
+        """Weight of each sample's loss (n,) with "sigma_sqrt" and "cosmap"; None for ones.
+
+        Timesteps below 1, which diffusers' scripts do not draw, weigh as 1 does: sigma_sqrt's
+        weight, 1 / sigma², has no bound.
+        """
+        if weighting_scheme not in ("sigma_sqrt", "cosmap"):
             return None
         from diffusers.training_utils import compute_loss_weighting_for_sd3
 
-        sigmas = timesteps / TRAIN_TIMESTEPS
-        weight: torch.Tensor = compute_loss_weighting_for_sd3(self.weighting_scheme, sigmas)
+        sigmas = timesteps.clamp(min=1) / TRAIN_TIMESTEPS
+        weight: torch.Tensor = compute_loss_weighting_for_sd3(weighting_scheme, sigmas)
         return weight
 
 

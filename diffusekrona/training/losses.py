@@ -72,7 +72,7 @@ def batch_loss(
     """
     if mask is not None:
         mask = mask.clamp(min=settings.unmasked_weight)
-    weight = objective.weight(timesteps, settings.snr_gamma)
+    weight = objective.weight(timesteps, settings.snr_gamma, settings.weighting_scheme)
     if settings.debiased_weighting:
         debiased = debiased_weight(objective, timesteps)
         weight = debiased if weight is None else weight * debiased

@@ -98,7 +98,8 @@ def test_a_steps_loss_is_that_of_diffusers_example(name: str, tmp_path: Path) ->
         weights = compute_loss_weighting_for_sd3(weighting_scheme=scheme, sigmas=sigmas)
         want = (weights.float() * errors).reshape(2, -1).mean(1).mean()
         weighted = family.load_objective(folder, weighting_scheme=scheme)
-        got = batch_loss(LossSettings(), weighted, prediction, latents, noise, timesteps)
+        settings = LossSettings(weighting_scheme=scheme)
+        got = batch_loss(settings, weighted, prediction, latents, noise, timesteps)
         assert abs(got.item() - want.item()) < 1e-5 * max(1.0, want.item())
     drawn = objective.draw_timestep(g, shape)
     assert drawn.shape == () and 0 < drawn < 1000
@@ -132,6 +133,9 @@ def test_a_dynamic_shift_is_the_samplers(side: int) -> None:
 
 def test_the_loss_is_weighted_as_diffusers_weights_it() -> None:
     timesteps = torch.tensor([100.0, 500.0])
-    assert FlowObjective({}, 2).weight(timesteps, None) is None
-    root = FlowObjective({}, 2, "sigma_sqrt").weight(timesteps, None)
+    objective = FlowObjective({}, 2, "sigma_sqrt")
+    root = objective.weight(timesteps, None, "sigma_sqrt")
     torch.testing.assert_close(root, torch.tensor([100.0, 4.0]))
+    bound = objective.weight(torch.tensor([1e-3]), None, "sigma_sqrt")
+    torch.testing.assert_close(bound, torch.tensor([1e6]))  # the most that diffusers' scripts draw
+    assert objective.weight(timesteps, None, None) is None  # the validation loss has no weights

@@ -53,7 +53,7 @@ class Flow:
     def target(self, latents, noise, timesteps) -> torch.Tensor:
         return noise - latents
 
-    def weight(self, timesteps, snr_gamma) -> None:
+    def weight(self, timesteps, snr_gamma, weighting_scheme) -> None:
         return None
 
 

@@ -13,10 +13,13 @@ from typing import Any, cast
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
+from ..adapters.file import adapter_file
+from ..adapters.layout import default_weight
 from ..adapters.methods import method_of
 from ..bases.names import with_text_model
 from ..common.errors import UserError
-from ..formats.delta_set import Hints
+from ..common.tensor_files import read_metadata
+from ..formats.delta_set import Hints, mix
 from ..formats.recognise import READERS, recognise
 
 
@@ -25,7 +28,8 @@ def start_from(
 ) -> int:
     """Give the adapters of `models` the deltas of an adapter file; returns how many layers.
 
-    Layers that the file does not have start without a delta.
+    They count at the weight that the file names, which it is drawn with. Layers that the file does
+    not have start without a delta.
 
     Args:
         models: component name to model, with the run's adapter on it.
@@ -37,7 +41,8 @@ def start_from(
     kind, path = recognise(source)
     if kind not in READERS:
         raise UserError(f"--init_from {source}: a whole model is not an adapter; convert it first.")
-    found = READERS[kind](path, Hints(family))
+    weight = default_weight(read_metadata(adapter_file(path)))
+    found = mix([(weight, READERS[kind](path, Hints(family)))])
     if found.family not in (None, family):
         raise UserError(f"--init_from {source}: it is for {found.family}, the base is {family}.")
     left = dict(found.layers)

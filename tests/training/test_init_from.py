@@ -47,6 +47,20 @@ def test_a_kronecker_adapter_of_any_format(krona, target, scale, terms, tmp_path
     torch.testing.assert_close(answer(unet), wanted, atol=1e-5, rtol=0)
 
 
+def test_the_weight_that_the_file_names_counts(tmp_path: Path) -> None:
+    """`diffusekrona.choose` writes it; drawing and conversion use it, too."""
+    unet = adapted("krona", a1=4, a2=16)
+    tiny_models.random_factors(unet)
+    metadata = {"default_weight": "0.5"}
+    file = save_adapter(unet, tmp_path / "best.safetensors", metadata=metadata)
+    for module in unet.modules():
+        if hasattr(module, "krona_a"):
+            module.set_scale("default", 0.5)
+    other = adapted("krona", a1=4, a2=16)
+    start_from(file, {"unet": other}, "sd1", "default")
+    torch.testing.assert_close(answer(other), answer(unet), atol=1e-5, rtol=0)
+
+
 def test_a_lora_of_any_rank_up_to_this_runs(tmp_path: Path) -> None:
     unet = adapted("lora", r=2, lora_alpha=6)
     tiny_models.random_factors(unet)

@@ -142,6 +142,7 @@ def for_encoder(ids: torch.Tensor, encoder: Any) -> torch.Tensor:
     Raises:
         UserError: an id, or a length, that the encoder has no weights for.
     """
+    encoder = getattr(encoder, "module", encoder)  # of DDP
     if ids.device.type == "cpu":  # to look elsewhere would be to wait for the device
         words, places = encoder.config.vocab_size, encoder.config.max_position_embeddings
         if ids.shape[-1] > places or int(ids.max()) >= words:

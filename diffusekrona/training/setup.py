@@ -71,7 +71,7 @@ def make_accelerator(
 
     Raises:
         UserError: a precision that the device does not have, a tracker that is unknown or not
-            installed.
+            installed, another number of gradient accumulation steps.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.utils import AutocastKwargs, LoggerType, ProjectConfiguration
@@ -100,6 +100,7 @@ def make_accelerator(
         )
     except (ValueError, ImportError) as error:
         raise UserError(shortened(error, 300)) from error
+    check_accumulation(accelerator, optimisation.gradient_accumulation_steps)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("--mixed_precision fp16 needs a GPU: on a CPU use no or bf16.")
     on_gpu = accelerator.device.type == "cuda"
@@ -108,6 +109,19 @@ def make_accelerator(
     if accelerator.mixed_precision not in DTYPE_NAMES:
         raise UserError(f"--mixed_precision {accelerator.mixed_precision} is not supported.")
     return accelerator
+
+
+def check_accumulation(accelerator: Any, asked: int) -> None:
+    """Refuse what accelerate or DeepSpeed would count instead of `asked` micro-steps per step."""
+    plugin = accelerator.state.deepspeed_plugin
+    held = plugin.get_value("gradient_accumulation_steps") if plugin is not None else None
+    for found in (accelerator.gradient_accumulation_steps, held):
+        if found not in (None, "auto", asked):
+            raise UserError(
+                f"accelerate is set to {found} gradient accumulation steps (by accelerate launch, "
+                f"its config, or DeepSpeed's), --gradient_accumulation_steps is {asked}: give one "
+                "number in both places."
+            )
 
 
 def _trackers(output: OutputSettings) -> str | None:

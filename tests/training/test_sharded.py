@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from accelerate import DistributedType
 
 from diffusekrona.bases.settings import PrecisionSettings
 from diffusekrona.common.errors import UserError
+from diffusekrona.training.setup import check_accumulation
 from diffusekrona.training.sharded import shards_base, take_over
 
 
@@ -22,6 +24,21 @@ class Accelerator:
     @property
     def distributed_type(self) -> DistributedType:
         return self.state.distributed_type
+
+
+@pytest.mark.parametrize(
+    ("own", "deepspeed", "fits"),
+    [(4, None, True), (2, None, False), (4, "auto", True), (4, 4, True), (4, 1, False)],
+)
+def test_steps_are_counted_as_accelerate_counts_them(
+    own: int, deepspeed: object, fits: bool
+) -> None:
+    plugin = None if deepspeed is None else SimpleNamespace(get_value=lambda _name: deepspeed)
+    accelerator = SimpleNamespace(
+        gradient_accumulation_steps=own, state=SimpleNamespace(deepspeed_plugin=plugin)
+    )
+    with nullcontext() if fits else pytest.raises(UserError, match="--gradient_accumulation_steps"):
+        check_accumulation(accelerator, 4)
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def run(
     from .training.resume import fixed_settings, resume, with_content
     from .training.sharded import distribute
     from .training.stopping import Vote, stop_signals
-    from .training.training_state import TrainingState
+    from .training.training_state import TrainingState, as_used
     from .training.validation import validate
     from .training.validation_loss import ValidationLoss
 
@@ -201,7 +201,7 @@ def run(
         loss_of = None
     measured = ValidationLoss(
         validation, output.output_dir, accelerator, data, objective, models, loss_of, first,
-        held_out or examples,
+        held_out or examples, functools.partial(as_used, state, trained),
     )  # fmt: skip
     early = setup.make_early_stop(settings, measured, state, trained)
     peaks.end("loading")

@@ -262,7 +262,7 @@ def put_adapter(
             raise UserError(f"{source} adapts {component}, which the given model does not have.")
         if adapter_name in getattr(parts[component], "peft_config", {}):
             raise ValueError(f"An adapter named {adapter_name!r} is already loaded.")
-        tensors = _named_as_in(parts[component], adapter.component_tensors(component))
+        tensors = named_as_in(parts[component], adapter.component_tensors(component))
         fitted = _fit_config(config, tensors, parts[component], component, source)
         plan.append((parts[component], fitted, tensors))
     for part, config, tensors in plan:
@@ -308,7 +308,7 @@ def _active_adapters(model: Any) -> list[str]:
     return []
 
 
-def _named_as_in(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def named_as_in(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Keys with or without CLIP's `text_model.`, as this model has it: transformers dropped it."""
     wrapped = hasattr(model, "text_model")
     if not (wrapped or hasattr(model, "encoder")):  # not a text encoder

@@ -8,21 +8,16 @@ continues, so a run that was killed ends where it would have ended.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from peft import set_peft_model_state_dict
 from torch import nn
 
 from ..adapters.file import Adapter, read_adapter, save_adapter
 from ..adapters.layout import ADAPTER_FILE
 from ..common.devices import from_main
 from ..common.errors import UserError
-from .optimizer import set_mode
-from .training_state import TrainingState
+from .training_state import TrainingState, as_used, put_back
 from .validation_loss import LossLine, ValidationLoss
 
 log = logging.getLogger("diffusekrona")
@@ -148,31 +143,3 @@ class EarlyStopByLoss(EarlyStop):
     def forget(self) -> None:
         if self.accelerator.is_main_process:
             (self.folder / LOWEST).unlink(missing_ok=True)
-
-
-def put_back(state: TrainingState, adapter: Adapter) -> None:
-    """An adapter's factors into the models that are trained."""
-    for component, model in state.models.items():
-        tensors = adapter.component_tensors(component)
-        set_peft_model_state_dict(model, tensors, adapter_name=state.adapter_name)
-
-
-@contextmanager
-def as_used(state: TrainingState, trained: Sequence[nn.Parameter]) -> Generator[None]:
-    """The factors as a result has them, averaged where they are; afterwards as they were, bit for
-    bit."""
-    before = [p.detach().clone() for p in trained]
-    set_mode(state.optimizer, training=False)
-    if state.ema is not None:
-        state.ema.copy_to(trained)
-    try:
-        yield
-    finally:
-        set_mode(state.optimizer, training=True)
-        _copy(trained, before)
-
-
-@torch.no_grad()
-def _copy(trained: Sequence[nn.Parameter], values: Sequence[Any]) -> None:
-    for parameter, value in zip(trained, values, strict=True):
-        parameter.copy_(value)

@@ -6,21 +6,22 @@ from __future__ import annotations
 import os
 import pickle
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import set_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
-from ..adapters.file import read_adapter, save_adapter
+from ..adapters.file import Adapter, named_as_in, read_adapter, save_adapter
 from ..adapters.layout import ADAPTER_FILE
 from ..common.errors import UserError, shortened
 from ..common.run_record import STATE_FILE
 from .lr_schedule import move_to
+from .optimizer import set_mode
 from .state_file import load_state, save_state
 
 _ADAMW = {"step", "exp_avg", "exp_avg_sq"}
@@ -72,6 +73,44 @@ def _collect(accelerator: Any, step: int, state: TrainingState) -> dict[str, Any
     return content
 
 
+def put_back(state: TrainingState, adapter: Adapter) -> None:
+    """An adapter's factors into the models that are trained, all or none.
+
+    Raises:
+        ValueError: they are not of the layers that are trained, which PEFT would leave as they are.
+    """
+    plan = []
+    for component, model in state.models.items():
+        tensors = named_as_in(model, adapter.component_tensors(component))
+        own = get_peft_model_state_dict(model, adapter_name=state.adapter_name)
+        if odd := sorted(tensors.keys() ^ own.keys()):
+            raise ValueError(f"{len(odd)} factors are of other layers, such as {odd[0]}")
+        plan.append((model, tensors))
+    for model, tensors in plan:
+        set_peft_model_state_dict(model, tensors, adapter_name=state.adapter_name)
+
+
+@contextmanager
+def as_used(state: TrainingState, trained: Sequence[nn.Parameter]) -> Generator[None]:
+    """The factors as a result has them, averaged where they are; afterwards as they were, bit for
+    bit."""
+    before = [p.detach().clone() for p in trained]
+    set_mode(state.optimizer, training=False)
+    if state.ema is not None:
+        state.ema.copy_to(trained)
+    try:
+        yield
+    finally:
+        set_mode(state.optimizer, training=True)
+        _copy(trained, before)
+
+
+@torch.no_grad()
+def _copy(trained: Sequence[nn.Parameter], values: Sequence[Any]) -> None:
+    for parameter, value in zip(trained, values, strict=True):
+        parameter.copy_(value)
+
+
 def load_training_state(accelerator: Any, folder: Path, state: TrainingState) -> int:
     """Put the state in `folder` back; returns the number of steps that it was saved at.
 
@@ -84,9 +123,7 @@ def load_training_state(accelerator: Any, folder: Path, state: TrainingState) ->
         with _no_free_pickles():
             accelerator.load_state(str(folder), load_module_strict=False)
     try:
-        for component, model in state.models.items():
-            tensors = adapter.component_tensors(component)
-            set_peft_model_state_dict(model, tensors, adapter_name=state.adapter_name)
+        put_back(state, adapter)
         _put_back(accelerator, content, state)
         return int(content["step"])
     except _MISFITS as error:

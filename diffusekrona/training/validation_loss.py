@@ -12,7 +12,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,7 @@ class ValidationLoss:
         loss_of: Callable[[dict[str, Any]], torch.Tensor] | None,
         first: int,
         examples: Sequence[Example],
+        as_used: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """
         Args:
@@ -89,6 +90,7 @@ class ValidationLoss:
             first: the steps done already; lines of later steps are dropped, and those of other
                 pictures, which a resumed run may have: their losses do not compare.
             examples: those that are measured, or more.
+            as_used: within it the models hold what a result of this step would, such as an average.
         """
         asked = validation.validation_loss_steps
         self.every = (DEFAULT_STEPS if data.held_out else 0) if asked is None else asked
@@ -96,7 +98,7 @@ class ValidationLoss:
             log.warning("no validation loss: the base is sharded over the processes")
             self.every = 0
         self.path, self.accelerator, self.models = folder / VALIDATION_LOSS, accelerator, models
-        self.loss_of = loss_of
+        self.loss_of, self.as_used = loss_of, as_used
         self.lines: list[LossLine] = []
         self.pictures = "held out" if data.held_out else "training"
         self.content = ""
@@ -130,7 +132,7 @@ class ValidationLoss:
         assert self.loss_of is not None
         device = self.accelerator.device
         found: dict[float, list[float]] = {}
-        with _evaluating(self.models.values()):
+        with self.as_used(), _evaluating(self.models.values()):
             for batch in self.batches:
                 there = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
                 found.setdefault(batch["timesteps"].item(), []).append(self.loss_of(there).item())

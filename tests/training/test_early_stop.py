@@ -129,6 +129,20 @@ def test_keeping_the_lowest_leaves_training_alone(tiny_sd1, pictures, tmp_path: 
         assert same(load_file(one / name), load_file(two / name))
 
 
+def test_what_is_measured_is_what_would_be_kept(tiny_sd1, pictures, tmp_path: Path) -> None:
+    """With a moving average, the loss is that of the average."""
+    flags = (*HIGH, "--max_train_steps", "3")
+    run(tiny_sd1, pictures, tmp_path / "plain", *flags)
+    run(tiny_sd1, pictures, tmp_path / "ema", *flags, "--use_ema")
+    plain, average = (read_losses(tmp_path / n / "validation_loss.jsonl") for n in ("plain", "ema"))
+    assert plain[0].losses == average[0].losses
+    assert plain[-1].losses != average[-1].losses
+    start = ("--init_from", str(tmp_path / "ema/adapter.safetensors"), "--max_train_steps", "1")
+    run(tiny_sd1, pictures, tmp_path / "from", *flags, *start)
+    again = read_losses(tmp_path / "from/validation_loss.jsonl")[0]
+    assert again.losses == pytest.approx(average[-1].losses, rel=1e-5)
+
+
 def test_it_needs_a_loss_to_follow(tiny_sd1, pictures, tmp_path: Path) -> None:
     for more in (("--holdout", "0"), ("--validation_loss_steps", "0")):
         with pytest.raises(UserError, match="--early_stop follows the validation loss"):

@@ -44,10 +44,16 @@ class Summary:
 
     def _written(self, sign: str) -> str:
         if self.low is None or self.high is None:
-            return f"{self.mean:{sign}.3f}"
-        digits = 3 if max(abs(self.low), abs(self.high)) <= 2 else 1  # degrees
-        form = f"{sign}.{digits}f"
-        return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
+            return number(self.mean, sign)
+        most = max(abs(self.low), abs(self.high))
+        mean, low, high = (number(x, sign, most) for x in (self.mean, self.low, self.high))
+        return f"{mean} [{low}, {high}]"
+
+
+def number(value: float, sign: str = "", most: float | None = None) -> str:
+    """A score with three digits, degrees with one: what is, or stands beside, more than 2."""
+    large = abs(value if most is None else most) > 2
+    return f"{value:{sign}.{1 if large else 3}f}"
 
 
 def summarise(values: np.ndarray, bounds: tuple[float, float] | None = None) -> Summary:

@@ -6,6 +6,7 @@ that neither the subject nor the seed counts as spread.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,11 @@ import torch.nn.functional as F
 from ..common.errors import UserError
 from ..common.tensor_files import read_tensors
 from ..evaluation.scoring import METRICS
-from ..evaluation.statistics import Summary, by_group, summarise
+from ..evaluation.statistics import Summary, by_group, number, summarise
 from .results import Point, Results
 
 FROM_CENTRE = "pictures from centre"
+_BOUNDS = (0.0, math.inf)  # of distances and standard deviations
 _DAMAGED = "{} is damaged: delete it, and the study makes it again."
 
 
@@ -113,9 +115,9 @@ def spread_table(found: Sequence[Spread]) -> tuple[list[str], list[list[str]]]:
     names = list(found[0].quantities())
     rows = []
     for name in names:
-        rows.append([name, *(str(summarise(s.quantities()[name])) for s in found)])
+        rows.append([name, *map(str, summaries(found, name))])
     for metric in found[0].ranges:
-        rows.append([f"range of {METRICS[metric][0]}", *(f"{s.ranges[metric]:.3f}" for s in found)])
+        rows.append([f"range of {METRICS[metric][0]}", *(number(s.ranges[metric]) for s in found)])
     head = ["", *(f"{s.arm} ({s.points} points)" for s in found)]
     if len(found) == 2 and found[0].runs == found[1].runs:
         head.append(f"{found[1].arm} − {found[0].arm}")
@@ -130,12 +132,12 @@ def as_json(found: Sequence[Spread]) -> list[dict[str, Any]]:
     """Every number of every arm."""
     made = []
     for s in found:
-        summaries = {name: summarise(v).as_dict() for name, v in s.quantities().items()}
+        spread = {name: summarise(v, _BOUNDS).as_dict() for name, v in s.quantities().items()}
         made.append(
             {
                 "arm": s.arm,
                 "points": s.points,
-                "spread": summaries,
+                "spread": spread,
                 "ranges": s.ranges,
                 "from_centre": s.pictures.round(6).tolist(),
             }
@@ -145,4 +147,4 @@ def as_json(found: Sequence[Spread]) -> list[dict[str, Any]]:
 
 def summaries(found: Sequence[Spread], name: str) -> list[Summary]:
     """One quantity's summary for every arm."""
-    return [summarise(s.quantities()[name]) for s in found]
+    return [summarise(s.quantities()[name], _BOUNDS) for s in found]

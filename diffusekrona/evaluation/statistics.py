@@ -44,13 +44,13 @@ class Summary:
 
     def _written(self, sign: str) -> str:
         if self.low is None or self.high is None:
-            return number(self.mean, sign)
+            return rounded(self.mean, sign)
         most = max(abs(self.low), abs(self.high))
-        mean, low, high = (number(x, sign, most) for x in (self.mean, self.low, self.high))
+        mean, low, high = (rounded(x, sign, most) for x in (self.mean, self.low, self.high))
         return f"{mean} [{low}, {high}]"
 
 
-def number(value: float, sign: str = "", most: float | None = None) -> str:
+def rounded(value: float, sign: str = "", most: float | None = None) -> str:
     """A score with three digits, degrees with one: what is, or stands beside, more than 2."""
     large = abs(value if most is None else most) > 2
     return f"{value:{sign}.{1 if large else 3}f}"

@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 from ..common.charts import GREY, colour, literal, marker, new_chart
 from ..evaluation.charts import bars
 from ..evaluation.scoring import METRICS, UNITS
-from ..evaluation.statistics import number
+from ..evaluation.statistics import rounded
 from .grid import Arm, Axis
 from .results import Point, Results
 from .spread import FROM_CENTRE, Spread, summaries
@@ -165,7 +165,7 @@ def map_chart(results: Results, arm: Arm) -> Any:
             if not np.isnan(value):
                 tone = "black" if value > low + 0.65 * (high - low) else "white"
                 axis.text(
-                    column, row, number(value), ha="center", va="center", fontsize=7, color=tone
+                    column, row, rounded(value), ha="center", va="center", fontsize=7, color=tone
                 )
         axis.set_xticks(range(len(first.values)), _labels(first), fontsize=7)
         axis.set_yticks(range(len(second.values)), _labels(second), fontsize=7)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from ..common.errors import UserError
 from ..common.tensor_files import read_tensors
 from ..evaluation.scoring import METRICS
-from ..evaluation.statistics import Summary, by_group, number, summarise
+from ..evaluation.statistics import Summary, by_group, rounded, summarise
 from .results import Point, Results
 
 FROM_CENTRE = "pictures from centre"
@@ -117,7 +117,7 @@ def spread_table(found: Sequence[Spread]) -> tuple[list[str], list[list[str]]]:
     for name in names:
         rows.append([name, *map(str, summaries(found, name))])
     for metric in found[0].ranges:
-        rows.append([f"range of {METRICS[metric][0]}", *(number(s.ranges[metric]) for s in found)])
+        rows.append([f"range of {METRICS[metric][0]}", *(rounded(s.ranges[metric]) for s in found)])
     head = ["", *(f"{s.arm} ({s.points} points)" for s in found)]
     if len(found) == 2 and found[0].runs == found[1].runs:
         head.append(f"{found[1].arm} − {found[0].arm}")

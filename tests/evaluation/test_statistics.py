@@ -77,6 +77,8 @@ def test_bootstrap_draws_whole_groups() -> None:
 
 def test_a_difference_is_written_with_its_signs() -> None:
     assert Summary(-0.1, 0.2, -0.15, 0.05, 4).signed() == "-0.100 [-0.150, +0.050]"
+    degrees = Summary(-1.04, 0.2, -2.15, 0.05, 4)
+    assert degrees.signed() == "-1.0 [-2.1, +0.1]"  # of one kind of score, all with one digit
 
 
 def test_runs_are_laid_under_their_groups() -> None:

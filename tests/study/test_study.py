@@ -654,7 +654,7 @@ def test_no_axis_varies_steps_that_the_checkpoints_decide() -> None:
 
 def test_flags_that_training_refuses_do_not_end_the_study(subject, scoring, tmp_path) -> None:
     cell = cells_of(with_flags(tiny_study(), {"rank": 4.5}), [subject], scoring, "cpu")[1]
-    assert "--rank must be a whole number" in (work(cell, tmp_path) or "")
+    assert "rank must be a whole number, not 4.5" in (work(cell, tmp_path) or "")
 
 
 def test_two_points_of_one_name_are_refused() -> None:

@@ -135,10 +135,9 @@ def make_state(monkeypatch: pytest.MonkeyPatch) -> TrainingState:
     def save(models, path, *_, **__) -> None:
         save_file({"weight": model.weight.detach()}, path)
 
-    adapter = SimpleNamespace(component_tensors=lambda _: {})
     monkeypatch.setattr(training_state, "save_adapter", save)
-    monkeypatch.setattr(training_state, "read_adapter", lambda _: adapter)
-    monkeypatch.setattr(training_state, "set_peft_model_state_dict", lambda *_, **__: None)
+    monkeypatch.setattr(training_state, "read_adapter", lambda _: None)
+    monkeypatch.setattr(training_state, "put_back", lambda *_: None)
     stepped = SimpleNamespace(
         optimizer=optimizer,
         param_groups=optimizer.param_groups,

@@ -5,6 +5,7 @@
 #   bash scripts/quickstart.sh
 #   SUBJECT=teapot bash scripts/quickstart.sh
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 SUBJECT="${SUBJECT:-dog}"           # dog, cat, teapot, backpack, duck or car: see data/README.md

@@ -3,6 +3,7 @@
 # types, documentation, tests. Works from a fresh clone; further arguments go to pytest
 # (-m 'not slow' leaves out what takes longest).
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PYTHON="${PYTHON:-python3}"

@@ -4,6 +4,7 @@
 #   bash scripts/ui.sh
 #   PORT=8000 bash scripts/ui.sh --no_browser      further flags: diffusekrona ui --help
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PORT="${PORT:-7860}"                # of http://127.0.0.1:7860/

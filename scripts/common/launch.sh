@@ -1,5 +1,6 @@
 # Sourced by the scripts, never run: what they share. The scripts themselves hold the values.
 
+unset CDPATH  # with it, cd prints where it went, or goes elsewhere
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 # The Python of an active environment, or else of the quick start's .venv.
 [ -n "${VIRTUAL_ENV:-}" ] || PATH="$ROOT/.venv/bin:$PATH"

@@ -14,16 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..adapters.layout import ADAPTER_FILE
 from ..common.errors import UserError, reason_of
 from ..common.files import temporary_folder
 from ..common.own_files import write_result
+from ..evaluation.choice_settings import BEST
 from .card import CARD, GRID, plain, write_model_card
 
 if TYPE_CHECKING:
     from ..formats.conversion import Report
 
 __all__ = ["push_conversion", "push_to_hub", "write_model_card"]
-SHARED = (CARD, GRID, "*.safetensors")
+SHARED = (CARD, GRID, ADAPTER_FILE, BEST)  # by name: the folder may hold files of others
 
 
 def push_to_hub(

@@ -184,6 +184,9 @@ def hub(monkeypatch):
 
 def test_a_run_is_uploaded_and_loads_from_what_arrived(tmp_path: Path, hub) -> None:
     run = a_run(tmp_path / "dog")
+    (run / "private").mkdir()
+    for name in ("private/base.safetensors", "another.safetensors"):  # somebody's, put there
+        (run / name).write_bytes(b"not the run's")
     write_model_card(run, repo_id="me/dog")
     options = {"token": "hf_x", "endpoint": hub.endpoint, "private": True}
     address = push_to_hub(run, "me/dog", **options)

@@ -154,6 +154,7 @@ def run(
     from .training.resume import fixed_settings, resume, with_content
     from .training.sharded import distribute
     from .training.stopping import Vote, stop_signals
+    from .training.trackers import end_trackers
     from .training.training_state import TrainingState, as_used
     from .training.validation import validate
     from .training.validation_loss import ValidationLoss
@@ -287,7 +288,7 @@ def run(
     # for ever, the group's thread for Python and Python for the thread.
     wrapped.clear()
     accelerator.free_memory()
-    accelerator.end_training()
+    end_trackers(accelerator)
     return 0
 
 

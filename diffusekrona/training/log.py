@@ -36,6 +36,7 @@ from .peaks import Peaks, device_name
 from .resolved_run import ResolvedRun
 from .settings import OptimisationSettings, OutputSettings
 from .stopping import send_to_host
+from .trackers import log_to_trackers
 
 log = logging.getLogger("diffusekrona")
 
@@ -161,7 +162,7 @@ class RunLog:
             line = {"step": done, "loss": loss, "lr": lr, "seconds": seconds}
             self._write(json.dumps(line) + "\n")
             self.bar.set_postfix(loss=f"{loss:.4f}", lr=f"{lr:.2g}", refresh=False)
-            self.accelerator.log({"loss": loss, "lr": lr}, step=done)
+            log_to_trackers(self.accelerator, {"loss": loss, "lr": lr}, done)
 
     def _write(self, line: str) -> None:
         """Add a line to the log; one that the disk refuses costs no training."""

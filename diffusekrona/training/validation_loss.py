@@ -33,6 +33,7 @@ from ..data.examples import Example
 from ..data.latents import Item
 from .resume import hash_of
 from .settings import ValidationSettings
+from .trackers import log_to_trackers
 
 log = logging.getLogger("diffusekrona")
 
@@ -145,7 +146,7 @@ class ValidationLoss:
         keep_foreign(self.path)
         write_text(self.path, "".join(json.dumps(asdict(line)) + "\n" for line in self.lines))
         values = {f"validation_loss/t{t:g}": one for t, one in zip(found, losses, strict=True)}
-        self.accelerator.log({"validation_loss": loss, **values}, step=step)
+        log_to_trackers(self.accelerator, {"validation_loss": loss, **values}, step)
 
     def report(self) -> None:
         """Log what the curve says: where it began, its lowest point, where it ended."""

@@ -111,7 +111,7 @@ def parse_budget(text: str, precision: str = "fp32") -> int:
         number = float(match[1].replace("_", "").replace(",", "")) if match else 0.0
     except ValueError:
         number = 0.0
-    if match is None or number <= 0:
+    if match is None or not 0 < number < 1e18:
         raise UserError(f"--budget {text!r}: write parameters as 2.5M or 500k, or a size as 8MB.")
     number *= {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[match[2].lower()]
     return int(number / BYTES[precision] if match[3] else number)

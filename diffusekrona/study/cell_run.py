@@ -25,7 +25,7 @@ from .scoring import score_point
 _NOT_IN_STUDIES = {
     **dict.fromkeys((
         "output_dir", "logging_dir", "resume_from_checkpoint", "overwrite_output_dir",
-        "push_to_hub", "hub_model_id", "hub_token",
+        "push_to_hub", "hub_model_id", "hub_token", "dry_run", "lr_find",
     ), "leave it out"),
     "seed": "use --seeds",
     "instance_data_dir": "use --subject",

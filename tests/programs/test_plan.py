@@ -106,7 +106,19 @@ def test_budgets() -> None:
     assert parse_budget("1,500,000") == 1_500_000
     assert parse_budget("8MB") == 2_000_000 and parse_budget("8 MB", "fp16") == 4_000_000
     assert parse_budget("1,500.5k") == 1_500_500 and parse_budget("2_000") == 2000
-    for text in ("", "much", "-2M", "0", "2X", "1.2.3M", "2,5M", "1,50,000", ",500", "1500,000"):
+    for text in (
+        "9" * 400,
+        "",
+        "much",
+        "-2M",
+        "0",
+        "2X",
+        "1.2.3M",
+        "2,5M",
+        "1,50,000",
+        ",500",
+        "1500,000",
+    ):
         with pytest.raises(UserError, match="--budget"):
             parse_budget(text)
 

@@ -189,7 +189,8 @@ def test_odd_yaml_is_a_study_or_one_line(tmp_path) -> None:
     "flags",
     [
         {"push_to_hub": True}, {"push_to_h": True}, {"hub_token": "x"}, {"logging_dir": "../x"},
-        {"overwrite_output_dir": True}, {"logging_dir=/tmp/x": True},
+        {"overwrite_output_dir": True}, {"logging_dir=/tmp/x": True}, {"dry_run": True},
+        {"lr_find": True},
     ],
 )  # fmt: skip
 def test_a_study_stays_in_its_folder_and_off_the_hub(flags, subject, scoring) -> None:

@@ -67,7 +67,13 @@ value_of() {
 
 # finetune FLAG...: train with the values of the script.
 finetune() {
-  local method; method="$(value_of --adapter_type "$@")"
+  local method one head arguments=()
+  for one in "$@"; do  # the program takes hyphens in flags, too
+    case "$one" in --[a-z]*) head="${one%%=*}"; one="--$(tr - _ <<< "${head#--}")${one#"$head"}" ;; esac
+    arguments+=("$one")
+  done
+  set -- ${arguments[@]+"${arguments[@]}"}
+  method="$(value_of --adapter_type "$@")"
   ADAPTER_TYPE="${method:-$ADAPTER_TYPE}"
   [ -n "$LR" ] || LR="$(default_rate "$ADAPTER_TYPE" "$MODEL_NAME")"
   local shape="${A1}x$A2${FACTORS:+_$FACTORS}" name flags=()
@@ -78,7 +84,7 @@ finetune() {
   [ "$LOW_VRAM" != yes ] || flags+=(--low_vram)
   case " $* " in *" --overwrite_output_dir "*) ;; *) flags+=(--resume_from_checkpoint latest) ;; esac
   local output="${OUTPUT_DIR:-$ROOT/outputs/$SUBJECT/$name}" given
-  case " $* " in *" --dry_run "* | *" --lr_find "*) CHOOSE=no ;; esac
+  case " $* " in *" --dry_run "* | *" --lr_find "* | *" --help "* | *" -h "*) CHOOSE=no ;; esac
   case "${CHOOSE:=no}" in
     no) training "$output" ${flags[@]+"${flags[@]}"} "$@" ;;
     yes) CHOOSE="" ;;

@@ -152,7 +152,9 @@ def test_choosing_follows_the_flags_of_training(words) -> None:
     assert "--low_vram" in small and value(small, "--variant") == "fp16"
     printed = words("finetune_sd.sh", OUTPUT_DIR="one", CHOOSE="--every 100 --budget 1h")
     assert printed[-4:] == ["--every", "100", "--budget", "1h"]
-    assert "diffusekrona.choose" not in words("finetune_sd.sh", "--dry_run", CHOOSE="yes")
+    assert chosen("--output-dir=a-b", "--instance-prompt", "a-b c") == ["a-b"]
+    for flag in ("--dry_run", "--dry-run", "--help", "-h"):
+        assert "diffusekrona.choose" not in words("finetune_sd.sh", flag, CHOOSE="yes")
     with pytest.raises(subprocess.CalledProcessError):
         words("finetune_sd.sh", CHOOSE="perhaps")
 
